@@ -1,0 +1,48 @@
+"""ThoughtCache: reinforcement learning for reasoning models under a fixed-size KV cache.
+
+`import thoughtcache` registers the PEFT method `ThoughtConfig` and nothing else; training code is imported on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import thoughtcache.adapter  # noqa: F401  registers the PEFT method
+from thoughtcache.config import ThoughtConfig
+from thoughtcache.policy import naive_logprobs, replay, rollout
+from thoughtcache.records import Eviction, Rollout, TokenLogProbs
+
+if TYPE_CHECKING:
+    from thoughtcache.train.distill import distill
+    from thoughtcache.train.grpo import ThoughtGRPOConfig, ThoughtGRPOTrainer
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "distill": "thoughtcache.train.distill",
+    "ThoughtGRPOConfig": "thoughtcache.train.grpo",
+    "ThoughtGRPOTrainer": "thoughtcache.train.grpo",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import training code on first use: TRL takes seconds, and sampling or loading an adapter does not need it."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'thoughtcache' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LAZY[name]), name)
+
+
+__all__ = [
+    "Eviction",
+    "Rollout",
+    "ThoughtConfig",
+    "ThoughtGRPOConfig",
+    "ThoughtGRPOTrainer",
+    "TokenLogProbs",
+    "distill",
+    "naive_logprobs",
+    "replay",
+    "rollout",
+]

@@ -1,0 +1,248 @@
+"""The PEFT tuner: LoRA layers with the thought variant, one encoder per decoder layer, states bound per forward.
+
+How a forward pass gets its states: a pre-hook on the backbone looks at the cache. A `StatefulCache` evicts and absorbs
+first and lends its states; any other cache, or none, means that nothing was ever evicted, so the initial states apply.
+`generate` of transformers and our own sampler take this same path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer, LoraModel
+from torch import Tensor, nn
+
+from thoughtcache.adapter.binding import StateBinding
+from thoughtcache.adapter.support import check_layer, check_model, layer_index
+from thoughtcache.adapter.variant import ThoughtVariant
+from thoughtcache.cache import BoundedCache, StatefulCache
+from thoughtcache.cache.bounded_cache import AbsorbFn, States
+from thoughtcache.cache.eviction import make_policy
+from thoughtcache.cache.schedule import evict_count
+from thoughtcache.config import ThoughtConfig
+from thoughtcache.state.encoder import ThoughtEncoder
+from thoughtcache.state.rules import absorb, initial_state
+
+ENCODERS = "lora_thought_encoder"
+
+
+class ThoughtModel(LoraModel):
+    """Tuner behind `ThoughtConfig`; users reach it through `peft.get_peft_model`."""
+
+    def __init__(self, model: nn.Module, config: Any, adapter_name: str, **kwargs: Any) -> None:
+        self.binding = StateBinding()
+        super().__init__(model, config, adapter_name, **kwargs)
+        self.backbone.register_forward_pre_hook(self._bind_states, with_kwargs=True)
+        self.backbone.register_forward_hook(self._release_states, always_call=True)
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The decoder stack without the language-model head."""
+        return self.model.get_decoder()  # type: ignore[no-any-return, operator, union-attr]
+
+    @property
+    def thought_config(self) -> ThoughtConfig:
+        """Configuration of the active adapter.
+
+        Raises:
+            ValueError: if several adapters are active; their states would overwrite each other.
+        """
+        active = self.active_adapters
+        if len(active) != 1:
+            raise ValueError(f"exactly one thought adapter may be active, got {active}; call set_adapter(name)")
+        config: ThoughtConfig = self.peft_config[active[0]]
+        return config
+
+    @property
+    def adapter_enabled(self) -> bool:
+        """False inside `disable_adapter()`."""
+        return not next(m for m in self.model.modules() if isinstance(m, LoraLayer)).disable_adapters
+
+    def _prepare_model(self, peft_config: ThoughtConfig, model: nn.Module) -> None:
+        check_model(model.config)
+        super()._prepare_model(peft_config, model)
+
+    def _create_and_replace(
+        self,
+        lora_config: ThoughtConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **kwargs: Any,
+    ) -> None:
+        index = layer_index(current_key)
+        super()._create_and_replace(
+            lora_config, adapter_name, target, target_name, parent, current_key=current_key, **kwargs
+        )
+        module = getattr(parent, target_name)
+        check_layer(module, current_key)
+        variant = ThoughtVariant(self.binding, index)
+        module.lora_variant[adapter_name] = variant
+        variant.init(module, adapter_name, config=lora_config)
+        if not lora_config.is_plain_lora and not self._has_encoder(adapter_name, index):
+            self._add_encoder(module, lora_config, adapter_name, index)
+        module.set_adapter(self.active_adapters, inference_mode=lora_config.inference_mode)
+        if adapter_name not in self.active_adapters:
+            module.requires_grad_(False)
+
+    def _add_encoder(self, module: LoraLayer, config: ThoughtConfig, adapter_name: str, index: int) -> None:
+        """Put the encoder of a decoder layer on its first adapted linear, where PEFT saves, loads and moves it."""
+        model_config = self.model.config
+        heads = model_config.num_key_value_heads
+        head_size = getattr(model_config, "head_dim", None) or (
+            model_config.hidden_size // model_config.num_attention_heads
+        )
+        weight = module.lora_A[adapter_name].weight
+        encoder = ThoughtEncoder(
+            layer_index=index,
+            kv_size=heads * head_size,
+            num_global_tokens=config.num_global_tokens,
+            rank=config.r,
+            rule=config.state_rule,
+            write_scale=config.write_scale,
+            dtype=torch.promote_types(weight.dtype, torch.float32),
+        ).to(weight.device)
+        if ENCODERS not in module._modules:
+            module.add_module(ENCODERS, nn.ModuleDict())
+            module.adapter_layer_names = (*module.adapter_layer_names, ENCODERS)
+        module.get_submodule(ENCODERS).update({adapter_name: encoder})  # type: ignore[operator]
+
+    def _encoders_by_layer(self, adapter_name: str) -> dict[int, ThoughtEncoder]:
+        found = {}
+        for module in self.model.modules():
+            if isinstance(module, LoraLayer) and ENCODERS in module._modules:
+                encoders = module.get_submodule(ENCODERS)
+                if adapter_name in encoders:  # type: ignore[operator]
+                    encoder = encoders[adapter_name]  # type: ignore[index]
+                    found[encoder.layer_index] = encoder
+        return found
+
+    def _has_encoder(self, adapter_name: str, index: int) -> bool:
+        return index in self._encoders_by_layer(adapter_name)
+
+    def encoders(self) -> list[ThoughtEncoder]:
+        """Encoders of the active adapter by decoder layer; empty for plain LoRA.
+
+        Raises:
+            ValueError: if some decoder layer has no adapted linear and so no encoder.
+        """
+        if self.thought_config.is_plain_lora:
+            return []
+        found = self._encoders_by_layer(self.active_adapters[0])
+        missing = sorted(set(range(self.num_layers)) - set(found))
+        if missing:
+            raise ValueError(f"decoder layers {missing} have no adapted linear; widen target_modules to every layer")
+        return [found[index] for index in range(self.num_layers)]
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers of the base model."""
+        return int(self.model.config.num_hidden_layers)
+
+    def initial_states(self) -> States:
+        """[1, G, R] per layer before any eviction; None where the state is the identity for ever."""
+        config = self.thought_config
+        if config.is_plain_lora:
+            return None
+        encoders = self.encoders()
+        if config.initial_state == "global":
+            return [initial_state(encoder.weights()) for encoder in encoders]
+        shape = (config.num_global_tokens, config.r)
+        make = torch.zeros if config.initial_state == "zero" else torch.eye
+        reference = [encoder.log_write_scale for encoder in encoders]
+        return [make(*shape, dtype=ref.dtype, device=ref.device).unsqueeze(0) for ref in reference]
+
+    def absorber(self) -> AbsorbFn | None:
+        """Function (states, evicted keys, evicted values) -> states of the active adapter; None if nothing absorbs."""
+        config = self.thought_config
+        if not config.absorb or not self.adapter_enabled:
+            return None
+        weights = [encoder.weights() for encoder in self.encoders()]
+
+        def absorb_block(states: list[Tensor], keys: list[Tensor], values: list[Tensor]) -> list[Tensor]:
+            return [
+                absorb(w, s, k, v, rule=config.state_rule, norm=config.state_norm)  # type: ignore[arg-type]
+                for w, s, k, v in zip(weights, states, keys, values, strict=True)
+            ]
+
+        return absorb_block
+
+    def new_cache(
+        self, *, window: int | None, num_evicted: int | None, eviction: str, max_new_tokens: int, seed: int = 0
+    ) -> BoundedCache:
+        """An empty bounded cache with the active adapter's initial states."""
+        return BoundedCache(
+            num_layers=self.num_layers,
+            states=self.initial_states() if self.adapter_enabled else None,
+            window=window,
+            num_evicted=num_evicted,
+            policy=make_policy(eviction, seed),
+            absorb=self.absorber(),
+            max_new_tokens=max_new_tokens,
+        )
+
+    def _bind_states(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        cache = kwargs.get("past_key_values")
+        if isinstance(cache, StatefulCache):
+            inputs = next(x for x in (*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None)
+            cache.prepare_forward(inputs.shape[1])
+            mask = kwargs.get("attention_mask")
+            if isinstance(mask, Tensor) and mask.ndim == 2:
+                kwargs["attention_mask"] = cache.compact_mask(mask, inputs.shape[1])
+            self.binding.states = cache.states
+        elif self.adapter_enabled:
+            self.binding.states = self.initial_states()
+        return args, kwargs
+
+    def _release_states(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.binding.states = None
+
+    def forward(self, *args: Any, thought_request: Callable[[ThoughtModel], Any] | None = None, **kwargs: Any) -> Any:
+        """The base model's forward, or `thought_request(self)`.
+
+        The request is how the learner runs its segments *through* a DDP-wrapped model, so that gradients synchronise.
+        """
+        if thought_request is not None:
+            return thought_request(self)
+        return super().forward(*args, **kwargs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' `generate` under the active adapter's window and state.
+
+        Raises:
+            ValueError: for options that would break the token-by-token policy (own caches, beams, assistants).
+        """
+        config = self.thought_config
+        for name in ("past_key_values", "assistant_model", "prefill_chunk_size", "cache_implementation"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"generate({name}=...) cannot be combined with a thought adapter; leave it out")
+        if kwargs.get("num_beams", 1) != 1:
+            raise ValueError("beam search is not supported with a thought state; use num_beams=1")
+        inputs = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
+        if inputs is None:
+            raise ValueError("generate needs input_ids")
+        generation = kwargs.get("generation_config") or self.model.generation_config
+        new_tokens = kwargs.get("max_new_tokens", generation.max_new_tokens)
+        total = kwargs.get("max_length", generation.max_length) or 20
+        window = inputs.shape[1] if config.window == "prompt" else config.window
+        kwargs["past_key_values"] = self.new_cache(
+            window=window,
+            num_evicted=None if window is None else evict_count(window, config.evict_fraction),
+            eviction=config.eviction,
+            max_new_tokens=new_tokens if new_tokens is not None else max(total - inputs.shape[1], 1),
+        )
+        return self.model.generate(*args, **kwargs)
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """Nested encoder keys carry the adapter name in their middle; drop it there, so that any name can load it."""
+        marker = f".{ENCODERS}.{adapter_name}."
+        if marker in key:
+            return key.replace(marker, f".{ENCODERS}.")
+        return super()._remove_adapter_name_from_key(key, adapter_name)

@@ -1,0 +1,70 @@
+"""Which models and layers the adapter supports; everything else is refused with the reason and the remedy."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from peft.tuners.lora.layer import Linear as LoraLinear
+from torch import nn
+
+SUPPORTED_MODEL_TYPES = ("llama", "qwen2", "qwen3", "smollm3", "mistral")
+# Lora layers whose forward consults `lora_variant`; by name, since bitsandbytes, gptq and hqq are optional.
+SUPPORTED_QUANTISED_LAYERS = ("Linear8bitLt", "Linear4bit", "GPTQLoraLinear", "HqqLoraLinear")
+_LAYER_INDEX = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+
+
+def check_model(config: Any) -> None:
+    """Refuse models whose attention the bounded cache does not cover.
+
+    Args:
+        config: the transformers configuration (an object or the dict that PEFT passes).
+
+    Raises:
+        ValueError: unknown model type, or layers with an attention window of their own.
+    """
+    values = config if isinstance(config, dict) else config.to_dict()
+    model_type = values.get("model_type")
+    if model_type not in SUPPORTED_MODEL_TYPES:
+        raise ValueError(
+            f"model type {model_type!r} is not supported by ThoughtConfig; supported are "
+            f"{list(SUPPORTED_MODEL_TYPES)} (Llama 3, Qwen2/2.5/3, SmolLM2/3, R1 distills, Mistral without windows)"
+        )
+    layer_types = set(values.get("layer_types") or ())
+    windowed = layer_types - {"full_attention"}
+    sliding = values.get("sliding_window") is not None and values.get("use_sliding_window", True)
+    if windowed or (sliding and not layer_types):
+        raise ValueError(
+            f"model type {model_type!r} has layers with an attention window of their own "
+            f"(layer_types {sorted(windowed)}, sliding_window {values.get('sliding_window')}), which would evict twice; "
+            "load it with sliding_window=None if its context allows that, or use a full-attention model"
+        )
+
+
+def layer_index(module_name: str) -> int:
+    """Decoder layer of a module by its name.
+
+    Raises:
+        ValueError: if the module is not inside a decoder layer.
+    """
+    found = _LAYER_INDEX.search(f"{module_name}.")
+    if found is None:
+        raise ValueError(
+            f"target module {module_name!r} is not inside a decoder layer and has no keys and values to learn from; "
+            "remove it from target_modules (lm_head and embeddings cannot carry a thought state)"
+        )
+    return int(found.group(1))
+
+
+def check_layer(module: nn.Module, module_name: str) -> None:
+    """Refuse LoRA layer classes whose forward ignores variants: they would silently be plain LoRA.
+
+    Raises:
+        ValueError: with the class and the remedy.
+    """
+    if type(module) is LoraLinear or type(module).__name__ in SUPPORTED_QUANTISED_LAYERS:
+        return
+    raise ValueError(
+        f"{module_name!r} is a {type(module).__name__} layer, which ignores the thought state; supported are "
+        f"torch.nn.Linear and bitsandbytes 4/8 bit, GPTQ and HQQ linears. Load the base model in one of these"
+    )

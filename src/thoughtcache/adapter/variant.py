@@ -1,0 +1,68 @@
+"""The LoRA variant `y = W x + (alpha / R) A (S (B x))` (paper, equation of the modulated adapter).
+
+PEFT calls our `B` `lora_A` ([R, d_in]) and our `A` `lora_B` ([d_out, G]). The delta is never materialised, so each row
+of a batch has a state of its own. `S = I` takes PEFT's own arithmetic, bit for bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import LoraLayer, LoraVariant
+from torch import Tensor, nn
+
+from thoughtcache.adapter.binding import StateBinding
+from thoughtcache.config import ThoughtConfig
+
+MERGE_REFUSAL = "a thought adapter depends on the sequence and cannot be merged into the weights; keep it as an adapter"
+
+
+class ThoughtVariant(LoraVariant):
+    """Forward pass of one adapted linear layer.
+
+    Args:
+        binding: where the states of the running forward pass are found.
+        layer_index: decoder layer of the linear.
+    """
+
+    def __init__(self, binding: StateBinding, layer_index: int) -> None:
+        self.binding = binding
+        self.layer_index = layer_index
+
+    def supports_lora_conversion(self) -> bool:
+        """False: the adapter is not one low-rank matrix."""
+        return False
+
+    @staticmethod
+    def init(module: LoraLayer, adapter_name: str, config: ThoughtConfig, **kwargs: Any) -> None:
+        """Give `lora_B` (our A) its G inputs, zero-initialised; nothing to do where G = R."""
+        old = module.lora_B[adapter_name]
+        if config.num_global_tokens == old.in_features:
+            return
+        weight = old.weight
+        new = nn.Linear(
+            config.num_global_tokens, old.out_features, bias=False, device=weight.device, dtype=weight.dtype
+        )
+        nn.init.zeros_(new.weight)
+        module.lora_B[adapter_name] = new
+
+    def forward(  # type: ignore[override]
+        self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
+    ) -> Tensor:
+        """`result` plus the modulated low-rank term; x [B, T, d_in], result [B, T, d_out]."""
+        down = module.lora_A[active_adapter](x)
+        if self.binding.states is not None:
+            state = self.binding.states[self.layer_index].to(down.dtype)
+            down = torch.matmul(down, state.transpose(1, 2))
+        return result + module.lora_B[active_adapter](down) * module.scaling[active_adapter]
+
+    @staticmethod
+    def merge_safe(module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        """Refused."""
+        raise ValueError(MERGE_REFUSAL)
+
+    @staticmethod
+    def merge_unsafe(module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> None:
+        """Refused."""
+        raise ValueError(MERGE_REFUSAL)

@@ -1,0 +1,5 @@
+"""The bounded cache: its schedule (integers), its eviction policies, and the caches that transformers models read."""
+
+from thoughtcache.cache.bounded_cache import BoundedCache, ReplayCache, StatefulCache
+
+__all__ = ["BoundedCache", "ReplayCache", "StatefulCache"]

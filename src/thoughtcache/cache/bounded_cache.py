@@ -1,0 +1,259 @@
+"""The caches that a transformers model reads: `[prompt | resident thoughts]`, physically contiguous.
+
+`BoundedCache` is preallocated and written in place (sampling); `ReplayCache` is functional, so that gradients flow
+through it (learner). Both carry the thought state of each layer, report *all* tokens seen as their length (positions
+count evicted tokens too) and their physical length to the attention mask.
+
+Evictions happen between forwards, never inside `update`. Not covered: static shapes for CUDA graphs, paged storage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from thoughtcache.cache.eviction import EvictionPolicy
+
+States = list[Tensor] | None
+AbsorbFn = Callable[[list[Tensor], list[Tensor], list[Tensor]], list[Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvictedBlock:
+    """What one eviction removed: keys and values per layer, and the slots (None: the oldest)."""
+
+    keys: list[Float[Tensor, "B H E D"]]
+    values: list[Float[Tensor, "B H E D"]]
+    slots: list[Int[Tensor, "B H E"]] | None
+
+
+def split_slots(
+    block: Float[Tensor, "B H W D"], slots: Int[Tensor, "B H E"] | None, num_evicted: int
+) -> tuple[Float[Tensor, "B H E D"], Float[Tensor, "B H K D"]]:
+    """Split resident thoughts into (evicted, kept), both in their order in time."""
+    if slots is None:
+        return block[:, :, :num_evicted], block[:, :, num_evicted:]
+    batch, heads, resident, size = block.shape
+    leaves = torch.zeros(batch, heads, resident, dtype=torch.bool, device=block.device)
+    leaves.scatter_(2, slots.long(), True)
+    # A stable sort of the flags puts the kept slots first and keeps both groups in their order in time.
+    order = leaves.to(torch.uint8).argsort(dim=-1, stable=True)
+    ordered = block.gather(2, order.unsqueeze(-1).expand(-1, -1, -1, size))
+    return ordered[:, :, resident - num_evicted :], ordered[:, :, : resident - num_evicted]
+
+
+class _Layer(CacheLayerMixin):
+    """One layer's keys and values. `seen` counts all tokens ever written, `length` those that are resident."""
+
+    is_sliding = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+        self.length = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.is_initialized = True
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.seen
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class _PreallocatedLayer(_Layer):
+    """Keys and values in one buffer that never grows once the window is full."""
+
+    def __init__(self, capacity_after_prompt: int) -> None:
+        super().__init__()
+        self.capacity_after_prompt = capacity_after_prompt
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        added = key_states.shape[2]
+        if self.keys is None:
+            batch, heads, prompt, size = key_states.shape
+            shape = (batch, heads, prompt + self.capacity_after_prompt, size)
+            self.keys = key_states.new_empty(shape)
+            self.values = value_states.new_empty(shape)
+            self.is_initialized = True
+        end = self.length + added
+        if end > self.keys.shape[2]:
+            raise ValueError(
+                f"the cache has room for {self.keys.shape[2]} tokens, {end} were asked for; "
+                "raise max_new_tokens or evict before the forward pass"
+            )
+        self.keys[:, :, self.length : end] = key_states
+        self.values[:, :, self.length : end] = value_states
+        self.length, self.seen = end, self.seen + added
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def evict(self, start: int, slots: Tensor | None, num_evicted: int) -> tuple[Tensor, Tensor]:
+        """Remove slots (counted from `start`) and close the gap; returns copies of what left."""
+        removed = []
+        for buffer in (self.keys, self.values):
+            evicted, kept = split_slots(buffer[:, :, start : self.length], slots, num_evicted)
+            removed.append(evicted.clone())
+            buffer[:, :, start : self.length - num_evicted] = kept.clone()
+        self.length -= num_evicted
+        return removed[0], removed[1]
+
+
+class _FunctionalLayer(_Layer):
+    """Keys and values as tensors with a gradient history; `update` concatenates."""
+
+    def __init__(self, past: tuple[Tensor, Tensor] | None, seen: int) -> None:
+        super().__init__()
+        self.seen = seen
+        if past is not None:
+            self.keys, self.values = past
+            self.length = self.keys.shape[2]
+            self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if self.keys is None:
+            self.keys, self.values = key_states, value_states
+        else:
+            self.keys = torch.cat([self.keys, key_states], dim=2)
+            self.values = torch.cat([self.values, value_states], dim=2)
+        self.is_initialized = True
+        self.length, self.seen = self.length + key_states.shape[2], self.seen + key_states.shape[2]
+        return self.keys, self.values
+
+
+class StatefulCache(Cache):
+    """A cache that carries the thought state of every layer.
+
+    Attributes:
+        states: [B or 1, G, R] per layer, or None while the state is the identity (plain LoRA).
+    """
+
+    states: States
+
+    def __init__(self, layers: list[Any], states: States) -> None:
+        super().__init__(layers=layers)
+        self.states = states
+
+    @property
+    def physical_length(self) -> int:
+        """Tokens that are resident now, prompt padding included."""
+        return self.layers[0].length
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """Physical offset of the next query: without it a multi-token segment would see its own future."""
+        return self.layers[layer_idx].length
+
+    def prepare_forward(self, num_new_tokens: int) -> None:
+        """Called before each forward of the backbone; makes room where the cache is bounded."""
+
+    def compact_mask(self, mask: Tensor, num_new_tokens: int) -> Tensor:
+        """The 2D mask over physical columns; the identity where nothing was evicted inside this cache."""
+        return mask
+
+
+class ReplayCache(StatefulCache):
+    """The functional cache of one segment. Evictions are done by the learner between segments."""
+
+    def __init__(
+        self, num_layers: int, past: list[tuple[Tensor, Tensor]] | None, num_seen: int, states: States
+    ) -> None:
+        pasts = past if past is not None else [None] * num_layers
+        super().__init__([_FunctionalLayer(entry, num_seen) for entry in pasts], states)
+
+
+class BoundedCache(StatefulCache):
+    """Prompt plus at most `window` thoughts, preallocated; evicts and absorbs by itself before a forward.
+
+    Args:
+        num_layers: decoder layers.
+        states: initial thought states, or None for the identity.
+        window: resident thoughts; None keeps everything.
+        num_evicted: thoughts that leave at once; None with a full cache.
+        policy: chooses which thoughts leave.
+        absorb: (states, evicted keys, evicted values) -> states, per layer; None where the state never changes.
+        max_new_tokens: bound on the thoughts, which sizes the buffer of a full cache.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        states: States,
+        window: int | None,
+        num_evicted: int | None,
+        policy: EvictionPolicy,
+        absorb: AbsorbFn | None,
+        max_new_tokens: int,
+    ) -> None:
+        capacity = max_new_tokens if window is None else min(window, max_new_tokens)
+        super().__init__([_PreallocatedLayer(capacity) for _ in range(num_layers)], states)
+        self.window = window
+        self.num_evicted = num_evicted
+        self.policy = policy
+        self.absorb = absorb
+        self.prompt_length = 0
+        self.absorbed_states: list[Tensor] = []
+        self.evicted_slots: list[Tensor | None] = []
+        self.active_rows: Tensor | None = None
+
+    @property
+    def resident_thoughts(self) -> int:
+        """Thought tokens that are resident now."""
+        return self.physical_length - self.prompt_length
+
+    def prepare_forward(self, num_new_tokens: int) -> None:
+        """Evict and absorb when `num_new_tokens` thoughts would not fit.
+
+        Raises:
+            ValueError: if several thoughts come at once to a full window; the policy is defined token by token.
+        """
+        if self.physical_length == 0:
+            self.prompt_length = num_new_tokens
+            return
+        if self.window is None or self.num_evicted is None:
+            return
+        if self.resident_thoughts + num_new_tokens <= self.window:
+            return
+        if num_new_tokens > 1:
+            raise ValueError(
+                f"{num_new_tokens} thought tokens arrived at once at a window of {self.window}; "
+                "feed them one at a time (no prefill chunks, no assistant model)"
+            )
+        block = self.evict(self.num_evicted)
+        if self.absorb is not None and self.states is not None:
+            updated = self.absorb(self.states, block.keys, block.values)
+            if self.active_rows is not None:
+                rows = self.active_rows[:, None, None]
+                updated = [torch.where(rows, new, old) for new, old in zip(updated, self.states, strict=True)]
+            self.states = updated
+            self.absorbed_states.append(torch.stack(updated, dim=1))
+
+    def evict(self, num_evicted: int) -> EvictedBlock:
+        """Remove `num_evicted` thoughts from every layer and return them."""
+        keys, values, chosen = [], [], []
+        for index, layer in enumerate(self.layers):
+            resident = slice(self.prompt_length, layer.length)
+            slots = self.policy.select(index, layer.keys[:, :, resident], layer.values[:, :, resident], num_evicted)
+            evicted_keys, evicted_values = layer.evict(self.prompt_length, slots, num_evicted)
+            keys.append(evicted_keys)
+            values.append(evicted_values)
+            if slots is not None:
+                chosen.append(slots)
+        self.evicted_slots.append(torch.stack(chosen, dim=1) if chosen else None)
+        return EvictedBlock(keys=keys, values=values, slots=chosen or None)
+
+    def compact_mask(self, mask: Tensor, num_new_tokens: int) -> Tensor:
+        """Drop the columns of evicted tokens from a 2D mask over all tokens seen; keep physical ones."""
+        physical = self.physical_length + num_new_tokens
+        if mask.shape[1] == physical:
+            return mask
+        return torch.cat([mask[:, : self.prompt_length], mask[:, mask.shape[1] - physical + self.prompt_length :]], 1)

@@ -1,0 +1,19 @@
+"""Oldest first: the paper's policy (arXiv 2602.16839, section on cache eviction)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from thoughtcache.cache.eviction.policy import EvictionPolicy
+
+
+class SlidingEviction(EvictionPolicy):
+    """The oldest thoughts leave, the same ones in every layer and head; nothing needs to be recorded."""
+
+    name: ClassVar[str] = "sliding"
+
+    def select(self, layer_index: int, keys: Tensor, values: Tensor, num_evicted: int) -> None:
+        """None: the oldest slots leave."""
+        return None

@@ -1,0 +1,119 @@
+"""The two configurations: `ThoughtConfig` (the adapter and its cache) and `RunConfig` (everything else of a run)."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from peft import LoraConfig
+from peft.utils.peft_types import PeftType
+
+from thoughtcache.cache.schedule import evict_count
+
+PEFT_TYPE_NAME = "THOUGHT"
+InitialState = Literal["global", "zero", "identity"]
+GradientMode = Literal["exact", "detached"] | int
+
+
+def _extend_peft_type() -> Any:
+    """Add `PeftType.THOUGHT`: the enum is closed, and an own type makes a reload without this package fail loudly."""
+    members: dict[str, Any] = PeftType._member_map_  # type: ignore[assignment]
+    if PEFT_TYPE_NAME not in members:
+        member = str.__new__(PeftType, PEFT_TYPE_NAME)
+        member._name_ = PEFT_TYPE_NAME
+        member._value_ = PEFT_TYPE_NAME
+        members[PEFT_TYPE_NAME] = member
+        PeftType._member_names_.append(PEFT_TYPE_NAME)
+        PeftType._value2member_map_[PEFT_TYPE_NAME] = member
+        enum.EnumMeta.__base__.__setattr__(PeftType, PEFT_TYPE_NAME, member)  # type: ignore[union-attr]
+    return members[PEFT_TYPE_NAME]
+
+
+THOUGHT_PEFT_TYPE = _extend_peft_type()
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is not known; choose one of {list(allowed)}")
+
+
+@dataclass
+class ThoughtConfig(LoraConfig):
+    """PEFT configuration of Progressive Thought Encoding (arXiv 2602.16839), its controls and its baselines.
+
+    LoRA with full cache: `window=None, initial_state="identity", absorb=False`. LoRA_c: the same with a window.
+    Global-only control: `absorb=False`. All fields of `peft.LoraConfig` that a linear layer understands are kept.
+
+    Attributes:
+        r: rank R (paper: 32).
+        lora_alpha: the delta is scaled by `lora_alpha / r`.
+        target_modules: linear layers inside the decoder layers; the paper says all of them.
+        num_global_tokens: G, global queries and tokens (paper: 32).
+        window: thought tokens that stay in the cache: an integer, "prompt" (longest prompt of the batch, the
+            paper's training setting), or None for the full cache.
+        evict_fraction: share of the window that leaves when it is full (paper: 0.25).
+        eviction: name of the eviction policy.
+        initial_state: "global" (learned), "zero" or "identity" (plain LoRA; needs num_global_tokens == r).
+        absorb: whether evicted tokens change the state.
+        state_rule: "linear" (the paper's), "gated", "delta", "softmax" or "decay".
+        state_norm: "frobenius" (the state keeps the norm of the identity) or "none".
+        write_scale: initial write scale of the encoder, positive.
+    """
+
+    r: int = 32
+    lora_alpha: int = 32
+    target_modules: list[str] | str | None = "all-linear"
+    task_type: str | None = "CAUSAL_LM"
+    num_global_tokens: int = field(default=32, metadata={"help": "G, number of global queries and tokens"})
+    window: int | str | None = field(default=1024, metadata={"help": 'resident thoughts, "prompt", or None (full)'})
+    evict_fraction: float = field(default=0.25, metadata={"help": "share of the window that leaves when it is full"})
+    eviction: str = field(default="sliding", metadata={"help": "eviction policy"})
+    initial_state: str = field(default="global", metadata={"help": "global, zero or identity"})
+    absorb: bool = field(default=True, metadata={"help": "whether evicted tokens change the state"})
+    state_rule: str = field(default="linear", metadata={"help": "linear, gated, delta, softmax or decay"})
+    state_norm: str = field(default="frobenius", metadata={"help": "frobenius or none"})
+    write_scale: float = field(default=0.1, metadata={"help": "initial write scale, positive"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = THOUGHT_PEFT_TYPE
+        _one_of("initial_state", self.initial_state, ("global", "zero", "identity"))
+        _one_of("state_rule", self.state_rule, ("linear", "gated", "delta", "softmax", "decay"))
+        _one_of("state_norm", self.state_norm, ("frobenius", "none"))
+        if isinstance(self.window, str) and self.window != "prompt":
+            raise ValueError(f'window={self.window!r} is not known; use an integer >= 1, "prompt" or None')
+        evict_count(self.window if isinstance(self.window, int) else 1, self.evict_fraction)
+        if self.num_global_tokens < 1:
+            raise ValueError(f"num_global_tokens must be at least 1, got {self.num_global_tokens}")
+        if self.write_scale <= 0:
+            raise ValueError(f"write_scale must be positive, got {self.write_scale}")
+        self._check_controls()
+        self._refuse_unsupported_lora_options()
+
+    def _check_controls(self) -> None:
+        if self.initial_state == "identity" and self.num_global_tokens != self.r:
+            raise ValueError(
+                f"initial_state='identity' needs a square state, got num_global_tokens={self.num_global_tokens} "
+                f"and r={self.r}; set num_global_tokens={self.r}"
+            )
+        if self.initial_state == "zero" and not self.absorb:
+            raise ValueError("initial_state='zero' with absorb=False never changes the model; set absorb=True")
+
+    def _refuse_unsupported_lora_options(self) -> None:
+        refused = {
+            "lora_dropout": (self.lora_dropout > 0, "dropout makes the scored policy differ from the sampled one"),
+            "use_dora": (self.use_dora, "the delta is never materialised"),
+            "lora_bias": (self.lora_bias, "a bias would bypass the state"),
+            "layer_replication": (bool(self.layer_replication), "every layer needs keys and values of its own"),
+            "rank_pattern": (bool(self.rank_pattern), "one state serves all linears of a layer"),
+            "target_parameters": (bool(self.target_parameters), "only linear layers carry the state"),
+        }
+        for name, (given, reason) in refused.items():
+            if given:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not supported by ThoughtConfig: {reason}")
+
+    @property
+    def is_plain_lora(self) -> bool:
+        """Whether the state is the identity for ever: the adapter then *is* PEFT's LoRA."""
+        return self.initial_state == "identity" and not self.absorb

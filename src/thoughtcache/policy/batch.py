@@ -1,0 +1,125 @@
+"""A batch of rollouts as tensors: prompts left-padded, thoughts right-padded, exact positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from thoughtcache.records import Rollout, SamplingSettings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptBatch:
+    """Left-padded prompts.
+
+    Attributes:
+        ids: [B, P] tokens, padding on the left.
+        mask: [B, P] True on real tokens.
+        lengths: [B] real prompt tokens of each row.
+        padded: whether any row has padding.
+    """
+
+    ids: Int[Tensor, "B P"]
+    mask: Bool[Tensor, "B P"]
+    lengths: Int[Tensor, " B"]
+    padded: bool
+
+    def positions(self, start: int, stop: int) -> Int[Tensor, "B n"]:
+        """Exact positions of the columns `start..stop`, counted over [prompt | thoughts]; 0 on padding."""
+        columns = torch.arange(start, stop, device=self.ids.device)
+        offset = self.ids.shape[1] - self.lengths
+        return (columns.unsqueeze(0) - offset.unsqueeze(1)).clamp_min(0)
+
+    def physical_mask(self, num_thoughts: int) -> Int[Tensor, "B n"] | None:
+        """2D mask over [prompt | resident and new thoughts]; None where no row is padded (no dense mask needed)."""
+        if not self.padded:
+            return None
+        ones = self.mask.new_ones(self.mask.shape[0], num_thoughts)
+        return torch.cat([self.mask, ones], dim=1).long()
+
+
+def pad_prompts(prompt_ids: Sequence[Sequence[int]], device: torch.device) -> PromptBatch:
+    """Left-pad prompts of unequal lengths with token 0 (masked).
+
+    Raises:
+        ValueError: for an empty batch or an empty prompt.
+    """
+    if not prompt_ids:
+        raise ValueError("no prompts were given; pass at least one list of token ids")
+    lengths = [len(row) for row in prompt_ids]
+    if min(lengths) == 0:
+        raise ValueError(f"prompt {lengths.index(0)} is empty; every prompt needs at least one token")
+    longest = max(lengths)
+    ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in prompt_ids], dtype=torch.long)
+    counts = torch.tensor(lengths)
+    mask = torch.arange(longest).unsqueeze(0) >= (longest - counts).unsqueeze(1)
+    return PromptBatch(
+        ids=ids.to(device), mask=mask.to(device), lengths=counts.to(device), padded=min(lengths) < longest
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutBatch:
+    """Rollouts that share settings, as tensors.
+
+    Attributes:
+        prompts: the left-padded prompts.
+        token_ids: [B, T] thought tokens, right-padded with 0.
+        mask: [B, T] True on real thought tokens.
+        lengths: T of each row.
+        rollouts: the records themselves.
+        settings: the settings that all rows share.
+    """
+
+    prompts: PromptBatch
+    token_ids: Int[Tensor, "B T"]
+    mask: Bool[Tensor, "B T"]
+    lengths: list[int]
+    rollouts: list[Rollout]
+    settings: SamplingSettings
+
+    @property
+    def longest(self) -> int:
+        """T of the longest row."""
+        return self.token_ids.shape[1]
+
+    def inputs(self, start: int, stop: int) -> Int[Tensor, "B n"]:
+        """Columns `start..stop` of [prompt | thoughts]."""
+        return torch.cat([self.prompts.ids, self.token_ids], dim=1)[:, start:stop]
+
+
+def batch_rollouts(rollouts: Sequence[Rollout], device: torch.device) -> RolloutBatch:
+    """Collate rollouts.
+
+    Raises:
+        ValueError: for an empty list, an empty rollout, or rows sampled under different cache or temperature settings.
+    """
+    if not rollouts:
+        raise ValueError("no rollouts were given")
+    first = rollouts[0].settings
+    for row, rollout in enumerate(rollouts):
+        if not rollout.token_ids:
+            raise ValueError(f"rollout {row} has no thought tokens")
+        theirs = rollout.settings
+        for name in ("window", "num_evicted", "eviction", "temperature"):
+            if getattr(theirs, name) != getattr(first, name):
+                raise ValueError(
+                    f"rollout {row} was sampled with {name}={getattr(theirs, name)}, rollout 0 with "
+                    f"{name}={getattr(first, name)}; replay them in separate calls"
+                )
+    lengths = [len(rollout.token_ids) for rollout in rollouts]
+    longest = max(lengths)
+    tokens = torch.tensor([rollout.token_ids + [0] * (longest - n) for rollout, n in zip(rollouts, lengths, strict=True)])
+    mask = torch.arange(longest).unsqueeze(0) < torch.tensor(lengths).unsqueeze(1)
+    return RolloutBatch(
+        prompts=pad_prompts([rollout.prompt_ids for rollout in rollouts], device),
+        token_ids=tokens.to(device),
+        mask=mask.to(device),
+        lengths=lengths,
+        rollouts=list(rollouts),
+        settings=first,
+    )

@@ -1,0 +1,68 @@
+"""What every execution of the policy needs from a model: its tuner, backbone and head, checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+from thoughtcache.adapter.model import ThoughtModel
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PolicyHandle:
+    """The parts of an adapted model.
+
+    Attributes:
+        tuner: the PEFT tuner with the thought states.
+        backbone: decoder stack, hidden states out.
+        head: language-model head.
+        device: where inputs go.
+        max_positions: positions that the model was made for, or None if it does not say.
+    """
+
+    tuner: ThoughtModel
+    backbone: nn.Module
+    head: nn.Module
+    device: torch.device
+    max_positions: int | None
+
+
+def find_tuner(model: nn.Module) -> ThoughtModel:
+    """The tuner inside a PEFT model, wrapped (DDP, accelerate) or not.
+
+    Raises:
+        ValueError: if the model carries no thought adapter.
+    """
+    inner: Any = getattr(model, "module", model) if not isinstance(model, PeftModel) else model
+    tuner = inner if isinstance(inner, ThoughtModel) else getattr(inner, "base_model", None)
+    if not isinstance(tuner, ThoughtModel):
+        raise ValueError(
+            f"{type(inner).__name__} carries no thought adapter; wrap it first: "
+            "model = peft.get_peft_model(base, thoughtcache.ThoughtConfig(...))"
+        )
+    return tuner
+
+
+def open_policy(model: nn.Module) -> PolicyHandle:
+    """Find the parts of the policy and refuse settings under which it could not be repeated exactly.
+
+    Raises:
+        ValueError: with gradient checkpointing on (transformers then drops the cache) or attention dropout.
+    """
+    tuner = find_tuner(model)
+    base: Any = tuner.model
+    if getattr(base, "is_gradient_checkpointing", False):
+        raise ValueError("gradient checkpointing drops the cache; call model.gradient_checkpointing_disable()")
+    if getattr(base.config, "attention_dropout", 0.0) > 0:
+        raise ValueError("attention_dropout > 0 makes scoring differ from sampling; set config.attention_dropout=0.0")
+    return PolicyHandle(
+        tuner=tuner,
+        backbone=tuner.backbone,
+        head=base.get_output_embeddings(),
+        device=base.device,
+        max_positions=getattr(base.config, "max_position_embeddings", None),
+    )

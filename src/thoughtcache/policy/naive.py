@@ -1,0 +1,137 @@
+"""Execution 3: the policy one sequence and one token at a time, as DESIGN section 2 says it. Slow on purpose.
+
+Keys and values are Python lists with one entry per token; the state follows `state/naive.py`. No padding, no batch, no
+preallocation, no anchors. `rollout.py` and `replay.py` are compared with this file in values and in all gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from thoughtcache.cache import ReplayCache
+from thoughtcache.config import GradientMode
+from thoughtcache.policy.handle import PolicyHandle, open_policy
+from thoughtcache.records import Rollout, TokenLogProbs
+from thoughtcache.state.naive import naive_absorb, naive_initial_state
+
+TokenKV = tuple[Tensor, Tensor]
+
+
+def naive_logprobs(
+    model: nn.Module, rollouts: Sequence[Rollout], *, gradient: GradientMode = "exact"
+) -> TokenLogProbs:
+    """Log-probabilities of the sampled tokens, by the definition; differentiable (keep it small).
+
+    Args:
+        model: the adapted model.
+        rollouts: any rollouts; their settings and recorded slots are used, their states are not.
+        gradient: see `replay.py`; each mode is defined here by where `.detach()` stands.
+    """
+    policy = open_policy(model)
+    rows = [_one_sequence(policy, rollout, gradient) for rollout in rollouts]
+    longest = max(len(row) for row, _ in rows)
+
+    def pad(row: Tensor) -> Tensor:
+        return nn.functional.pad(row, (0, longest - len(row)))
+
+    lengths = torch.tensor([len(row) for row, _ in rows], device=policy.device)
+    return TokenLogProbs(
+        logprobs=torch.stack([pad(row) for row, _ in rows]),
+        mask=torch.arange(longest, device=policy.device) < lengths[:, None],
+        entropies=torch.stack([pad(entropy) for _, entropy in rows]),
+    )
+
+
+def _one_sequence(policy: PolicyHandle, rollout: Rollout, gradient: GradientMode) -> tuple[Tensor, Tensor]:
+    tuner, settings = policy.tuner, rollout.settings
+    config, layers = tuner.thought_config, range(tuner.num_layers)
+    encoders = tuner.encoders() if tuner.adapter_enabled else []
+    S: list[Tensor] | None = _initial(policy)
+    prompt: list[list[TokenKV]] = [[] for _ in layers]
+    thoughts: list[list[list[TokenKV]]] = [[] for _ in layers]  # [layer][slot] -> one entry per kv head
+    evictions = {event.before_token: (index + 1, event) for index, event in enumerate(rollout.evictions)}
+    logprobs: list[Tensor] = []
+    entropies: list[Tensor] = []
+    inputs = rollout.prompt_ids + rollout.token_ids[:-1]
+    for position, token in enumerate(inputs):
+        t = position - len(rollout.prompt_ids)
+        if t in evictions:
+            segment, event = evictions[t]
+            cut = isinstance(gradient, int) and segment % gradient == 0
+            if gradient == "detached" or cut:
+                prompt = [[_cut(kv) for kv in layer] for layer in prompt]
+                thoughts = [[[_cut(kv) for kv in slot] for slot in layer] for layer in thoughts]
+            if cut and S is not None:
+                S = [s.detach() for s in S]
+            for layer in layers:
+                slots = None if event.slots is None else event.slots[layer].tolist()
+                thoughts[layer], K_e, V_e = _leave(thoughts[layer], slots, event.num_tokens)
+                if S is not None and encoders and config.absorb:
+                    S[layer] = naive_absorb(
+                        encoders[layer], S[layer], K_e, V_e, config.state_rule, config.state_norm
+                    )
+        past = [_as_tensors(prompt[layer], thoughts[layer]) for layer in layers]
+        cache = ReplayCache(
+            tuner.num_layers, past if position else None, position, None if S is None else [s.unsqueeze(0) for s in S]
+        )
+        hidden = policy.backbone(
+            input_ids=torch.tensor([[token]], device=policy.device),
+            position_ids=torch.tensor([[position]], device=policy.device),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[0, -1]
+        for layer in layers:
+            k, v = cache.layers[layer].keys[0, :, -1], cache.layers[layer].values[0, :, -1]  # [H, D]
+            if t < 0:
+                prompt[layer].append((k, v))
+            else:
+                thoughts[layer].append(list(zip(k, v, strict=True)))
+        if t >= -1:
+            logits = policy.head(hidden)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / settings.scoring_temperature
+            p = logits.log_softmax(dim=-1)
+            logprobs.append(p[rollout.token_ids[t + 1]])
+            entropies.append(-(p.exp() * p).sum().detach())
+    return torch.stack(logprobs), torch.stack(entropies)
+
+
+def _initial(policy: PolicyHandle) -> list[Tensor] | None:
+    """S_0 of every layer, by the naive equations; None where the state is the identity for ever."""
+    tuner = policy.tuner
+    config = tuner.thought_config
+    if not tuner.adapter_enabled or config.is_plain_lora:
+        return None
+    if config.initial_state == "global":
+        return [naive_initial_state(encoder) for encoder in tuner.encoders()]
+    like = [encoder.log_write_scale for encoder in tuner.encoders()]
+    make = torch.zeros if config.initial_state == "zero" else torch.eye
+    return [make(config.num_global_tokens, config.r, dtype=x.dtype, device=x.device) for x in like]
+
+
+def _cut(kv: TokenKV) -> TokenKV:
+    return kv[0].detach(), kv[1].detach()
+
+
+def _leave(
+    thoughts: list[list[TokenKV]], slots: list[list[int]] | None, num_tokens: int
+) -> tuple[list[list[TokenKV]], Tensor, Tensor]:
+    """(thoughts that stay, K_e [m, K], V_e [m, K]); `slots[h]` leave in head h, or the oldest in every head."""
+    heads = range(len(thoughts[0]))
+    gone = [list(range(num_tokens)) if slots is None else slots[h] for h in heads]
+    keys = [torch.cat([thoughts[gone[h][m]][h][0] for h in heads]) for m in range(num_tokens)]
+    values = [torch.cat([thoughts[gone[h][m]][h][1] for h in heads]) for m in range(num_tokens)]
+    stay = [[slot for slot in range(len(thoughts)) if slot not in gone[h]] for h in heads]
+    kept = [[thoughts[stay[h][i]][h] for h in heads] for i in range(len(thoughts) - num_tokens)]
+    return kept, torch.stack(keys), torch.stack(values)
+
+
+def _as_tensors(prompt: list[TokenKV], thoughts: list[list[TokenKV]]) -> TokenKV:
+    """[1, H, n, D] keys and values of one layer: the prompt, then the resident thoughts."""
+    keys = [k for k, _ in prompt] + [torch.stack([k for k, _ in slot]) for slot in thoughts]
+    values = [v for _, v in prompt] + [torch.stack([v for _, v in slot]) for slot in thoughts]
+    if not keys:
+        return torch.empty(0), torch.empty(0)
+    return torch.stack(keys, dim=1).unsqueeze(0), torch.stack(values, dim=1).unsqueeze(0)

@@ -1,0 +1,6 @@
+"""The thought state: what is learned from tokens before they leave the cache. `naive.py` reads like the equations."""
+
+from thoughtcache.state.encoder import ThoughtEncoder
+from thoughtcache.state.rules import STATE_RULES, absorb, initial_state, normalise
+
+__all__ = ["STATE_RULES", "ThoughtEncoder", "absorb", "initial_state", "normalise"]
