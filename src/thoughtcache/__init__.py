@@ -1,6 +1,7 @@
 """ThoughtCache: reinforcement learning for reasoning models under a fixed-size KV cache.
 
-`import thoughtcache` registers the PEFT method `ThoughtConfig` and nothing else; training code is imported on first use.
+`import thoughtcache` registers the PEFT method `ThoughtConfig` and nothing else.
+Training code is imported on first use.
 """
 
 from __future__ import annotations

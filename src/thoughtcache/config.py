@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,7 +17,7 @@ GradientMode = Literal["exact", "detached"] | int
 
 def _extend_peft_type() -> Any:
     """Add `PeftType.THOUGHT`: the enum is closed, and an own type makes a reload without this package fail loudly."""
-    members: dict[str, Any] = PeftType._member_map_  # type: ignore[assignment]
+    members: dict[str, Any] = PeftType._member_map_
     if PEFT_TYPE_NAME not in members:
         member = str.__new__(PeftType, PEFT_TYPE_NAME)
         member._name_ = PEFT_TYPE_NAME
@@ -26,7 +25,7 @@ def _extend_peft_type() -> Any:
         members[PEFT_TYPE_NAME] = member
         PeftType._member_names_.append(PEFT_TYPE_NAME)
         PeftType._value2member_map_[PEFT_TYPE_NAME] = member
-        enum.EnumMeta.__base__.__setattr__(PeftType, PEFT_TYPE_NAME, member)  # type: ignore[union-attr]
+        type.__setattr__(PeftType, PEFT_TYPE_NAME, member)
     return members[PEFT_TYPE_NAME]
 
 
@@ -64,7 +63,7 @@ class ThoughtConfig(LoraConfig):
     r: int = 32
     lora_alpha: int = 32
     target_modules: list[str] | str | None = "all-linear"
-    task_type: str | None = "CAUSAL_LM"
+    task_type: str | None = "CAUSAL_LM"  # type: ignore[assignment]
     num_global_tokens: int = field(default=32, metadata={"help": "G, number of global queries and tokens"})
     window: int | str | None = field(default=1024, metadata={"help": 'resident thoughts, "prompt", or None (full)'})
     evict_fraction: float = field(default=0.25, metadata={"help": "share of the window that leaves when it is full"})
@@ -76,7 +75,7 @@ class ThoughtConfig(LoraConfig):
     write_scale: float = field(default=0.1, metadata={"help": "initial write scale, positive"})
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = THOUGHT_PEFT_TYPE
         _one_of("initial_state", self.initial_state, ("global", "zero", "identity"))
         _one_of("state_rule", self.state_rule, ("linear", "gated", "delta", "softmax", "decay"))
@@ -117,3 +116,85 @@ class ThoughtConfig(LoraConfig):
     def is_plain_lora(self) -> bool:
         """Whether the state is the identity for ever: the adapter then *is* PEFT's LoRA."""
         return self.initial_state == "identity" and not self.absorb
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    r"""Everything of a run that is not the adapter. Each field is an option of `thoughtcache train`.
+
+    With `model=None` the embedded job runs (`recipes/embedded.py`); otherwise the same two stages, cache distillation
+    and GRPO, run on the given model and data (`recipes/real_model.py`).
+
+    Attributes:
+        output_dir: run folder: checkpoints, adapter, results.json, curves.png.
+        model: transformers folder or hub id; None for the embedded reasoner.
+        dataset: JSONL, JSON, CSV or parquet file, folder, or hub id; needed with `model`.
+        split: split of a hub data set.
+        prompt_column: column with the question; found by name if None.
+        answer_column: column with the reference answer; found by name if None.
+        instruction: text put after each question, such as "Put the final answer in \boxed{}."; "" for none.
+        limit: use only the first rows of the data set.
+        task: embedded task, "chains" or "multiplication".
+        dtype: dtype of the base model.
+        load_in_4bit: quantise the base with bitsandbytes.
+        max_new_tokens: length of the thoughts.
+        distill_steps: optimiser steps of cache distillation, 0 to skip it.
+        distill_batch_size: sequences per distillation step.
+        distill_learning_rate: peak learning rate of distillation.
+        grpo_steps: optimiser steps of GRPO, 0 to skip it.
+        group_size: completions per question (G of GRPO).
+        grpo_batch_size: completions per GRPO step and process, a multiple of `group_size`.
+        grpo_learning_rate: learning rate of GRPO (paper: 1e-5).
+        beta: weight of the KL term to the cache-consistent reference.
+        gradient: "exact", "detached" or a number of segments.
+        evaluation_size: problems of the embedded test split.
+        seed: of everything.
+        save_every: optimiser steps between checkpoints.
+        resume: go on in `output_dir` where the last run stopped.
+        overwrite: start anew in an `output_dir` that holds another run.
+    """
+
+    output_dir: str = "runs/train"
+    model: str | None = None
+    dataset: str | None = None
+    split: str = "train"
+    prompt_column: str | None = None
+    answer_column: str | None = None
+    instruction: str = ""
+    limit: int | None = None
+    task: str = "chains"
+    dtype: str = "float32"
+    load_in_4bit: bool = False
+    max_new_tokens: int = 3072
+    distill_steps: int = 100
+    distill_batch_size: int = 8
+    distill_learning_rate: float = 1e-3
+    grpo_steps: int = 100
+    group_size: int = 8
+    grpo_batch_size: int = 8
+    grpo_learning_rate: float = 1e-5
+    beta: float = 0.0
+    gradient: GradientMode = "exact"
+    evaluation_size: int = 1000
+    seed: int = 0
+    save_every: int = 50
+    resume: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("task", self.task, ("chains", "multiplication"))
+        _one_of("dtype", self.dtype, ("float32", "bfloat16", "float16"))
+        for name in ("max_new_tokens", "distill_batch_size", "group_size", "grpo_batch_size", "evaluation_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("distill_steps", "grpo_steps", "save_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.grpo_batch_size % self.group_size:
+            raise ValueError(
+                f"grpo_batch_size={self.grpo_batch_size} must be a multiple of group_size={self.group_size}"
+            )
+        if self.model is not None and self.dataset is None:
+            raise ValueError("a model needs data: add --dataset with a file, folder or hub id")
+        if self.model is None and self.dataset is not None:
+            raise ValueError("a data set needs a model: add --model with a folder or hub id")

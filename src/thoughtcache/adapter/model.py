@@ -40,7 +40,7 @@ class ThoughtModel(LoraModel):
     @property
     def backbone(self) -> nn.Module:
         """The decoder stack without the language-model head."""
-        return self.model.get_decoder()  # type: ignore[no-any-return, operator, union-attr]
+        return self.model.get_decoder()  # type: ignore[no-any-return]
 
     @property
     def thought_config(self) -> ThoughtConfig:
@@ -52,7 +52,8 @@ class ThoughtModel(LoraModel):
         active = self.active_adapters
         if len(active) != 1:
             raise ValueError(f"exactly one thought adapter may be active, got {active}; call set_adapter(name)")
-        config: ThoughtConfig = self.peft_config[active[0]]
+        config = self.peft_config[active[0]]
+        assert isinstance(config, ThoughtConfig)
         return config
 
     @property
@@ -60,13 +61,13 @@ class ThoughtModel(LoraModel):
         """False inside `disable_adapter()`."""
         return not next(m for m in self.model.modules() if isinstance(m, LoraLayer)).disable_adapters
 
-    def _prepare_model(self, peft_config: ThoughtConfig, model: nn.Module) -> None:
+    def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
         check_model(model.config)
         super()._prepare_model(peft_config, model)
 
-    def _create_and_replace(
+    def _create_and_replace(  # type: ignore[override]
         self,
-        lora_config: ThoughtConfig,
+        lora_config: Any,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
@@ -78,7 +79,7 @@ class ThoughtModel(LoraModel):
         super()._create_and_replace(
             lora_config, adapter_name, target, target_name, parent, current_key=current_key, **kwargs
         )
-        module = getattr(parent, target_name)
+        module: Any = getattr(parent, target_name)
         check_layer(module, current_key)
         variant = ThoughtVariant(self.binding, index)
         module.lora_variant[adapter_name] = variant
@@ -89,7 +90,7 @@ class ThoughtModel(LoraModel):
         if adapter_name not in self.active_adapters:
             module.requires_grad_(False)
 
-    def _add_encoder(self, module: LoraLayer, config: ThoughtConfig, adapter_name: str, index: int) -> None:
+    def _add_encoder(self, module: Any, config: ThoughtConfig, adapter_name: str, index: int) -> None:
         """Put the encoder of a decoder layer on its first adapted linear, where PEFT saves, loads and moves it."""
         model_config = self.model.config
         heads = model_config.num_key_value_heads
@@ -109,17 +110,12 @@ class ThoughtModel(LoraModel):
         if ENCODERS not in module._modules:
             module.add_module(ENCODERS, nn.ModuleDict())
             module.adapter_layer_names = (*module.adapter_layer_names, ENCODERS)
-        module.get_submodule(ENCODERS).update({adapter_name: encoder})  # type: ignore[operator]
+        module.get_submodule(ENCODERS).update({adapter_name: encoder})
 
     def _encoders_by_layer(self, adapter_name: str) -> dict[int, ThoughtEncoder]:
-        found = {}
-        for module in self.model.modules():
-            if isinstance(module, LoraLayer) and ENCODERS in module._modules:
-                encoders = module.get_submodule(ENCODERS)
-                if adapter_name in encoders:  # type: ignore[operator]
-                    encoder = encoders[adapter_name]  # type: ignore[index]
-                    found[encoder.layer_index] = encoder
-        return found
+        holders = (m.get_submodule(ENCODERS) for m in self.model.modules() if ENCODERS in m._modules)
+        encoders = [h[adapter_name] for h in holders if isinstance(h, nn.ModuleDict) and adapter_name in h]
+        return {e.layer_index: e for e in encoders if isinstance(e, ThoughtEncoder)}
 
     def _has_encoder(self, adapter_name: str, index: int) -> bool:
         return index in self._encoders_by_layer(adapter_name)
@@ -213,7 +209,7 @@ class ThoughtModel(LoraModel):
         return super().forward(*args, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """transformers' `generate` under the active adapter's window and state.
+        """Generate as transformers does, under the active adapter's window and state.
 
         Raises:
             ValueError: for options that would break the token-by-token policy (own caches, beams, assistants).
@@ -230,7 +226,7 @@ class ThoughtModel(LoraModel):
         generation = kwargs.get("generation_config") or self.model.generation_config
         new_tokens = kwargs.get("max_new_tokens", generation.max_new_tokens)
         total = kwargs.get("max_length", generation.max_length) or 20
-        window = inputs.shape[1] if config.window == "prompt" else config.window
+        window = inputs.shape[1] if isinstance(config.window, str) else config.window
         kwargs["past_key_values"] = self.new_cache(
             window=window,
             num_evicted=None if window is None else evict_count(window, config.evict_fraction),

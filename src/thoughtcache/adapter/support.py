@@ -36,7 +36,7 @@ def check_model(config: Any) -> None:
     if windowed or (sliding and not layer_types):
         raise ValueError(
             f"model type {model_type!r} has layers with an attention window of their own "
-            f"(layer_types {sorted(windowed)}, sliding_window {values.get('sliding_window')}), which would evict twice; "
+            f"(layer_types {sorted(windowed)}, sliding_window {values.get('sliding_window')}), which evict too; "
             "load it with sliding_window=None if its context allows that, or use a full-attention model"
         )
 

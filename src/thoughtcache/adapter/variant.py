@@ -35,9 +35,11 @@ class ThoughtVariant(LoraVariant):
         return False
 
     @staticmethod
-    def init(module: LoraLayer, adapter_name: str, config: ThoughtConfig, **kwargs: Any) -> None:
+    def init(  # type: ignore[override]
+        module: LoraLayer, adapter_name: str, config: ThoughtConfig, **kwargs: Any
+    ) -> None:
         """Give `lora_B` (our A) its G inputs, zero-initialised; nothing to do where G = R."""
-        old = module.lora_B[adapter_name]
+        old: Any = module.lora_B[adapter_name]
         if config.num_global_tokens == old.in_features:
             return
         weight = old.weight
@@ -55,7 +57,8 @@ class ThoughtVariant(LoraVariant):
         if self.binding.states is not None:
             state = self.binding.states[self.layer_index].to(down.dtype)
             down = torch.matmul(down, state.transpose(1, 2))
-        return result + module.lora_B[active_adapter](down) * module.scaling[active_adapter]
+        modulated: Tensor = result + module.lora_B[active_adapter](down) * module.scaling[active_adapter]
+        return modulated
 
     @staticmethod
     def merge_safe(module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:

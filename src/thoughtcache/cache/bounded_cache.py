@@ -48,13 +48,15 @@ def split_slots(
     return ordered[:, :, resident - num_evicted :], ordered[:, :, : resident - num_evicted]
 
 
-class _Layer(CacheLayerMixin):
+class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """One layer's keys and values. `seen` counts all tokens ever written, `length` those that are resident."""
 
     is_sliding = False
+    keys: Any
+    values: Any
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen = 0
         self.length = 0
 
@@ -71,7 +73,7 @@ class _Layer(CacheLayerMixin):
         return -1
 
 
-class _PreallocatedLayer(_Layer):
+class _PreallocatedLayer(_Layer):  # type: ignore[no-untyped-call]
     """Keys and values in one buffer that never grows once the window is full."""
 
     def __init__(self, capacity_after_prompt: int) -> None:
@@ -108,7 +110,7 @@ class _PreallocatedLayer(_Layer):
         return removed[0], removed[1]
 
 
-class _FunctionalLayer(_Layer):
+class _FunctionalLayer(_Layer):  # type: ignore[no-untyped-call]
     """Keys and values as tensors with a gradient history; `update` concatenates."""
 
     def __init__(self, past: tuple[Tensor, Tensor] | None, seen: int) -> None:
@@ -138,6 +140,7 @@ class StatefulCache(Cache):
     """
 
     states: States
+    layers: Any
 
     def __init__(self, layers: list[Any], states: States) -> None:
         super().__init__(layers=layers)
@@ -146,11 +149,11 @@ class StatefulCache(Cache):
     @property
     def physical_length(self) -> int:
         """Tokens that are resident now, prompt padding included."""
-        return self.layers[0].length
+        return int(self.layers[0].length)
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
         """Physical offset of the next query: without it a multi-token segment would see its own future."""
-        return self.layers[layer_idx].length
+        return int(self.layers[layer_idx].length)
 
     def prepare_forward(self, num_new_tokens: int) -> None:
         """Called before each forward of the backbone; makes room where the cache is bounded."""

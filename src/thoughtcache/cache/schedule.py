@@ -8,6 +8,7 @@ thought token `t`; the prompt belongs to segment 0. Segment 0 holds the first `w
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +54,7 @@ def eviction_points(num_inputs: int, window: int | None, num_evicted: int | None
 def segments(num_inputs: int, window: int | None, num_evicted: int | None) -> tuple[Segment, ...]:
     """Segments that partition the thought inputs `[0, num_inputs)`; segment 0 always exists (it holds the prompt)."""
     bounds = (0, *eviction_points(num_inputs, window, num_evicted), num_inputs)
-    return tuple(Segment(start=start, stop=stop) for start, stop in zip(bounds[:-1], bounds[1:], strict=True))
+    return tuple(Segment(start=start, stop=stop) for start, stop in pairwise(bounds))
 
 
 def resident_thoughts(input_index: int, window: int | None, num_evicted: int | None) -> int:

@@ -113,7 +113,9 @@ def batch_rollouts(rollouts: Sequence[Rollout], device: torch.device) -> Rollout
                 )
     lengths = [len(rollout.token_ids) for rollout in rollouts]
     longest = max(lengths)
-    tokens = torch.tensor([rollout.token_ids + [0] * (longest - n) for rollout, n in zip(rollouts, lengths, strict=True)])
+    tokens = torch.tensor(
+        [rollout.token_ids + [0] * (longest - n) for rollout, n in zip(rollouts, lengths, strict=True)]
+    )
     mask = torch.arange(longest).unsqueeze(0) < torch.tensor(lengths).unsqueeze(1)
     return RolloutBatch(
         prompts=pad_prompts([rollout.prompt_ids for rollout in rollouts], device),

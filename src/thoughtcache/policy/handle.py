@@ -55,7 +55,8 @@ def open_policy(model: nn.Module) -> PolicyHandle:
     """
     tuner = find_tuner(model)
     base: Any = tuner.model
-    if getattr(base, "is_gradient_checkpointing", False):
+    # transformers renamed its own property within the supported versions; this is what both names compute.
+    if any(getattr(module, "gradient_checkpointing", False) for module in base.modules()):
         raise ValueError("gradient checkpointing drops the cache; call model.gradient_checkpointing_disable()")
     if getattr(base.config, "attention_dropout", 0.0) > 0:
         raise ValueError("attention_dropout > 0 makes scoring differ from sampling; set config.attention_dropout=0.0")

@@ -20,9 +20,7 @@ from thoughtcache.state.naive import naive_absorb, naive_initial_state
 TokenKV = tuple[Tensor, Tensor]
 
 
-def naive_logprobs(
-    model: nn.Module, rollouts: Sequence[Rollout], *, gradient: GradientMode = "exact"
-) -> TokenLogProbs:
+def naive_logprobs(model: nn.Module, rollouts: Sequence[Rollout], *, gradient: GradientMode = "exact") -> TokenLogProbs:
     """Log-probabilities of the sampled tokens, by the definition; differentiable (keep it small).
 
     Args:
@@ -70,9 +68,7 @@ def _one_sequence(policy: PolicyHandle, rollout: Rollout, gradient: GradientMode
                 slots = None if event.slots is None else event.slots[layer].tolist()
                 thoughts[layer], K_e, V_e = _leave(thoughts[layer], slots, event.num_tokens)
                 if S is not None and encoders and config.absorb:
-                    S[layer] = naive_absorb(
-                        encoders[layer], S[layer], K_e, V_e, config.state_rule, config.state_norm
-                    )
+                    S[layer] = naive_absorb(encoders[layer], S[layer], K_e, V_e, config.state_rule, config.state_norm)
         past = [_as_tensors(prompt[layer], thoughts[layer]) for layer in layers]
         cache = ReplayCache(
             tuner.num_layers, past if position else None, position, None if S is None else [s.unsqueeze(0) for s in S]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from thoughtcache.adapter.model import ThoughtModel
 from thoughtcache.cache import ReplayCache
 from thoughtcache.cache.bounded_cache import States, split_slots
-from thoughtcache.cache.schedule import eviction_points, segments
+from thoughtcache.cache.schedule import segments
 from thoughtcache.config import GradientMode
 from thoughtcache.policy.batch import RolloutBatch, batch_rollouts
 from thoughtcache.policy.handle import PolicyHandle, open_policy

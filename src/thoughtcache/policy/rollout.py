@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from thoughtcache.cache import BoundedCache
+from thoughtcache.cache.bounded_cache import AbsorbFn
 from thoughtcache.cache.schedule import evict_count, eviction_points, resident_thoughts
-from thoughtcache.policy.batch import PromptBatch, pad_prompts
+from thoughtcache.policy.batch import pad_prompts
 from thoughtcache.policy.handle import PolicyHandle, open_policy
 from thoughtcache.policy.sampling import sample_tokens, uniform_numbers
 from thoughtcache.policy.token_logprobs import scaled_log_softmax
@@ -39,6 +40,8 @@ def rollout(
     ignore_eos: bool = False,
     window: int | str | None = FROM_CONFIG,
     batch_size: int | None = None,
+    stop_ids: Sequence[int] | None = None,
+    wrap_absorb: Callable[[AbsorbFn], AbsorbFn] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Rollout]:
     """Sample one thought sequence per prompt.
@@ -52,6 +55,8 @@ def rollout(
         ignore_eos: go on past end-of-sequence tokens.
         window: resident thoughts instead of the adapter's own: an integer, "prompt" or None for the full cache.
         batch_size: rows decoded at once; all of them by default.
+        stop_ids: tokens that end a row, instead of the end-of-sequence tokens that the model declares.
+        wrap_absorb: decorates the function that absorbs an evicted block, to time it for example.
         progress: called with the number of rows that were finished.
 
     Returns:
@@ -62,11 +67,12 @@ def rollout(
     """
     policy = open_policy(model)
     settings = _settings(policy, prompt_ids, max_new_tokens, temperature, seed, ignore_eos, window)
+    stops = _stop_ids(policy, settings) if stop_ids is None or ignore_eos else list(stop_ids)
     rows = batch_size or max(len(prompt_ids), 1)
     results: list[Rollout] = []
     for start in range(0, max(len(prompt_ids), 1), rows):
         chunk = prompt_ids[start : start + rows]
-        results.extend(_decode(policy, chunk, start, settings))
+        results.extend(_decode(policy, chunk, start, settings, stops, wrap_absorb))
         if progress is not None:
             progress(len(chunk))
     return results
@@ -108,14 +114,19 @@ def _settings(
 
 
 def _decode(
-    policy: PolicyHandle, prompt_ids: Sequence[Sequence[int]], first_row: int, settings: SamplingSettings
+    policy: PolicyHandle,
+    prompt_ids: Sequence[Sequence[int]],
+    first_row: int,
+    settings: SamplingSettings,
+    stop_ids: list[int],
+    wrap_absorb: Callable[[AbsorbFn], AbsorbFn] | None,
 ) -> list[Rollout]:
     """Decode one batch. Tokens stay on the device; the host looks at them every few steps only."""
     prompts = pad_prompts(prompt_ids, policy.device)
     count, width = settings.max_new_tokens, prompts.ids.shape[1]
     rows = range(first_row, first_row + len(prompt_ids))
     uniform = uniform_numbers(settings.seed, rows, count, policy.device)
-    stops = torch.tensor(_stop_ids(policy, settings), device=policy.device, dtype=torch.long)
+    stops = torch.tensor(stop_ids, device=policy.device, dtype=torch.long)
     cache = policy.tuner.new_cache(
         window=settings.window,
         num_evicted=settings.num_evicted,
@@ -123,6 +134,8 @@ def _decode(
         max_new_tokens=count,
         seed=settings.seed,
     )
+    if wrap_absorb is not None and cache.absorb is not None:
+        cache.absorb = wrap_absorb(cache.absorb)
     tokens = prompts.ids.new_zeros(len(prompt_ids), count)
     logprobs: list[Tensor] = []
     finished = torch.zeros(len(prompt_ids), dtype=torch.bool, device=policy.device)
@@ -143,9 +156,7 @@ def _decode(
     return _records(prompt_ids, tokens, torch.stack(logprobs, dim=1), cache, stops, settings)
 
 
-def _forward(
-    policy: PolicyHandle, cache: BoundedCache, ids: Tensor, positions: Tensor, mask: Tensor | None
-) -> Tensor:
+def _forward(policy: PolicyHandle, cache: BoundedCache, ids: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
     """Hidden state [B, d] of the last column."""
     output = policy.backbone(
         input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
@@ -158,10 +169,10 @@ def _stop_ids(policy: PolicyHandle, settings: SamplingSettings) -> list[int]:
     """End-of-sequence tokens that the model declares; none if they are to be ignored."""
     if settings.ignore_eos:
         return []
-    declared = policy.tuner.model.generation_config.eos_token_id  # type: ignore[union-attr]
+    declared = policy.tuner.model.generation_config.eos_token_id
     if declared is None:
         return []
-    return [declared] if isinstance(declared, int) else list(declared)  # type: ignore[arg-type]
+    return [declared] if isinstance(declared, int) else list(declared)
 
 
 def _records(

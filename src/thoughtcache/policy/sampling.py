@@ -18,9 +18,7 @@ def uniform_numbers(seed: int, rows: range, count: int, device: torch.device) ->
     return torch.stack(drawn).to(device)
 
 
-def sample_tokens(
-    distribution: Float[Tensor, "B V"], uniform: Float[Tensor, " B"], greedy: bool
-) -> Int[Tensor, " B"]:
+def sample_tokens(distribution: Float[Tensor, "B V"], uniform: Float[Tensor, " B"], greedy: bool) -> Int[Tensor, " B"]:
     """One token per row by inversion of the cumulative distribution (fp64), or the most likely one.
 
     Args:

@@ -21,7 +21,8 @@ def scaled_log_softmax(hidden: Float[Tensor, "*any d"], head: nn.Module, tempera
     """Log-probabilities of the scored distribution over the vocabulary."""
     logits = head(hidden)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-    return logits.log_softmax(dim=-1)
+    distribution: Tensor = logits.log_softmax(dim=-1)
+    return distribution
 
 
 def token_logprobs(

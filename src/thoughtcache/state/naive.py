@@ -36,7 +36,8 @@ def linear_sum(encoder: ThoughtEncoder, K_e: Tensor, V_e: Tensor) -> Tensor:
         content = Q @ (encoder.key_projection @ rms(k))
         address = encoder.value_projection @ rms(v)
         total = total + torch.outer(content, address)
-    return w * total / Q.shape[0] ** 0.5
+    S: Tensor = w * total / Q.shape[0] ** 0.5
+    return S
 
 
 def naive_initial_state(encoder: ThoughtEncoder) -> Tensor:

@@ -42,7 +42,7 @@ def initial_state(weights: EncoderWeights) -> Float[Tensor, "1 G R"]:
 
 def absorb(
     weights: EncoderWeights,
-    state: Float[Tensor, "B G R"],
+    state: Float[Tensor, "#B G R"],
     evicted_keys: Float[Tensor, "B H E D"],
     evicted_values: Float[Tensor, "B H E D"],
     *,

@@ -25,5 +25,5 @@ def delta_write(
     overlap = torch.tril(address @ address.transpose(1, 2), diagonal=-1)
     system = strength * overlap + torch.eye(keys.shape[1], dtype=state.dtype, device=state.device)
     target = strength * (content - address @ state.transpose(1, 2))
-    corrections = torch.linalg.solve_triangular(system, target, upper=False, unitriangular=True)
+    corrections: Tensor = torch.linalg.solve_triangular(system, target, upper=False, unitriangular=True)
     return state + corrections.transpose(1, 2) @ address

@@ -1,0 +1,46 @@
+# Every target sets itself up: the first one that needs it creates .venv with the tested versions.
+# Another interpreter: make PYTHON=python3.12 test. More processes for the tests: make NUM_PROCESSES=8 test.
+
+PYTHON ?= python3
+NUM_PROCESSES ?= 2
+PYTEST_ARGS ?=
+TRAIN_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: train test lint bench reasoner docs clean
+
+train: $(STAMP)  ## the embedded training job, end to end
+	$(BIN)/thoughtcache train $(TRAIN_ARGS)
+
+test: $(STAMP)  ## the whole test suite; one torch thread per process
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(NUM_PROCESSES) $(PYTEST_ARGS)
+
+lint: $(STAMP)  ## style, format, types, import order of the packages
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)  ## speed and memory, each behind its correctness gate
+	$(BIN)/python -m benchmarks
+
+reasoner: $(STAMP)  ## train the embedded tiny reasoner again
+	$(BIN)/python -m thoughtcache.tasks.build_reasoner
+
+docs: $(STAMP)  ## the generated pages
+	$(BIN)/python -m docs.generate
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch first and alone: everything else then resolves against it.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install torch==2.13.0 -c constraints.txt
+	$(BIN)/python -m pip install -e ".[dev]" -c constraints.txt
+	touch $@

@@ -1,0 +1,63 @@
+"""Statistics of right-or-wrong samples: an interval for a share of correct answers, and pass@k.
+
+Pure functions of integers. Not covered: paired comparisons of two policies on the same problems, seed spread (an
+interval here speaks about the problems that were drawn, never about other training seeds).
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+
+def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson score interval of a binomial share (Wilson 1927); sensible at 0 %, at 100 % and for small samples.
+
+    Args:
+        correct: right answers, 0 to `total`.
+        total: answers, at least 1.
+        confidence: coverage, strictly between 0 and 1.
+
+    Returns:
+        (low, high), shares in [0, 1] with `low <= correct / total <= high`.
+
+    Raises:
+        ValueError: for counts or a confidence out of range.
+    """
+    if total < 1:
+        raise ValueError(f"total must be at least 1 answer, got {total}; an empty evaluation has no interval")
+    if not 0 <= correct <= total:
+        raise ValueError(f"correct must be between 0 and total={total}, got {correct}")
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence must be strictly between 0 and 1, got {confidence}; 0.95 is usual")
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    share = correct / total
+    centre = share + z * z / (2 * total)
+    radius = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    # At 0 and at `total` the bound is exact on paper; rounding must not push it past the share.
+    low = 0.0 if correct == 0 else (centre - radius) / scale
+    high = 1.0 if correct == total else (centre + radius) / scale
+    return low, high
+
+
+def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
+    """Unbiased estimate of the chance that at least one of `k` samples is right (Chen et al. 2021, arXiv 2107.03374).
+
+    `1 - C(n - c, k) / C(n, k)` for one problem; average it over problems.
+
+    Args:
+        num_samples: n, samples drawn for the problem, at least 1.
+        num_correct: c, right ones among them, 0 to n.
+        k: samples that a user would draw, 1 to n.
+
+    Raises:
+        ValueError: for counts out of range.
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    if not 0 <= num_correct <= num_samples:
+        raise ValueError(f"num_correct must be between 0 and num_samples={num_samples}, got {num_correct}")
+    if not 1 <= k <= num_samples:
+        raise ValueError(f"k must be between 1 and num_samples={num_samples}, got {k}; draw more samples per problem")
+    return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)

@@ -1,0 +1,1 @@
+"""Planning: memory and arithmetic of a rollout, in closed form and measured."""

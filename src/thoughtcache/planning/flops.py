@@ -1,0 +1,228 @@
+"""Matmul arithmetic of decoding one thought token, in closed form.
+
+A multiply-add counts as two. Counted: the linears of the decoder layers, attention scores and their product with the
+values over the resident tokens, the adapter, its reading of the state, the absorption of evicted tokens spread over
+the tokens of a rollout, and the language-model head. Left out (no matmuls, or far below 1 %): embeddings, norms,
+rotary positions, softmax, activations, residual sums, sampling, the initial state and the projected global queries
+(once per rollout), and the prefill of the prompt, which costs the same with and without a window.
+
+Covers the model types of `adapter/support.py` (dense, gated MLP). Proof: tests/unit/test_flops.py, against PyTorch's
+own counter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, fields
+
+from torch import nn
+from transformers import PretrainedConfig
+
+from thoughtcache.adapter.support import check_model
+from thoughtcache.cache.schedule import evict_count, num_evictions, resident_thoughts
+from thoughtcache.config import ThoughtConfig
+
+Targets = Collection[str] | str | None
+NO_TARGETS: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FlopsPerToken:
+    """Floating-point operations of one decoded token of one sequence.
+
+    Attributes:
+        linears: projections and MLP of all decoder layers.
+        attention: scores and weighted values over the resident tokens.
+        adapter: the two low-rank factors of every targeted linear.
+        state_read: the state between them; 0 for plain LoRA.
+        absorption: state updates, spread evenly over the tokens.
+        head: language-model head.
+    """
+
+    linears: float
+    attention: float
+    adapter: float
+    state_read: float
+    absorption: float
+    head: float
+
+    @property
+    def total(self) -> float:
+        """Sum of all parts."""
+        return float(sum(getattr(self, part.name) for part in fields(self)))
+
+
+def flops_per_token(
+    model_or_config: nn.Module | PretrainedConfig,
+    *,
+    context: float,
+    rank: int = 0,
+    num_global_tokens: int = 0,
+    target_modules: Targets = "all-linear",
+    reads_state: bool = True,
+    state_rule: str = "linear",
+    num_evicted: int = 0,
+    evictions_per_token: float = 0.0,
+) -> FlopsPerToken:
+    """Operations of one decode step at a (mean) resident context.
+
+    Args:
+        model_or_config: a model, adapted or not, or its transformers configuration.
+        context: tokens attended to, the new one included; may be a mean, since attention is linear in it.
+        rank: R of the adapter; 0 means no adapter.
+        num_global_tokens: G of the adapter.
+        target_modules: as in PEFT: "all-linear", a regular expression, or names; None or nothing means none.
+        reads_state: False for plain LoRA, whose state is the identity.
+        state_rule: rule of the absorption.
+        num_evicted: E, tokens that are absorbed at once.
+        evictions_per_token: evictions per decoded token; 0 if nothing is absorbed.
+
+    Raises:
+        ValueError: for a model type that is not covered, an unknown rule, or negative numbers.
+    """
+    config = _text_config(model_or_config)
+    if min(context, rank, num_global_tokens, num_evicted, evictions_per_token) < 0:
+        raise ValueError(
+            f"all sizes must be 0 or more, got context={context}, rank={rank}, num_global_tokens={num_global_tokens}, "
+            f"num_evicted={num_evicted}, evictions_per_token={evictions_per_token}"
+        )
+    layers = config.num_hidden_layers
+    shapes = linear_shapes(config)
+    targeted = _targeted_shapes(config, target_modules) if rank else []
+    query_size = shapes["self_attn.q_proj"][1]
+    kv_size = shapes["self_attn.k_proj"][1]
+    event = absorption_flops(kv_size, num_evicted, rank, num_global_tokens, state_rule) if evictions_per_token else 0
+    return FlopsPerToken(
+        linears=float(2 * layers * sum(inputs * outputs for inputs, outputs in shapes.values())),
+        attention=4.0 * layers * query_size * context,
+        adapter=float(sum(2 * (rank * inputs + num_global_tokens * outputs) for inputs, outputs in targeted)),
+        state_read=float(2 * rank * num_global_tokens * len(targeted)) if reads_state else 0.0,
+        absorption=layers * event * evictions_per_token,
+        head=float(2 * config.hidden_size * config.vocab_size),
+    )
+
+
+def rollout_flops_per_token(
+    model_or_config: nn.Module | PretrainedConfig,
+    thought: ThoughtConfig | None,
+    *,
+    prompt_tokens: int,
+    num_tokens: int,
+    window: int | str | None = "config",
+) -> FlopsPerToken:
+    """Mean operations per decode step of a rollout of `num_tokens` thoughts (its `num_tokens - 1` decode steps).
+
+    `window=None` gives the full-cache row of a table, an integer the bounded one, for the same adapter.
+
+    Args:
+        model_or_config: a model, adapted or not, or its transformers configuration.
+        thought: the adapter, or None for the base model (then `window` must be given, and 25 % is evicted).
+        prompt_tokens: P, at least 1.
+        num_tokens: T, at least 2: the first token needs the prefill only.
+        window: W, "prompt" for a window of `prompt_tokens`, None for the full cache, or the adapter's own.
+
+    Raises:
+        ValueError: for values out of range, and for what `flops_per_token` refuses.
+    """
+    wanted = window
+    if window == "config":
+        if thought is None:
+            raise ValueError("window='config' needs an adapter; pass an integer or None")
+        wanted = thought.window
+    if isinstance(wanted, str) and wanted != "prompt":
+        raise ValueError(f'window={wanted!r} is not known; use an integer >= 1, "prompt" or None')
+    resolved = prompt_tokens if isinstance(wanted, str) else wanted
+    fraction = 0.25 if thought is None else thought.evict_fraction
+    evicted = None if resolved is None else evict_count(resolved, fraction)
+    context = mean_context(prompt_tokens, num_tokens, resolved, evicted)
+    if thought is None:
+        return flops_per_token(model_or_config, context=context)
+    absorbs = thought.absorb and evicted is not None
+    steps = num_tokens - 1
+    return flops_per_token(
+        model_or_config,
+        context=context,
+        rank=thought.r,
+        num_global_tokens=thought.num_global_tokens,
+        target_modules=thought.target_modules,
+        reads_state=not thought.is_plain_lora,
+        state_rule=thought.state_rule,
+        num_evicted=evicted or 0,
+        evictions_per_token=num_evictions(steps, resolved, evicted) / steps if absorbs else 0.0,
+    )
+
+
+def mean_context(prompt_tokens: int, num_tokens: int, window: int | None, num_evicted: int | None) -> float:
+    """Mean resident tokens over the `num_tokens - 1` decode steps of a rollout, the new token included.
+
+    Raises:
+        ValueError: for an empty prompt or fewer than two tokens.
+    """
+    if prompt_tokens < 1 or num_tokens < 2:
+        raise ValueError(
+            f"prompt_tokens must be at least 1 and num_tokens at least 2, got {prompt_tokens} and {num_tokens}"
+        )
+    steps = num_tokens - 1
+    return prompt_tokens + sum(resident_thoughts(step, window, num_evicted) for step in range(steps)) / steps
+
+
+def absorption_flops(kv_size: int, num_evicted: int, rank: int, num_global_tokens: int, state_rule: str) -> int:
+    """Operations of one state update of one layer of one sequence.
+
+    Raises:
+        ValueError: for an unknown rule.
+    """
+    both_projections = 4 * num_evicted * kv_size * rank
+    outer = 2 * num_evicted * num_global_tokens * rank
+    linear = both_projections + 2 * num_evicted * rank * rank + 2 * num_global_tokens * rank * rank
+    gated = both_projections + 4 * num_evicted * kv_size + 2 * outer
+    by_rule = {
+        "linear": linear,
+        "decay": linear,
+        "softmax": both_projections + 2 * outer,
+        "gated": gated,
+        # Overlaps of the addresses, what they read from the old state, and the triangular solve.
+        "delta": gated + outer + num_evicted * num_evicted * (2 * rank + num_global_tokens),
+    }
+    if state_rule not in by_rule:
+        raise ValueError(f"state_rule={state_rule!r} is not known; choose one of {list(by_rule)}")
+    return by_rule[state_rule]
+
+
+def linear_shapes(config: PretrainedConfig) -> dict[str, tuple[int, int]]:
+    """(inputs, outputs) of the linears of one decoder layer by their name in it."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    head_size = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
+    queries, keys = config.num_attention_heads * head_size, config.num_key_value_heads * head_size
+    return {
+        "self_attn.q_proj": (hidden, queries),
+        "self_attn.k_proj": (hidden, keys),
+        "self_attn.v_proj": (hidden, keys),
+        "self_attn.o_proj": (queries, hidden),
+        "mlp.gate_proj": (hidden, inner),
+        "mlp.up_proj": (hidden, inner),
+        "mlp.down_proj": (inner, hidden),
+    }
+
+
+def _text_config(model_or_config: nn.Module | PretrainedConfig) -> PretrainedConfig:
+    config = model_or_config.config if isinstance(model_or_config, nn.Module) else model_or_config
+    assert isinstance(config, PretrainedConfig), type(config)
+    check_model(config)
+    return config
+
+
+def _targeted_shapes(config: PretrainedConfig, target_modules: Targets) -> list[tuple[int, int]]:
+    """Shapes of all targeted linears of all layers, by PEFT's rules: a regular expression, or suffixes of names."""
+    found = []
+    for layer in range(config.num_hidden_layers):
+        for name, shape in linear_shapes(config).items():
+            key = f"model.layers.{layer}.{name}"
+            if target_modules == "all-linear":
+                found.append(shape)
+            elif isinstance(target_modules, str):
+                found += [shape] if re.fullmatch(target_modules, key) else []
+            elif any(key == target or key.endswith(f".{target}") for target in target_modules or NO_TARGETS):
+                found.append(shape)
+    return found

@@ -1,0 +1,271 @@
+"""The job on a model and data of the user: cache distillation, then GRPO, then a saved adapter.
+
+Same stages and same trainers as the embedded job; only the model, the data and the reward differ.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from peft import PeftModel
+from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from thoughtcache.config import RunConfig, ThoughtConfig
+from thoughtcache.policy.rollout import rollout
+from thoughtcache.recipes.run_folder import PhaseResult, RunFolder
+from thoughtcache.report.plots import Panel, plot_curves
+from thoughtcache.report.progress import progress_bar
+from thoughtcache.report.results import environment, write_results
+from thoughtcache.report.trainer_progress import RichProgressCallback
+from thoughtcache.tasks.chat import encode_prompt, plain_prompt
+from thoughtcache.tasks.datasets import MathExample, load_prompts
+
+
+def load_base(model: str, dtype: str, load_in_4bit: bool = False) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The base model and its tokenizer, on the GPU if there is one.
+
+    Raises:
+        OSError: if the folder or hub id cannot be read (transformers says why).
+        ValueError: if 4-bit loading was asked for and bitsandbytes is missing.
+    """
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    if load_in_4bit:
+        try:
+            import bitsandbytes  # noqa: F401
+        except ImportError as error:
+            raise ValueError("--load-in-4bit needs bitsandbytes; pip install 'thoughtcache[quantized]'") from error
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+            load_in_4bit=True, bnb_4bit_compute_dtype=options["dtype"]
+        )
+    base: Any = AutoModelForCausalLM.from_pretrained(model, **options)
+    if torch.cuda.is_available() and not load_in_4bit:
+        base = base.to("cuda")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return base, tokenizer
+
+
+def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | None = None) -> dict[str, Any]:
+    """Distil and train with GRPO; returns what is written to results.json.
+
+    Args:
+        run: the settings; `model` and `dataset` are needed.
+        thought: the adapter and its cache.
+        console: where progress goes.
+
+    Raises:
+        ValueError, OSError: for input that cannot be used; nothing is overwritten then.
+    """
+    assert run.model is not None
+    assert run.dataset is not None
+    console = console or Console()
+    examples = load_prompts(
+        run.dataset,
+        split=run.split,
+        prompt_column=run.prompt_column,
+        answer_column=run.answer_column,
+        limit=run.limit,
+    )
+    if run.grpo_steps and examples[0].answer is None:
+        raise ValueError(
+            f"{run.dataset} has no reference answers for the reward of GRPO; name their column with --answer-column, "
+            "or distil only with --grpo-steps 0"
+        )
+    base, tokenizer = load_base(run.model, run.dtype, run.load_in_4bit)
+    prompts = [encode_prompt(tokenizer, e.prompt, instruction=run.instruction or None) for e in examples]
+    _check_lengths(prompts, run, base.config)
+    torch.manual_seed(run.seed)
+    model: Any = peft.get_peft_model(base, thought)
+    described = {**asdict(run), "thought": _plain(thought)}
+    for transient in ("resume", "overwrite"):
+        described.pop(transient)
+    folder = RunFolder(run.output_dir, described, resume=run.resume, overwrite=run.overwrite)
+    phases: dict[str, PhaseResult] = {}
+    if run.distill_steps:
+        phases["distill"] = folder.phase(
+            "distill", lambda path, resume: _distill(run, model, prompts, path, resume, console)
+        )
+        _load_finished(model, folder.path / "distill" / "adapter")
+    if run.grpo_steps:
+        phases["grpo"] = folder.phase(
+            "grpo", lambda path, resume: _grpo(run, model, tokenizer, examples, path, resume, console)
+        )
+        _load_finished(model, folder.path / "grpo" / "adapter")
+    model.save_pretrained(str(folder.path / "adapter"))
+    tokenizer.save_pretrained(str(folder.path / "adapter"))
+    payload = {"run": described, "environment": environment(), "phases": phases}
+    write_results(folder.path / "results.json", payload)
+    if phases:
+        plot_curves(folder.path / "curves.png", _panels(phases))
+    console.print(f"adapter: {folder.path / 'adapter'}\nresults: {folder.path / 'results.json'}", soft_wrap=True)
+    return payload
+
+
+def answer(*, prompt: str, model: str, adapter: str, max_new_tokens: int, temperature: float, dtype: str) -> str:
+    """One completion of a saved adapter under its own window.
+
+    Args:
+        prompt: the question.
+        model: folder or hub id of the base model.
+        adapter: folder of the adapter.
+        max_new_tokens: length of the thoughts.
+        temperature: 0 decodes greedily.
+        dtype: dtype of the base model.
+
+    Raises:
+        ValueError: if the folder holds no adapter, or one for another base model.
+    """
+    if not (Path(adapter) / "adapter_config.json").is_file():
+        raise ValueError(f"{adapter} holds no adapter (no adapter_config.json); give the folder that training saved")
+    base, tokenizer = load_base(model, dtype)
+    try:
+        adapted = PeftModel.from_pretrained(base, adapter)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the adapter in {adapter} does not fit {model}: {str(error).splitlines()[-1].strip()}; "
+            "use the base model it was trained on"
+        ) from error
+    prompt_ids = encode_prompt(tokenizer, [{"role": "user", "content": prompt}])
+    result = rollout(adapted, [prompt_ids], max_new_tokens=max_new_tokens, temperature=temperature)[0]
+    return str(tokenizer.decode(result.token_ids, skip_special_tokens=True))
+
+
+def _check_lengths(prompts: list[list[int]], run: RunConfig, config: Any) -> None:
+    longest = max(len(prompt) for prompt in prompts)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and longest + run.max_new_tokens > positions:
+        raise ValueError(
+            f"the longest prompt has {longest} tokens and --max-new-tokens is {run.max_new_tokens}, together more than "
+            f"the {positions} positions of the model; lower --max-new-tokens or drop the long prompts"
+        )
+
+
+def _load_finished(model: Any, folder: Path) -> None:
+    """Put the adapter of a finished phase into the model, also when the phase ran in an earlier call."""
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+
+
+def _distill(
+    run: RunConfig, model: Any, prompts: list[list[int]], folder: Path, resume: bool, console: Console
+) -> PhaseResult:
+    from thoughtcache.train.distill import DistillConfig, distill, sample_teacher
+
+    config = DistillConfig(
+        output_dir=str(folder),
+        num_steps=run.distill_steps,
+        batch_size=run.distill_batch_size,
+        learning_rate=run.distill_learning_rate,
+        warmup_steps=min(20, run.distill_steps // 5),
+        max_new_tokens=run.max_new_tokens,
+        gradient=run.gradient,
+        sample_batch_size=run.distill_batch_size * 4,
+        seed=run.seed,
+        save_every=run.save_every,
+        log_every=1,
+        resume=resume,
+    )
+    needed = min(len(prompts), run.distill_steps * run.distill_batch_size)
+    started = time.perf_counter()
+    with progress_bar("teacher samples", needed, console=console) as advance:
+        samples = sample_teacher(model, prompts[:needed], config, advance)
+    sampling_seconds = time.perf_counter() - started
+    bar = RichProgressCallback(description="distillation", console=console)
+    result = distill(model, (), config, samples=samples, callbacks=[bar])
+    model.save_pretrained(str(folder / "adapter"))
+    return {
+        "losses": [[h["step"], h["loss"]] for h in result.history if "loss" in h],
+        "seconds": {"rollout": sampling_seconds, "distil": result.elapsed_seconds},
+    }
+
+
+def _grpo(
+    run: RunConfig,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: list[MathExample],
+    folder: Path,
+    resume: bool,
+    console: Console,
+) -> PhaseResult:
+    from datasets import Dataset
+
+    from thoughtcache.train.grpo import ThoughtGRPOConfig, ThoughtGRPOTrainer
+    from thoughtcache.train.rewards import math_correctness
+
+    arguments = ThoughtGRPOConfig(
+        output_dir=str(folder),
+        max_steps=run.grpo_steps,
+        per_device_train_batch_size=run.grpo_batch_size,
+        num_generations=run.group_size,
+        max_completion_length=run.max_new_tokens,
+        learning_rate=run.grpo_learning_rate,
+        max_grad_norm=1.0,
+        beta=run.beta,
+        gradient=str(run.gradient),
+        logging_steps=1,
+        save_strategy="steps" if run.save_every else "no",
+        save_steps=run.save_every or 500,
+        save_total_limit=2,
+        seed=run.seed,
+        report_to=[],
+        disable_tqdm=True,
+    )
+    trainer = ThoughtGRPOTrainer(
+        model=model,
+        reward_funcs=math_correctness,
+        args=arguments,
+        train_dataset=Dataset.from_list([_example(e, tokenizer, run.instruction) for e in examples]),
+        processing_class=tokenizer,
+        callbacks=[RichProgressCallback(metrics=("reward",), description="GRPO", console=console)],
+    )
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=resume)
+    model.save_pretrained(str(folder / "adapter"))
+    logged = [h for h in trainer.state.log_history if "reward" in h]
+    return {
+        "rewards": [[h["step"], h["reward"]] for h in logged],
+        "log": logged,
+        "seconds": {"grpo": time.perf_counter() - started},
+    }
+
+
+def _example(example: MathExample, tokenizer: PreTrainedTokenizerBase, instruction: str) -> dict[str, Any]:
+    """The row that TRL sees; the same prompt tokens as `encode_prompt` gives."""
+    messages = [dict(message) for message in example.prompt]
+    if instruction:
+        messages[-1]["content"] += f"\n\n{instruction}"
+    prompt = messages if tokenizer.chat_template else plain_prompt(messages)
+    return {"prompt": prompt, "answer": example.answer}
+
+
+def _panels(phases: dict[str, PhaseResult]) -> list[Panel]:
+    panels = []
+    for name, key, label in (
+        ("distill", "losses", "KL to the full cache (nats per token)"),
+        ("grpo", "rewards", "mean reward"),
+    ):
+        if name in phases:
+            points = phases[name][key]
+            series = {name: ([float(x) for x, _ in points], [float(y) for _, y in points])}
+            panels.append(Panel(title=name, x_label="optimiser step", y_label=label, series=series))
+    return panels
+
+
+def _plain(config: ThoughtConfig) -> dict[str, Any]:
+    """The adapter's settings as JSON data."""
+    names = (
+        "r", "num_global_tokens", "lora_alpha", "window", "evict_fraction", "eviction", "initial_state", "absorb",
+        "state_rule", "state_norm", "write_scale",
+    )  # fmt: skip
+    return {name: getattr(config, name) for name in names}

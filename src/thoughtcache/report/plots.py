@@ -1,0 +1,87 @@
+"""Curves as a PNG file, two panels side by side; drawn without a display."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+Series = tuple[list[float], list[float]]
+
+# Okabe and Ito's colours, told apart with every common colour blindness; yellow is left out (too light on white).
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Lines differ in dashes and markers too: the picture also works in grey.
+LINE_STYLES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+PANELS_PER_ROW = 2
+PANEL_WIDTH_INCHES, PANEL_HEIGHT_INCHES, DOTS_PER_INCH = 5.6, 4.0, 150
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Panel:
+    """One pair of axes.
+
+    Attributes:
+        title: above it.
+        x_label: with the unit.
+        y_label: with the unit.
+        series: label -> (x values, y values) of equal lengths.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    series: dict[str, Series] = field(default_factory=dict)
+
+
+def plot_curves(path: str | Path, panels: Sequence[Panel]) -> Path:
+    """Draw the panels, two per row, at 150 dots per inch. The same label has the same look in every panel.
+
+    Returns:
+        The path of the PNG file; a missing parent folder is made.
+
+    Raises:
+        ValueError: without panels, or for a series whose two lists differ in length.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if not panels:
+        raise ValueError("a figure needs at least one panel")
+    for panel in panels:
+        for label, (x, y) in panel.series.items():
+            if len(x) != len(y):
+                raise ValueError(f"series {label!r} of panel {panel.title!r} has {len(x)} x and {len(y)} y values")
+    columns = min(len(panels), PANELS_PER_ROW)
+    rows = -(-len(panels) // PANELS_PER_ROW)
+    figure = Figure(figsize=(columns * PANEL_WIDTH_INCHES, rows * PANEL_HEIGHT_INCHES), layout="constrained")
+    FigureCanvasAgg(figure)
+    looks = {label: index for index, label in enumerate(dict.fromkeys(label for p in panels for label in p.series))}
+    for number, panel in enumerate(panels, start=1):
+        axes = figure.add_subplot(rows, columns, number)
+        for label, (x, y) in panel.series.items():
+            look = looks[label]
+            axes.plot(
+                x,
+                y,
+                label=label,
+                color=PALETTE[look % len(PALETTE)],
+                linestyle=LINE_STYLES[look % len(LINE_STYLES)],
+                marker=MARKERS[look % len(MARKERS)],
+                markersize=4.5,
+                markevery=max(1, len(x) // 12),
+                linewidth=1.8,
+            )
+        axes.set_title(panel.title, fontsize=13)
+        axes.set_xlabel(panel.x_label, fontsize=12)
+        axes.set_ylabel(panel.y_label, fontsize=12)
+        axes.tick_params(labelsize=11)
+        axes.grid(True, color="#dddddd", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        if panel.series:
+            axes.legend(fontsize=11, framealpha=0.9)
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=DOTS_PER_INCH, format="png")
+    return target

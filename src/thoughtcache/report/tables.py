@@ -1,0 +1,108 @@
+"""The table of a comparison, on a terminal and in Markdown. Columns without any value are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.table import Table
+
+from thoughtcache.evaluation.accuracy import Accuracy
+
+MISSING = "-"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResultRow:
+    """One configuration of a comparison. None means: not measured.
+
+    Attributes:
+        name: what it is called.
+        accuracy: right answers, with their interval.
+        window: resident thoughts, "prompt", or None for the full cache.
+        peak_memory_mib: peak over the baseline.
+        kv_cache_kib: keys and values of the fullest moment.
+        flops_per_token: mean operations per decoded token.
+        seconds: wall-clock seconds by phase.
+        parameters: trainable parameters.
+    """
+
+    name: str
+    accuracy: Accuracy | None = None
+    window: int | str | None = None
+    peak_memory_mib: float | None = None
+    kv_cache_kib: float | None = None
+    flops_per_token: float | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    parameters: int | None = None
+
+
+def print_table(rows: Sequence[ResultRow], *, title: str | None = None, console: Console | None = None) -> None:
+    """Print the table. Without a terminal it takes the width it needs, so that no cell is wrapped in a log.
+
+    Raises:
+        ValueError: without rows.
+    """
+    header, body = _cells(rows)
+    table = Table(title=title)
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index == 0 else "right")
+    for cells in body:
+        table.add_row(*cells)
+    console = console or Console()
+    width = console.width
+    if not console.is_terminal:
+        console.width = max(width, console.measure(table, options=console.options.update(max_width=10_000)).maximum)
+    try:
+        console.print(table)
+    finally:
+        console.width = width
+
+
+def markdown_table(rows: Sequence[ResultRow]) -> str:
+    """The table in Markdown, ending in a newline; the first column is on the left, numbers are on the right.
+
+    Raises:
+        ValueError: without rows.
+    """
+    header, body = _cells(rows)
+    lines = [header, [":--", *["--:"] * (len(header) - 1)], *body]
+    return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in lines)
+
+
+def format_accuracy(accuracy: Accuracy) -> str:
+    """Percent and interval: `92.7 % (91.0-94.1)`."""
+    return f"{accuracy.percent:.1f} % ({100 * accuracy.low:.1f}-{100 * accuracy.high:.1f})"
+
+
+def format_flops(flops: float) -> str:
+    """With three digits and a decimal prefix: `311 k`, `6.18 G`."""
+    for limit, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if flops >= limit:
+            scaled = flops / limit
+            return f"{scaled:.{2 if scaled < 10 else 1 if scaled < 100 else 0}f} {prefix}"
+    return f"{flops:.0f}"
+
+
+def _cells(rows: Sequence[ResultRow]) -> tuple[list[str], list[list[str]]]:
+    """Header and body as text, without the columns that are empty in every row."""
+    if not rows:
+        raise ValueError("a table needs at least one row")
+    phases = list(dict.fromkeys(phase for row in rows for phase in row.seconds))
+    columns: list[tuple[str, list[str]]] = [
+        ("name", [row.name for row in rows]),
+        ("accuracy (95 %)", [MISSING if row.accuracy is None else format_accuracy(row.accuracy) for row in rows]),
+        ("window", ["full" if row.window is None else str(row.window) for row in rows]),
+        ("peak MiB", [_number(row.peak_memory_mib, 1) for row in rows]),
+        ("KV KiB", [_number(row.kv_cache_kib, 1) for row in rows]),
+        ("FLOP/token", [MISSING if r.flops_per_token is None else format_flops(r.flops_per_token) for r in rows]),
+        *[(f"{phase} s", [_number(row.seconds.get(phase), 1) for row in rows]) for phase in phases],
+        ("parameters", [_number(row.parameters, 0) for row in rows]),
+    ]
+    kept = [(name, cells) for name, cells in columns if any(cell != MISSING for cell in cells)]
+    return [name for name, _ in kept], [list(cells) for cells in zip(*[cells for _, cells in kept], strict=True)]
+
+
+def _number(value: float | int | None, digits: int) -> str:
+    return MISSING if value is None else f"{value:,.{digits}f}"

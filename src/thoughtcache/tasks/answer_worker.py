@@ -1,0 +1,94 @@
+"""The process in which answers are parsed and compared; `answers.py` starts it and ends it when time is up.
+
+Simplifying an expression that a model wrote can take for ever (`9^{9^{9^9}}`) and Python code cannot interrupt it
+from a thread, so it runs where it can be killed. One JSON object per line in each direction:
+
+    request   {"completion": str, "reference": str}         both already cut down to what is to be compared
+    reply     {"parsed": bool, "correct": bool, "extracted": str | null}, or {"error": traceback}
+
+The file is run by its path, as a script: importing the package (and torch) in the worker would cost seconds.
+Not covered: the time bound, which is the parent's.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import traceback
+from typing import Any
+
+MEMORY_LIMIT_BYTES = 4 * 1024**3
+"""Address space of the worker: a runaway expression ends as a `MemoryError` here, not on the training machine."""
+
+TINY = 1e-3
+RELATIVE_TOLERANCE = 1e-3
+"""Numbers below `TINY` must agree to this share of the reference as well."""
+
+
+def compare(completion: str, reference: str) -> dict[str, Any]:
+    """Parse both texts and compare them; a reference that is no mathematics is compared as text.
+
+    math-verify catches what sympy raises on malformed expressions and returns an empty list for them; its own
+    alarms stay off.
+    """
+    import math_verify
+
+    found = math_verify.parse(completion, parsing_timeout=None)
+    expected = math_verify.parse(reference, parsing_timeout=None)
+    if not found:
+        return {"parsed": False, "correct": False, "extracted": None}
+    # The result is the parsed expression followed by the text it was read from, or the text alone.
+    correct = bool(math_verify.verify(expected, found, timeout_seconds=None)) and not _differ_in_scale(expected, found)
+    parsed = correct or any(not isinstance(item, str) for item in found)
+    return {"parsed": parsed, "correct": correct, "extracted": found[-1] if isinstance(found[-1], str) else None}
+
+
+def _differ_in_scale(expected: list[Any], found: list[Any]) -> bool:
+    """Whether two tiny numbers that math-verify rounded to the same sixth decimal are different numbers.
+
+    It rounds absolutely: 5e-19 and 2.88e-19 are both 0.000000 to it.
+    """
+    if not all(getattr(items[0], "is_number", False) and items[0].is_real for items in (expected, found)):
+        return False
+    wanted, given = (float(items[0].evalf()) for items in (expected, found))
+    if max(abs(wanted), abs(given)) >= TINY:
+        return False
+    return abs(wanted - given) > RELATIVE_TOLERANCE * abs(wanted)
+
+
+def _limit_memory() -> None:
+    if sys.platform == "linux":
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        limit = MEMORY_LIMIT_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_LIMIT_BYTES, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+
+def _answer(line: str) -> dict[str, Any]:
+    request = json.loads(line)
+    try:
+        return compare(request["completion"], request["reference"])
+    except Exception:  # noqa: BLE001 - not swallowed: the parent raises it with this traceback
+        return {"error": traceback.format_exc()}
+
+
+def main() -> None:
+    """Say that the libraries are loaded, then answer requests until the parent closes the pipe."""
+    replies = sys.stdout
+    sys.stdout = sys.stderr  # a library that prints must not write into the protocol
+    _limit_memory()
+    logging.disable(logging.WARNING)  # "timeout is disabled": the parent holds the clock
+
+    import math_verify  # noqa: F401 - loaded before the clock starts
+
+    replies.write("{}\n")
+    replies.flush()
+    for line in sys.stdin:
+        replies.write(json.dumps(_answer(line)) + "\n")
+        replies.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""From chat messages to prompt token ids.
+
+With a chat template, the template decides. Without one (base models), the plain format:
+
+    Question: <content>
+
+    Answer:
+
+where a system message is printed as it is, and an earlier assistant turn follows its `Answer:`. Special tokens at the
+start (`<bos>`) are the tokenizer's in both cases; nothing is added at the end, where the thought begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+REASONING_INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."
+
+
+@runtime_checkable
+class ChatTokenizer(Protocol):
+    """What is used of a transformers tokenizer."""
+
+    chat_template: Any
+
+    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
+        """Render messages and, if asked, tokenize them."""
+
+    def __call__(self, text: Any, **kwargs: Any) -> Any:
+        """Tokenize a text with the tokenizer's special tokens."""
+
+
+def encode_prompt(
+    tokenizer: ChatTokenizer,
+    messages: Sequence[dict[str, str]],
+    *,
+    system: str | None = None,
+    instruction: str | None = None,
+) -> list[int]:
+    """Token ids of a prompt, ready to be continued by the model.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        messages: "role" (system, user, assistant) and "content" each; the last one is the user's.
+        system: put before as a system message, unless the messages already begin with one.
+        instruction: added to the last message after an empty line, such as `REASONING_INSTRUCTION`.
+
+    Raises:
+        ValueError: if there is no message, a role is unknown, or the last message is not the user's.
+    """
+    if not messages:
+        raise ValueError("messages is empty, allowed: at least one user message")
+    for message in messages:
+        if message["role"] not in PLAIN_FORMAT:
+            raise ValueError(f"role is {message['role']!r}, allowed: {', '.join(PLAIN_FORMAT)}; rename it")
+    if messages[-1]["role"] != "user":
+        raise ValueError(f"the last role is {messages[-1]['role']!r}, allowed: 'user'; drop what follows the question")
+    chat = [dict(message) for message in messages]
+    if instruction is not None:
+        chat[-1]["content"] += f"\n\n{instruction}"
+    if system is not None and chat[0]["role"] != "system":
+        chat.insert(0, {"role": "system", "content": system})
+    if tokenizer.chat_template is None:
+        ids = tokenizer(plain_prompt(chat))["input_ids"]
+    else:
+        ids = tokenizer.apply_chat_template(chat, tokenize=True, add_generation_prompt=True, return_dict=False)
+    return [int(token) for token in ids]
+
+
+PLAIN_FORMAT = {
+    "system": "{content}\n\n",
+    "user": "Question: {content}\n\nAnswer:",
+    "assistant": " {content}\n\n",
+}
+"""How a message of each role is printed for a tokenizer without a chat template."""
+
+
+def plain_prompt(messages: Sequence[dict[str, str]]) -> str:
+    """The plain format of the module's docstring."""
+    return "".join(PLAIN_FORMAT[message["role"]].replace("{content}", message["content"]) for message in messages)

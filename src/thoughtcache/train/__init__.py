@@ -1,0 +1,1 @@
+"""Training: cache distillation, GRPO under the bounded cache, and the rewards."""

@@ -1,0 +1,309 @@
+"""Cache distillation: the frozen base with its full cache teaches the bounded student on the teacher's own samples.
+
+The flow: teacher samples (`sample_teacher`), the student's cache schedule put over them (`under_window`), one loss per
+batch (`DistillTrainer.compute_loss`): the divergence between both next-token distributions, averaged over thought
+tokens. The loop, checkpoints, resume, schedules and processes are `transformers.Trainer`'s.
+
+Why before GRPO: from a zero adapter outcome reward alone taught nothing in the prototypes (DESIGN section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from thoughtcache.cache.schedule import evict_count, eviction_points
+from thoughtcache.config import GradientMode, ThoughtConfig
+from thoughtcache.policy.batch import RolloutBatch, batch_rollouts
+from thoughtcache.policy.handle import find_tuner, open_policy
+from thoughtcache.policy.replay import check_gradient_mode, run_replay
+from thoughtcache.policy.rollout import rollout
+from thoughtcache.records import Eviction, Rollout
+from thoughtcache.train.divergence import DIVERGENCES, divergence
+
+Evaluator = Callable[[nn.Module], dict[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistillConfig:
+    """Settings of cache distillation. The defaults are the embedded job's (docs/lab-log.md has their history).
+
+    Attributes:
+        output_dir: folder for checkpoints and logs.
+        num_steps: optimiser steps.
+        batch_size: sequences per step and process.
+        learning_rate: peak, after `warmup_steps`; cosine down to `min_learning_rate_ratio` of it.
+        warmup_steps: linear warm-up.
+        min_learning_rate_ratio: where the cosine ends.
+        betas: of Adam.
+        max_grad_norm: gradient clipping.
+        loss: "forward_kl" (teacher || student), "reverse_kl" or "cross_entropy".
+        gradient: how far the gradient reaches, see `policy/replay.py`.
+        max_new_tokens: length of the teacher's samples.
+        temperature: of the teacher's samples and of both distributions.
+        samples_per_prompt: teacher samples per prompt.
+        sample_batch_size: rows sampled at once.
+        seed: of sampling, data order and initialisation inside the trainer.
+        evaluate_every: steps between evaluations, 0 for none.
+        save_every: steps between checkpoints, 0 for none.
+        log_every: steps between log lines.
+        resume: continue from the last checkpoint in `output_dir`.
+    """
+
+    output_dir: str
+    num_steps: int = 250
+    batch_size: int = 32
+    learning_rate: float = 5e-3
+    warmup_steps: int = 20
+    min_learning_rate_ratio: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.98)
+    max_grad_norm: float = 1.0
+    loss: str = "forward_kl"
+    gradient: GradientMode = "exact"
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    samples_per_prompt: int = 1
+    sample_batch_size: int = 256
+    seed: int = 0
+    evaluate_every: int = 0
+    save_every: int = 0
+    log_every: int = 10
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        check_gradient_mode(self.gradient)
+        if self.loss not in DIVERGENCES:
+            raise ValueError(f"loss={self.loss!r} is not known; choose one of {sorted(DIVERGENCES)}")
+        for name in ("num_steps", "batch_size", "max_new_tokens", "samples_per_prompt", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistillResult:
+    """What distillation leaves behind.
+
+    Attributes:
+        history: log records in order (step, loss, kl_late, evaluation metrics).
+        elapsed_seconds: wall-clock time of the training loop, evaluations included.
+    """
+
+    history: list[dict[str, float]] = field(default_factory=list)
+    elapsed_seconds: float = 0.0
+
+
+def sample_teacher(
+    model: PeftModel,
+    prompts: Sequence[Sequence[int]],
+    config: DistillConfig,
+    progress: Callable[[int], None] | None = None,
+) -> list[Rollout]:
+    """The teacher's own samples: adapter off, full cache.
+
+    Args:
+        model: the adapted model; its base is the teacher.
+        prompts: token ids of the prompts.
+        config: lengths, temperature, seed and samples per prompt.
+        progress: called with the number of rows that were finished.
+    """
+    repeated = [list(prompt) for prompt in prompts for _ in range(config.samples_per_prompt)]
+    with model.disable_adapter():
+        return rollout(
+            model,
+            repeated,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            seed=config.seed,
+            window=None,
+            batch_size=config.sample_batch_size,
+            progress=progress,
+        )
+
+
+def under_window(samples: Sequence[Rollout], config: ThoughtConfig) -> list[Rollout]:
+    """The same tokens under the student's schedule (oldest first): what the student would have evicted.
+
+    Raises:
+        ValueError: for eviction policies that score tokens; their choices need the student's own forward pass.
+    """
+    if config.window is not None and config.eviction != "sliding":
+        raise ValueError(
+            f"distillation on teacher samples needs eviction='sliding', got {config.eviction!r}: "
+            "scored policies choose while sampling"
+        )
+    longest = max(len(sample.prompt_ids) for sample in samples)
+    window = longest if config.window == "prompt" else config.window
+    assert window is None or isinstance(window, int)
+    evicted = None if window is None else evict_count(window, config.evict_fraction)
+    results = []
+    for sample in samples:
+        points = eviction_points(len(sample.token_ids) - 1, window, evicted)
+        results.append(
+            replace(
+                sample,
+                settings=replace(sample.settings, window=window, num_evicted=evicted, eviction="sliding"),
+                evictions=tuple(Eviction(before_token=point, num_tokens=evicted or 0) for point in points),
+                states=None,
+            )
+        )
+    return results
+
+
+class _Rollouts(Dataset[Rollout]):
+    def __init__(self, rollouts: Sequence[Rollout]) -> None:
+        self.rollouts = list(rollouts)
+
+    def __len__(self) -> int:
+        return len(self.rollouts)
+
+    def __getitem__(self, index: int) -> Rollout:
+        return self.rollouts[index]
+
+
+def _collate(rows: list[Rollout]) -> dict[str, list[Rollout]]:
+    return {"rollouts": rows}
+
+
+class DistillTrainer(Trainer):
+    """`transformers.Trainer` whose loss is the divergence from the full-cache base.
+
+    Args:
+        distill_config: the settings.
+        evaluator: called with the model every `evaluate_every` steps; its numbers go to the log.
+        kwargs: of `Trainer`.
+    """
+
+    def __init__(self, *, distill_config: DistillConfig, evaluator: Evaluator | None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.distill_config = distill_config
+        self.evaluator = evaluator
+        self.remove_callback(PrinterCallback)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Mean divergence per thought token (nats) of one batch of rollouts."""
+        policy = open_policy(model)
+        batch = batch_rollouts(inputs["rollouts"], policy.device)
+        teacher = teacher_hidden(self.accelerator.unwrap_model(model), batch)
+        config = self.distill_config
+        (per_token,) = run_replay(
+            model,
+            batch,
+            divergence(policy, batch, teacher, config.loss),
+            gradient=config.gradient,
+            anchored=False,
+        )
+        return per_token[batch.mask].mean()
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The evaluator's numbers, logged under `eval_`."""
+        metrics = {} if self.evaluator is None else self.evaluator(self.accelerator.unwrap_model(self.model))
+        named = {f"eval_{name}": value for name, value in metrics.items()}
+        self.log(named)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, named)
+        return named
+
+
+@torch.no_grad()
+def teacher_hidden(model: PeftModel, batch: RolloutBatch) -> Tensor:
+    """[B, T, d] hidden states from which the full-cache base predicts each thought token."""
+    full = replace(batch, settings=replace(batch.settings, window=None, num_evicted=None))
+    with model.disable_adapter():
+        (hidden,) = run_replay(model, full, lambda h, start, stop: (h,), gradient="exact", anchored=False)
+    return hidden
+
+
+def distill(
+    model: PeftModel,
+    prompts: Sequence[Sequence[int]],
+    config: DistillConfig,
+    *,
+    samples: Sequence[Rollout] | None = None,
+    evaluator: Evaluator | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> DistillResult:
+    """Teach the adapter of `model` to predict under its bounded cache what the base predicts with the full cache.
+
+    Args:
+        model: a PEFT model with a `ThoughtConfig` adapter; it is trained in place.
+        prompts: token ids of the prompts; the teacher continues them.
+        config: the settings.
+        samples: teacher samples from an earlier `sample_teacher`, to share them between students.
+        evaluator: see `DistillTrainer`.
+        callbacks: further trainer callbacks (progress, early stopping).
+
+    Returns:
+        The log history. The adapter stays in `model`; checkpoints are in `config.output_dir`.
+
+    Raises:
+        ValueError: if there is nothing to train on, or `resume` finds no checkpoint.
+    """
+    if samples is None:
+        if not prompts:
+            raise ValueError("no prompts were given to distil on; pass at least one list of token ids")
+        samples = sample_teacher(model, prompts, config)
+    student = under_window([s for s in samples if s.token_ids], find_tuner(model).thought_config)
+    model.train()
+    trainer = DistillTrainer(
+        distill_config=config,
+        evaluator=evaluator,
+        model=model,
+        args=_training_arguments(config, has_evaluator=evaluator is not None),
+        train_dataset=_Rollouts(student),
+        eval_dataset=_Rollouts(student[:1]) if evaluator is not None else None,
+        data_collator=_collate,
+        callbacks=list(callbacks),
+    )
+    trainer.train(resume_from_checkpoint=_last_checkpoint(config))
+    history = trainer.state.log_history
+    seconds = float(history[-1].get("train_runtime", 0.0)) if history else 0.0
+    return DistillResult(history=list(history), elapsed_seconds=seconds)
+
+
+def _last_checkpoint(config: DistillConfig) -> str | None:
+    if not config.resume:
+        return None
+    folders = sorted(Path(config.output_dir).glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    if not folders:
+        raise ValueError(f"resume was asked for, but {config.output_dir} holds no checkpoint; start without resume")
+    return str(folders[-1])
+
+
+def _training_arguments(config: DistillConfig, has_evaluator: bool) -> TrainingArguments:
+    evaluates = has_evaluator and config.evaluate_every > 0
+    return TrainingArguments(
+        output_dir=config.output_dir,
+        max_steps=config.num_steps,
+        per_device_train_batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": config.min_learning_rate_ratio},
+        adam_beta1=config.betas[0],
+        adam_beta2=config.betas[1],
+        weight_decay=0.0,
+        max_grad_norm=config.max_grad_norm,
+        seed=config.seed,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=config.evaluate_every if evaluates else None,
+        save_strategy="steps" if config.save_every else "no",
+        save_steps=config.save_every or 500,
+        save_total_limit=2,
+        logging_steps=config.log_every,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        gradient_checkpointing=False,
+        average_tokens_across_devices=False,
+    )

@@ -1,0 +1,311 @@
+"""GRPO under the bounded cache: TRL's trainer with its two seams, sampling and scoring, replaced.
+
+`_generate_single_turn` samples with `rollout` and keeps the records; `_get_per_token_logps_and_entropies` scores them
+with `replay`. The policy, the old policy and the reference all pass through the second. Losses, advantages,
+checkpoints, callbacks and processes stay TRL's. TRL's private signatures are held by tests/unit/test_grpo_config.py.
+
+Not covered: images, tools, vLLM, autocast (refused); FSDP and DeepSpeed ZeRO-3 (not tried).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from trl.models.utils import unwrap_model_for_generation
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+from thoughtcache.adapter.model import ENCODERS
+from thoughtcache.config import ThoughtConfig
+from thoughtcache.policy import replay, rollout
+from thoughtcache.policy.handle import find_tuner
+from thoughtcache.records import Rollout
+from thoughtcache.train.grpo_config import ThoughtGRPOConfig
+from thoughtcache.train.phase_timer import PhaseCallback, PhaseTimer
+from thoughtcache.train.policy_metrics import cache_metrics, cache_totals, gap_metrics, sampled_log_ratio
+
+__all__ = ["ThoughtGRPOConfig", "ThoughtGRPOTrainer"]
+
+POLICY_ADAPTER = "default"
+REFERENCE_ADAPTER = "ref"
+SEED_BYTES = 5
+"""`rollout` multiplies its seed by about a million, and a generator takes 64 bits."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Generation:
+    """The rollouts of one generation batch of this process.
+
+    Attributes:
+        rollouts: the records, in the order of the prompts; `rollout_index` of a batch points into them.
+        global_step: optimiser steps done when they were sampled.
+    """
+
+    rollouts: list[Rollout]
+    global_step: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scoring:
+    """What is scored now.
+
+    Attributes:
+        rollouts: one record per row of the batch.
+        on_policy: whether the weights are still those that sampled, so that recorded states are right.
+        is_loss: whether this is the pass whose gap is logged.
+    """
+
+    rollouts: list[Rollout]
+    on_policy: bool
+    is_loss: bool
+
+
+class ThoughtGRPOTrainer(GRPOTrainer):
+    """`trl.GRPOTrainer` for a model with a `ThoughtConfig` adapter; arguments as there.
+
+    Args:
+        model: a model with a thought adapter, or a base model (or its name) together with `peft_config`.
+        reward_funcs: rewards as TRL takes them.
+        args: a `ThoughtGRPOConfig`.
+        peft_config: the `ThoughtConfig` of a new adapter.
+        tools: refused, as `rollout_func` and `environment_factory`: their tokens are not sampled by the policy.
+        rollout_func: refused.
+        environment_factory: refused.
+        **kwargs: data sets, tokenizer, callbacks and optimizers, as TRL takes them.
+
+    Raises:
+        ValueError: without a thought adapter, or with anything that would score another policy than was sampled.
+    """
+
+    args: ThoughtGRPOConfig
+    model: nn.Module
+    max_completion_length: int
+    _tag_names = ["trl", "grpo", "thoughtcache"]  # noqa: RUF012 - TRL declares a list
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: GRPOConfig | None = None,
+        *,
+        peft_config: Any = None,
+        tools: Any = None,
+        rollout_func: Any = None,
+        environment_factory: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        given = {"tools": tools, "rollout_func": rollout_func, "environment_factory": environment_factory}
+        args = _check_arguments(model, args, peft_config, given)
+        self._generations: dict[str, Generation] = {}
+        self._scoring: Scoring | None = None
+        self._seed_calls: dict[str, tuple[int, int]] = {}
+        super().__init__(model=model, reward_funcs=reward_funcs, args=args, peft_config=peft_config, **kwargs)
+        if self.aux_loss_enabled:
+            raise ValueError("the replay returns no router loss; set router_aux_loss_coef=0.0")
+        _encoders_to_fp32(self.model)
+        self._timer = PhaseTimer(self.accelerator.device)
+        self.add_callback(PhaseCallback(self._timer, self._report_phases))
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
+
+    def _phase(self, name: str) -> AbstractContextManager[None]:
+        return self._timer.phase(name) if self.model.training else nullcontext()
+
+    def _report_phases(self, seconds: dict[str, float]) -> None:
+        for name, value in seconds.items():
+            self._metrics["train"][f"time/{name}"].append(value)
+
+    def _rollout_seed(self) -> int:
+        """A seed of its own for every call: run, mode, optimiser step, call within the step, process.
+
+        Calls are counted within an optimiser step, so a resumed run draws the numbers of an uninterrupted one.
+        """
+        step, count = self._seed_calls.get(self._mode, (-1, 0))
+        count = count + 1 if step == self.state.global_step else 0
+        self._seed_calls[self._mode] = (self.state.global_step, count)
+        parts = (self.args.seed, self._mode, self.state.global_step, count, self.accelerator.process_index)
+        digest = hashlib.blake2b(repr(parts).encode(), digest_size=SEED_BYTES).digest()
+        return int.from_bytes(digest, "big")
+
+    def _generate_single_turn(
+        self,
+        prompt_ids: list[list[int]],
+        images: Any,
+        multimodal_fields: Any,
+        num_generations: int,
+        has_tool_images: bool = False,
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        if images is not None or multimodal_fields:
+            raise ValueError("images are not supported under a bounded cache; use a data set of text prompts")
+        train = self.model.training
+        with (
+            self._phase("rollout"),
+            unwrap_model_for_generation(
+                self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
+            ) as model,
+        ):
+            rollouts = rollout(
+                model,
+                prompt_ids,
+                max_new_tokens=self.max_completion_length,
+                temperature=self.temperature,
+                seed=self._rollout_seed(),
+                batch_size=self.args.rollout_batch_size,
+                stop_ids=self.eos_token_ids,
+                wrap_absorb=(lambda absorb: self._timer.timed("absorb", absorb)) if train else None,
+            )
+        self._generations[self._mode] = Generation(rollouts=rollouts, global_step=self.state.global_step)
+        self._scoring = Scoring(rollouts=rollouts, on_policy=True, is_loss=False)
+        totals = self.accelerator.gather(cache_totals(rollouts).to(self.accelerator.device))
+        self._append_metrics(cache_metrics(totals.view(-1, 5).cpu()))
+        return [r.token_ids for r in rollouts], [r.logprobs.tolist() for r in rollouts]
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        try:
+            output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        finally:
+            self._scoring = None
+        output["rollout_index"] = torch.arange(len(inputs), device=self.accelerator.device)
+        return output
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Any:
+        with self._phase("rewards"):
+            return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+
+    @contextmanager
+    def _scored(self, scoring: Scoring) -> Iterator[None]:
+        self._scoring = scoring
+        try:
+            yield
+        finally:
+            self._scoring = None
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
+        generation = self._generations[self._mode]
+        scoring = Scoring(
+            rollouts=[generation.rollouts[index] for index in inputs["rollout_index"].tolist()],
+            on_policy=generation.global_step == self.state.global_step,
+            is_loss=True,
+        )
+        with self._scored(scoring):
+            return super()._compute_loss(model, inputs)  # type: ignore[no-untyped-call]
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: nn.Module,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **unused: Any,
+    ) -> tuple[Tensor, Tensor | None, None]:
+        """Replayed log-probabilities [B, logits_to_keep] and entropies; masks are not read, the records say it all."""
+        scoring = self._scoring
+        if scoring is None:
+            raise RuntimeError("log-probabilities were asked for outside of a generation and of a loss")
+        _check_same_tokens(scoring.rollouts, input_ids[:, -logits_to_keep:])
+        is_reference = _is_reference(model)
+        rows = batch_size or len(scoring.rollouts)
+        logps, entropies = [], []
+        with self._phase("replay"):
+            for start in range(0, len(scoring.rollouts), rows):
+                scores = replay(
+                    model,
+                    scoring.rollouts[start : start + rows],
+                    gradient=self.args.gradient_mode,
+                    anchored=scoring.on_policy and not is_reference,
+                    full_cache=is_reference and self.args.reference == "full",
+                )
+                missing = logits_to_keep - scores.logprobs.shape[1]
+                logps.append(pad(scores.logprobs, (0, missing)))
+                entropies.append(pad(scores.entropies, (0, missing)))
+        joined = torch.cat(logps)
+        if scoring.is_loss and scoring.on_policy:
+            self._log_gap(joined, scoring.rollouts)
+        return joined, torch.cat(entropies) if compute_entropy else None, None
+
+    def _log_gap(self, replayed: Tensor, rollouts: list[Rollout]) -> None:
+        """Log the distance between sampled and replayed policy over the tokens of all processes."""
+        log_ratio = sampled_log_ratio(replayed, rollouts)
+        padded = self.accelerator.pad_across_processes(log_ratio, dim=0, pad_index=float("nan"))
+        gathered = self.accelerator.gather(padded)
+        self._append_metrics(gap_metrics(gathered, self.epsilon_low, self.epsilon_high))
+
+    def _append_metrics(self, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            self._metrics[self._mode][name].append(value)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL logs means over the steps since the last log; of `*_max` metrics of ours the maximum is logged."""
+        for name in ("policy/gap_max", "state/norm_max"):
+            values = self._metrics[self._mode].get(name)
+            if values:
+                self._metrics[self._mode][name] = [max(values)]
+        super().log(logs, start_time)
+
+
+def _check_arguments(
+    model: Any, args: GRPOConfig | None, peft_config: Any, refused: dict[str, Any]
+) -> ThoughtGRPOConfig:
+    """Refuse what has no thought adapter or brings tokens that the policy did not sample; returns the settings."""
+    if args is None:
+        args = ThoughtGRPOConfig("thoughtcache-grpo")
+    if not isinstance(args, ThoughtGRPOConfig):
+        raise ValueError(f"args must be a ThoughtGRPOConfig, got {type(args).__name__}; it takes the same options")
+    for name, value in refused.items():
+        if value:
+            raise ValueError(
+                f"{name} is not supported under a bounded cache: tokens that the policy did not sample token by token "
+                "cannot be replayed; leave it out"
+            )
+    if peft_config is not None:
+        if not isinstance(peft_config, ThoughtConfig):
+            raise ValueError(f"peft_config must be a ThoughtConfig, got {type(peft_config).__name__}")
+        return args
+    if not isinstance(model, PeftModel):
+        raise ValueError(
+            "the model carries no thought adapter; pass an adapted model, or a base model together with "
+            "peft_config=thoughtcache.ThoughtConfig(...)"
+        )
+    find_tuner(model)
+    if args.beta != 0.0 and POLICY_ADAPTER not in model.peft_config:
+        raise ValueError(
+            f"with beta={args.beta} TRL copies the adapter named {POLICY_ADAPTER!r} as the reference, the model has "
+            f"{sorted(model.peft_config)}; load it with adapter_name={POLICY_ADAPTER!r} or set beta=0.0"
+        )
+    return args
+
+
+def _encoders_to_fp32(model: nn.Module) -> None:
+    """Undo TRL's cast of quantised models' trainable parameters to bfloat16 where it would reach the thought state."""
+    for name, parameter in model.named_parameters():
+        if ENCODERS in name:
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+
+
+def _is_reference(model: nn.Module) -> bool:
+    """Whether TRL has switched the policy's adapter off, or its frozen copy on."""
+    tuner = find_tuner(model)
+    return not tuner.adapter_enabled or REFERENCE_ADAPTER in tuner.active_adapters
+
+
+def _check_same_tokens(rollouts: Sequence[Rollout], completion_ids: Tensor) -> None:
+    """Refuse to score rows other than the kept rollouts."""
+    rows = completion_ids.tolist()
+    same = len(rows) == len(rollouts) and all(
+        row[: len(record.token_ids)] == record.token_ids for row, record in zip(rows, rollouts, strict=True)
+    )
+    if not same:
+        raise ValueError("the completions of the batch are not the sampled rollouts; completions must not be edited")

@@ -1,0 +1,112 @@
+"""Configuration of GRPO under the bounded cache: TRL's, less everything that would score another policy than sampled.
+
+Each refusal names the reason and the remedy. What is not refused is TRL's and behaves as TRL documents it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from trl.trainer.grpo_config import GRPOConfig
+
+from thoughtcache.config import GradientMode
+
+REFERENCES = ("consistent", "full")
+C = TypeVar("C")
+
+
+def _without_run_time_types(config: type[C]) -> type[C]:
+    """Leave the generated `__init__` out of run-time type checks: transformers keeps values of other types in it."""
+    config.__init__.__no_type_check__ = True  # type: ignore[misc]
+    return config
+
+
+@_without_run_time_types
+@dataclass
+class ThoughtGRPOConfig(GRPOConfig):
+    """`trl.GRPOConfig` for a policy with a bounded cache and a thought state.
+
+    Attributes:
+        gradient: "exact", "detached" (keys and values cut at segment boundaries) or a number of segments such as "4"
+            (exact inside blocks of that many); an integer is taken as well.
+        reference: what the KL term compares with. "consistent": adapter off, the same evictions replayed (default);
+            "full": adapter off, full cache (the paper's).
+        rollout_batch_size: sequences decoded at once; None decodes the generation batch of a process in one go.
+        gradient_checkpointing: refused, because transformers then drops the cache.
+        bf16: refused with `fp16`; load the model in the dtype that it should compute in.
+    """
+
+    gradient: str = field(
+        default="exact", metadata={"help": "exact, detached, or the number of segments of an exact block"}
+    )
+    reference: str = field(default="consistent", metadata={"help": "consistent (same evictions) or full (full cache)"})
+    rollout_batch_size: int | None = field(default=None, metadata={"help": "sequences decoded at once"})
+    # None becomes False; an explicit False would make transformers warn about the option's old name.
+    gradient_checkpointing: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "must stay off: it drops the cache"}
+    )
+    bf16: bool = field(default=False, metadata={"help": "must stay off: load the model in bfloat16 instead"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        self.gradient = str(self.gradient)
+        if self.gradient not in ("exact", "detached") and not (self.gradient.isdecimal() and int(self.gradient) > 0):
+            raise ValueError(
+                f'gradient={self.gradient!r} is not known; use "exact", "detached" or a positive number of segments'
+            )
+        if self.reference not in REFERENCES:
+            raise ValueError(f"reference={self.reference!r} is not known; choose one of {list(REFERENCES)}")
+        if self.rollout_batch_size is not None and self.rollout_batch_size < 1:
+            raise ValueError(f"rollout_batch_size must be at least 1 or None, got {self.rollout_batch_size}")
+        self._refuse_other_policies()
+
+    @property
+    def gradient_mode(self) -> GradientMode:
+        """`gradient` as `replay` takes it."""
+        return int(self.gradient) if self.gradient.isdecimal() else self.gradient  # type: ignore[return-value]
+
+    def _refuse_other_policies(self) -> None:
+        """Refuse options under which the scored policy is not the sampled one, or that the replay cannot serve.
+
+        Raises:
+            ValueError: for the first such option, with the reason and the remedy.
+        """
+        scored = "the learner scores the whole softmax"
+        backend = "only our own rollout keeps the evictions and states that the learner repeats"
+        refused: dict[str, tuple[bool, str, str]] = {
+            "temperature": (self.temperature <= 0, "logits are divided by it", "a positive number"),
+            "top_p": (self.top_p < 1.0, scored, "1.0"),
+            "top_k": (self.top_k > 0, scored, "0"),
+            "min_p": (bool(self.min_p), scored, "None"),
+            "repetition_penalty": (self.repetition_penalty != 1.0, scored, "1.0"),
+            "generation_kwargs": (bool(self.generation_kwargs), backend, "None"),
+            "cache_implementation": (self.cache_implementation is not None, backend, "None"),
+            "use_vllm": (self.use_vllm, backend, "False"),
+            "use_transformers_continuous_batching": (self.use_transformers_continuous_batching, backend, "False"),
+            "max_completion_length": (self.max_completion_length is None, "rollouts need a bound", "an integer"),
+            "gradient_checkpointing": (
+                self.gradient_checkpointing,
+                "transformers drops the cache under it",
+                "False; lower per_device_train_batch_size to save memory",
+            ),
+            "mixed_precision": (
+                self.mixed_precision != "no",
+                "autocast would run the thought state in half precision, and only in the learner",
+                'bf16=False, fp16=False and ACCELERATE_MIXED_PRECISION=no; model_init_kwargs={"dtype": "bfloat16"} '
+                "loads the model in bfloat16",
+            ),
+            "bf16_full_eval": (self.bf16_full_eval, "it casts the thought state", "False"),
+            "fp16_full_eval": (self.fp16_full_eval, "it casts the thought state", "False"),
+            "neftune_noise_alpha": (self.neftune_noise_alpha is not None, "noise is not repeated in replay", "None"),
+            "torch_compile": (self.torch_compile, "segments change shape and pass through a Python request", "False"),
+            "use_liger_kernel": (self.use_liger_kernel, "it replaces the forward that the cache relies on", "False"),
+            "entropy_coef": (self.entropy_coef != 0.0, "replayed entropies carry no gradient", "0.0"),
+            "use_adaptive_entropy": (self.use_adaptive_entropy, "replayed entropies carry no gradient", "False"),
+            "sync_ref_model": (self.sync_ref_model, "the reference is the same model without its adapter", "False"),
+        }
+        for name, (given, reason, remedy) in refused.items():
+            if given:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is not supported under a bounded cache: {reason}; use {remedy}"
+                )

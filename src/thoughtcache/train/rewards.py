@@ -1,0 +1,90 @@
+"""Rewards as TRL calls them: `reward(completions=..., <columns of the data set>, log_metric=...) -> list[float]`.
+
+A completion is a string or a list of chat messages, of which the last one counts. An answer that cannot be read or
+takes too long to compare earns 0.0 and is counted in a metric, so that a broken parser does not look like a weak
+policy. An error in our own code is raised: a reward never hides one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from thoughtcache.tasks.answers import check_math_answer
+
+Completion = str | Sequence[Mapping[str, Any]]
+RewardFunction = Callable[..., list[float]]
+LogMetric = Callable[[str, float], None]
+
+
+def math_correctness(
+    completions: Sequence[Completion],
+    answer: Sequence[str | None],
+    log_metric: LogMetric | None = None,
+    **kwargs: Any,
+) -> list[float]:
+    """1.0 where the final answer equals `answer`, else 0.0 (math-verify; see `tasks/answers.py`).
+
+    Logs the fractions `malformed_answers` (no readable answer) and `answer_timeouts` when TRL passes `log_metric`.
+
+    Raises:
+        ValueError: if an answer is missing or there is not one for each completion.
+    """
+    pairs = _pairs(completions, answer)
+    checks = [check_math_answer(completion, reference) for completion, reference in pairs]
+    if log_metric is not None and checks:
+        log_metric("malformed_answers", sum(not check.parsed and not check.timed_out for check in checks) / len(checks))
+        log_metric("answer_timeouts", sum(check.timed_out for check in checks) / len(checks))
+    return [float(check.correct) for check in checks]
+
+
+def exact_match(completions: Sequence[Completion], answer: Sequence[str | None], **kwargs: Any) -> list[float]:
+    """1.0 where the stripped completion ends in exactly `answer`, else 0.0; for the embedded tasks.
+
+    "Exactly": what stands before must not belong to the answer, so `18054`, `-8054` or `0.8054` do not match `8054`,
+    while `#8054`, `= 8054` and `8054` do.
+
+    Raises:
+        ValueError: if an answer is missing or empty, or there is not one for each completion.
+    """
+    return [float(_ends_in(completion.strip(), reference)) for completion, reference in _pairs(completions, answer)]
+
+
+REWARDS: dict[str, RewardFunction] = {"math_correctness": math_correctness, "exact_match": exact_match}
+"""Rewards that a configuration can name."""
+
+
+def resolve_reward(reward: str | RewardFunction) -> RewardFunction:
+    """The reward function of a name; a function is returned as it is.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if not isinstance(reward, str):
+        return reward
+    if reward not in REWARDS:
+        raise ValueError(f"reward is {reward!r}, allowed: {', '.join(REWARDS)}, or a function; see train/rewards.py")
+    return REWARDS[reward]
+
+
+def completion_text(completion: Completion) -> str:
+    """Text of a completion: the string itself, or the content of the last chat message ("" if it has none)."""
+    if isinstance(completion, str):
+        return completion
+    return str(completion[-1].get("content") or "") if completion else ""
+
+
+def _pairs(completions: Sequence[Completion], answers: Sequence[str | None]) -> list[tuple[str, str]]:
+    if len(completions) != len(answers):
+        raise ValueError(f"there are {len(completions)} completions and {len(answers)} answers; pass one answer each")
+    pairs: list[tuple[str, str]] = []
+    for index, (completion, reference) in enumerate(zip(completions, answers, strict=True)):
+        if reference is None or not reference.strip():
+            raise ValueError(f"answer {index} is {reference!r}, allowed: non-empty text; drop problems without answer")
+        pairs.append((completion_text(completion), reference.strip()))
+    return pairs
+
+
+def _ends_in(text: str, answer: str) -> bool:
+    before = text.removesuffix(answer)
+    return before != text and not (before and (before[-1].isalnum() or before[-1] in "+-.,_/"))

@@ -1,0 +1,113 @@
+"""Options of the command line. Defaults live in `thoughtcache.config`; an option that is not given is not passed on."""
+
+from __future__ import annotations
+
+import argparse
+
+_TRAIN_EXAMPLES = """\
+examples:
+  thoughtcache train
+      the embedded job: a tiny reasoner, about ten minutes on two cores
+  thoughtcache train --model Qwen/Qwen2.5-3B --dataset BytedTsinghua-SIA/DAPO-Math-17k --window 1024
+  thoughtcache train --model ./model --dataset questions.jsonl --window 128 --max-new-tokens 512 \\
+      --distill-steps 50 --grpo-steps 20 --output-dir runs/mine
+"""
+_GENERATE_EXAMPLES = """\
+examples:
+  thoughtcache generate --model ./model --adapter runs/mine/adapter "What is 12 * 13?"
+"""
+
+
+def window(text: str) -> int | str | None:
+    """An integer, "prompt", or "none" for the full cache."""
+    if text == "none":
+        return None
+    return int(text) if text.lstrip("-").isdigit() else text
+
+
+def gradient(text: str) -> int | str:
+    """An integer, "exact" or "detached"."""
+    return int(text) if text.lstrip("-").isdigit() else text
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="thoughtcache", description="Train reasoning models under a fixed-size KV cache."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _train(commands)
+    _generate(commands)
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, examples: str
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+
+
+def _adapter_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("adapter and cache")
+    group.add_argument("--window", type=window, help='resident thoughts: an integer, "prompt" or "none" (1024)')
+    group.add_argument("--evict-fraction", type=float, help="share of the window that leaves when it is full (0.25)")
+    group.add_argument("--r", type=int, help="rank of the adapter (32)")
+    group.add_argument("--num-global-tokens", type=int, help="global queries and tokens (32)")
+    group.add_argument("--lora-alpha", type=int, help="the delta is scaled by lora-alpha / r (32)")
+    group.add_argument("--state-rule", help="linear (the paper's, default), gated, delta, softmax or decay")
+    group.add_argument("--state-norm", help="frobenius (default) or none")
+    group.add_argument("--initial-state", help="global (default), zero or identity (plain LoRA)")
+    group.add_argument("--no-absorb", dest="absorb", action="store_false", help="evicted tokens never change the state")
+
+
+def _train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands, "train", "distil and train with GRPO; without options, the embedded job", _TRAIN_EXAMPLES
+    )
+    group = parser.add_argument_group("model and data")
+    group.add_argument("--model", help="folder or hub id of a transformers model; leave out for the embedded job")
+    group.add_argument("--dataset", help="JSONL, JSON, CSV or parquet file, folder, or hub id")
+    group.add_argument("--split", help="split of a hub data set (train)")
+    group.add_argument("--prompt-column", help="column with the question (found by name)")
+    group.add_argument("--answer-column", help="column with the reference answer (found by name)")
+    group.add_argument("--instruction", help="text after each question")
+    group.add_argument("--limit", type=int, help="use the first rows only")
+    group.add_argument("--dtype", help="float32 (default), bfloat16 or float16")
+    group.add_argument("--load-in-4bit", action="store_true", help="quantise the base with bitsandbytes")
+    group.add_argument("--task", help="embedded task: chains (default) or multiplication")
+    _adapter_options(parser)
+    group = parser.add_argument_group("training")
+    group.add_argument("--max-new-tokens", type=int, help="length of the thoughts (3072)")
+    group.add_argument("--distill-steps", type=int, help="steps of cache distillation, 0 to skip (100)")
+    group.add_argument("--distill-batch-size", type=int, help="sequences per distillation step (8)")
+    group.add_argument("--distill-learning-rate", type=float, help="peak learning rate of distillation (1e-3)")
+    group.add_argument("--grpo-steps", type=int, help="steps of GRPO, 0 to skip (100)")
+    group.add_argument("--group-size", type=int, help="completions per question (8)")
+    group.add_argument("--grpo-batch-size", type=int, help="completions per step and process (8)")
+    group.add_argument("--grpo-learning-rate", type=float, help="learning rate of GRPO (1e-5)")
+    group.add_argument("--beta", type=float, help="weight of the KL to the reference (0)")
+    group.add_argument("--gradient", type=gradient, help="exact (default), detached, or segments per exact block")
+    group = parser.add_argument_group("run")
+    group.add_argument("--output-dir", help="run folder (runs/train)")
+    group.add_argument("--evaluation-size", type=int, help="test problems of the embedded job (1000)")
+    group.add_argument("--seed", type=int, help="seed of everything (0)")
+    group.add_argument("--save-every", type=int, help="steps between checkpoints (50)")
+    group.add_argument("--resume", action="store_true", help="go on where the last run in this folder stopped")
+    group.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds another run")
+
+
+def _generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "generate", "answer one question with a trained adapter", _GENERATE_EXAMPLES)
+    parser.add_argument("prompt", help="the question")
+    parser.add_argument("--model", required=True, help="folder or hub id of the base model")
+    parser.add_argument("--adapter", required=True, help="folder of the trained adapter")
+    parser.add_argument("--max-new-tokens", type=int, default=512, help="length of the thoughts (512)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 decodes greedily (0)")
+    parser.add_argument("--dtype", default="float32", help="float32 (default), bfloat16 or float16")

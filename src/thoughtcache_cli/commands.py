@@ -1,0 +1,46 @@
+"""What the commands do: options to configurations, then one call into the library."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from safetensors import SafetensorError
+
+from thoughtcache.config import RunConfig, ThoughtConfig
+
+USER_ERRORS: tuple[type[Exception], ...] = (ValueError, OSError, SafetensorError)
+
+_RUN_FIELDS = {field.name for field in dataclasses.fields(RunConfig)}
+
+
+def train(options: dict[str, Any]) -> None:
+    """`thoughtcache train`: the embedded job, or a model and data of the user."""
+    run = RunConfig(**{name: value for name, value in options.items() if name in _RUN_FIELDS})
+    adapter_options = {name: value for name, value in options.items() if name not in _RUN_FIELDS}
+    if run.model is None:
+        from thoughtcache.recipes.embedded import run_embedded
+
+        given = set(options) - {"output_dir", "task", "seed", "evaluation_size", "save_every", "resume", "overwrite"}
+        if given:
+            names = ", ".join("--" + name.replace("_", "-") for name in sorted(given))
+            raise ValueError(
+                f"the embedded job is fixed and takes no {names}; "
+                "add --model and --dataset to train a model of your own"
+            )
+        run_embedded(run)
+        return
+    from thoughtcache.recipes.real_model import run_real_model
+
+    run_real_model(run, ThoughtConfig(**adapter_options))
+
+
+def generate(options: dict[str, Any]) -> None:
+    """`thoughtcache generate`: print one answer."""
+    from thoughtcache.recipes.real_model import answer
+
+    print(answer(**options))
+
+
+COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {"train": train, "generate": generate}

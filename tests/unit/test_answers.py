@@ -1,0 +1,135 @@
+"""Answer checking: what is extracted, what is equal, what is malformed, and that time is bounded in any thread."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from thoughtcache.tasks import answers
+from thoughtcache.tasks.answers import AnswerCheck, check_math_answer, last_boxed
+
+ENDLESS = r"\boxed{9^{9^{9^{9}}}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (r"\boxed{3}", "3"),
+        (r"\boxed{1} then \boxed{ \frac{1}{2} }.", r"\frac{1}{2}"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{4} and \boxed{5", "4"),
+        (r"\boxed{}", ""),
+        (r"\boxed{" + "1" * 1001 + "}", None),
+        ("no box", None),
+        ("", None),
+    ],
+)
+def test_last_boxed(text: str, expected: str | None) -> None:
+    assert last_boxed(text) == expected
+
+
+def test_many_open_boxes_are_scanned_quickly() -> None:
+    start = time.monotonic()
+    assert last_boxed(answers.BOX * 5000) is None
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize(
+    ("completion", "reference"),
+    [
+        (r"so \boxed{336}", r"336^\circ"),
+        (r"\boxed{336^\circ}", "336"),
+        (r"\boxed{25}", "025"),
+        (r"\boxed{0.5}", r"\boxed{\frac{1}{2}}"),
+        (r"\boxed{27}", "27.0"),
+        (r"\boxed{84, 69}", "69,84"),
+        (r"\boxed{2x+1}", "1 + 2 x"),
+        (r"\boxed{\text{Evelyn}}", r"\text{Evelyn}"),
+        (r"first \boxed{4}, no, \boxed{3}", "3"),
+        ("The answer is 72.", "72"),
+        (r"\boxed{4.5 \times 10^{33}}", "4.5e33"),
+        (r"\boxed{-1e-5}", "-0.00001"),
+        (r"\boxed{2.88e-19}", r"2.88 \times 10^{-19}"),
+        (r"\boxed{0.05\%}", "0.0005"),
+        (r"\boxed{2e}", "2e"),
+        (r"\boxed{0.333333}", "1/3"),
+        ("1" * 100_000 + " so the answer is $72$", "72"),
+    ],
+)
+def test_equal(completion: str, reference: str) -> None:
+    check = check_math_answer(completion, reference)
+    assert (check.correct, check.parsed, check.timed_out) == (True, True, False)
+
+
+@pytest.mark.parametrize(
+    ("completion", "reference"),
+    [
+        (r"\boxed{4}", "3"),
+        (r"first \boxed{3}, no, \boxed{4}", "3"),
+        (r"\boxed{-3}", "3"),
+        (r"\boxed{\frac{1}{0}}", "3"),
+        ("the answer is 7", "72"),
+        (r"\boxed{5 \times 10^{-19}}", "2.88e-19"),
+        (r"\boxed{0.0}", "2.88e-19"),
+        (r"\boxed{4.6e33}", "4.5e33"),
+    ],
+)
+def test_different(completion: str, reference: str) -> None:
+    check = check_math_answer(completion, reference)
+    assert (check.correct, check.parsed, check.timed_out) == (False, True, False)
+    assert check.extracted is not None
+
+
+@pytest.mark.parametrize("completion", ["", "I do not know", r"\boxed{", r"3 \boxed{}", r"\boxed{\frac{1}{}", "\x00"])
+def test_malformed_is_a_result(completion: str) -> None:
+    check = check_math_answer(completion, "3")
+    assert (check.correct, check.parsed, check.timed_out) == (False, False, False)
+
+
+def test_endless_comparison_ends_and_the_next_one_works() -> None:
+    start = time.monotonic()
+    check = check_math_answer(ENDLESS, "3", timeout_seconds=0.5)
+    assert check == AnswerCheck(correct=False, parsed=False, timed_out=True, extracted="9^{9^{9^{9}}}")
+    assert time.monotonic() - start < 60  # the worker may have to start first
+    assert check_math_answer(r"\boxed{1/2}", "0.5").correct
+
+
+def test_threads_get_their_own_verdicts() -> None:
+    """The replies are not mixed up; math-verify's own alarm would raise outside the main thread."""
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        verdicts = list(pool.map(lambda n: check_math_answer(rf"\boxed{{{n}.0}}", str(n - n % 2)).correct, range(24)))
+    assert verdicts == [n % 2 == 0 for n in range(24)]
+    assert threading.active_count() < 10
+
+
+def test_killed_worker_is_a_timeout_and_a_broken_one_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not check_math_answer(r"\boxed{1}", "2").correct
+    process = answers._WORKER._process
+    assert process is not None
+    process.kill()
+    process.wait()
+    assert check_math_answer(r"\boxed{1/2}", "0.5").correct  # started again
+
+    worker = answers._Worker()
+    monkeypatch.setattr(answers.sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="exit code 1"):
+        worker.ask({}, 1.0)
+
+
+def test_error_in_the_worker_is_raised() -> None:
+    with pytest.raises(RuntimeError, match="KeyError: 'reference'"):
+        answers._WORKER.ask({"completion": "1"}, 5.0)
+
+
+@pytest.mark.parametrize("reference", ["", "  ", r"\boxed{}", "1" * 1001])
+def test_refused_references(reference: str) -> None:
+    with pytest.raises(ValueError, match=r"reference is .* allowed: 1 to 1000"):
+        check_math_answer("1", reference)
+
+
+def test_refused_time() -> None:
+    with pytest.raises(ValueError, match=r"timeout_seconds is 0\.0, allowed: above 0"):
+        check_math_answer("1", "1", timeout_seconds=0.0)

@@ -1,0 +1,218 @@
+"""Result files and progress: complete or absent, and readable where there is no terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from thoughtcache.report import results
+from thoughtcache.report.progress import progress_bar
+from thoughtcache.report.results import environment, write_results
+from thoughtcache.report.trainer_progress import RichProgressCallback
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    name: str
+    seconds: dict[str, float]
+
+
+# --- results.json -----------------------------------------------------------------------------------------------
+
+
+def test_what_is_written_comes_back_sorted(tmp_path):
+    path = tmp_path / "new" / "results.json"
+    payload = {"z": [Row(name="a", seconds={"b": 1.5, "a": 2.0})], "m": (1, True, None), "a": Path("x")}
+    assert write_results(path, payload) == path
+    assert json.loads(path.read_text()) == {
+        "a": "x",
+        "m": [1, True, None],
+        "z": [{"name": "a", "seconds": {"a": 2.0, "b": 1.5}}],
+    }
+    text = path.read_text()
+    assert text.index('"a": "x"') < text.index('"m"') < text.index('"z"')
+    assert text.endswith("}\n")
+
+
+def test_numbers_that_json_lacks_become_null(tmp_path):
+    path = write_results(tmp_path / "r.json", {"nan": float("nan"), "inf": [float("-inf")], "one": 1.0})
+    assert json.loads(path.read_text()) == {"nan": None, "inf": [None], "one": 1.0}
+
+
+def test_the_old_file_survives_a_value_that_cannot_be_written(tmp_path):
+    path = write_results(tmp_path / "r.json", {"good": 1})
+    with pytest.raises(ValueError, match=r"payload.rows\[1\].loss is a Tensor"):
+        write_results(path, {"rows": [{}, {"loss": torch.ones(1)}]})
+    with pytest.raises(ValueError, match="key 3"):
+        write_results(path, {"steps": {3: 1.0}})
+    assert json.loads(path.read_text()) == {"good": 1}
+
+
+def test_the_old_file_survives_a_crash_while_writing(tmp_path, monkeypatch):
+    path = write_results(tmp_path / "r.json", {"good": 1})
+
+    def crash(handle: int) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", crash)
+    with pytest.raises(OSError, match="disk full"):
+        write_results(path, {"bad": 2})
+    assert json.loads(path.read_text()) == {"good": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_a_reader_of_the_old_file_keeps_it(tmp_path):
+    path = write_results(tmp_path / "r.json", {"old": 1})
+    with path.open() as reader:
+        write_results(path, {"new": 2})
+        # Replaced, not rewritten: the open file is still the old one.
+        assert json.load(reader) == {"old": 1}
+    assert json.loads(path.read_text()) == {"new": 2}
+
+
+# --- environment ------------------------------------------------------------------------------------------------
+
+
+def test_environment_is_complete_and_can_be_written(tmp_path):
+    found = environment()
+    assert set(found) == {"git_commit", "git_dirty", "versions", "device", "num_threads", "date"}
+    assert set(found["versions"]) == {"python", "torch", "transformers", "peft", "trl", "thoughtcache"}
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["num_threads"] == torch.get_num_threads()
+    assert datetime.fromisoformat(found["date"]).utcoffset().total_seconds() == 0
+    assert json.loads(write_results(tmp_path / "e.json", found).read_text()) == found
+
+
+def make_repository(folder: Path) -> str:
+    def git(*arguments: str) -> str:
+        settings = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+        done = subprocess.run(
+            ["git", "-C", str(folder), *settings, *arguments], check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    git("init", "--quiet")
+    (folder / "results.py").write_text("1\n")
+    git("add", "results.py")
+    git("commit", "--quiet", "--message", "first")
+    return git("rev-parse", "HEAD")
+
+
+def test_environment_names_the_commit_of_the_package(tmp_path, monkeypatch):
+    commit = make_repository(tmp_path)
+    monkeypatch.setattr(results, "__file__", str(tmp_path / "results.py"))
+    assert (environment()["git_commit"], environment()["git_dirty"]) == (commit, False)
+    (tmp_path / "results.py").write_text("2\n")
+    assert (environment()["git_commit"], environment()["git_dirty"]) == (commit, True)
+
+
+def test_environment_ignores_a_repository_that_does_not_hold_the_package(tmp_path, monkeypatch):
+    make_repository(tmp_path)
+    installed = tmp_path / "site-packages"
+    installed.mkdir()
+    (installed / "results.py").write_text("1\n")
+    monkeypatch.setattr(results, "__file__", str(installed / "results.py"))
+    assert (environment()["git_commit"], environment()["git_dirty"]) == (None, None)
+
+
+def test_environment_without_git(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert environment()["git_commit"] is None
+
+
+# --- progress ---------------------------------------------------------------------------------------------------
+
+
+def plain() -> tuple[Console, io.StringIO]:
+    stream = io.StringIO()
+    return Console(file=stream, force_terminal=False, width=40), stream
+
+
+def test_plain_lines_at_every_tenth():
+    console, stream = plain()
+    with progress_bar("evaluating", 40, console=console) as advance:
+        for step in range(40):
+            advance(loss=0.5 if step < 39 else 0.123456)
+    lines = stream.getvalue().splitlines()
+    assert [line.split("  ")[0] for line in lines] == [f"evaluating {4 * n}/40" for n in range(1, 11)]
+    assert lines[0].endswith("loss 0.5")
+    assert lines[-1].endswith("loss 0.1235")
+
+
+def test_a_terminal_gets_a_bar():
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=100)
+    with progress_bar("evaluating", 3, console=console) as advance:
+        advance(2)
+        advance(reward=0.25)
+    assert "3/3" in stream.getvalue()
+    assert "reward 0.25" in stream.getvalue()
+
+
+def test_other_processes_are_quiet(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    console, stream = plain()
+    with progress_bar("evaluating", 2, console=console) as advance:
+        advance(2, loss=1.0)
+    assert stream.getvalue() == ""
+
+
+def test_a_negative_total_is_refused():
+    with pytest.raises(ValueError, match="total must"), progress_bar("x", -1):
+        pass
+
+
+def run_trainer_events(callback: RichProgressCallback, *, num_steps: int, is_main: bool, tmp_path: Path) -> None:
+    """The events of a training run in the order in which a trainer sends them."""
+    arguments = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
+    state = TrainerState(max_steps=num_steps, is_world_process_zero=is_main)
+    control = TrainerControl()
+    callback.on_train_begin(arguments, state, control)
+    for step in range(1, num_steps + 1):
+        state.global_step = step
+        callback.on_step_end(arguments, state, control)
+        callback.on_log(arguments, state, control, logs={"loss": 1 / step, "reward": step, "other": 9.0})
+    callback.on_log(arguments, state, control, logs={"train_runtime": 1.0})
+    callback.on_train_end(arguments, state, control)
+
+
+def test_trainer_lines_every_n_steps(tmp_path):
+    console, stream = plain()
+    callback = RichProgressCallback(("reward",), steps_per_line=4, console=console)
+    run_trainer_events(callback, num_steps=9, is_main=True, tmp_path=tmp_path)
+    lines = stream.getvalue().splitlines()
+    assert [line.split("  ")[0] for line in lines] == [f"training {step}/9" for step in (1, 4, 8)]
+    assert lines[1].endswith("loss 0.25  reward 4")
+
+
+def test_trainer_bar_on_a_terminal(tmp_path):
+    stream = io.StringIO()
+    callback = RichProgressCallback(("reward",), console=Console(file=stream, force_terminal=True, width=120))
+    run_trainer_events(callback, num_steps=5, is_main=True, tmp_path=tmp_path)
+    assert "5/5" in stream.getvalue()
+    assert "loss 0.2  reward 5" in stream.getvalue()
+    # The cursor is shown again.
+    assert stream.getvalue().rindex("\x1b[?25h") > stream.getvalue().rindex("\x1b[?25l")
+
+
+def test_trainer_is_quiet_on_other_processes(tmp_path):
+    for terminal in (False, True):
+        stream = io.StringIO()
+        callback = RichProgressCallback(console=Console(file=stream, force_terminal=terminal))
+        run_trainer_events(callback, num_steps=3, is_main=False, tmp_path=tmp_path)
+        assert stream.getvalue() == ""
+
+
+def test_trainer_lines_need_a_positive_interval():
+    with pytest.raises(ValueError, match="steps_per_line must"):
+        RichProgressCallback(steps_per_line=0)

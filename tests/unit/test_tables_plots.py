@@ -1,0 +1,124 @@
+"""Tables as text, and figures as files."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+from matplotlib import image
+from rich.console import Console
+
+from thoughtcache.evaluation.accuracy import Accuracy
+from thoughtcache.report.plots import DOTS_PER_INCH, Panel, plot_curves
+from thoughtcache.report.tables import ResultRow, format_accuracy, format_flops, markdown_table, print_table
+
+ACCURACY = Accuracy(
+    correct=927, total=1000, low=0.9096, high=0.9414, mean_tokens=50.0, evictions_mean=9.0, elapsed_seconds=3.0
+)
+ROWS = [
+    ResultRow(name="full cache", window=None, flops_per_token=311_400.0, seconds={"eval": 3.0}, parameters=0),
+    ResultRow(
+        name="PTE",
+        accuracy=ACCURACY,
+        window=16,
+        kv_cache_kib=37.5,
+        flops_per_token=404_000.0,
+        seconds={"train": 98.04, "eval": 4.0},
+        parameters=12_345,
+    ),
+]
+
+
+def test_accuracy_as_text():
+    assert format_accuracy(ACCURACY) == "92.7 % (91.0-94.1)"
+
+
+@pytest.mark.parametrize(
+    ("flops", "text"),
+    [(12.0, "12"), (999.0, "999"), (1000.0, "1.00 k"), (311_400.0, "311 k"), (6.184e9, "6.18 G"), (45.67e12, "45.7 T")],
+)
+def test_flops_as_text(flops, text):
+    assert format_flops(flops) == text
+
+
+def test_markdown_by_hand():
+    # Peak memory was measured in no row: its column is gone.
+    assert markdown_table(ROWS) == (
+        "| name | accuracy (95 %) | window | KV KiB | FLOP/token | eval s | train s | parameters |\n"
+        "| :-- | --: | --: | --: | --: | --: | --: | --: |\n"
+        "| full cache | - | full | - | 311 k | 3.0 | - | 0 |\n"
+        "| PTE | 92.7 % (91.0-94.1) | 16 | 37.5 | 404 k | 4.0 | 98.0 | 12,345 |\n"
+    )
+
+
+def test_markdown_keeps_its_columns_when_a_name_holds_a_bar():
+    text = markdown_table([ResultRow(name="a | b"), ResultRow(name="c", peak_memory_mib=1234.56)])
+    assert text.splitlines()[2] == r"| a \| b | full | - |"
+    assert text.splitlines()[3] == "| c | full | 1,234.6 |"
+
+
+@pytest.mark.parametrize("table", [print_table, markdown_table])
+def test_a_table_without_rows_is_refused(table):
+    with pytest.raises(ValueError, match="at least one row"):
+        table([])
+
+
+def test_a_log_gets_the_whole_table_on_narrow_consoles():
+    stream = io.StringIO()
+    print_table(ROWS, title="chains", console=Console(file=stream, force_terminal=False, width=30))
+    lines = stream.getvalue().splitlines()
+    assert "chains" in lines[0]
+    [line] = [line for line in lines if "PTE" in line]
+    cells = [cell.strip() for cell in line.strip("│").split("│")]
+    assert cells == ["PTE", "92.7 % (91.0-94.1)", "16", "37.5", "404 k", "4.0", "98.0", "12,345"]
+
+
+def test_a_terminal_keeps_its_width_and_every_digit():
+    stream = io.StringIO()
+    print_table(ROWS, console=Console(file=stream, force_terminal=True, color_system=None, width=70))
+    assert max(len(line) for line in stream.getvalue().splitlines()) <= 70
+    # Wrapped, not cut.
+    assert "…" not in stream.getvalue()
+    assert "12,345" in stream.getvalue()
+
+
+def panels() -> list[Panel]:
+    steps = [float(step) for step in range(25)]
+    return [
+        Panel(
+            title="accuracy",
+            x_label="step",
+            y_label="%",
+            series={"one": (steps, steps), "two": (steps, [step / 2 for step in steps])},
+        ),
+        Panel(title="empty", x_label="tokens", y_label="MiB"),
+    ]
+
+
+def test_two_panels_side_by_side(tmp_path):
+    path = plot_curves(tmp_path / "new" / "curves.png", panels())
+    height, width, _ = image.imread(path).shape
+    assert (width, height) == (round(2 * 5.6 * DOTS_PER_INCH), round(4.0 * DOTS_PER_INCH))
+    # A picture, not a white page.
+    assert image.imread(path)[..., :3].std() > 0.05
+
+
+def test_three_panels_take_two_rows(tmp_path):
+    height, width, _ = image.imread(plot_curves(tmp_path / "c.png", [*panels(), panels()[0]])).shape
+    assert (width, height) == (1680, 1200)
+
+
+def test_figures_refuse_what_cannot_be_drawn(tmp_path):
+    with pytest.raises(ValueError, match="at least one panel"):
+        plot_curves(tmp_path / "c.png", [])
+    uneven = Panel(title="t", x_label="x", y_label="y", series={"s": ([1.0, 2.0], [1.0])})
+    with pytest.raises(ValueError, match="'s' of panel 't' has 2 x and 1 y"):
+        plot_curves(tmp_path / "c.png", [uneven])
+    assert not (tmp_path / "c.png").exists()
+
+
+def test_no_global_state_of_matplotlib_is_touched(tmp_path):
+    before = "matplotlib.pyplot" in sys.modules
+    plot_curves(tmp_path / "c.png", panels())
+    assert ("matplotlib.pyplot" in sys.modules) == before
