@@ -13,6 +13,7 @@ from thoughtcache.cache.schedule import evict_count
 PEFT_TYPE_NAME = "THOUGHT"
 InitialState = Literal["global", "zero", "identity"]
 GradientMode = Literal["exact", "detached"] | int
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def _extend_peft_type() -> Any:
@@ -83,6 +84,8 @@ class ThoughtConfig(LoraConfig):
         if isinstance(self.window, str) and self.window != "prompt":
             raise ValueError(f'window={self.window!r} is not known; use an integer >= 1, "prompt" or None')
         evict_count(self.window if isinstance(self.window, int) else 1, self.evict_fraction)
+        if self.r < 1:
+            raise ValueError(f"r must be at least 1, got {self.r}; the paper uses 32")
         if self.num_global_tokens < 1:
             raise ValueError(f"num_global_tokens must be at least 1, got {self.num_global_tokens}")
         if self.write_scale <= 0:
@@ -183,18 +186,29 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _one_of("task", self.task, ("chains", "multiplication"))
-        _one_of("dtype", self.dtype, ("float32", "bfloat16", "float16"))
+        _one_of("dtype", self.dtype, DTYPES)
         for name in ("max_new_tokens", "distill_batch_size", "group_size", "grpo_batch_size", "evaluation_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("distill_steps", "grpo_steps", "save_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("distill_learning_rate", "grpo_learning_rate"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.beta < 0:
+            raise ValueError(f"beta must be 0 or positive, got {self.beta}")
+        if self.grpo_steps and self.group_size < 2:
+            raise ValueError(f"group_size must be at least 2 to compare answers, got {self.group_size}")
+        if self.resume and self.overwrite:
+            raise ValueError("resume goes on with a run and overwrite forgets it; give one of them")
         if self.grpo_batch_size % self.group_size:
             raise ValueError(
                 f"grpo_batch_size={self.grpo_batch_size} must be a multiple of group_size={self.group_size}"
             )
         if self.model is not None and self.dataset is None:
             raise ValueError("a model needs data: add --dataset with a file, folder or hub id")
+        if self.model is not None and not self.distill_steps and not self.grpo_steps:
+            raise ValueError("distill_steps=0 and grpo_steps=0 leave nothing to do; set one of them above 0")
         if self.model is None and self.dataset is not None:
             raise ValueError("a data set needs a model: add --model with a folder or hub id")

@@ -7,18 +7,21 @@ from collections.abc import Sequence
 
 from thoughtcache_cli.arguments import build_parser
 
+RESUME_HINTS = {"train": "; run the same command with --resume to go on"}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Exit codes: 0 done, 2 wrong input (one line says what and the remedy), 130 interrupted."""
     parser = build_parser()
     options = vars(parser.parse_args(arguments))
     command = options.pop("command")
-    from thoughtcache_cli.commands import COMMANDS, USER_ERRORS
+    from thoughtcache_cli.commands import COMMANDS, USER_ERRORS, quieten_libraries
 
+    quieten_libraries()
     try:
         COMMANDS[command](options)
     except KeyboardInterrupt:
-        print("interrupted; run the same command with --resume to go on", file=sys.stderr)
+        print("interrupted" + RESUME_HINTS.get(command, ""), file=sys.stderr)
         return 130
     except USER_ERRORS as error:
         message = " ".join(str(error).split()) or type(error).__name__

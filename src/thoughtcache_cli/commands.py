@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -41,6 +43,17 @@ def generate(options: dict[str, Any]) -> None:
     from thoughtcache.recipes.real_model import answer
 
     print(answer(**options))
+
+
+def quieten_libraries() -> None:
+    """Keep what is not for the user off standard error: notices to developers and, unless on a terminal, load bars."""
+    from transformers.utils import logging
+
+    warnings.simplefilter("ignore", FutureWarning)
+    warnings.simplefilter("ignore", DeprecationWarning)
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {"train": train, "generate": generate}

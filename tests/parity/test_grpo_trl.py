@@ -8,14 +8,14 @@ from typing import Any
 import peft
 import pytest
 import torch
-from tests.support.compare import gradient_error, gradients, max_difference
-from tests.support.grpo import base_with_eos, even_words, make_trainer, prompts, quick_arguments, word_tokenizer
-from tests.support.models import adapt
 from torch import Tensor
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 import thoughtcache as tc
+from support.compare import gradient_error, gradients, max_difference
+from support.grpo import base_with_eos, even_words, make_trainer, prompts, quick_arguments, word_tokenizer
+from support.models import adapt
 
 # fp32 on both sides. Ours runs token positions without padding on the left, TRL's with it; TRL sums its softmax in
 # chunks. 6e-8 per operation over two layers and fourteen tokens.
@@ -28,7 +28,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "grpo_kl": {"loss_type": "grpo", "beta": 0.04},
     "dr_grpo_two_iterations": {"loss_type": "dr_grpo", "num_iterations": 2},
     "gspo": {"loss_type": "grpo", "importance_sampling_level": "sequence", "num_iterations": 2},
-    "masked_truncation": {"mask_truncated_completions": True, "temperature": 0.7},
+    "masked_truncation": {"mask_truncated_completions": True},
+    "warm": {"temperature": 1.3},
     "high_entropy_tokens": {"top_entropy_quantile": 0.5},
     "off_policy_mask": {"off_policy_mask_threshold": 0.5, "num_iterations": 2},
 }
@@ -80,6 +81,8 @@ def test_identity_state_without_window_is_trl_with_lora(objective: str, tmp_path
     without = {key: value for key, value in inputs.items() if key != "rollout_index"}
     their_loss, their_gradients = _loss_and_gradients(theirs, without)
 
+    print(f"loss error {max_difference(our_loss, their_loss):.1e}", end=", ")
+    print(f"gradient error {gradient_error(our_gradients, their_gradients):.1e}")
     assert their_loss.abs() > 1e-3
     assert max_difference(our_loss, their_loss) < LOSS_TOLERANCE * max(1.0, their_loss.abs().item())
     assert gradient_error(our_gradients, their_gradients) < LOSS_TOLERANCE * 10

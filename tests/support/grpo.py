@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from tests.support.models import VOCABULARY, tiny_base
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import thoughtcache as tc
+from support.models import VOCABULARY, tiny_base
 
 PAD, BOS, EOS = 0, 1, 2
 

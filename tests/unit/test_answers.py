@@ -119,6 +119,18 @@ def test_killed_worker_is_a_timeout_and_a_broken_one_an_error(monkeypatch: pytes
         worker.ask({}, 1.0)
 
 
+def test_worker_that_a_signal_ends_is_a_timeout() -> None:
+    """As when the system ends it for its memory, or a deep expression overflows its stack."""
+    assert not check_math_answer(r"\boxed{1}", "2").correct
+    process = answers._WORKER._process
+    assert process is not None
+    killer = threading.Timer(0.3, process.kill)
+    killer.start()
+    check = check_math_answer(ENDLESS, "3", timeout_seconds=60.0)
+    killer.join()
+    assert check.timed_out
+
+
 def test_error_in_the_worker_is_raised() -> None:
     with pytest.raises(RuntimeError, match="KeyError: 'reference'"):
         answers._WORKER.ask({"completion": "1"}, 5.0)

@@ -10,13 +10,13 @@ from typing import Any
 import peft
 import pytest
 import torch
-from tests.support.grpo import base_with_eos, even_words, make_trainer, prompts, quick_arguments, word_tokenizer
-from tests.support.models import adapt, tiny_base
 from transformers import HfArgumentParser
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 import thoughtcache as tc
+from support.grpo import base_with_eos, even_words, make_trainer, prompts, quick_arguments, word_tokenizer
+from support.models import adapt, tiny_base
 from thoughtcache.records import SamplingSettings
 from thoughtcache.train.grpo import _encoders_to_fp32
 from thoughtcache.train.phase_timer import PHASES, PhaseTimer

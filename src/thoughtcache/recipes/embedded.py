@@ -64,7 +64,7 @@ EMBEDDED_TASKS = {
         distill_steps=250, partial_steps=100, grpo_steps=40,
     ),
     "multiplication": EmbeddedTask(
-        window=20, prompt_tokens=9, trace_tokens=35, max_new_tokens=40,
+        window=20, prompt_tokens=9, trace_tokens=41, max_new_tokens=46,
         distill_steps=250, partial_steps=100, grpo_steps=40,
     ),
 }  # fmt: skip

@@ -6,17 +6,22 @@ Same stages and same trainers as the embedded job; only the model, the data and 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from rich.console import Console
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from thoughtcache.config import RunConfig, ThoughtConfig
+from thoughtcache.adapter.support import check_model
+from thoughtcache.config import DTYPES, RunConfig, ThoughtConfig
+from thoughtcache.policy.replay import check_gradient_mode
 from thoughtcache.policy.rollout import rollout
 from thoughtcache.recipes.run_folder import PhaseResult, RunFolder
 from thoughtcache.report.plots import Panel, plot_curves
@@ -27,13 +32,44 @@ from thoughtcache.tasks.chat import encode_prompt, plain_prompt
 from thoughtcache.tasks.datasets import MathExample, load_prompts
 
 
-def load_base(model: str, dtype: str, load_in_4bit: bool = False) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The base model and its tokenizer, on the GPU if there is one.
+def load_tokenizer(model: str) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The configuration and the tokenizer of a supported base model; its weights are not read.
 
     Raises:
-        OSError: if the folder or hub id cannot be read (transformers says why).
-        ValueError: if 4-bit loading was asked for and bitsandbytes is missing.
+        ValueError: if the folder or hub id cannot be read, or holds a model that the adapter does not support.
     """
+    path = Path(model).expanduser()
+    if not path.is_dir() and (path.is_absolute() or model.startswith((".", "~")) or len(path.parts) > 2):
+        raise ValueError(f"the model folder {model!r} does not exist; pass an existing folder, or a model of the hub")
+    with _readable(model):
+        config = AutoConfig.from_pretrained(model)
+        check_model(config)
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return config, tokenizer
+
+
+@contextmanager
+def _readable(model: str) -> Iterator[None]:
+    """Say which model it was, in one sentence, where transformers says why in several."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+        raise ValueError(
+            f"the model {model!r} cannot be loaded ({reason}); pass the folder of a transformers model, or a hub id"
+        ) from error
+
+
+def load_base(model: str, dtype: str, load_in_4bit: bool = False) -> Any:
+    """The base model, on the GPU if there is one.
+
+    Raises:
+        ValueError: if the model cannot be read, the dtype is unknown, or bitsandbytes is asked for and missing.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} is not known; choose one of {list(DTYPES)}")
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if load_in_4bit:
         try:
@@ -45,13 +81,11 @@ def load_base(model: str, dtype: str, load_in_4bit: bool = False) -> tuple[Any, 
         options["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
             load_in_4bit=True, bnb_4bit_compute_dtype=options["dtype"]
         )
-    base: Any = AutoModelForCausalLM.from_pretrained(model, **options)
+    with _readable(model):
+        base: Any = AutoModelForCausalLM.from_pretrained(model, **options)
     if torch.cuda.is_available() and not load_in_4bit:
         base = base.to("cuda")
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return base, tokenizer
+    return base
 
 
 def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | None = None) -> dict[str, Any]:
@@ -68,6 +102,11 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     assert run.model is not None
     assert run.dataset is not None
     console = console or Console()
+    check_gradient_mode(run.gradient)
+    described = {**asdict(run), "thought": _plain(thought)}
+    for transient in ("resume", "overwrite"):
+        described.pop(transient)
+    folder = RunFolder(run.output_dir, described, resume=run.resume, overwrite=run.overwrite)
     examples = load_prompts(
         run.dataset,
         split=run.split,
@@ -80,15 +119,12 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
             f"{run.dataset} has no reference answers for the reward of GRPO; name their column with --answer-column, "
             "or distil only with --grpo-steps 0"
         )
-    base, tokenizer = load_base(run.model, run.dtype, run.load_in_4bit)
+    config, tokenizer = load_tokenizer(run.model)
     prompts = [encode_prompt(tokenizer, e.prompt, instruction=run.instruction or None) for e in examples]
-    _check_lengths(prompts, run, base.config)
+    _check_lengths(prompts, run, config)
+    base = load_base(run.model, run.dtype, run.load_in_4bit)
     torch.manual_seed(run.seed)
     model: Any = peft.get_peft_model(base, thought)
-    described = {**asdict(run), "thought": _plain(thought)}
-    for transient in ("resume", "overwrite"):
-        described.pop(transient)
-    folder = RunFolder(run.output_dir, described, resume=run.resume, overwrite=run.overwrite)
     phases: dict[str, PhaseResult] = {}
     if run.distill_steps:
         phases["distill"] = folder.phase(
@@ -122,21 +158,45 @@ def answer(*, prompt: str, model: str, adapter: str, max_new_tokens: int, temper
         dtype: dtype of the base model.
 
     Raises:
-        ValueError: if the folder holds no adapter, or one for another base model.
+        ValueError: if the folder holds no adapter, a damaged one, or one for another base model.
     """
-    if not (Path(adapter) / "adapter_config.json").is_file():
-        raise ValueError(f"{adapter} holds no adapter (no adapter_config.json); give the folder that training saved")
-    base, tokenizer = load_base(model, dtype)
-    try:
-        adapted = PeftModel.from_pretrained(base, adapter)
-    except RuntimeError as error:
-        raise ValueError(
-            f"the adapter in {adapter} does not fit {model}: {str(error).splitlines()[-1].strip()}; "
-            "use the base model it was trained on"
-        ) from error
+    adapted, tokenizer = _load_adapted(model, adapter, dtype)
     prompt_ids = encode_prompt(tokenizer, [{"role": "user", "content": prompt}])
     result = rollout(adapted, [prompt_ids], max_new_tokens=max_new_tokens, temperature=temperature)[0]
     return str(tokenizer.decode(result.token_ids, skip_special_tokens=True))
+
+
+def _load_adapted(model: str, adapter: str, dtype: str) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """A base model with a saved adapter that fits it, and the tokenizer. The adapter's files are looked at first."""
+    if not (Path(adapter) / "adapter_config.json").is_file():
+        raise ValueError(f"{adapter} holds no adapter (no adapter_config.json); give the folder that training saved")
+    try:
+        config = PeftConfig.from_pretrained(adapter)
+        saved = load_peft_weights(adapter, device="cpu")
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ValueError(
+            f"the adapter in {adapter} is damaged ({' '.join(str(error).split())}); copy it again, or train it again"
+        ) from error
+    if not isinstance(config, ThoughtConfig):
+        raise ValueError(f"{adapter} holds a {config.peft_type} adapter; give one that `thoughtcache train` saved")
+    _, tokenizer = load_tokenizer(model)
+    adapted = PeftModel(load_base(model, dtype), config)
+    expected = {name: tensor.shape for name, tensor in get_peft_model_state_dict(adapted).items()}
+    found = {name: tensor.shape for name, tensor in saved.items()}
+    different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if different:
+        name = different[0]
+        raise ValueError(
+            f"the adapter in {adapter} does not fit {model}: {len(different)} tensors differ, first {name} "
+            f"(model {_shape(expected.get(name))}, adapter {_shape(found.get(name))}); "
+            "use the base model it was trained on"
+        )
+    set_peft_model_state_dict(adapted, saved)
+    return adapted.eval(), tokenizer
+
+
+def _shape(shape: torch.Size | None) -> str:
+    return "missing" if shape is None else "x".join(map(str, shape))
 
 
 def _check_lengths(prompts: list[list[int]], run: RunConfig, config: Any) -> None:
@@ -151,8 +211,6 @@ def _check_lengths(prompts: list[list[int]], run: RunConfig, config: Any) -> Non
 
 def _load_finished(model: Any, folder: Path) -> None:
     """Put the adapter of a finished phase into the model, also when the phase ran in an earlier call."""
-    from peft import load_peft_weights, set_peft_model_state_dict
-
     set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
 
 

@@ -47,7 +47,7 @@ def print_table(rows: Sequence[ResultRow], *, title: str | None = None, console:
     header, body = _cells(rows)
     table = Table(title=title)
     for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right")
+        table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
     for cells in body:
         table.add_row(*cells)
     console = console or Console()

@@ -1,7 +1,8 @@
 """The parameters behind the thought state of one decoder layer.
 
 Sizes: K = kv heads x head size (heads concatenated), R rank, G global tokens. Initial scales follow DESIGN section 3
-(write scale 0.1: 1.0 trained to 9 % instead of 61 % in the prototype).
+(write scale 0.1: 1.0 trained to 9 % instead of 61 % in the prototype). Matrices are kept at unit scale and divided by
+`sqrt(K)` when used: kept at `1 / sqrt(K)`, one Adam step moves them too far (docs/lab-log.md, "The encoder's scale").
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ class EncoderWeights:
     """The encoder's tensors in the state's precision, ready for the pure functions in `rules/`.
 
     Attributes:
-        queries: [G, R] projected global queries, `q_g W_Q^T`.
-        key_projection: [R, K] `W_K`.
-        value_projection: [R, K] `W_V`.
+        queries: [G, R] projected global queries, `q_g W_Q^T / sqrt(K)`.
+        key_projection: [R, K] `W_K / sqrt(K)`.
+        value_projection: [R, K] `W_V / sqrt(K)`.
         global_tokens: [G, K] `h_g`, learnable keys and values of the initial state.
         log_write_scale: [] log of the write scale `w`.
         gate: [2 K] `w_g`, for the gated rules.
@@ -67,16 +68,15 @@ class ThoughtEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.layer_index = layer_index
-        projection_scale = 1.0 / math.sqrt(kv_size)
 
-        def projection() -> nn.Parameter:
-            return nn.Parameter(torch.randn(rank, kv_size, dtype=dtype) * projection_scale)
+        def normal(rows: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(rows, kv_size, dtype=dtype))
 
-        self.global_queries = nn.Parameter(torch.randn(num_global_tokens, kv_size, dtype=dtype))
-        self.global_tokens = nn.Parameter(torch.randn(num_global_tokens, kv_size, dtype=dtype))
-        self.query_projection = projection()
-        self.key_projection = projection()
-        self.value_projection = projection()
+        self.global_queries = normal(num_global_tokens)
+        self.global_tokens = normal(num_global_tokens)
+        self.query_projection = normal(rank)
+        self.key_projection = normal(rank)
+        self.value_projection = normal(rank)
         self.log_write_scale = nn.Parameter(torch.tensor(math.log(write_scale), dtype=dtype))
         if rule in GATED_RULES:
             self.gate = nn.Parameter(torch.zeros(2 * kv_size, dtype=dtype))
@@ -96,10 +96,11 @@ class ThoughtEncoder(nn.Module):
             assert value is not None, name
             return value
 
+        scale = 1.0 / math.sqrt(need("key_projection").shape[1])
         return EncoderWeights(
-            queries=need("global_queries") @ need("query_projection").T,
-            key_projection=need("key_projection"),
-            value_projection=need("value_projection"),
+            queries=need("global_queries") @ need("query_projection").T * scale,
+            key_projection=need("key_projection") * scale,
+            value_projection=need("value_projection") * scale,
             global_tokens=need("global_tokens"),
             log_write_scale=need("log_write_scale"),
             gate=cast("gate"),

@@ -27,14 +27,24 @@ def normalise(S: Tensor) -> Tensor:
     return S if norm == 0 else S * (min(S.shape) ** 0.5 / norm)
 
 
+def projected(W: Tensor, x: Tensor) -> Tensor:
+    """W x / sqrt(K): the matrices are kept at unit scale."""
+    return W @ x / x.shape[-1] ** 0.5
+
+
+def projected_queries(encoder: ThoughtEncoder) -> Tensor:
+    """Q = q_g W_Q^T / sqrt(K), row by row."""
+    return torch.stack([projected(encoder.query_projection, q) for q in encoder.global_queries])
+
+
 def linear_sum(encoder: ThoughtEncoder, K_e: Tensor, V_e: Tensor) -> Tensor:
     """S' = w Q (K^_e W_K^T)^T (V^_e W_V^T) / sqrt(G), one outer product per token."""
-    Q = encoder.global_queries @ encoder.query_projection.T
+    Q = projected_queries(encoder)
     w = encoder.log_write_scale.exp()
     total = torch.zeros_like(Q)
     for k, v in zip(K_e, V_e, strict=True):
-        content = Q @ (encoder.key_projection @ rms(k))
-        address = encoder.value_projection @ rms(v)
+        content = Q @ projected(encoder.key_projection, rms(k))
+        address = projected(encoder.value_projection, rms(v))
         total = total + torch.outer(content, address)
     S: Tensor = w * total / Q.shape[0] ** 0.5
     return S
@@ -47,22 +57,22 @@ def naive_initial_state(encoder: ThoughtEncoder) -> Tensor:
 
 def naive_absorb(encoder: ThoughtEncoder, S: Tensor, K_e: Tensor, V_e: Tensor, rule: str, norm: str) -> Tensor:
     """S after the tokens (K_e, V_e) have left, by `rule`; `norm` as in `rules.absorb`."""
-    Q = encoder.global_queries @ encoder.query_projection.T
+    Q = projected_queries(encoder)
     w = encoder.log_write_scale.exp()
     if rule == "linear":
         S = S + linear_sum(encoder, K_e, V_e)
     elif rule == "decay":
         S = torch.sigmoid(encoder.decay_logit) * S + linear_sum(encoder, K_e, V_e)
     elif rule == "softmax":
-        keys = torch.stack([encoder.key_projection @ rms(k) for k in K_e])
-        values = torch.stack([encoder.value_projection @ rms(v) for v in V_e])
+        keys = torch.stack([projected(encoder.key_projection, rms(k)) for k in K_e])
+        values = torch.stack([projected(encoder.value_projection, rms(v)) for v in V_e])
         rows = [torch.softmax(keys @ q / S.shape[1] ** 0.5, dim=0) @ values for q in Q]
         S = S + w * len(K_e) * torch.stack(rows)
     elif rule in ("gated", "delta"):
         for k, v in zip(K_e, V_e, strict=True):
             b = torch.sigmoid(encoder.gate @ torch.cat([rms(k), rms(v)]) + encoder.gate_bias + torch.log(w))
-            a = unit(encoder.value_projection @ rms(v))
-            u = Q @ (encoder.key_projection @ rms(k))
+            a = unit(projected(encoder.value_projection, rms(v)))
+            u = Q @ projected(encoder.key_projection, rms(k))
             S = S + b * torch.outer(u if rule == "gated" else u - S @ a, a)
     else:
         raise ValueError(f"no naive form of state rule {rule!r}")

@@ -83,8 +83,6 @@ def check_math_answer(completion: str, reference: str, timeout_seconds: float = 
             "drop examples without a short final answer"
         )
     boxed = last_boxed(completion)
-    if boxed == "":
-        return AnswerCheck(correct=False, parsed=False, timed_out=False, extracted=None)
     if boxed is not None and "".join(boxed.split()) == "".join(expected.split()):
         return AnswerCheck(correct=True, parsed=True, timed_out=False, extracted=boxed)
     candidate = completion[-MAX_TAIL_CHARACTERS:] if boxed is None else f"{BOX}{boxed}}}"

@@ -1,7 +1,7 @@
 """Pre-train the embedded reasoner: `python -m thoughtcache.tasks.build_reasoner --output DIR`.
 
 One model for both tasks, trained on fresh random problems of the train split; the loss is on the trace and its
-`<eos>` only. The hidden matrices are trained by Muon (about twice as fast as AdamW here), embeddings and norms by
+`<eos>` only. The hidden matrices are trained by Muon (fewer steps than AdamW in one trial), embeddings and norms by
 AdamW. Accuracies are measured on the val split with a full cache; the test split is never read here. The same
 settings give the same model on the same machine and library versions (one thread by default).
 

@@ -178,4 +178,8 @@ def _hub_rows(name: str, split: str) -> Iterator[Row]:
         table: Sequence[Row] = datasets.load_dataset(name, split=split)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise ValueError(f"{name!r} is no file, no folder and no data set of the hub that can be read") from error
+    except ConnectionError as error:
+        raise ValueError(
+            f"{name!r} is no file or folder, and the hub cannot be reached ({error}); pass a file, or check the network"
+        ) from error
     yield from table

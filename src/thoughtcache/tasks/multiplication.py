@@ -17,7 +17,7 @@ begun to leave when the first sum begins, and recomputing its digits takes a car
 Lengths in tokens (one per character): prompt 8 (9 with `<bos>`), trace 40 (41 with `<eos>`), always.
 
 Left out: one sum of all three products. It makes the trace six tokens shorter, but columns of three
-digits and a carry are a long plateau in training (still at chance after 1000 steps at this size).
+digits and a carry are a long plateau in training (two columns still at chance after 900 steps).
 """
 
 from __future__ import annotations

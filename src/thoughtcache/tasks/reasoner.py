@@ -54,7 +54,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_config() -> LlamaConfig:
-    """The architecture: the smallest found that masters both tasks."""
+    """The architecture (152,192 parameters). Masters both tasks; smaller ones were not tried."""
     from transformers import LlamaConfig
 
     return LlamaConfig(

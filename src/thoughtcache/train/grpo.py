@@ -10,9 +10,8 @@ Not covered: images, tools, vLLM, autocast (refused); FSDP and DeepSpeed ZeRO-3 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from thoughtcache.policy import replay, rollout
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.records import Rollout
 from thoughtcache.train.grpo_config import ThoughtGRPOConfig
+from thoughtcache.train.kept_rollouts import Generation, Scoring, check_same_tokens
 from thoughtcache.train.phase_timer import PhaseCallback, PhaseTimer
 from thoughtcache.train.policy_metrics import cache_metrics, cache_totals, gap_metrics, sampled_log_ratio
 
@@ -38,34 +38,6 @@ POLICY_ADAPTER = "default"
 REFERENCE_ADAPTER = "ref"
 SEED_BYTES = 5
 """`rollout` multiplies its seed by about a million, and a generator takes 64 bits."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Generation:
-    """The rollouts of one generation batch of this process.
-
-    Attributes:
-        rollouts: the records, in the order of the prompts; `rollout_index` of a batch points into them.
-        global_step: optimiser steps done when they were sampled.
-    """
-
-    rollouts: list[Rollout]
-    global_step: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scoring:
-    """What is scored now.
-
-    Attributes:
-        rollouts: one record per row of the batch.
-        on_policy: whether the weights are still those that sampled, so that recorded states are right.
-        is_loss: whether this is the pass whose gap is logged.
-    """
-
-    rollouts: list[Rollout]
-    on_policy: bool
-    is_loss: bool
 
 
 class ThoughtGRPOTrainer(GRPOTrainer):
@@ -215,7 +187,7 @@ class ThoughtGRPOTrainer(GRPOTrainer):
         scoring = self._scoring
         if scoring is None:
             raise RuntimeError("log-probabilities were asked for outside of a generation and of a loss")
-        _check_same_tokens(scoring.rollouts, input_ids[:, -logits_to_keep:])
+        check_same_tokens(scoring.rollouts, input_ids[:, -logits_to_keep:])
         is_reference = _is_reference(model)
         rows = batch_size or len(scoring.rollouts)
         logps, entropies = [], []
@@ -299,13 +271,3 @@ def _is_reference(model: nn.Module) -> bool:
     """Whether TRL has switched the policy's adapter off, or its frozen copy on."""
     tuner = find_tuner(model)
     return not tuner.adapter_enabled or REFERENCE_ADAPTER in tuner.active_adapters
-
-
-def _check_same_tokens(rollouts: Sequence[Rollout], completion_ids: Tensor) -> None:
-    """Refuse to score rows other than the kept rollouts."""
-    rows = completion_ids.tolist()
-    same = len(rows) == len(rollouts) and all(
-        row[: len(record.token_ids)] == record.token_ids for row, record in zip(rows, rollouts, strict=True)
-    )
-    if not same:
-        raise ValueError("the completions of the batch are not the sampled rollouts; completions must not be edited")

@@ -18,7 +18,7 @@ C = TypeVar("C")
 
 def _without_run_time_types(config: type[C]) -> type[C]:
     """Leave the generated `__init__` out of run-time type checks: transformers keeps values of other types in it."""
-    config.__init__.__no_type_check__ = True  # type: ignore[misc]
+    config.__init__.__no_type_check__ = True  # type: ignore[attr-defined]
     return config
 
 
@@ -86,7 +86,7 @@ class ThoughtGRPOConfig(GRPOConfig):
             "use_transformers_continuous_batching": (self.use_transformers_continuous_batching, backend, "False"),
             "max_completion_length": (self.max_completion_length is None, "rollouts need a bound", "an integer"),
             "gradient_checkpointing": (
-                self.gradient_checkpointing,
+                bool(self.gradient_checkpointing),
                 "transformers drops the cache under it",
                 "False; lower per_device_train_batch_size to save memory",
             ),

@@ -1,0 +1,50 @@
+"""Folders as a user has them: a small random model with its tokenizer, and a file of questions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.support.grpo import BOS, EOS, PAD, word_tokenizer
+from tests.support.models import tiny_base
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+import torch
+
+NUM_ROWS = 6
+
+
+def save_text_model(folder: Path, *, hidden_size: int = 16, seed: int = 0) -> Path:
+    """A random Llama in float32 with a tokenizer of words; unknown words become padding tokens."""
+    base = tiny_base(
+        dtype=torch.float32, seed=seed, hidden_size=hidden_size, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS
+    )
+    base.save_pretrained(folder)
+    text_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def text_tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer of these folders; it knows `w3` ... `w28`."""
+    return word_tokenizer()
+
+
+def save_unsupported_model(folder: Path) -> Path:
+    """A random GPT-2 with the same tokenizer: no rotary positions, fused projections."""
+    config = GPT2Config(
+        vocab_size=32, n_positions=64, n_embd=8, n_layer=1, n_head=2, pad_token_id=PAD, bos_token_id=BOS,
+        eos_token_id=EOS,
+    )  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    text_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def save_questions(file: Path, num_rows: int = NUM_ROWS) -> Path:
+    """Questions of one to four known words, with answers that a random model does not give."""
+    rows = [
+        {"question": " ".join(f"w{3 + (5 * row + 3 * word) % 26}" for word in range(1 + row % 4)), "answer": str(row)}
+        for row in range(num_rows)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
