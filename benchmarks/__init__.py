@@ -1,1 +1,1 @@
-"""Benchmarks. Each refuses to report a speed before its correctness gate is green; every figure is a ratio of one run."""
+"""Benchmarks: no speed is reported before its correctness gate is green; every figure is a ratio of one run."""

@@ -17,8 +17,19 @@ USER_ERRORS: tuple[type[Exception], ...] = (ValueError, OSError, SafetensorError
 _RUN_FIELDS = {field.name for field in dataclasses.fields(RunConfig)}
 
 
+def quiet_libraries() -> None:
+    """Keep bars and deprecation notes of the libraries out of what a person reads."""
+    import warnings
+
+    from transformers.utils import logging
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
 def train(options: dict[str, Any]) -> None:
     """`thoughtcache train`: the embedded job, or a model and data of the user."""
+    quiet_libraries()
     run = RunConfig(**{name: value for name, value in options.items() if name in _RUN_FIELDS})
     adapter_options = {name: value for name, value in options.items() if name not in _RUN_FIELDS}
     if run.model is None:
@@ -40,6 +51,7 @@ def train(options: dict[str, Any]) -> None:
 
 def generate(options: dict[str, Any]) -> None:
     """`thoughtcache generate`: print one answer."""
+    quiet_libraries()
     from thoughtcache.recipes.real_model import answer
 
     print(answer(**options))

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-
-from tests.support.grpo import BOS, EOS, PAD, word_tokenizer
-from tests.support.models import tiny_base
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from typing import Any
 
 import torch
+from tests.support.grpo import BOS, EOS, PAD, base_with_eos, word_tokenizer
+from transformers import GPT2Config, GPT2LMHeadModel
 
 NUM_ROWS = 6
 
 
-def save_text_model(folder: Path, *, hidden_size: int = 16, seed: int = 0) -> Path:
+def save_text_model(folder: Path, **overrides: Any) -> Path:
     """A random Llama in float32 with a tokenizer of words; unknown words become padding tokens."""
-    base = tiny_base(
-        dtype=torch.float32, seed=seed, hidden_size=hidden_size, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS
-    )
-    base.save_pretrained(folder)
-    text_tokenizer().save_pretrained(folder)
+    base_with_eos(dtype=torch.float32, **overrides).save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
     return folder
-
-
-def text_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer of these folders; it knows `w3` ... `w28`."""
-    return word_tokenizer()
 
 
 def save_unsupported_model(folder: Path) -> Path:
@@ -36,7 +27,7 @@ def save_unsupported_model(folder: Path) -> Path:
         eos_token_id=EOS,
     )  # fmt: skip
     GPT2LMHeadModel(config).save_pretrained(folder)
-    text_tokenizer().save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
     return folder
 
 

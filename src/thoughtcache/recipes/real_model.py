@@ -43,8 +43,8 @@ def load_tokenizer(model: str) -> tuple[Any, PreTrainedTokenizerBase]:
         raise ValueError(f"the model folder {model!r} does not exist; pass an existing folder, or a model of the hub")
     with _readable(model):
         config = AutoConfig.from_pretrained(model)
-        check_model(config)
         tokenizer = AutoTokenizer.from_pretrained(model)
+    check_model(config)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return config, tokenizer
@@ -55,7 +55,7 @@ def _readable(model: str) -> Iterator[None]:
     """Say which model it was, in one sentence, where transformers says why in several."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
         raise ValueError(
             f"the model {model!r} cannot be loaded ({reason}); pass the folder of a transformers model, or a hub id"
@@ -180,7 +180,7 @@ def _load_adapted(model: str, adapter: str, dtype: str) -> tuple[PeftModel, PreT
     if not isinstance(config, ThoughtConfig):
         raise ValueError(f"{adapter} holds a {config.peft_type} adapter; give one that `thoughtcache train` saved")
     _, tokenizer = load_tokenizer(model)
-    adapted = PeftModel(load_base(model, dtype), config)
+    adapted: Any = peft.get_peft_model(load_base(model, dtype), config)
     expected = {name: tensor.shape for name, tensor in get_peft_model_state_dict(adapted).items()}
     found = {name: tensor.shape for name, tensor in saved.items()}
     different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))

@@ -37,11 +37,11 @@ def write_report(
     """
     table = [_row(titles[name], result) for name, result in rows.items()]
     for name, result in grpo.items():
-        start = {**result, "accuracy": result["before"], "seconds": {"distil": result["seconds"]["distil"]}}
+        start = {**result, "accuracy": result["before"], "seconds": {}}
         title = titles[f"grpo_{name}"]
         shared = {key: rows[name][key] for key in ("window", "kv_cache_kib", "flops_per_token", "parameters")}
-        table.append(_row(f"{title}, partly distilled", {**start, **shared, "peak_memory_mib": None}))
-        table.append(_row(f"{title}, then GRPO", {**result, **shared}))
+        table.append(_row(f"{title}, start of GRPO", {**start, **shared, "peak_memory_mib": None}))
+        table.append(_row(f"{title}, after GRPO", {**result, **shared}))
     print_table(table, title=f"{run.task}, test split, n = {run.evaluation_size}, seed {run.seed}", console=console)
     (folder / "table.md").write_text(markdown_table(table))
     curves = plot_curves(folder / "curves.png", _panels(rows, grpo, titles))

@@ -304,6 +304,5 @@ def _training_arguments(config: DistillConfig, has_evaluator: bool) -> TrainingA
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
-        gradient_checkpointing=False,
         average_tokens_across_devices=False,
     )
