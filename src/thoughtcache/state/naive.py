@@ -29,7 +29,8 @@ def normalise(S: Tensor) -> Tensor:
 
 def projected(W: Tensor, x: Tensor) -> Tensor:
     """W x / sqrt(K): the matrices are kept at unit scale."""
-    return W @ x / x.shape[-1] ** 0.5
+    y: Tensor = W @ x / x.shape[-1] ** 0.5
+    return y
 
 
 def projected_queries(encoder: ThoughtEncoder) -> Tensor:
