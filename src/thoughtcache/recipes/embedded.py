@@ -28,6 +28,7 @@ from thoughtcache.planning.flops import rollout_flops_per_token
 from thoughtcache.planning.memory import PeakMemory, kv_cache_bytes
 from thoughtcache.policy.rollout import FROM_CONFIG
 from thoughtcache.recipes.arms import ARMS, TITLES, lora_window
+from thoughtcache.recipes.builders import train_grpo
 from thoughtcache.recipes.run_folder import PhaseResult, RunFolder
 from thoughtcache.records import Rollout
 from thoughtcache.report.embedded import write_report
@@ -235,10 +236,6 @@ def _distil_arm(job: _Job, arm: str, folder: Path, resume: bool) -> PhaseResult:
 
 def _grpo_arm(job: _Job, arm: str, folder: Path, resume: bool) -> PhaseResult:
     """A partly distilled start, then outcome reward alone."""
-    from datasets import Dataset
-    from transformers.trainer_callback import PrinterCallback
-
-    from thoughtcache.train.grpo import ThoughtGRPOConfig, ThoughtGRPOTrainer
     from thoughtcache.train.rewards import exact_match
 
     distilled = folder.parent / arm
@@ -248,39 +245,25 @@ def _grpo_arm(job: _Job, arm: str, folder: Path, resume: bool) -> PhaseResult:
     model = job.load_model(start)
     before = job.test(model)
     problems = job.problems(GRPO_PROMPTS * job.task.grpo_steps, "train")
-    arguments = ThoughtGRPOConfig(
-        output_dir=str(folder),
+    started = time.perf_counter()
+    logged = train_grpo(
+        model,
+        job.tokenizer,
+        [{"prompt": p.prompt, "answer": p.answer} for p in problems],
+        exact_match,
+        job.run,
+        folder=folder,
+        resume=resume,
+        title=f"GRPO {TITLES[arm]}",
+        console=job.console,
         max_steps=job.task.grpo_steps,
         per_device_train_batch_size=GRPO_PROMPTS * GRPO_GROUP,
         num_generations=GRPO_GROUP,
         max_completion_length=job.task.max_new_tokens,
         learning_rate=GRPO_LEARNING_RATE,
         lr_scheduler_type="constant",
-        max_grad_norm=1.0,
-        beta=job.run.beta,
-        gradient=str(job.run.gradient),
-        logging_steps=1,
-        save_strategy="steps" if job.run.save_every else "no",
-        save_steps=job.run.save_every or 500,
-        save_total_limit=2,
-        seed=job.run.seed,
-        report_to=[],
-        disable_tqdm=True,
     )
-    trainer = ThoughtGRPOTrainer(
-        model=model,
-        reward_funcs=exact_match,
-        args=arguments,
-        train_dataset=Dataset.from_list([{"prompt": p.prompt, "answer": p.answer} for p in problems]),
-        processing_class=job.tokenizer,
-        callbacks=[RichProgressCallback(metrics=("reward",), description=f"GRPO {TITLES[arm]}", console=job.console)],
-    )
-    trainer.remove_callback(PrinterCallback)
-    started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=resume)
     seconds = {"grpo": time.perf_counter() - started}
-    model.save_pretrained(str(folder / "adapter"))
-    logged = [h for h in trainer.state.log_history if "reward" in h]
     return {
         "start": start.name,
         "before": before["accuracy"],

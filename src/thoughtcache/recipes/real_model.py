@@ -23,6 +23,7 @@ from thoughtcache.adapter.support import check_model
 from thoughtcache.config import DTYPES, RunConfig, ThoughtConfig
 from thoughtcache.policy.replay import check_gradient_mode
 from thoughtcache.policy.rollout import rollout
+from thoughtcache.recipes.builders import train_grpo
 from thoughtcache.recipes.run_folder import PhaseResult, RunFolder
 from thoughtcache.report.plots import Panel, plot_curves
 from thoughtcache.report.progress import progress_bar
@@ -256,43 +257,27 @@ def _grpo(
     resume: bool,
     console: Console,
 ) -> PhaseResult:
-    from datasets import Dataset
-
-    from thoughtcache.train.grpo import ThoughtGRPOConfig, ThoughtGRPOTrainer
     from thoughtcache.train.rewards import math_correctness
 
-    arguments = ThoughtGRPOConfig(
-        output_dir=str(folder),
+    started = time.perf_counter()
+    logged = train_grpo(
+        model,
+        tokenizer,
+        [_example(example, tokenizer, run.instruction) for example in examples],
+        math_correctness,
+        run,
+        folder=folder,
+        resume=resume,
+        title="GRPO",
+        console=console,
         max_steps=run.grpo_steps,
         per_device_train_batch_size=run.grpo_batch_size,
         num_generations=run.group_size,
         max_completion_length=run.max_new_tokens,
         learning_rate=run.grpo_learning_rate,
-        max_grad_norm=1.0,
-        beta=run.beta,
-        gradient=str(run.gradient),
-        logging_steps=1,
-        save_strategy="steps" if run.save_every else "no",
-        save_steps=run.save_every or 500,
-        save_total_limit=2,
-        seed=run.seed,
-        report_to=[],
-        disable_tqdm=True,
     )
-    trainer = ThoughtGRPOTrainer(
-        model=model,
-        reward_funcs=math_correctness,
-        args=arguments,
-        train_dataset=Dataset.from_list([_example(e, tokenizer, run.instruction) for e in examples]),
-        processing_class=tokenizer,
-        callbacks=[RichProgressCallback(metrics=("reward",), description="GRPO", console=console)],
-    )
-    started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=resume)
-    model.save_pretrained(str(folder / "adapter"))
-    logged = [h for h in trainer.state.log_history if "reward" in h]
     return {
-        "rewards": [[h["step"], h["reward"]] for h in logged],
+        "rewards": [[record["step"], record["reward"]] for record in logged],
         "log": logged,
         "seconds": {"grpo": time.perf_counter() - started},
     }

@@ -71,7 +71,7 @@ def _row(name: str, result: dict[str, Any]) -> ResultRow:
 
 
 def _panels(rows: dict[str, dict[str, Any]], grpo: dict[str, dict[str, Any]], titles: dict[str, str]) -> list[Panel]:
-    def columns(points: list[list[float]]) -> tuple[list[float], list[float]]:
+    def columns(points: list[list[Any]]) -> tuple[list[float], list[float]]:
         return [float(x) for x, _ in points], [float(y) for _, y in points]
 
     distilled = {titles[name]: columns(row["curve"]) for name, row in rows.items() if "curve" in row}

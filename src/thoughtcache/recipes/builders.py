@@ -1,0 +1,75 @@
+"""What several recipes build in the same way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+from transformers.trainer_callback import PrinterCallback
+
+from thoughtcache.config import RunConfig
+from thoughtcache.report.trainer_progress import RichProgressCallback
+
+
+def train_grpo(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[dict[str, Any]],
+    reward: Any,
+    run: RunConfig,
+    *,
+    folder: Path,
+    resume: bool,
+    title: str,
+    console: Console,
+    **settings: Any,
+) -> list[dict[str, Any]]:
+    """Train the adapter with GRPO, save it to `folder/adapter`, and return the log records that have a reward.
+
+    Args:
+        model: adapted model, trained in place.
+        tokenizer: its tokenizer.
+        rows: "prompt" and "answer" of every question.
+        reward: reward function as TRL takes it.
+        run: `beta`, `gradient`, `save_every` and `seed` are used.
+        folder: for checkpoints and the adapter.
+        resume: continue from the last checkpoint in the folder.
+        title: in front of the progress bar.
+        console: where progress goes.
+        settings: further fields of `ThoughtGRPOConfig` (steps, batch, group, lengths, learning rate).
+    """
+    from datasets import Dataset
+
+    from thoughtcache.train.grpo import ThoughtGRPOConfig, ThoughtGRPOTrainer
+
+    arguments = ThoughtGRPOConfig(
+        output_dir=str(folder),
+        max_grad_norm=1.0,
+        beta=run.beta,
+        gradient=str(run.gradient),
+        logging_steps=1,
+        save_strategy="steps" if run.save_every else "no",
+        save_steps=run.save_every or 500,
+        save_total_limit=2,
+        seed=run.seed,
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        **settings,
+    )
+    trainer = ThoughtGRPOTrainer(
+        model=model,
+        reward_funcs=reward,
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        callbacks=[RichProgressCallback(metrics=("reward",), description=title, console=console)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=resume)
+    model.save_pretrained(str(folder / "adapter"))
+    return [record for record in trainer.state.log_history if "reward" in record]
