@@ -34,7 +34,8 @@ ROWS = [{"prompt": text} for text in ("w3 w4", "w3 w4", "w5", "w9 w8 w7")]
 
 
 def _model(**config: Any) -> Any:
-    return adapt(base_with_eos(dtype=torch.float32), **config)
+    """Two tokens leave at once, so that segments of several tokens are replayed."""
+    return adapt(base_with_eos(dtype=torch.float32), **{"evict_fraction": 0.4, **config})
 
 
 def _adapter(trainer: tc.ThoughtGRPOTrainer) -> dict[str, Tensor]:
