@@ -27,8 +27,8 @@ def generate(model, prompts=PROMPTS, **arguments):
     return out[:, inputs["input_ids"].shape[1] :].tolist()
 
 
-def greedy(model, prompts=PROMPTS, new_tokens=NEW_TOKENS):
-    return tc.rollout(model, prompts, max_new_tokens=new_tokens, temperature=0.0)
+def greedy(model, prompts=PROMPTS, new_tokens=NEW_TOKENS, **settings):
+    return tc.rollout(model, prompts, max_new_tokens=new_tokens, temperature=0.0, **settings)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -65,10 +65,12 @@ def test_the_window_changes_what_is_generated():
     assert generate(model, max_new_tokens=NEW_TOKENS) != bounded
 
 
-def test_disabled_adapter_generates_with_the_base_model():
+def test_disabled_adapter_generates_with_the_base_model_and_its_full_cache():
     model = tiny_model()
     with model.disable_adapter():
-        assert generate(model, max_new_tokens=NEW_TOKENS) == [rollout.token_ids for rollout in greedy(model)]
+        base = generate(model, max_new_tokens=NEW_TOKENS)
+        assert base == [rollout.token_ids for rollout in greedy(model, window=None)]
+        assert base != [rollout.token_ids for rollout in greedy(model)]  # the window would change it
 
 
 def test_rows_that_end_early():

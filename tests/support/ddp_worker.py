@@ -9,11 +9,11 @@ import json
 
 import torch
 import torch.distributed as dist
-from support.compare import gradient_error, gradients
-from support.models import tiny_model
 from torch.nn.parallel import DistributedDataParallel
 
 import thoughtcache as tc
+from support.compare import gradient_error, gradients
+from support.models import tiny_model
 
 # Rank 0 replays rows with evictions, rank 1 rows that end before the first one: their gates and projections of
 # evicted tokens take no part there, and the processes must not wait for each other for ever.

@@ -10,11 +10,11 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
+
+import thoughtcache as tc
 from support.compare import max_difference, padded
 from support.models import adapt, randomise_adapter, tiny_base, tiny_model, trainable
 from support.rollouts import PROMPTS
-
-import thoughtcache as tc
 from thoughtcache.state import STATE_RULES
 
 WEIGHTS = "adapter_model.safetensors"

@@ -7,11 +7,11 @@ from dataclasses import replace
 import peft
 import pytest
 import torch
-from support.models import POSITIONS, adapt, tiny_base, tiny_model
-from support.rollouts import PROMPTS
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import thoughtcache as tc
+from support.models import POSITIONS, adapt, tiny_base, tiny_model
+from support.rollouts import PROMPTS
 
 
 def config(**arguments):

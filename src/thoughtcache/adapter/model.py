@@ -211,19 +211,23 @@ class ThoughtModel(LoraModel):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate as transformers does, under the active adapter's window and state.
 
+        Inside `disable_adapter()` this is the base model's own `generate`, with its full cache.
+
         Raises:
             ValueError: for options that would break the token-by-token policy (own caches, beams, assistants).
         """
+        if not self.adapter_enabled:
+            return self.model.generate(*args, **kwargs)
         config = self.thought_config
         for name in ("past_key_values", "assistant_model", "prefill_chunk_size", "cache_implementation"):
             if kwargs.get(name) is not None:
                 raise ValueError(f"generate({name}=...) cannot be combined with a thought adapter; leave it out")
-        if kwargs.get("num_beams", 1) != 1:
+        generation = kwargs.get("generation_config") or self.model.generation_config
+        if (kwargs.get("num_beams", generation.num_beams) or 1) != 1:
             raise ValueError("beam search is not supported with a thought state; use num_beams=1")
         inputs = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
         if inputs is None:
             raise ValueError("generate needs input_ids")
-        generation = kwargs.get("generation_config") or self.model.generation_config
         new_tokens = kwargs.get("max_new_tokens", generation.max_new_tokens)
         total = kwargs.get("max_length", generation.max_length) or 20
         window = inputs.shape[1] if isinstance(config.window, str) else config.window
