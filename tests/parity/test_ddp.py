@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from support.compare import GRADIENT_TOLERANCE
 
 WORKER = Path(__file__).parents[1] / "support" / "ddp_worker.py"

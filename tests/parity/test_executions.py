@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+
+import thoughtcache as tc
 from support.compare import TOLERANCE, assert_close, max_difference, padded
 from support.models import FAMILIES, tiny_model
 from support.rollouts import PROMPTS, ragged_rollouts
-
-import thoughtcache as tc
 from thoughtcache.cache.eviction import POLICIES
 from thoughtcache.state import STATE_RULES
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.models import FAMILIES, tiny_model
-from support.rollouts import PROMPTS, stop_token
 from transformers import GenerationConfig
 
 import thoughtcache as tc
+from support.models import FAMILIES, tiny_model
+from support.rollouts import PROMPTS, stop_token
 
 NEW_TOKENS = 14
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+
+import thoughtcache as tc
 from support.compare import assert_gradients_match, gradient_error, gradients, weighted_loss
 from support.models import FAMILIES, tiny_model, trainable
 from support.rollouts import ragged_rollouts
-
-import thoughtcache as tc
 from thoughtcache.cache.eviction import POLICIES
 from thoughtcache.state import STATE_RULES
 

@@ -1,15 +1,15 @@
-"""Points of the configuration space that are something known: plain LoRA, the base model, the full cache. Bit for bit."""
+"""Points of the configuration space that are something known (plain LoRA, base, full cache), bit for bit."""
 
 from __future__ import annotations
 
 import peft
 import pytest
 import torch
+
+import thoughtcache as tc
 from support.compare import assert_close, padded
 from support.models import FAMILIES, adapt, randomise_adapter, tiny_base, tiny_model
 from support.rollouts import PROMPTS
-
-import thoughtcache as tc
 
 PLAIN_LORA = {"initial_state": "identity", "absorb": False, "r": 5, "num_global_tokens": 5, "lora_alpha": 7}
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 8]])

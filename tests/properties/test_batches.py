@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import thoughtcache as tc
 from support.compare import assert_close, padded
 from support.models import VOCABULARY, tiny_model
 from support.rollouts import PROMPTS, ragged_rollouts
-
-import thoughtcache as tc
 
 NEW_TOKENS = 15
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.compare import assert_close, assert_gradients_match, gradients
 
+from support.compare import assert_close, assert_gradients_match, gradients
 from thoughtcache.state import STATE_RULES, ThoughtEncoder, absorb, initial_state, normalise
 from thoughtcache.state.naive import naive_absorb, naive_initial_state
 

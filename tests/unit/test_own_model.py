@@ -134,7 +134,7 @@ def test_data_without_answers_can_be_distilled_only(user: Path, tmp_path: Path) 
     questions = tmp_path / "plain.jsonl"
     questions.write_text('{"prompt": "w3 w4"}\n{"prompt": "w5"}\n')
     config = run_config(user, tmp_path / "run", dataset=str(questions))
-    with pytest.raises(ValueError, match="no reference answers .*--answer-column.*--grpo-steps 0"):
+    with pytest.raises(ValueError, match=r"no reference answers .*--answer-column.*--grpo-steps 0"):
         run_real_model(config, thought(), Console(quiet=True))
     assert not (tmp_path / "run").exists()
     only = dataclasses.replace(config, grpo_steps=0)
