@@ -8,6 +8,7 @@ from typing import Any, Literal
 from peft import LoraConfig
 from peft.utils.peft_types import PeftType
 
+from thoughtcache.cache.eviction import POLICIES
 from thoughtcache.cache.schedule import evict_count
 
 PEFT_TYPE_NAME = "THOUGHT"
@@ -83,6 +84,9 @@ class ThoughtConfig(LoraConfig):
         _one_of("state_norm", self.state_norm, ("frobenius", "none"))
         if isinstance(self.window, str) and self.window != "prompt":
             raise ValueError(f'window={self.window!r} is not known; use an integer >= 1, "prompt" or None')
+        if self.window is not None and not isinstance(self.window, str) and type(self.window) is not int:
+            raise ValueError(f'window={self.window!r} is not known; use an integer >= 1, "prompt" or None')
+        _one_of("eviction", self.eviction, tuple(sorted(POLICIES)))
         evict_count(self.window if isinstance(self.window, int) else 1, self.evict_fraction)
         if self.r < 1:
             raise ValueError(f"r must be at least 1, got {self.r}; the paper uses 32")

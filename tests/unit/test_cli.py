@@ -138,7 +138,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("user")
     save_text_model(root / "llama")
     save_text_model(root / "other", hidden_size=24)
-    save_text_model(root / "deeper", num_hidden_layers=1)
+    save_text_model(root / "deeper", num_hidden_layers=3)
     save_unsupported_model(root / "gpt2")
     save_questions(root / "questions.jsonl")
     (root / "empty.jsonl").write_text("")

@@ -179,7 +179,7 @@ def test_policies_that_choose_while_sampling_are_refused() -> None:
     ("changes", "message"),
     [
         ({"loss": "l2"}, "loss='l2' is not known; choose one of"),
-        ({"gradient": "some"}, "gradient='some' is not known"),
+        ({"gradient": 0}, "gradient=0 is not known"),
         ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ],

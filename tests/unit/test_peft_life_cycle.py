@@ -12,7 +12,7 @@ from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 
 import thoughtcache as tc
-from support.compare import max_difference, padded
+from support.compare import assert_close, max_difference, padded
 from support.models import adapt, randomise_adapter, tiny_base, tiny_model, trainable
 from support.rollouts import PROMPTS
 from thoughtcache.state import STATE_RULES
@@ -84,7 +84,10 @@ def test_reload_under_any_name(saved, name):
 def test_reload_with_low_memory(saved):
     model, rollouts, folder = saved
     again = PeftModel.from_pretrained(tiny_base(dtype=torch.float32), folder, low_cpu_mem_usage=True)
-    assert torch.equal(scores(again, rollouts), scores(model, rollouts))
+    loaded = dict(again.named_parameters())
+    assert all(torch.equal(loaded[name], parameter) for name, parameter in model.named_parameters())
+    # The weights are mapped from the file, at another alignment, where the CPU's kernels round differently.
+    assert_close(scores(again, rollouts), scores(model, rollouts), torch.float32)
 
 
 def test_reload_to_go_on_training(saved):

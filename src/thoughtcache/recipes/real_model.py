@@ -181,7 +181,9 @@ def _load_adapted(model: str, adapter: str, dtype: str) -> tuple[PeftModel, PreT
     if not isinstance(config, ThoughtConfig):
         raise ValueError(f"{adapter} holds a {config.peft_type} adapter; give one that `thoughtcache train` saved")
     _, tokenizer = load_tokenizer(model)
-    adapted: Any = peft.get_peft_model(load_base(model, dtype), config)
+    base = load_base(model, dtype)
+    config.base_model_name_or_path = base.name_or_path  # a moved folder is fine; whether it fits is checked below
+    adapted: Any = peft.get_peft_model(base, config)
     expected = {name: tensor.shape for name, tensor in get_peft_model_state_dict(adapted).items()}
     found = {name: tensor.shape for name, tensor in saved.items()}
     different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
