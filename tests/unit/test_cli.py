@@ -107,7 +107,7 @@ TRAIN = {
 GENERATE = {
     "no adapter": ("train-folder", "llama", [], "train-folder", "give the folder that training saved"),
     "other base": ("adapter", "other", [], "other.*16x4", "use the base model it was trained on"),
-    "deeper base": ("adapter", "deeper", [], "model [0-9x]+, adapter missing", "use the base model it was trained on"),
+    "deeper base": ("adapter", "deeper", [], "does not fit deeper", "use the base model it was trained on"),
     "unsupported base": ("adapter", "gpt2", [], "gpt2", "supported are"),
     "missing base": ("adapter", "./nomodel", [], "nomodel", "pass an existing folder"),
     "truncated adapter": ("truncated", "llama", [], "truncated.*damaged", "copy it again"),

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from thoughtcache.adapter.support import check_model
 from thoughtcache.config import DTYPES, RunConfig, ThoughtConfig
+from thoughtcache.policy.handle import find_tuner
 from thoughtcache.policy.replay import check_gradient_mode
 from thoughtcache.policy.rollout import rollout
 from thoughtcache.recipes.builders import train_grpo
@@ -194,6 +195,12 @@ def _load_adapted(model: str, adapter: str, dtype: str) -> tuple[PeftModel, PreT
             f"(model {_shape(expected.get(name))}, adapter {_shape(found.get(name))}); "
             "use the base model it was trained on"
         )
+    try:
+        find_tuner(adapted).encoders()
+    except ValueError as error:
+        raise ValueError(
+            f"the adapter in {adapter} does not fit {model} ({error}); use the base model it was trained on"
+        ) from error
     set_peft_model_state_dict(adapted, saved)
     return adapted.eval(), tokenizer
 
