@@ -32,7 +32,7 @@ reasoner: $(STAMP)  ## train the embedded tiny reasoner again
 	$(BIN)/python -m thoughtcache.tasks.build_reasoner
 
 docs: $(STAMP)  ## the generated pages
-	$(BIN)/python -m docs.generate
+	$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
