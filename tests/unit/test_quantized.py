@@ -1,0 +1,57 @@
+"""4- and 8-bit bases through bitsandbytes: same path, state and encoder in fp32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from transformers import BitsAndBytesConfig, LlamaForCausalLM
+
+import thoughtcache as tc
+from support.compare import max_difference, padded
+from support.models import randomise_adapter, tiny_base
+from thoughtcache.adapter.model import ENCODERS
+
+pytest.importorskip("bitsandbytes")
+pytestmark = pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning")
+
+PROMPTS = [[1, 5, 6], [7, 8, 9, 10]]
+# 4 bit: weights are quantised, activations are not, so fp32 rounding remains. 8 bit: activations are quantised row by
+# row (int8), and a rounding difference can move a value to the next of 256 levels.
+SETTINGS = {"4 bit": ({"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.float32}, 1e-5),
+            "8 bit": ({"load_in_8bit": True}, 3e-2)}  # fmt: skip
+
+
+@pytest.fixture(params=SETTINGS, ids=list(SETTINGS))
+def quantised(request: pytest.FixtureRequest, tmp_path: Path):
+    options, tolerance = SETTINGS[request.param]
+    tiny_base(dtype=torch.float32).save_pretrained(tmp_path / "base")
+
+    def load() -> LlamaForCausalLM:
+        return LlamaForCausalLM.from_pretrained(
+            tmp_path / "base", quantization_config=BitsAndBytesConfig(**options), dtype=torch.float32
+        )
+
+    model = peft.get_peft_model(load(), tc.ThoughtConfig(r=4, num_global_tokens=3, window=6, state_rule="gated"))
+    randomise_adapter(model)
+    return load, model.eval(), tolerance
+
+
+def test_sampling_replay_and_reload(quantised, tmp_path: Path) -> None:
+    load, model, tolerance = quantised
+    assert all(p.dtype == torch.float32 for name, p in model.named_parameters() if ENCODERS in name)
+    rollouts = tc.rollout(model, PROMPTS, max_new_tokens=20, ignore_eos=True)
+    assert len(rollouts[0].evictions) == 7
+    scored = tc.replay(model, rollouts)
+    assert max_difference(scored.logprobs, padded(rollouts)) < tolerance
+    scored.logprobs.sum().backward()
+    gradients = [p.grad for name, p in model.named_parameters() if ENCODERS in name]
+    assert all(gradient is not None for gradient in gradients)
+    assert any(gradient.abs().max() > 0 for gradient in gradients)
+    with model.disable_adapter(), torch.no_grad():
+        assert max_difference(tc.replay(model, rollouts).logprobs, scored.logprobs) > tolerance  # it does something
+    model.save_pretrained(tmp_path / "adapter")
+    again = peft.PeftModel.from_pretrained(load(), tmp_path / "adapter")
+    assert max_difference(tc.replay(again, rollouts).logprobs, scored.logprobs) < tolerance
