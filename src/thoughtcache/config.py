@@ -154,6 +154,10 @@ class RunConfig:
         grpo_learning_rate: learning rate of GRPO (paper: 1e-5).
         beta: weight of the KL term to the cache-consistent reference.
         gradient: "exact", "detached" or a number of segments.
+        recompute: run segments again in the backward pass, so that memory stays flat in the length; False keeps all
+            activations. The embedded job, where everything fits, always keeps them.
+        chunk_tokens: bound on the tokens of a row whose activations live at once; None keeps segments whole.
+        kv_log: where keys and values wait for the backward pass, "device" or "host".
         evaluation_size: problems of the embedded test split.
         seed: of everything.
         save_every: optimiser steps between checkpoints.
@@ -182,6 +186,9 @@ class RunConfig:
     grpo_learning_rate: float = 1e-5
     beta: float = 0.0
     gradient: GradientMode = "exact"
+    recompute: bool = True
+    chunk_tokens: int | None = None
+    kv_log: Literal["device", "host"] = "device"
     evaluation_size: int = 1000
     seed: int = 0
     save_every: int = 50
@@ -191,6 +198,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         _one_of("task", self.task, ("chains", "multiplication"))
         _one_of("dtype", self.dtype, DTYPES)
+        _one_of("kv_log", self.kv_log, ("device", "host"))
+        if self.chunk_tokens is not None and self.chunk_tokens < 1:
+            raise ValueError(f"chunk_tokens must be at least 1 or None, got {self.chunk_tokens}")
         for name in ("max_new_tokens", "distill_batch_size", "group_size", "grpo_batch_size", "evaluation_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -94,6 +94,13 @@ def _train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     group.add_argument("--grpo-learning-rate", type=float, help="learning rate of GRPO (1e-5)")
     group.add_argument("--beta", type=float, help="weight of the KL to the reference (0)")
     group.add_argument("--gradient", type=gradient, help="exact (default), detached, or segments per exact block")
+    group.add_argument(
+        "--no-recompute", dest="recompute", action="store_false", help="keep all activations: faster, where they fit"
+    )
+    group.add_argument(
+        "--chunk-tokens", type=int, help="tokens of a row whose activations live at once; whole segments if left out"
+    )
+    group.add_argument("--kv-log", help="where keys and values wait for backward: device (default) or host")
     group = parser.add_argument_group("run")
     group.add_argument("--output-dir", help="run folder (runs/train)")
     group.add_argument("--evaluation-size", type=int, help="test problems of the embedded job (1000)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 import warnings
 from collections.abc import Callable
@@ -17,19 +18,8 @@ USER_ERRORS: tuple[type[Exception], ...] = (ValueError, OSError, SafetensorError
 _RUN_FIELDS = {field.name for field in dataclasses.fields(RunConfig)}
 
 
-def quiet_libraries() -> None:
-    """Keep bars and deprecation notes of the libraries out of what a person reads."""
-    import warnings
-
-    from transformers.utils import logging
-
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-
-
 def train(options: dict[str, Any]) -> None:
     """`thoughtcache train`: the embedded job, or a model and data of the user."""
-    quiet_libraries()
     run = RunConfig(**{name: value for name, value in options.items() if name in _RUN_FIELDS})
     adapter_options = {name: value for name, value in options.items() if name not in _RUN_FIELDS}
     if run.model is None:
@@ -51,7 +41,6 @@ def train(options: dict[str, Any]) -> None:
 
 def generate(options: dict[str, Any]) -> None:
     """`thoughtcache generate`: print one answer."""
-    quiet_libraries()
     from thoughtcache.recipes.real_model import answer
 
     print(answer(**options))
@@ -59,13 +48,14 @@ def generate(options: dict[str, Any]) -> None:
 
 def quieten_libraries() -> None:
     """Keep what is not for the user off standard error: notices to developers and, unless on a terminal, load bars."""
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
     warnings.simplefilter("ignore", FutureWarning)
     warnings.simplefilter("ignore", DeprecationWarning)
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     if not sys.stderr.isatty():
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {"train": train, "generate": generate}

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 import thoughtcache as tc
-from thoughtcache.policy import token_logprobs
+from thoughtcache.policy import scores
 from thoughtcache.policy.batch import batch_rollouts
 from thoughtcache.policy.handle import open_policy
 from thoughtcache.policy.replay import run_replay
@@ -127,7 +127,7 @@ def test_chunks_change_neither_value_nor_gradient(tmp_path: Path, monkeypatch: p
         return trainer.compute_loss(model, {"rollouts": rows})
 
     whole, expected = loss().detach(), gradients(model, loss)
-    monkeypatch.setattr(token_logprobs, "CHUNK_ELEMENTS", 60)  # two rows at a time
+    monkeypatch.setattr(scores, "CHUNK_ELEMENTS", 60)  # two rows at a time
     assert_close(loss().detach(), whole)
     assert_gradients_match(gradients(model, loss), expected)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -34,8 +34,8 @@ class EvictedBlock:
 
 
 def split_slots(
-    block: Float[Tensor, "B H W D"], slots: Int[Tensor, "B H E"] | None, num_evicted: int
-) -> tuple[Float[Tensor, "B H E D"], Float[Tensor, "B H K D"]]:
+    block: Num[Tensor, "B H W D"], slots: Int[Tensor, "B H E"] | None, num_evicted: int
+) -> tuple[Num[Tensor, "B H E D"], Num[Tensor, "B H K D"]]:
     """Split resident thoughts into (evicted, kept), both in their order in time."""
     if slots is None:
         return block[:, :, :num_evicted], block[:, :, num_evicted:]

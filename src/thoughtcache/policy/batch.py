@@ -38,8 +38,14 @@ class PromptBatch:
         """2D mask over [prompt | resident and new thoughts]; None where no row is padded (no dense mask needed)."""
         if not self.padded:
             return None
-        ones = self.mask.new_ones(self.mask.shape[0], num_thoughts)
-        return torch.cat([self.mask, ones], dim=1).long()
+        return self.leading_columns_mask(self.mask.shape[1] + num_thoughts, self.mask.shape[0])
+
+    def leading_columns_mask(self, columns: int, rows: int) -> Int[Tensor, "R n"] | None:
+        """The same for `columns` physical columns (which may end inside the prompt) of the first `rows` rows."""
+        if not self.padded:
+            return None
+        prompt = self.mask[:rows, :columns]
+        return torch.cat([prompt, prompt.new_ones(rows, columns - prompt.shape[1])], dim=1).long()
 
 
 def pad_prompts(prompt_ids: Sequence[Sequence[int]], device: torch.device) -> PromptBatch:

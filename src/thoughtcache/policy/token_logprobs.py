@@ -1,20 +1,13 @@
 """The one place where hidden states become log-probabilities.
 
-Axes: N rows of hidden states (batch and positions flattened), d model size, V vocabulary. Softmax in at least fp32.
-Chunks over rows are recomputed in the backward pass, so that no `[N, V]` tensor exists beyond one chunk.
+Axes: any leading axes, d model size, V vocabulary. Softmax in at least fp32. `scores.py` calls this chunk by chunk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-
-CHUNK_ELEMENTS = 2**23
-RowFunction = Callable[..., tuple[Tensor, ...]]
 
 
 def scaled_log_softmax(hidden: Float[Tensor, "*any d"], head: nn.Module, temperature: float) -> Float[Tensor, "*any V"]:
@@ -34,25 +27,3 @@ def token_logprobs(
     detached = distribution.detach()
     entropy = -(detached.exp() * detached).sum(dim=-1)
     return chosen, entropy
-
-
-def in_chunks(function: RowFunction, vocabulary: int, *rows: Tensor) -> tuple[Tensor, ...]:
-    """`function` over leading rows in chunks of about `CHUNK_ELEMENTS / vocabulary` rows, recomputed in backward.
-
-    Args:
-        function: takes row chunks of every tensor in `rows`, returns a tuple of [chunk] tensors.
-        vocabulary: V, which sets the size of a chunk.
-        rows: tensors with the same leading size.
-    """
-    total = rows[0].shape[0]
-    size = max(1, CHUNK_ELEMENTS // vocabulary)
-    if total <= size:
-        return function(*rows)
-    chunks = []
-    for start in range(0, total, size):
-        part = [row[start : start + size] for row in rows]
-        if torch.is_grad_enabled():
-            chunks.append(checkpoint(function, *part, use_reentrant=False))
-        else:
-            chunks.append(function(*part))
-    return tuple(torch.cat(column) for column in zip(*chunks, strict=True))

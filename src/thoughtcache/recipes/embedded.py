@@ -204,6 +204,7 @@ def _distil(job: _Job, model: PeftModel, folder: Path, steps: int, resume: bool,
         output_dir=str(folder),
         num_steps=steps,
         max_new_tokens=job.task.max_new_tokens,
+        recompute=False,
         seed=job.run.seed,
         evaluate_every=min(EVALUATE_EVERY, steps),
         save_every=job.run.save_every,
@@ -262,6 +263,7 @@ def _grpo_arm(job: _Job, arm: str, folder: Path, resume: bool) -> PhaseResult:
         max_completion_length=job.task.max_new_tokens,
         learning_rate=GRPO_LEARNING_RATE,
         lr_scheduler_type="constant",
+        recompute=False,
     )
     seconds = {"grpo": time.perf_counter() - started}
     return {

@@ -237,6 +237,9 @@ def _distill(
         warmup_steps=min(20, run.distill_steps // 5),
         max_new_tokens=run.max_new_tokens,
         gradient=run.gradient,
+        recompute=run.recompute,
+        chunk_tokens=run.chunk_tokens,
+        kv_log=run.kv_log,
         sample_batch_size=run.distill_batch_size * 4,
         seed=run.seed,
         save_every=run.save_every,
@@ -284,6 +287,9 @@ def _grpo(
         num_generations=run.group_size,
         max_completion_length=run.max_new_tokens,
         learning_rate=run.grpo_learning_rate,
+        recompute=run.recompute,
+        chunk_tokens=run.chunk_tokens,
+        kv_log=run.kv_log,
     )
     return {
         "rewards": [[record["step"], record["reward"]] for record in logged],

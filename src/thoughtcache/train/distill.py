@@ -25,6 +25,7 @@ from thoughtcache.cache.schedule import evict_count, eviction_points
 from thoughtcache.config import GradientMode, ThoughtConfig
 from thoughtcache.policy.batch import RolloutBatch, batch_rollouts
 from thoughtcache.policy.handle import find_tuner, open_policy
+from thoughtcache.policy.kv_log import Place, check_place
 from thoughtcache.policy.replay import check_gradient_mode, run_replay
 from thoughtcache.policy.rollout import rollout
 from thoughtcache.records import Eviction, Rollout
@@ -47,7 +48,10 @@ class DistillConfig:
         betas: of Adam.
         max_grad_norm: gradient clipping.
         loss: "forward_kl" (teacher || student), "reverse_kl" or "cross_entropy".
-        gradient: how far the gradient reaches, see `policy/replay.py`.
+        gradient: how far the gradient reaches, see `policy/replay.py`, as the next three.
+        recompute: run segments again in the backward pass (memory flat in the length); False keeps all activations.
+        chunk_tokens: bound on the tokens of a row whose activations live at once.
+        kv_log: where keys and values wait for the backward pass, "device" or "host".
         max_new_tokens: length of the teacher's samples.
         temperature: of the teacher's samples and of both distributions.
         samples_per_prompt: teacher samples per prompt.
@@ -69,6 +73,9 @@ class DistillConfig:
     max_grad_norm: float = 1.0
     loss: str = "forward_kl"
     gradient: GradientMode = "exact"
+    recompute: bool = True
+    chunk_tokens: int | None = None
+    kv_log: Place = "device"
     max_new_tokens: int = 64
     temperature: float = 1.0
     samples_per_prompt: int = 1
@@ -81,6 +88,7 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         check_gradient_mode(self.gradient)
+        check_place(self.kv_log)
         if self.loss not in DIVERGENCES:
             raise ValueError(f"loss={self.loss!r} is not known; choose one of {sorted(DIVERGENCES)}")
         for name in ("num_steps", "batch_size", "max_new_tokens", "samples_per_prompt", "log_every"):
@@ -170,7 +178,7 @@ class _Rollouts(Dataset[Rollout]):
 
 
 def _collate(rows: list[Rollout]) -> dict[str, list[Rollout]]:
-    return {"rollouts": rows}
+    return {"rollouts": sorted(rows, key=lambda row: -len(row.token_ids))}
 
 
 class DistillTrainer(Trainer):
@@ -202,6 +210,9 @@ class DistillTrainer(Trainer):
             divergence(policy, batch, teacher, config.loss),
             gradient=config.gradient,
             anchored=False,
+            recompute=config.recompute,
+            chunk_tokens=config.chunk_tokens,
+            kv_log=config.kv_log,
         )
         return per_token[batch.mask].mean()
 
@@ -219,7 +230,7 @@ def teacher_hidden(model: PeftModel, batch: RolloutBatch) -> Tensor:
     """[B, T, d] hidden states from which the full-cache base predicts each thought token."""
     full = replace(batch, settings=replace(batch.settings, window=None, num_evicted=None))
     with model.disable_adapter():
-        (hidden,) = run_replay(model, full, lambda h, start, stop: (h,), gradient="exact", anchored=False)
+        (hidden,) = run_replay(model, full, lambda h, start, stop, known: (h,), anchored=False)
     return hidden
 
 

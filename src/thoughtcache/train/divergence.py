@@ -12,8 +12,8 @@ from torch import Tensor
 
 from thoughtcache.policy.batch import RolloutBatch
 from thoughtcache.policy.handle import PolicyHandle
-from thoughtcache.policy.replay import ScoreFunction
-from thoughtcache.policy.token_logprobs import in_chunks, scaled_log_softmax
+from thoughtcache.policy.scores import ScoreFunction, row_scores
+from thoughtcache.policy.token_logprobs import scaled_log_softmax
 
 Divergence = Callable[[Float[Tensor, "N V"], Float[Tensor, "N V"], Int[Tensor, " N"]], Float[Tensor, " N"]]
 
@@ -65,11 +65,8 @@ def divergence(
         teacher_distribution = scaled_log_softmax(teacher, policy.head, temperature)
         return (function(student_distribution, teacher_distribution, targets),)
 
-    def score(hidden: Tensor, start: int, stop: int) -> tuple[Tensor, ...]:
-        targets = batch.token_ids[:, start:stop]
-        teacher = teacher_hidden[:, start:stop]
-        vocabulary = policy.tuner.model.config.vocab_size
-        flat = in_chunks(rows, vocabulary, hidden.flatten(0, 1), teacher.flatten(0, 1), targets.flatten())
-        return (flat[0].view(targets.shape),)
+    def score(hidden: Tensor, start: int, stop: int, known: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+        part = (slice(0, hidden.shape[0]), slice(start, stop))
+        return row_scores(rows, policy.head, hidden, teacher_hidden[part], batch.token_ids[part], known=known)
 
     return score

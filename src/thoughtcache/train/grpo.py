@@ -199,6 +199,9 @@ class ThoughtGRPOTrainer(GRPOTrainer):
                     gradient=self.args.gradient_mode,
                     anchored=scoring.on_policy and not is_reference,
                     full_cache=is_reference and self.args.reference == "full",
+                    recompute=self.args.recompute,
+                    chunk_tokens=self.args.chunk_tokens,
+                    kv_log=self.args.kv_log,
                 )
                 missing = logits_to_keep - scores.logprobs.shape[1]
                 logps.append(pad(scores.logprobs, (0, missing)))

@@ -11,6 +11,7 @@ from typing import TypeVar
 from trl.trainer.grpo_config import GRPOConfig
 
 from thoughtcache.config import GradientMode
+from thoughtcache.policy.kv_log import Place, check_place
 
 REFERENCES = ("consistent", "full")
 C = TypeVar("C")
@@ -30,6 +31,10 @@ class ThoughtGRPOConfig(GRPOConfig):
     Attributes:
         gradient: "exact", "detached" (keys and values cut at segment boundaries) or a number of segments such as "4"
             (exact inside blocks of that many); an integer is taken as well.
+        recompute: run segments again in the backward pass (memory flat in the length of the rollout, one more forward
+            pass); False keeps all activations.
+        chunk_tokens: bound on the tokens of a row whose activations live at once; None keeps segments whole.
+        kv_log: where keys and values wait for the backward pass: "device" or "host".
         reference: what the KL term compares with. "consistent": adapter off, the same evictions replayed (default);
             "full": adapter off, full cache (the paper's).
         rollout_batch_size: sequences decoded at once; None decodes the generation batch of a process in one go.
@@ -40,6 +45,9 @@ class ThoughtGRPOConfig(GRPOConfig):
     gradient: str = field(
         default="exact", metadata={"help": "exact, detached, or the number of segments of an exact block"}
     )
+    recompute: bool = field(default=True, metadata={"help": "run segments again in backward: flat memory"})
+    chunk_tokens: int | None = field(default=None, metadata={"help": "tokens of a row whose activations live at once"})
+    kv_log: Place = field(default="device", metadata={"help": "where keys and values wait: device or host"})
     reference: str = field(default="consistent", metadata={"help": "consistent (same evictions) or full (full cache)"})
     rollout_batch_size: int | None = field(default=None, metadata={"help": "sequences decoded at once"})
     # None becomes False; an explicit False would make transformers warn about the option's old name.
@@ -57,6 +65,9 @@ class ThoughtGRPOConfig(GRPOConfig):
             )
         if self.reference not in REFERENCES:
             raise ValueError(f"reference={self.reference!r} is not known; choose one of {list(REFERENCES)}")
+        check_place(self.kv_log)
+        if self.chunk_tokens is not None and self.chunk_tokens < 1:
+            raise ValueError(f"chunk_tokens must be at least 1 or None, got {self.chunk_tokens}")
         if self.rollout_batch_size is not None and self.rollout_batch_size < 1:
             raise ValueError(f"rollout_batch_size must be at least 1 or None, got {self.rollout_batch_size}")
         self._refuse_other_policies()

@@ -1,0 +1,251 @@
+"""Does the state help a real model? LoRA_c and PTE distilled towards the full-cache base, at equal tokens.
+
+    python -m benchmarks.distillation --model FOLDER --output FOLDER --arms lora_window delta paper lora_window_equal
+
+The base samples essay-like texts from prompts of this file (T = 1), once per output folder. Every arm sees the same
+texts in the same order; `lora_window_equal` has the parameters that PTE spends on its encoder as additional LoRA rank.
+Measured on held-out texts, per token and in nats: KL from the full-cache base before the first eviction ("early"),
+after it ("late") and past `--far` tokens. A stopped study continues from its checkpoints with the same command.
+
+Left behind: `samples.jsonl`, `results.json` (settings, curves, KL of every held-out text) and `curves.png`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from rich.console import Console
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import thoughtcache as tc
+from thoughtcache.policy.batch import RolloutBatch, batch_rollouts
+from thoughtcache.policy.handle import find_tuner, open_policy
+from thoughtcache.policy.replay import run_replay
+from thoughtcache.records import Rollout, SamplingSettings
+from thoughtcache.report.plots import Panel, plot_curves
+from thoughtcache.report.results import environment, write_results
+from thoughtcache.train.distill import DistillConfig, sample_teacher, teacher_hidden, under_window
+from thoughtcache.train.divergence import divergence
+
+FORMS = (
+    "Write a detailed essay about {}.",
+    "Explain {} step by step to a curious student, with examples.",
+    "Tell a long story in which {} matters to every character.",
+    "Write a dialogue between two experts who disagree about {}.",
+    "Give a lecture on {}: history, main ideas, open questions.",
+    "Write a careful plan for a week-long course about {}.",
+    "List ten facts about {} and discuss each of them in a paragraph.",
+    "Write a report on {} for the mayor of a small town.",
+)
+TOPICS = (
+    "bridges", "the tides", "bread", "chess", "volcanoes", "the printing press", "migrating birds", "clocks",
+    "the human heart", "lighthouses", "coffee", "earthquakes", "the bicycle", "forests", "glass", "the moon",
+    "money", "rivers", "vaccines", "trains", "honey bees", "maps", "music", "winter",
+)  # fmt: skip
+
+
+def arms(rank: int, window: int) -> dict[str, Callable[[], tc.ThoughtConfig]]:
+    """The compared systems. `lora_window_equal` is sized so that its parameters are PTE's, to the nearest rank."""
+
+    def config(r: int = rank, **options: Any) -> tc.ThoughtConfig:
+        scale = {"lora_alpha": 2 * r, "num_global_tokens": rank, "window": window}
+        return tc.ThoughtConfig(r=r, **{**scale, **options})
+
+    plain = {"initial_state": "identity", "absorb": False}
+    return {
+        "lora_window": lambda: config(**plain),
+        "lora_window_equal": lambda: config(r=rank + rank // 8, **plain),
+        "paper": lambda: config(state_rule="linear"),
+        "gated": lambda: config(state_rule="gated", state_norm="none"),
+        "delta": lambda: config(state_rule="delta", state_norm="none"),
+    }
+
+
+def texts(model: peft.PeftModel, tokenizer: Any, folder: Path, options: argparse.Namespace) -> list[Rollout]:
+    """The base's own texts, sampled once and kept in the folder."""
+    prompts = [form.format(topic) for topic, form in itertools.product(TOPICS, FORMS)]
+    random.Random(options.seed).shuffle(prompts)
+    ids = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=False
+        )
+        for prompt in prompts[: options.samples]
+    ]
+    path = folder / "samples.jsonl"
+    config = distill_config(options, folder)
+    done = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    with path.open("a") as file:
+        for start in range(len(done), len(ids), config.sample_batch_size):
+            part = sample_teacher(model, ids[start : start + config.sample_batch_size], replace(config, seed=start))
+            rows = [{"prompt": row.prompt_ids, "thought": row.token_ids} for row in part]
+            done += rows
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+            file.flush()
+            print(f"sampled {len(done)} of {len(ids)} texts", flush=True)
+    settings = SamplingSettings(
+        temperature=config.temperature,
+        max_new_tokens=config.max_new_tokens,
+        window=None,
+        num_evicted=None,
+        eviction="sliding",
+        seed=config.seed,
+        ignore_eos=False,
+    )
+    return [
+        Rollout(
+            prompt_ids=row["prompt"],
+            token_ids=row["thought"],
+            logprobs=torch.zeros(len(row["thought"])),
+            finish_reason="stop",
+            settings=settings,
+        )
+        for row in done
+        if len(row["thought"]) >= options.min_new_tokens
+    ]
+
+
+def distill_config(options: argparse.Namespace, folder: Path) -> DistillConfig:
+    """Settings that every arm shares."""
+    return DistillConfig(
+        output_dir=str(folder),
+        num_steps=options.steps,
+        batch_size=2,
+        learning_rate=1e-3,
+        warmup_steps=5,
+        min_learning_rate_ratio=0.1,
+        max_new_tokens=options.max_new_tokens,
+        sample_batch_size=32,
+        recompute=False,
+        evaluate_every=options.evaluate_every,
+        save_every=options.evaluate_every,
+        log_every=5,
+        seed=options.seed,
+        resume=any(folder.glob("checkpoint-*")),
+    )
+
+
+class HeldOut:
+    """KL from the full-cache base on texts that no arm trains on, each text a batch of its own."""
+
+    def __init__(self, model: peft.PeftModel, samples: list[Rollout], far: int) -> None:
+        device = open_policy(model).device
+        student = under_window(samples, find_tuner(model).thought_config)
+        self.batches: list[RolloutBatch] = [batch_rollouts([row], device) for row in student]
+        self.teacher = [teacher_hidden(model, batch) for batch in self.batches]
+        self.far = far
+        self.curve: list[dict[str, list[float]]] = []
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """Mean KL per token of the early, late and far tokens; sums per text are kept in `curve`."""
+        policy = open_policy(model)
+        was_training = model.training
+        model.eval()
+        sums: dict[str, list[float]] = {
+            f"{part}_{what}": [] for part in ("early", "late", "far") for what in ("sum", "n")
+        }
+        for batch, teacher in zip(self.batches, self.teacher, strict=True):
+            (kl,) = run_replay(model, batch, divergence(policy, batch, teacher, "forward_kl"), anchored=False)
+            first = batch.rollouts[0].evictions[0].before_token
+            for part, values in (("early", kl[0, :first]), ("late", kl[0, first:]), ("far", kl[0, self.far :])):
+                sums[f"{part}_sum"].append(values.sum().item())
+                sums[f"{part}_n"].append(values.numel())
+        model.train(was_training)
+        self.curve.append(sums)
+        return {part: sum(sums[f"{part}_sum"]) / max(1, sum(sums[f"{part}_n"])) for part in ("early", "late", "far")}
+
+
+def run_arm(name: str, folder: Path, options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Train one arm, or read what it left."""
+    target = folder / name
+    if (target / "arm.json").is_file():
+        return json.loads((target / "arm.json").read_text())
+    base = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype))
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    torch.manual_seed(options.seed)
+    model = peft.get_peft_model(base, arms(options.rank, options.window)[name]())
+    assert isinstance(model, peft.PeftModel)
+    samples = texts(model, tokenizer, folder, options)
+    held_out = HeldOut(model, samples[: options.held_out], options.far)
+    before = {"step": 0, **held_out(model)}
+    console.print(f"{name}, step 0: {before}")
+
+    def evaluate(current: nn.Module) -> dict[str, float]:
+        values = held_out(current)
+        console.print(f"{name}: {values}")
+        return values
+
+    result = tc.distill(
+        model,
+        [],
+        distill_config(options, target),
+        samples=samples[options.held_out :],
+        evaluator=evaluate,
+    )
+    curve = [before] + [
+        {"step": record["step"], **{part: record[f"eval_{part}"] for part in ("early", "late", "far")}}
+        for record in result.history
+        if "eval_late" in record
+    ]
+    model.save_pretrained(str(target / "adapter"))
+    payload = {
+        "curve": curve,
+        "held_out_texts": held_out.curve[-1],
+        "num_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "elapsed_seconds": result.elapsed_seconds,
+        "num_training_texts": len(samples) - options.held_out,
+    }
+    write_results(target / "arm.json", payload)
+    return payload
+
+
+def main() -> None:
+    """Run the arms one after the other and compare them."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.distillation", description=__doc__)
+    parser.add_argument("--model", required=True, help="folder or hub id of the base")
+    parser.add_argument("--output", default="runs/bench/distillation", help="folder of the study")
+    parser.add_argument("--arms", nargs="+", default=["lora_window", "delta", "paper", "lora_window_equal"])
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the base")
+    parser.add_argument("--window", type=int, default=64)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--samples", type=int, default=192, help="texts to sample; the first ones are held out")
+    parser.add_argument("--held-out", type=int, default=16)
+    parser.add_argument("--min-new-tokens", type=int, default=160, help="shorter texts are dropped")
+    parser.add_argument("--max-new-tokens", type=int, default=384)
+    parser.add_argument("--far", type=int, default=192)
+    parser.add_argument("--evaluate-every", type=int, default=25)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    console = Console()
+    folder = Path(options.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    measured = {name: run_arm(name, folder, options, console) for name in options.arms}
+    write_results(folder / "results.json", {"arms": measured, "settings": vars(options), "environment": environment()})
+    panels = [
+        Panel(
+            title=title,
+            x_label="optimiser step",
+            y_label="KL to the full-cache base (nats / token)",
+            series={
+                name: ([p["step"] for p in arm["curve"]], [p[part] for p in arm["curve"]])
+                for name, arm in measured.items()
+            },
+        )
+        for part, title in (("late", "after the first eviction"), ("far", f"past {options.far} tokens"))
+    ]
+    console.print(f"results: {folder / 'results.json'}, {plot_curves(folder / 'curves.png', panels)}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

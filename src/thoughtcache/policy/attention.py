@@ -1,0 +1,84 @@
+"""Attention of a chunk of queries over [resident | itself]: causal, aligned at the lower right corner.
+
+transformers' own `sdpa` forms a dense mask for this case and then repeats keys and values for every query head.
+Here CUDA gets a lower-right causal bias, which FlashAttention takes, and no mask where no row is padded; the CPU gets
+the mask but no copies. The same numbers up to rounding. Models loaded with another implementation keep it.
+
+Not run on CUDA by the tests of this project.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+REPLACED = "sdpa"
+NAME = "thoughtcache_lower_right"
+
+
+@contextmanager
+def lower_right_attention(config: PretrainedConfig) -> Iterator[None]:
+    """Use this attention inside the block, if the model would use `sdpa`.
+
+    Args:
+        config: configuration that the model's attention layers read.
+    """
+    chosen = config._attn_implementation
+    if chosen != REPLACED:
+        yield
+        return
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = chosen
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """[B, heads, n, D] queries over [B, H, m, D] keys and values -> [B, n, heads, D]."""
+    if attention_mask is not None and query.is_cuda:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    queries, columns = query.shape[2], key.shape[2]
+    bias = attention_mask
+    if bias is None and 1 < queries < columns:
+        bias = causal_lower_right(queries, columns)
+    output = scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=bias,
+        dropout_p=dropout,
+        is_causal=bias is None and queries > 1,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _mask(*, attention_mask: Tensor | None, device: torch.device, **kwargs: Any) -> Tensor | None:
+    """No mask on CUDA where no row is padded; elsewhere what `sdpa` forms."""
+    if attention_mask is None and device.type == "cuda":
+        return None
+    return sdpa_mask(attention_mask=attention_mask, device=device, **kwargs)
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, _mask)

@@ -1,0 +1,171 @@
+"""The recomputing learner has the gradient of the naive loop, whatever is cut, dropped or unfrozen."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import thoughtcache as tc
+from support.compare import assert_close, assert_gradients_match, gradient_error, gradients, weighted_loss
+from support.models import tiny_model
+from support.rollouts import ragged_rollouts
+from thoughtcache.cache.eviction import POLICIES
+from thoughtcache.policy import reverse, scores
+from thoughtcache.policy.batch import batch_rollouts
+from thoughtcache.policy.kv_log import KVLog, check_place
+from thoughtcache.policy.segment import plan_chunks
+from thoughtcache.state import STATE_RULES
+
+PROMPTS = [[3, 1, 4, 1], [6, 5], [9]]
+NEW_TOKENS = 12
+
+
+def case(**config):
+    model = tiny_model(**{"window": 3, **config})
+    return model, ragged_rollouts(model, max_new_tokens=NEW_TOKENS, prompts=PROMPTS)
+
+
+def naive(model, rollouts, gradient="exact"):
+    return gradients(model, lambda: weighted_loss(tc.naive_logprobs(model, rollouts, gradient=gradient)))
+
+
+def replayed(model, rollouts, **options):
+    return gradients(model, lambda: weighted_loss(tc.replay(model, rollouts, **options)))
+
+
+@pytest.mark.parametrize("eviction", sorted(POLICIES))
+@pytest.mark.parametrize("chunk_tokens", [1, 2, 3, 5, 7, 100])
+def test_chunks_of_any_size_have_the_exact_gradient(chunk_tokens, eviction):
+    model, rollouts = case(eviction=eviction, state_rule="gated", window=5, evict_fraction=0.6)
+    expected = naive(model, rollouts)
+    for anchored in (True, False):
+        found = replayed(model, rollouts, anchored=anchored, chunk_tokens=chunk_tokens)
+        assert_gradients_match(found, expected)
+
+
+@pytest.mark.parametrize("rule", sorted(STATE_RULES))
+def test_chunked_state_rules(rule):
+    model, rollouts = case(state_rule=rule)
+    assert_gradients_match(replayed(model, rollouts, chunk_tokens=2), naive(model, rollouts))
+
+
+@pytest.mark.parametrize("gradient", ["detached", 1, 2, 3])
+def test_truncated_gradients_in_chunks_and_without_recomputation(gradient):
+    model, rollouts = case(window=5, evict_fraction=0.4)
+    expected = naive(model, rollouts, gradient)
+    assert_gradients_match(replayed(model, rollouts, gradient=gradient, chunk_tokens=1), expected)
+    assert_gradients_match(replayed(model, rollouts, gradient=gradient, recompute=False), expected)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_rows_come_back_in_their_order(order):
+    model, rollouts = case()
+    whole = tc.replay(model, rollouts)
+    shuffled = tc.replay(model, [rollouts[row] for row in order])
+    for place, row in enumerate(order):
+        assert_close(shuffled.logprobs[place], whole.logprobs[row])
+        assert_close(shuffled.entropies[place], whole.entropies[row])
+        assert (shuffled.mask[place] == whole.mask[row]).all()
+
+
+def test_finished_rows_cost_nothing():
+    model = tiny_model(window=3)
+    lengths = [5, 11, 8]
+    rollouts = [
+        tc.rollout(model, [prompt], max_new_tokens=length)[0] for prompt, length in zip(PROMPTS, lengths, strict=True)
+    ]
+    seen = []
+    hook = model.base_model.backbone.register_forward_hook(
+        lambda module, args, kwargs, output: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    with torch.no_grad():
+        tc.replay(model, rollouts, chunk_tokens=1)
+    hook.remove()
+    width = max(len(prompt) for prompt in PROMPTS)
+    assert sum(seen) == width * len(PROMPTS) + sum(length - 1 for length in lengths)
+
+
+def test_full_fine_tuning():
+    model, rollouts = case(state_rule="delta")
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    expected = naive(model, rollouts)
+    assert any("embed" in name for name in expected)
+    assert_gradients_match(replayed(model, rollouts, chunk_tokens=3), expected)
+    assert_gradients_match(replayed(model, rollouts, recompute=False), expected)
+
+
+def test_full_fine_tuning_with_logits_in_chunks(monkeypatch):
+    monkeypatch.setattr(scores, "CHUNK_ELEMENTS", 1)  # one row of logits at a time
+    test_full_fine_tuning()
+
+
+def test_logits_are_formed_twice_and_not_three_times():
+    model, rollouts = case()
+    rows = []
+    head = model.base_model.model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda module, args, output: rows.append(args[0].shape[:-1].numel()))
+    tc.replay(model, rollouts).logprobs.sum().backward()
+    hook.remove()
+    forward = sum(rows) / 2
+    assert forward == int(forward)
+    assert sum(len(rollout.token_ids) for rollout in rollouts) <= forward <= 3 * NEW_TOKENS
+
+
+@pytest.mark.parametrize("lost", ["keys", "values", "states"])
+def test_a_lost_gradient_is_seen(lost, monkeypatch):
+    # The mutation: one of the three carried gradients does not arrive at the earlier chunk.
+    model, rollouts = case()
+    exact = replayed(model, rollouts)
+    pair_up = reverse._pair_up
+
+    def lossy(scored, leaving, gradient, carried):
+        past, states = carried.past, carried.states
+        if past is not None and lost in ("keys", "values"):
+            parity = 0 if lost == "keys" else 1
+            past = [None if index % 2 == parity else value for index, value in enumerate(past)]
+        if lost == "states":
+            states = None
+        return pair_up(scored, leaving, gradient, reverse._Carried(past=past, states=states))
+
+    monkeypatch.setattr(reverse, "_pair_up", lossy)
+    assert gradient_error(replayed(model, rollouts), exact) > 1e-3
+
+
+def test_a_second_backward_pass_is_refused():
+    model, rollouts = case()
+    loss = tc.replay(model, rollouts).logprobs.sum()
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="go backward once"):
+        loss.backward()
+
+
+def test_gradients_accumulate_and_scale():
+    model, rollouts = case()
+    once = replayed(model, rollouts)
+
+    def twice():
+        weighted_loss(tc.replay(model, rollouts)).backward()
+        return 2.0 * weighted_loss(tc.replay(model, rollouts))  # a power of two: norms round in fp32
+
+    assert_gradients_match(gradients(model, twice), {name: 3.0 * value for name, value in once.items()})
+
+
+def test_the_log_holds_every_token_once():
+    model, rollouts = case()
+    batch = batch_rollouts(rollouts, torch.device("cpu"))
+    chunks = plan_chunks(batch)
+    log = KVLog(batch, chunks, "host")
+    config = model.config
+    pair = (torch.zeros(3, config.num_key_value_heads, chunks[0].stop, 8, dtype=torch.float64),) * 2
+    log.write(chunks[0], [pair] * config.num_hidden_layers)
+    columns = max(len(prompt) for prompt in PROMPTS) + batch.longest - 1
+    assert log.num_bytes == 2 * config.num_hidden_layers * 3 * config.num_key_value_heads * columns * 8 * 8
+
+
+def test_unknown_options_are_refused():
+    model, rollouts = case()
+    with pytest.raises(ValueError, match="chunk_tokens must be at least 1 or None, got 0"):
+        tc.replay(model, rollouts, chunk_tokens=0)
+    with pytest.raises(ValueError, match=r'kv_log=.disk. is not known; use "device" or "host"'):
+        check_place("disk")
