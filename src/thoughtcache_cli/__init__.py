@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -15,6 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     options = vars(parser.parse_args(arguments))
     command = options.pop("command")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports missing speed-ups while it is imported
     from thoughtcache_cli.commands import COMMANDS, USER_ERRORS, quieten_libraries
 
     quieten_libraries()

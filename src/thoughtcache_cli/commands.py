@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import sys
 import warnings
 from collections.abc import Callable
@@ -48,14 +47,13 @@ def generate(options: dict[str, Any]) -> None:
 
 def quieten_libraries() -> None:
     """Keep what is not for the user off standard error: notices to developers and, unless on a terminal, load bars."""
-    from transformers.utils import logging as transformers_logging
+    from transformers.utils import logging
 
     warnings.simplefilter("ignore", FutureWarning)
     warnings.simplefilter("ignore", DeprecationWarning)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     if not sys.stderr.isatty():
-        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {"train": train, "generate": generate}
