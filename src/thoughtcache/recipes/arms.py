@@ -18,8 +18,8 @@ def thought_paper(window: int, rank: int, **lora: Any) -> ThoughtConfig:
 
 
 def thought_best(window: int, rank: int, **lora: Any) -> ThoughtConfig:
-    """PTE with the rule that did best here (docs/lab-log.md): content gate, unit-norm addresses, no normalisation."""
-    return ThoughtConfig(r=rank, num_global_tokens=rank, window=window, state_rule="gated", state_norm="none", **lora)
+    """PTE with the rule that did best here (docs/lab-log.md): the delta rule without normalisation of the state."""
+    return ThoughtConfig(r=rank, num_global_tokens=rank, window=window, state_rule="delta", state_norm="none", **lora)
 
 
 ARMS = {"lora_window": lora_window, "thought_paper": thought_paper, "thought_best": thought_best}
@@ -28,7 +28,7 @@ TITLES = {
     "base_window": "base, window only",
     "lora_window": "LoRA_c (LoRA + window)",
     "thought_paper": "PTE, paper's rule",
-    "thought_best": "PTE, gated rule",
+    "thought_best": "PTE, delta rule",
     "grpo_lora_window": "LoRA_c",
-    "grpo_thought_best": "PTE, gated rule",
+    "grpo_thought_best": "PTE, delta rule",
 }

@@ -1,7 +1,7 @@
 """The embedded job: what `thoughtcache train` does without arguments. Two CPU cores, about ten minutes.
 
 1. evaluate the base with its full cache and with the window only;
-2. distil LoRA_c, PTE with the paper's rule and PTE with the gated rule, on the same teacher samples and budget;
+2. distil LoRA_c, PTE with the paper's rule and PTE with the delta rule, on the same teacher samples and budget;
 3. GRPO on PTE from the first adapter on its way that passed 40 % of the validation split, and on LoRA_c (which never
    gets there) from its end, with the same budget;
 4. write the table, the learning curves, the adapters and results.json.
@@ -61,10 +61,10 @@ class EmbeddedTask:
 
 EMBEDDED_TASKS = {
     "chains": EmbeddedTask(
-        window=16, prompt_tokens=34, trace_tokens=50, max_new_tokens=56, distill_steps=250, grpo_steps=40,
+        window=16, prompt_tokens=34, trace_tokens=50, max_new_tokens=56, distill_steps=400, grpo_steps=40,
     ),
     "multiplication": EmbeddedTask(
-        window=20, prompt_tokens=9, trace_tokens=41, max_new_tokens=46, distill_steps=250, grpo_steps=40,
+        window=20, prompt_tokens=9, trace_tokens=41, max_new_tokens=46, distill_steps=400, grpo_steps=40,
     ),
 }  # fmt: skip
 RANK = 8

@@ -1,0 +1,201 @@
+"""One learner step in a process of its own: forward, all log-probabilities and entropies, backward.
+
+`python -m benchmarks.learner_case '{"shape": "smollm2_slice", "learner": "reverse", ...}'` prints one JSON object. The
+weights are random: neither time nor memory depends on their values. See learner.py for the comparison.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+
+import peft
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import LlamaConfig, LlamaForCausalLM, PretrainedConfig, Qwen2Config, Qwen2ForCausalLM
+
+import thoughtcache as tc
+from thoughtcache.cache.schedule import evict_count, eviction_points
+from thoughtcache.planning.memory import MIB, PeakMemory
+from thoughtcache.policy.batch import batch_rollouts
+from thoughtcache.policy.handle import open_policy
+from thoughtcache.policy.kv_log import KVLog
+from thoughtcache.policy.segment import Boundary, join_scores, plan_chunks, run_chunk
+from thoughtcache.policy.token_logprobs import token_logprobs
+from thoughtcache.records import Eviction, Rollout, SamplingSettings
+
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+LEARNERS = ("reverse", "plain", "checkpoint", "trl")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """What one process measures.
+
+    Attributes:
+        shape: "smollm2", "smollm2_slice" (4 layers) or "qwen3b_slice" (4 layers).
+        learner: "reverse" (ours), "plain" (autograd through our segments), "checkpoint" (one checkpoint per segment) or
+            "trl" (full cache, TRL's fused head and gradient checkpointing).
+        tokens: thought tokens.
+        window: resident thoughts.
+        prompt: prompt tokens.
+        rank: r and G.
+        chunk_tokens: of the reverse replay.
+        dtype: of base and activations.
+        threads: of PyTorch.
+        repeats: timed steps; the fastest counts.
+    """
+
+    shape: str
+    learner: str
+    tokens: int
+    window: int
+    prompt: int = 64
+    rank: int = 16
+    chunk_tokens: int | None = None
+    dtype: str = "float32"
+    threads: int = 1
+    repeats: int = 1
+
+
+def build_config(shape: str) -> PretrainedConfig:
+    """Real shapes; slices have 4 layers."""
+    if shape.startswith("smollm2"):
+        return LlamaConfig(
+            vocab_size=49152, hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_key_value_heads=3,
+            num_hidden_layers=4 if shape.endswith("slice") else 30, max_position_embeddings=65536,
+            tie_word_embeddings=True,
+        )  # fmt: skip
+    if shape == "qwen3b_slice":
+        return Qwen2Config(
+            vocab_size=151936, hidden_size=2048, intermediate_size=11008, num_attention_heads=16, num_key_value_heads=2,
+            num_hidden_layers=4, max_position_embeddings=65536, tie_word_embeddings=True,
+        )  # fmt: skip
+    raise ValueError(f"shape {shape!r} is not known")
+
+
+def build_model(case: Case) -> peft.PeftModel:
+    """Base and adapter: PTE for our learners, PEFT's LoRA of the same rank for TRL's."""
+    torch.manual_seed(0)
+    config = build_config(case.shape)
+    kind = LlamaForCausalLM if isinstance(config, LlamaConfig) else Qwen2ForCausalLM
+    base = kind(config).to(getattr(torch, case.dtype))
+    lora = {"r": case.rank, "lora_alpha": 2 * case.rank, "target_modules": TARGETS}
+    if case.learner == "trl":
+        return peft.get_peft_model(base, peft.LoraConfig(**lora))
+    thought = tc.ThoughtConfig(**lora, num_global_tokens=case.rank, window=case.window, state_rule="delta")
+    return peft.get_peft_model(base, thought)
+
+
+def build_rollout(case: Case, tokens: int) -> Rollout:
+    """Random tokens with the record that sampling under the window would have left; no anchors."""
+    generator = torch.Generator().manual_seed(1)
+    drawn = torch.randint(4, build_config(case.shape).vocab_size, (case.prompt + tokens,), generator=generator).tolist()
+    evicted = evict_count(case.window, 0.25)
+    points = eviction_points(tokens - 1, case.window, evicted)
+    return Rollout(
+        prompt_ids=drawn[: case.prompt],
+        token_ids=drawn[case.prompt :],
+        logprobs=torch.zeros(tokens),
+        evictions=tuple(Eviction(before_token=point, num_tokens=evicted) for point in points),
+        finish_reason="length",
+        settings=SamplingSettings(
+            temperature=1.0, max_new_tokens=tokens, window=case.window, num_evicted=evicted, eviction="sliding",
+            seed=0, ignore_eos=True,
+        ),
+    )  # fmt: skip
+
+
+def prepare(model: peft.PeftModel, case: Case) -> None:
+    """TRL's learner sets its model up once."""
+    model.train()
+    if case.learner == "trl":
+        from trl.trainer.utils import add_fused_lm_head
+
+        add_fused_lm_head(model.get_base_model(), temperature=1.0, outputs=("log_probs", "entropy"))
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+
+
+def logprobs_of(model: peft.PeftModel, rollout: Rollout, case: Case) -> Tensor:
+    """[1, T] log-probabilities with gradient."""
+    if case.learner == "trl":
+        ids = torch.tensor([rollout.prompt_ids + rollout.token_ids])
+        labels = ids.clone()
+        labels[:, : len(rollout.prompt_ids)] = -100
+        output = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels, fused_lm_head=True)
+        scored: Tensor = output.log_probs[:, -len(rollout.token_ids) :]
+        return scored
+    if case.learner == "checkpoint":
+        return _checkpointed(model, rollout)
+    return tc.replay(
+        model,
+        [rollout],
+        anchored=False,
+        recompute=case.learner == "reverse",
+        chunk_tokens=case.chunk_tokens,
+        kv_log="host",
+    ).logprobs
+
+
+def _checkpointed(model: nn.Module, rollout: Rollout) -> Tensor:
+    """One torch checkpoint per segment: what most people would write first."""
+    policy = open_policy(model)
+    batch = batch_rollouts([rollout], policy.device)
+
+    def score(hidden: Tensor, start: int, stop: int, known: object) -> tuple[Tensor, ...]:
+        return token_logprobs(hidden, batch.token_ids[:, start:stop], policy.head, 1.0)
+
+    def request(tuner: object) -> Tensor:
+        entry, scores = Boundary(), []
+        for chunk in plan_chunks(batch):
+            found, entry = checkpoint(
+                lambda chunk, entry: run_chunk(policy, batch, chunk, entry, score, anchored=False),
+                chunk,
+                entry,
+                use_reentrant=False,
+            )
+            scores.append(found)
+        return join_scores(scores, 1)[0]
+
+    result: Tensor = model(thought_request=request)
+    return result
+
+
+def step(model: peft.PeftModel, rollout: Rollout, case: Case) -> tuple[Tensor, int]:
+    """One step. Returns the log-probabilities and the bytes of the K/V log between forward and backward."""
+    scored = logprobs_of(model, rollout, case)
+    log_bytes = sum(thing.num_bytes for thing in gc.get_objects() if isinstance(thing, KVLog))
+    scored.mean().backward()
+    return scored.detach(), log_bytes
+
+
+def measure(case: Case) -> dict[str, float]:
+    """Peak over the model at rest, and the fastest of the timed steps."""
+    torch.set_num_threads(case.threads)
+    model = build_model(case)
+    prepare(model, case)
+    step(model, build_rollout(case, min(case.tokens, case.window + 64)), case)  # warm up; gradients exist from here on
+    rollout, times = build_rollout(case, case.tokens), []
+    log_bytes, peak = 0, 0.0
+    for _ in range(case.repeats):
+        with PeakMemory() as memory:
+            started = time.perf_counter()
+            _, log_bytes = step(model, rollout, case)
+            times.append(time.perf_counter() - started)
+        peak = max(peak, memory.peak_mib)
+    return {"peak_mib": peak, "log_mib": log_bytes / MIB, "seconds": min(times)}
+
+
+def main() -> None:
+    """Run the case that the command line describes."""
+    case = Case(**json.loads(sys.argv[1]))
+    print(json.dumps({"case": asdict(case), **measure(case)}))
+
+
+if __name__ == "__main__":
+    main()
