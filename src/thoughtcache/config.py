@@ -158,6 +158,7 @@ class RunConfig:
             activations. The embedded job, where everything fits, always keeps them.
         chunk_tokens: bound on the tokens of a row whose activations live at once; None keeps segments whole.
         kv_log: where keys and values wait for the backward pass, "device" or "host".
+        reuse_rollout: let GRPO's learner start from the sampler's own keys, values and log-probabilities.
         evaluation_size: problems of the embedded test split.
         seed: of everything.
         save_every: optimiser steps between checkpoints.
@@ -189,6 +190,7 @@ class RunConfig:
     recompute: bool = True
     chunk_tokens: int | None = None
     kv_log: Literal["device", "host"] = "device"
+    reuse_rollout: bool = False
     evaluation_size: int = 1000
     seed: int = 0
     save_every: int = 50
@@ -199,6 +201,8 @@ class RunConfig:
         _one_of("task", self.task, ("chains", "multiplication"))
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("kv_log", self.kv_log, ("device", "host"))
+        if self.reuse_rollout and not self.recompute:
+            raise ValueError("reuse_rollout goes with recompute; leave out --reuse-rollout or --no-recompute")
         if self.chunk_tokens is not None and self.chunk_tokens < 1:
             raise ValueError(f"chunk_tokens must be at least 1 or None, got {self.chunk_tokens}")
         for name in ("max_new_tokens", "distill_batch_size", "group_size", "grpo_batch_size", "evaluation_size"):

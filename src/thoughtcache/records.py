@@ -71,6 +71,9 @@ class Rollout:
         evictions: the evictions in order (N of them).
         states: [N, L, G, R] thought state after each eviction, at least fp32 (the *anchors*); None if the policy
             that sampled has no evolving state.
+        keys_values: [L, 2, H, P + T - 1, D] keys and values of all processed tokens, if `rollout` was asked to record
+            them; a view into the record of its whole batch.
+        entropies: [T] entropy (nats) of each scored distribution, recorded together with `keys_values`.
         finish_reason: "stop" after an end-of-sequence token, else "length".
         settings: how it was sampled.
     """
@@ -80,6 +83,8 @@ class Rollout:
     logprobs: Float[Tensor, " T"]
     evictions: tuple[Eviction, ...] = ()
     states: Float[Tensor, "N L G R"] | None = None
+    keys_values: Float[Tensor, "L 2 H C D"] | None = None
+    entropies: Float[Tensor, " T"] | None = None
     finish_reason: FinishReason
     settings: SamplingSettings
 

@@ -101,6 +101,9 @@ def _train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "--chunk-tokens", type=int, help="tokens of a row whose activations live at once; whole segments if left out"
     )
     group.add_argument("--kv-log", help="where keys and values wait for backward: device (default) or host")
+    group.add_argument(
+        "--reuse-rollout", action="store_true", help="GRPO's learner starts from the sampler's own keys and values"
+    )
     group = parser.add_argument_group("run")
     group.add_argument("--output-dir", help="run folder (runs/train)")
     group.add_argument("--evaluation-size", type=int, help="test problems of the embedded job (1000)")

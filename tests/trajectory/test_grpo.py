@@ -57,6 +57,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "split_and_accumulated": {"gradient_accumulation_steps": 2, "rollout_batch_size": 3},
     "four_steps_per_generation": {"steps_per_generation": 4, "per_device_train_batch_size": 1},
     "detached": {"gradient": "detached"},
+    "reused_rollouts": {"reuse_rollout": True, "num_iterations": 2, "beta": 0.04},
     "blocks_of_two_segments": {"gradient": "2"},
 }
 
@@ -114,16 +115,38 @@ def test_gap_shows_that_the_scored_policy_is_another(tmp_path: Path) -> None:
     assert trainer.state.log_history[-1]["policy/gap_max"] > 1e-2, "the maximum is logged, not the mean"
 
 
+@pytest.mark.parametrize("changes", [{}, {"steps_per_generation": 2, "gradient_accumulation_steps": 2}])
+def test_reused_rollouts_train_the_same_policy(
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fp64, two iterations: the first pass of every generation starts from the records, the second one cannot."""
+    trained = {}
+    for reuse in (False, True):
+        model = adapt(base_with_eos(dtype=torch.float64), evict_fraction=0.4)
+        trainer = make_trainer(model, tmp_path, reuse_rollout=reuse, num_iterations=2, max_steps=4, **changes)
+        calls = _Calls()
+        monkeypatch.setattr(grpo, "replay", calls)
+        trainer.train()
+        trained[reuse] = _adapter(trainer)
+        assert any(calls.reuse) is reuse
+        assert not all(calls.reuse)
+        assert not any(reused and not anchored for reused, anchored in zip(calls.reuse, calls.anchored, strict=True))
+    for name, value in trained[False].items():
+        assert max_difference(trained[True][name], value) < 1e-8, name
+
+
 class _Calls:
     """Records how `replay` was called, and calls it."""
 
     def __init__(self) -> None:
         self.anchored: list[bool] = []
         self.full_cache: list[bool] = []
+        self.reuse: list[bool] = []
 
     def __call__(self, model: Any, rollouts: Any, **arguments: Any) -> tc.TokenLogProbs:
         self.anchored.append(arguments["anchored"])
         self.full_cache.append(arguments["full_cache"])
+        self.reuse.append(arguments["reuse"])
         return tc.replay(model, rollouts, **arguments)
 
 

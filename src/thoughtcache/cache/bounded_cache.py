@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from thoughtcache.cache.eviction import EvictionPolicy
+from thoughtcache.cache.kv_recorder import KVRecorder
 
 States = list[Tensor] | None
 AbsorbFn = Callable[[list[Tensor], list[Tensor], list[Tensor]], list[Tensor]]
@@ -207,6 +208,7 @@ class BoundedCache(StatefulCache):
         self.absorbed_states: list[Tensor] = []
         self.evicted_slots: list[Tensor | None] = []
         self.active_rows: Tensor | None = None
+        self.recorder: KVRecorder | None = None
 
     @property
     def resident_thoughts(self) -> int:
@@ -242,6 +244,8 @@ class BoundedCache(StatefulCache):
 
     def evict(self, num_evicted: int) -> EvictedBlock:
         """Remove `num_evicted` thoughts from every layer and return them."""
+        if self.recorder is not None:
+            self.recorder.copy_new(self.layers)
         keys, values, chosen = [], [], []
         for index, layer in enumerate(self.layers):
             resident = slice(self.prompt_length, layer.length)

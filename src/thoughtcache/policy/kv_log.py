@@ -34,6 +34,7 @@ class KVLog:
 
     def __init__(self, batch: RolloutBatch, chunks: list[Chunk], place: Place) -> None:
         check_place(place)
+        self.rollouts = batch.rollouts
         self.width = batch.prompts.ids.shape[1]
         self.device = batch.prompts.ids.device
         self.columns = chunks[-1].stop
@@ -56,6 +57,31 @@ class KVLog:
             for log, tensor in zip(kept, new, strict=True):
                 block = tensor[:, :, tensor.shape[2] - added :]
                 log[: chunk.rows, :, chunk.start : chunk.stop].copy_(block, non_blocking=True)
+
+    def fill(self) -> None:
+        """Take the record that sampling left (`Rollout.keys_values`) instead of a forward pass.
+
+        Raises:
+            ValueError: if a rollout carries none, or one of another model.
+        """
+        records: list[Tensor] = []
+        for row, rollout in enumerate(self.rollouts):
+            expected = len(rollout.prompt_ids) + len(rollout.token_ids) - 1
+            record = rollout.keys_values
+            if record is None or record.shape[3] != expected:
+                raise ValueError(
+                    f"rollout {row} carries no keys and values of its {expected} processed tokens; sample it with "
+                    'rollout(kv_log="device") or "host", or replay with reuse=False'
+                )
+            records.append(record)
+        num_layers, _, heads, _, size = records[0].shape
+        target = torch.device("cpu") if self.on_host else self.device
+        shape = (len(records), num_layers, 2, heads, self.columns, size)
+        log = torch.zeros(shape, dtype=records[0].dtype, device=target, pin_memory=self.on_host)
+        for row, (record, rollout) in enumerate(zip(records, self.rollouts, strict=True)):
+            first = self.width - len(rollout.prompt_ids)
+            log[row, ..., first : first + record.shape[3], :].copy_(record, non_blocking=True)
+        self.layers = [(log[:, layer, 0], log[:, layer, 1]) for layer in range(num_layers)]
 
     def read(self, index: int, chunk: Chunk) -> Past | None:
         """What chunk number `index` finds resident on entry, before its own eviction; None before the first."""

@@ -44,6 +44,7 @@ def replay(
     recompute: bool = True,
     chunk_tokens: int | None = None,
     kv_log: Place = "device",
+    reuse: bool = False,
 ) -> TokenLogProbs:
     """Log-probabilities of the sampled tokens under the policy that sampled them; differentiable.
 
@@ -57,10 +58,18 @@ def replay(
         recompute: keep activations of one chunk at a time and run chunks again in the backward pass; False keeps all.
         chunk_tokens: bound on the tokens of a row whose activations live at once; None keeps segments whole.
         kv_log: where `recompute` keeps the keys and values of all tokens: "device" or "host".
+        reuse: take keys, values, states and scores from the records of `rollout(kv_log=...)`, so that nothing runs
+            twice before the backward pass. Right as long as the weights are those that sampled, as `anchored`. The
+            returned scores are the recorded ones. Without gradients the flag has no effect.
 
     Raises:
-        ValueError: for unknown modes, empty input, mixed settings, or anchors of another shape.
+        ValueError: for unknown modes, empty input, mixed settings, anchors of another shape, or `reuse` without
+            records or together with what was not sampled.
     """
+    if reuse and (full_cache or not anchored or not recompute):
+        raise ValueError(
+            "reuse=True repeats what was sampled; it goes with anchored=True, full_cache=False and recompute=True"
+        )
     policy = open_policy(model)
     by_length = sorted(range(len(rollouts)), key=lambda row: -len(rollouts[row].token_ids))
     batch = batch_rollouts([rollouts[row] for row in by_length], policy.device)
@@ -84,6 +93,7 @@ def replay(
         recompute=recompute,
         chunk_tokens=chunk_tokens,
         kv_log=kv_log,
+        reuse=reuse,
     )
     back = torch.tensor(by_length, device=policy.device).argsort()
     zero = logprobs.new_zeros(())
@@ -115,6 +125,7 @@ def run_replay(
     recompute: bool = True,
     chunk_tokens: int | None = None,
     kv_log: Place = "device",
+    reuse: bool = False,
 ) -> tuple[Tensor, ...]:
     """Run all segments through the wrapped model and join the scores to [B, T] tensors.
 
@@ -127,6 +138,7 @@ def run_replay(
         recompute: see `replay`.
         chunk_tokens: see `replay`.
         kv_log: see `replay`.
+        reuse: see `replay`; the records hold log-probabilities and entropies, so `score` must return these.
     """
     check_gradient_mode(gradient)
     check_place(kv_log)
@@ -135,7 +147,9 @@ def run_replay(
 
     def request(tuner: ThoughtModel) -> tuple[Tensor, ...]:
         if recompute and torch.is_grad_enabled():
-            return reverse_replay(policy, batch, chunks, score, gradient=gradient, anchored=anchored, place=kv_log)
+            return reverse_replay(
+                policy, batch, chunks, score, gradient=gradient, anchored=anchored, place=kv_log, reuse=reuse
+            )
         return _plain_replay(policy, batch, chunks, score, gradient, anchored)
 
     outputs: tuple[Tensor, ...] = model(thought_request=request)

@@ -26,6 +26,7 @@ from thoughtcache.config import GradientMode
 from thoughtcache.policy.batch import RolloutBatch
 from thoughtcache.policy.handle import PolicyHandle
 from thoughtcache.policy.kv_log import KVLog, Place
+from thoughtcache.policy.recorded import entry_states, recorded_scores
 from thoughtcache.policy.scores import ScoreFunction
 from thoughtcache.policy.segment import Boundary, Chunk, cut, cuts_past, cuts_states, join_scores, run_chunk, with_rows
 
@@ -39,6 +40,7 @@ def reverse_replay(
     gradient: GradientMode,
     anchored: bool,
     place: Place,
+    reuse: bool,
 ) -> tuple[Tensor, ...]:
     """Scores [B, T] of all chunks; the first one is differentiable with respect to all trainable parameters.
 
@@ -50,9 +52,17 @@ def reverse_replay(
         gradient: see `replay.py`.
         anchored: see `replay.py`.
         place: where the K/V log lives.
+        reuse: take log, states and scores from the records of sampling; nothing runs forward.
     """
     run = _Replay(
-        policy=policy, batch=batch, chunks=chunks, score=score, gradient=gradient, anchored=anchored, place=place
+        policy=policy,
+        batch=batch,
+        chunks=chunks,
+        score=score,
+        gradient=gradient,
+        anchored=anchored,
+        place=place,
+        reuse=reuse,
     )
     outputs: tuple[Tensor, ...] = _ReverseReplay.apply(run, *run.parameters)  # type: ignore[no-untyped-call]
     return outputs
@@ -97,6 +107,7 @@ class _Replay:
     gradient: GradientMode
     anchored: bool
     place: Place
+    reuse: bool
     parameters: list[Tensor] = field(init=False)
     log: KVLog | None = None
     states: list[list[Tensor] | None] = field(default_factory=list)
@@ -116,6 +127,8 @@ class _Replay:
         }
         if not isinstance(self.gradient, int):
             self.log = KVLog(self.batch, self.chunks, self.place)
+        if self.reuse:
+            return self._recorded()
         entry, scores = Boundary(), []
         for chunk in self.chunks:
             self.states.append(entry.states)
@@ -125,6 +138,14 @@ class _Replay:
                 assert entry.past is not None
                 self.log.write(chunk, entry.past)
         self.known = join_scores(scores, len(self.batch.rollouts))
+        return self.known
+
+    def _recorded(self) -> tuple[Tensor, ...]:
+        """What the forward pass would have found, from the records of sampling."""
+        if self.log is not None:
+            self.log.fill()
+        self.states = [entry_states(self.policy.tuner, self.batch, chunk) for chunk in self.chunks]
+        self.known = recorded_scores(self.batch)
         return self.known
 
     def backward(self, gradient: Tensor) -> list[Tensor]:

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 from thoughtcache.cache import BoundedCache
 from thoughtcache.cache.bounded_cache import AbsorbFn
+from thoughtcache.cache.kv_recorder import KVRecorder
 from thoughtcache.cache.schedule import evict_count, eviction_points, resident_thoughts
 from thoughtcache.policy.batch import pad_prompts
 from thoughtcache.policy.handle import PolicyHandle, open_policy
+from thoughtcache.policy.kv_log import Place, check_place
 from thoughtcache.policy.sampling import sample_tokens, uniform_numbers
-from thoughtcache.policy.token_logprobs import scaled_log_softmax
+from thoughtcache.policy.token_logprobs import entropy_of, scaled_log_softmax
 from thoughtcache.records import Eviction, Rollout, SamplingSettings
 
 FROM_CONFIG: Final = "config"
@@ -41,6 +43,7 @@ def rollout(
     window: int | str | None = FROM_CONFIG,
     batch_size: int | None = None,
     stop_ids: Sequence[int] | None = None,
+    kv_log: Place | None = None,
     wrap_absorb: Callable[[AbsorbFn], AbsorbFn] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Rollout]:
@@ -56,6 +59,8 @@ def rollout(
         window: resident thoughts instead of the adapter's own: an integer, "prompt" or None for the full cache.
         batch_size: rows decoded at once; all of them by default.
         stop_ids: tokens that end a row, instead of the end-of-sequence tokens that the model declares.
+        kv_log: record the keys and values of all tokens on the "device" or the "host", and the entropies, so that
+            `replay(reuse=True)` needs no forward pass of its own; None records neither.
         wrap_absorb: decorates the function that absorbs an evicted block, to time it for example.
         progress: called with the number of rows that were finished.
 
@@ -66,13 +71,15 @@ def rollout(
         ValueError: for an empty prompt, a length beyond the model's positions, or values out of range.
     """
     policy = open_policy(model)
+    if kv_log is not None:
+        check_place(kv_log)
     settings = _settings(policy, prompt_ids, max_new_tokens, temperature, seed, ignore_eos, window)
     stops = _stop_ids(policy, settings) if stop_ids is None or ignore_eos else list(stop_ids)
     rows = batch_size or max(len(prompt_ids), 1)
     results: list[Rollout] = []
     for start in range(0, max(len(prompt_ids), 1), rows):
         chunk = prompt_ids[start : start + rows]
-        results.extend(_decode(policy, chunk, start, settings, stops, wrap_absorb))
+        results.extend(_decode(policy, chunk, start, settings, stops, kv_log, wrap_absorb))
         if progress is not None:
             progress(len(chunk))
     return results
@@ -119,6 +126,7 @@ def _decode(
     first_row: int,
     settings: SamplingSettings,
     stop_ids: list[int],
+    kv_log: Place | None,
     wrap_absorb: Callable[[AbsorbFn], AbsorbFn] | None,
 ) -> list[Rollout]:
     """Decode one batch. Tokens stay on the device; the host looks at them every few steps only."""
@@ -136,8 +144,11 @@ def _decode(
     )
     if wrap_absorb is not None and cache.absorb is not None:
         cache.absorb = wrap_absorb(cache.absorb)
+    if kv_log is not None:
+        cache.recorder = KVRecorder(width + count, on_host=kv_log == "host")
     tokens = prompts.ids.new_zeros(len(prompt_ids), count)
     logprobs: list[Tensor] = []
+    entropies: list[Tensor] = []
     finished = torch.zeros(len(prompt_ids), dtype=torch.bool, device=policy.device)
     hidden = _forward(policy, cache, prompts.ids, prompts.positions(0, width), prompts.physical_mask(0))
     for step in range(count):
@@ -145,6 +156,8 @@ def _decode(
         chosen = sample_tokens(distribution, uniform[:, step], greedy=settings.temperature == 0)
         tokens[:, step] = chosen
         logprobs.append(distribution.gather(-1, chosen.unsqueeze(-1)).squeeze(-1))
+        if cache.recorder is not None:
+            entropies.append(entropy_of(distribution))
         finished = finished | torch.isin(chosen, stops)
         last = step + 1 == count
         if last or (step % _STEPS_BETWEEN_STOP_CHECKS == 0 and bool(finished.all())):
@@ -153,7 +166,10 @@ def _decode(
         resident = resident_thoughts(step, settings.window, settings.num_evicted)
         positions = prompts.positions(width + step, width + step + 1)
         hidden = _forward(policy, cache, chosen.unsqueeze(1), positions, prompts.physical_mask(resident))
-    return _records(prompt_ids, tokens, torch.stack(logprobs, dim=1), cache, stops, settings)
+    if cache.recorder is not None:
+        cache.recorder.copy_new(cache.layers)
+    joined = [torch.stack(values, dim=1) if values else None for values in (logprobs, entropies)]
+    return _records(prompt_ids, tokens, joined, cache, stops, settings)
 
 
 def _forward(policy: PolicyHandle, cache: BoundedCache, ids: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
@@ -178,12 +194,14 @@ def _stop_ids(policy: PolicyHandle, settings: SamplingSettings) -> list[int]:
 def _records(
     prompt_ids: Sequence[Sequence[int]],
     tokens: Tensor,
-    logprobs: Tensor,
+    scores: list[Tensor | None],
     cache: BoundedCache,
     stops: Tensor,
     settings: SamplingSettings,
 ) -> list[Rollout]:
     """Cut every row at its end and give it its own evictions and states."""
+    logprobs, entropies = scores
+    assert logprobs is not None
     decoded = tokens[:, : logprobs.shape[1]]
     is_stop = torch.isin(decoded, stops).cpu()
     states = torch.stack(cache.absorbed_states, dim=1) if cache.absorbed_states else None
@@ -191,6 +209,10 @@ def _records(
     for row, prompt in enumerate(prompt_ids):
         stopped = bool(is_stop[row].any())
         length = int(is_stop[row].int().argmax()) + 1 if stopped else decoded.shape[1]
+        keys_values = None
+        if cache.recorder is not None:
+            first = cache.prompt_length - len(prompt)
+            keys_values = cache.recorder.log[row, ..., first : cache.prompt_length + length - 1, :]
         points = eviction_points(length - 1, settings.window, settings.num_evicted)
         results.append(
             Rollout(
@@ -199,6 +221,8 @@ def _records(
                 logprobs=logprobs[row, :length].clone(),
                 evictions=tuple(_eviction(cache, row, index, point) for index, point in enumerate(points)),
                 states=None if states is None else states[row, : len(points)].clone(),
+                keys_values=keys_values,
+                entropies=None if entropies is None else entropies[row, :length].clone(),
                 finish_reason="stop" if stopped else "length",
                 settings=settings,
             )

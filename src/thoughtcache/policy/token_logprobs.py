@@ -24,6 +24,9 @@ def token_logprobs(
     """Log-probability of each target, and the entropy (nats, without gradient) of its distribution."""
     distribution = scaled_log_softmax(hidden, head, temperature)
     chosen = distribution.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    detached = distribution.detach()
-    entropy = -(detached.exp() * detached).sum(dim=-1)
-    return chosen, entropy
+    return chosen, entropy_of(distribution.detach())
+
+
+def entropy_of(distribution: Float[Tensor, "*any V"]) -> Float[Tensor, "*any"]:
+    """Entropy in nats of log-probabilities."""
+    return -(distribution.exp() * distribution).sum(dim=-1)

@@ -290,6 +290,7 @@ def _grpo(
         recompute=run.recompute,
         chunk_tokens=run.chunk_tokens,
         kv_log=run.kv_log,
+        reuse_rollout=run.reuse_rollout,
     )
     return {
         "rewards": [[record["step"], record["reward"]] for record in logged],

@@ -134,6 +134,7 @@ class ThoughtGRPOTrainer(GRPOTrainer):
                 seed=self._rollout_seed(),
                 batch_size=self.args.rollout_batch_size,
                 stop_ids=self.eos_token_ids,
+                kv_log=self.args.kv_log if self.args.reuse_rollout and train else None,
                 wrap_absorb=(lambda absorb: self._timer.timed("absorb", absorb)) if train else None,
             )
         self._generations[self._mode] = Generation(rollouts=rollouts, global_step=self.state.global_step)
@@ -202,6 +203,7 @@ class ThoughtGRPOTrainer(GRPOTrainer):
                     recompute=self.args.recompute,
                     chunk_tokens=self.args.chunk_tokens,
                     kv_log=self.args.kv_log,
+                    reuse=self.args.reuse_rollout and scoring.on_policy and scoring.is_loss and self.model.training,
                 )
                 missing = logits_to_keep - scores.logprobs.shape[1]
                 logps.append(pad(scores.logprobs, (0, missing)))

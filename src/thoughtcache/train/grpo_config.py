@@ -35,6 +35,9 @@ class ThoughtGRPOConfig(GRPOConfig):
             pass); False keeps all activations.
         chunk_tokens: bound on the tokens of a row whose activations live at once; None keeps segments whole.
         kv_log: where keys and values wait for the backward pass: "device" or "host".
+        reuse_rollout: let the learner start from the sampler's keys, values, states and log-probabilities as long as
+            the weights have not changed, which saves its first forward pass and costs the memory of these records
+            (`kv_log` says where). The logged gap between sampling and replay is then zero by construction.
         reference: what the KL term compares with. "consistent": adapter off, the same evictions replayed (default);
             "full": adapter off, full cache (the paper's).
         rollout_batch_size: sequences decoded at once; None decodes the generation batch of a process in one go.
@@ -48,6 +51,7 @@ class ThoughtGRPOConfig(GRPOConfig):
     recompute: bool = field(default=True, metadata={"help": "run segments again in backward: flat memory"})
     chunk_tokens: int | None = field(default=None, metadata={"help": "tokens of a row whose activations live at once"})
     kv_log: Place = field(default="device", metadata={"help": "where keys and values wait: device or host"})
+    reuse_rollout: bool = field(default=False, metadata={"help": "learner starts from the sampler's records"})
     reference: str = field(default="consistent", metadata={"help": "consistent (same evictions) or full (full cache)"})
     rollout_batch_size: int | None = field(default=None, metadata={"help": "sequences decoded at once"})
     # None becomes False; an explicit False would make transformers warn about the option's old name.
@@ -68,6 +72,8 @@ class ThoughtGRPOConfig(GRPOConfig):
         check_place(self.kv_log)
         if self.chunk_tokens is not None and self.chunk_tokens < 1:
             raise ValueError(f"chunk_tokens must be at least 1 or None, got {self.chunk_tokens}")
+        if self.reuse_rollout and not self.recompute:
+            raise ValueError("reuse_rollout=True needs recompute=True: plain autograd has to run forward itself")
         if self.rollout_batch_size is not None and self.rollout_batch_size < 1:
             raise ValueError(f"rollout_batch_size must be at least 1 or None, got {self.rollout_batch_size}")
         self._refuse_other_policies()
