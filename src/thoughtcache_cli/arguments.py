@@ -105,6 +105,7 @@ def _train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "--reuse-rollout", action="store_true", help="GRPO's learner starts from the sampler's own keys and values"
     )
     group = parser.add_argument_group("run")
+    group.add_argument("--profile-memory", action="store_true", help="leave a timeline of the memory in use by GRPO")
     group.add_argument("--output-dir", help="run folder (runs/train)")
     group.add_argument("--evaluation-size", type=int, help="test problems of the embedded job (1000)")
     group.add_argument("--seed", type=int, help="seed of everything (0)")

@@ -14,6 +14,9 @@ from thoughtcache.config import RunConfig, ThoughtConfig
 
 USER_ERRORS: tuple[type[Exception], ...] = (ValueError, OSError, SafetensorError)
 
+_EMBEDDED_FIELDS = {
+    "output_dir", "task", "seed", "evaluation_size", "save_every", "resume", "overwrite", "profile_memory",
+}  # fmt: skip
 _RUN_FIELDS = {field.name for field in dataclasses.fields(RunConfig)}
 
 
@@ -24,7 +27,7 @@ def train(options: dict[str, Any]) -> None:
     if run.model is None:
         from thoughtcache.recipes.embedded import run_embedded
 
-        given = set(options) - {"output_dir", "task", "seed", "evaluation_size", "save_every", "resume", "overwrite"}
+        given = set(options) - _EMBEDDED_FIELDS
         if given:
             names = ", ".join("--" + name.replace("_", "-") for name in sorted(given))
             raise ValueError(

@@ -27,7 +27,7 @@ def run_config(folder: Path, **options: object) -> RunConfig:
 
 @pytest.mark.usefixtures("small_budget")
 def test_leaves_table_curves_results_and_adapters(tmp_path: Path) -> None:
-    results = embedded.run_embedded(run_config(tmp_path), Console(quiet=True))
+    results = embedded.run_embedded(run_config(tmp_path, profile_memory=True), Console(quiet=True))
     assert set(results["systems"]) == {"base_full", "base_window", "lora_window", "thought_paper", "thought_best"}
     assert results["systems"]["base_full"]["accuracy"]["correct"] == 4  # the reasoner knows its task
     assert results["systems"]["base_window"]["accuracy"]["correct"] == 0  # and not under the window
@@ -35,6 +35,10 @@ def test_leaves_table_curves_results_and_adapters(tmp_path: Path) -> None:
     assert results["systems"]["thought_best"]["accuracy"]["evictions_mean"] > 0
     assert json.loads((tmp_path / "results.json").read_text())["run"]["seed"] == 0
     assert (tmp_path / "curves.png").stat().st_size > 0
+    profile = json.loads((tmp_path / "grpo_thought_best" / "memory.json").read_text())
+    assert {"rollout", "replay", "backward", "optimizer"} <= set(profile["peaks_mib_by_phase"])
+    assert {phase for _, _, phase in profile["timeline"]} >= {"rollout", "backward"}
+    assert (tmp_path / "grpo_thought_best" / "memory.png").stat().st_size > 0
     assert "PTE, paper's rule" in (tmp_path / "table.md").read_text()
     for arm in ("lora_window", "thought_paper", "thought_best", "grpo_lora_window", "grpo_thought_best"):
         assert (tmp_path / arm / "adapter" / "adapter_model.safetensors").is_file()

@@ -28,7 +28,12 @@ METRICS = (
     "time/absorb",
     "time/replay",
     "time/rewards",
+    "time/backward",
     "time/optimizer",
+    "memory/rollout_mib_max",
+    "memory/replay_mib_max",
+    "memory/backward_mib_max",
+    "memory/optimizer_mib_max",
 )
 ROWS = [{"prompt": text} for text in ("w3 w4", "w3 w4", "w5", "w9 w8 w7")]
 

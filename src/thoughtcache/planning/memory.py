@@ -117,9 +117,14 @@ def resident_bytes() -> int:
     Raises:
         ValueError: where /proc/self/statm does not exist.
     """
-    if not _STATM.exists():
+    if not can_measure_resident_bytes():
         raise ValueError(f"{_STATM} does not exist, so CPU memory cannot be measured here; run on Linux or on CUDA")
     return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def can_measure_resident_bytes() -> bool:
+    """Whether `resident_bytes` works here."""
+    return _STATM.exists()
 
 
 def _return_free_memory() -> None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback
 
 from thoughtcache.config import RunConfig
+from thoughtcache.report.memory import write_memory_profile
 from thoughtcache.report.trainer_progress import RichProgressCallback
 
 
@@ -35,7 +36,7 @@ def train_grpo(
         tokenizer: its tokenizer.
         rows: "prompt" and "answer" of every question.
         reward: reward function as TRL takes it.
-        run: `beta`, `gradient`, `save_every` and `seed` are used.
+        run: `beta`, `gradient`, `save_every`, `seed` and `profile_memory` are used.
         folder: for checkpoints and the adapter.
         resume: continue from the last checkpoint in the folder.
         title: in front of the progress bar.
@@ -50,6 +51,7 @@ def train_grpo(
         output_dir=str(folder),
         max_grad_norm=1.0,
         beta=run.beta,
+        profile_memory=run.profile_memory,
         gradient=str(run.gradient),
         logging_steps=1,
         save_strategy="steps" if run.save_every else "no",
@@ -72,4 +74,8 @@ def train_grpo(
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=resume)
     model.save_pretrained(str(folder / "adapter"))
-    return [record for record in trainer.state.log_history if "reward" in record]
+    records = [record for record in trainer.state.log_history if "reward" in record]
+    if run.profile_memory:
+        picture = write_memory_profile(folder, trainer.memory.timeline, records)
+        console.print(f"memory: {picture}", soft_wrap=True)
+    return records

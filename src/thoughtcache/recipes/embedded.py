@@ -2,7 +2,7 @@
 
 1. evaluate the base with its full cache and with the window only;
 2. distil LoRA_c, PTE with the paper's rule and PTE with the delta rule, on the same teacher samples and budget;
-3. GRPO on PTE from the first adapter on its way that passed 40 % of the validation split, and on LoRA_c (which never
+3. GRPO on PTE from the first adapter on its way that passed 50 % of the validation split, and on LoRA_c (which never
    gets there) from its end, with the same budget;
 4. write the table, the learning curves, the adapters and results.json.
 
@@ -61,10 +61,10 @@ class EmbeddedTask:
 
 EMBEDDED_TASKS = {
     "chains": EmbeddedTask(
-        window=16, prompt_tokens=34, trace_tokens=50, max_new_tokens=56, distill_steps=400, grpo_steps=40,
+        window=16, prompt_tokens=34, trace_tokens=50, max_new_tokens=56, distill_steps=400, grpo_steps=60,
     ),
     "multiplication": EmbeddedTask(
-        window=20, prompt_tokens=9, trace_tokens=41, max_new_tokens=46, distill_steps=400, grpo_steps=40,
+        window=20, prompt_tokens=9, trace_tokens=41, max_new_tokens=46, distill_steps=400, grpo_steps=60,
     ),
 }  # fmt: skip
 RANK = 8
@@ -73,7 +73,7 @@ LORA_ALPHA = 32  # 8 instead of 32 trained the gated rule to 58 % instead of 98 
 TEACHER_SAMPLES = 4096
 VALIDATION_SIZE = 100
 EVALUATE_EVERY = 10
-PARTLY_DISTILLED_PERCENT = 40.0
+PARTLY_DISTILLED_PERCENT = 50.0
 GRPO_ARMS = ("lora_window", "thought_best")
 GRPO_PROMPTS, GRPO_GROUP, GRPO_LEARNING_RATE = 16, 8, 3e-4
 
@@ -184,7 +184,7 @@ def _evaluate_base(job: _Job, window: int | None) -> PhaseResult:
 def _distil(job: _Job, model: PeftModel, folder: Path, steps: int, resume: bool, title: str) -> dict[str, Any]:
     """Distil and return the learning curve and the wall time.
 
-    The adapter is saved to `folder/adapter`; the first one that passed 40 % on its way, to `folder/partly_distilled`.
+    The adapter is saved to `folder/adapter`; the first one that passed 50 % on its way, to `folder/partly_distilled`.
     """
     from thoughtcache.train.distill import DistillConfig, distill
 

@@ -29,6 +29,7 @@ from thoughtcache.policy.handle import find_tuner
 from thoughtcache.records import Rollout
 from thoughtcache.train.grpo_config import ThoughtGRPOConfig
 from thoughtcache.train.kept_rollouts import Generation, Scoring, check_same_tokens
+from thoughtcache.train.phase_memory import PhaseMemory
 from thoughtcache.train.phase_timer import PhaseCallback, PhaseTimer
 from thoughtcache.train.policy_metrics import cache_metrics, cache_totals, gap_metrics, sampled_log_ratio
 
@@ -79,11 +80,13 @@ class ThoughtGRPOTrainer(GRPOTrainer):
         self._generations: dict[str, Generation] = {}
         self._scoring: Scoring | None = None
         self._seed_calls: dict[str, tuple[int, int]] = {}
+        self._in_backward = False
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, peft_config=peft_config, **kwargs)
         if self.aux_loss_enabled:
             raise ValueError("the replay returns no router loss; set router_aux_loss_coef=0.0")
         _encoders_to_fp32(self.model)
-        self._timer = PhaseTimer(self.accelerator.device)
+        self.memory = PhaseMemory(self.accelerator.device, keep_timeline=args.profile_memory)
+        self._timer = PhaseTimer(self.accelerator.device, self.memory)
         self.add_callback(PhaseCallback(self._timer, self._report_phases))
 
     @property
@@ -93,9 +96,11 @@ class ThoughtGRPOTrainer(GRPOTrainer):
     def _phase(self, name: str) -> AbstractContextManager[None]:
         return self._timer.phase(name) if self.model.training else nullcontext()
 
-    def _report_phases(self, seconds: dict[str, float]) -> None:
+    def _report_phases(self, seconds: dict[str, float], peaks: dict[str, float]) -> None:
         for name, value in seconds.items():
             self._metrics["train"][f"time/{name}"].append(value)
+        for name, value in peaks.items():
+            self._metrics["train"][f"memory/{name}_mib_max"].append(value)
 
     def _rollout_seed(self) -> int:
         """A seed of its own for every call: run, mode, optimiser step, call within the step, process.
@@ -163,7 +168,21 @@ class ThoughtGRPOTrainer(GRPOTrainer):
         finally:
             self._scoring = None
 
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """TRL's step; what follows the loss in it is the backward pass."""
+        try:
+            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[no-untyped-call]
+            return loss
+        finally:
+            self._end_backward()
+
+    def _end_backward(self) -> None:
+        if self._in_backward:
+            self._timer.end()
+            self._in_backward = False
+
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
+        self._end_backward()
         generation = self._generations[self._mode]
         scoring = Scoring(
             rollouts=[generation.rollouts[index] for index in inputs["rollout_index"].tolist()],
@@ -171,7 +190,11 @@ class ThoughtGRPOTrainer(GRPOTrainer):
             is_loss=True,
         )
         with self._scored(scoring):
-            return super()._compute_loss(model, inputs)  # type: ignore[no-untyped-call]
+            loss = super()._compute_loss(model, inputs)  # type: ignore[no-untyped-call]
+        if self.model.training:
+            self._in_backward = True
+            self._timer.begin("backward")
+        return loss
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -226,9 +249,8 @@ class ThoughtGRPOTrainer(GRPOTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL logs means over the steps since the last log; of `*_max` metrics of ours the maximum is logged."""
-        for name in ("policy/gap_max", "state/norm_max"):
-            values = self._metrics[self._mode].get(name)
-            if values:
+        for name, values in self._metrics[self._mode].items():
+            if values and (name.endswith("_mib_max") or name in ("policy/gap_max", "state/norm_max")):
                 self._metrics[self._mode][name] = [max(values)]
         super().log(logs, start_time)
 

@@ -40,6 +40,7 @@ class ThoughtGRPOConfig(GRPOConfig):
             (`kv_log` says where). The logged gap between sampling and replay is then zero by construction.
         reference: what the KL term compares with. "consistent": adapter off, the same evictions replayed (default);
             "full": adapter off, full cache (the paper's).
+        profile_memory: keep a timeline of the memory in use in `trainer.memory.timeline`.
         rollout_batch_size: sequences decoded at once; None decodes the generation batch of a process in one go.
         gradient_checkpointing: refused, because transformers then drops the cache.
         bf16: refused with `fp16`; load the model in the dtype that it should compute in.
@@ -53,6 +54,7 @@ class ThoughtGRPOConfig(GRPOConfig):
     kv_log: Place = field(default="device", metadata={"help": "where keys and values wait: device or host"})
     reuse_rollout: bool = field(default=False, metadata={"help": "learner starts from the sampler's records"})
     reference: str = field(default="consistent", metadata={"help": "consistent (same evictions) or full (full cache)"})
+    profile_memory: bool = field(default=False, metadata={"help": "keep a timeline of the memory in use"})
     rollout_batch_size: int | None = field(default=None, metadata={"help": "sequences decoded at once"})
     # None becomes False; an explicit False would make transformers warn about the option's old name.
     gradient_checkpointing: bool | None = field(  # type: ignore[assignment]

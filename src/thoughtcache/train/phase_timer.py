@@ -1,4 +1,4 @@
-"""Wall-clock seconds of the phases of a training step, without a host synchronisation on a GPU.
+"""Wall-clock seconds and peak memory of the phases of a training step, without a host synchronisation on a GPU.
 
 On CUDA a phase is a pair of events in the stream, read when the step is over; elsewhere it is the host clock.
 """
@@ -13,7 +13,9 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from transformers import TrainerCallback
 
-PHASES = ("rollout", "absorb", "replay", "rewards", "optimizer")
+from thoughtcache.train.phase_memory import PhaseMemory
+
+PHASES = ("rollout", "absorb", "replay", "rewards", "backward", "optimizer")
 P = ParamSpec("P")
 R = TypeVar("R")
 Mark = Any
@@ -25,13 +27,30 @@ class PhaseTimer:
 
     Args:
         device: where the phases run.
+        memory: told of every phase as well.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, memory: PhaseMemory | None = None) -> None:
         self._on_cuda = device.type == "cuda"
+        self._memory = memory
+        self._open: list[tuple[str, Mark]] = []
         self._spans: list[tuple[str, Mark, Mark]] = []
 
-    def mark(self) -> Mark:
+    def begin(self, name: str) -> None:
+        """A phase begins."""
+        self._open.append((name, self._mark()))
+        if self._memory is not None:
+            self._memory.enter(name)
+
+    def end(self, *, count: bool = True) -> None:
+        """The innermost phase ends; `count=False` leaves its time out."""
+        name, start = self._open.pop()
+        if self._memory is not None:
+            self._memory.leave()
+        if count:
+            self._spans.append((name, start, self._mark()))
+
+    def _mark(self) -> Mark:
         """This moment."""
         if not self._on_cuda:
             return time.perf_counter()
@@ -39,16 +58,16 @@ class PhaseTimer:
         event.record()
         return event
 
-    def add(self, name: str, start: Mark) -> None:
-        """Count the time from `start` to now as phase `name`."""
-        self._spans.append((name, start, self.mark()))
-
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time a block; a block that raises is not counted."""
-        start = self.mark()
-        yield
-        self.add(name, start)
+        self.begin(name)
+        done = False
+        try:
+            yield
+            done = True
+        finally:
+            self.end(count=done)
 
     def timed(self, name: str, function: Callable[P, R]) -> Callable[P, R]:
         """`function`, each call counted as phase `name`."""
@@ -58,6 +77,10 @@ class PhaseTimer:
                 return function(*args, **kwargs)
 
         return call
+
+    def peaks(self) -> dict[str, float]:
+        """MiB at the highest point of every phase since the last call; empty without memory."""
+        return {} if self._memory is None else self._memory.flush()
 
     def flush(self) -> dict[str, float]:
         """Seconds of every phase since the last flush; 0 for a phase that did not run."""
@@ -76,22 +99,21 @@ class PhaseCallback(TrainerCallback):
 
     Args:
         timer: the timer that the trainer uses.
-        report: called with the seconds of each phase at the end of each optimiser step.
+        report: called with the seconds and the peaks of each phase at the end of each optimiser step.
     """
 
-    def __init__(self, timer: PhaseTimer, report: Callable[[dict[str, float]], None]) -> None:
+    def __init__(self, timer: PhaseTimer, report: Callable[[dict[str, float], dict[str, float]], None]) -> None:
         self._timer = timer
         self._report = report
-        self._start: Mark = None
 
     def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Clipping is over, the optimiser begins."""
-        self._start = self._timer.mark()
+        self._timer.begin("optimizer")
 
     def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The optimiser is done."""
-        self._timer.add("optimizer", self._start)
+        self._timer.end()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         """Report before the trainer logs."""
-        self._report(self._timer.flush())
+        self._report(self._timer.flush(), self._timer.peaks())

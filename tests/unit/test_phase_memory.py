@@ -1,0 +1,63 @@
+"""Peak memory by phase: measured on tensors of known size."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+
+import pytest
+import torch
+
+from thoughtcache.train.phase_memory import PhaseMemory
+from thoughtcache.train.phase_timer import PhaseTimer
+
+SIZE_MIB = 96
+
+
+def _use(mib: int) -> None:
+    tensor = torch.ones(mib * 2**18)
+    time.sleep(0.05)
+    del tensor
+
+
+def test_the_phase_that_needs_memory_is_named() -> None:
+    memory = PhaseMemory(torch.device("cpu"), keep_timeline=True)
+    timer = PhaseTimer(torch.device("cpu"), memory)
+    with timer.phase("rewards"):
+        time.sleep(0.03)
+    with timer.phase("rollout"), timer.phase("absorb"):
+        _use(SIZE_MIB)
+    with timer.phase("optimizer"):
+        time.sleep(0.03)
+    peaks = timer.peaks()
+    assert set(peaks) == {"rewards", "rollout", "absorb", "optimizer"}
+    for outer in ("rollout", "absorb"):
+        assert peaks[outer] - peaks["rewards"] == pytest.approx(SIZE_MIB, rel=0.1)
+    assert peaks["optimizer"] < peaks["rewards"] + SIZE_MIB / 2
+    assert timer.peaks() == {}
+    seconds, used, names = zip(*memory.timeline, strict=True)
+    assert list(seconds) == sorted(seconds)
+    assert set(names) >= {"rewards", "absorb", "optimizer"}
+    highest = memory.timeline[used.index(max(used))]
+    assert highest[2] == "absorb"
+
+
+def test_the_thread_ends_with_its_owner() -> None:
+    before = threading.active_count()
+    memory = PhaseMemory(torch.device("cpu"), interval_seconds=0.001)
+    assert threading.active_count() == before + 1
+    del memory
+    gc.collect()
+    time.sleep(0.1)
+    assert threading.active_count() == before
+
+
+def test_a_phase_that_raises_is_closed() -> None:
+    timer = PhaseTimer(torch.device("cpu"), PhaseMemory(torch.device("cpu")))
+    with pytest.raises(ValueError, match="no"), timer.phase("rollout"):
+        raise ValueError("no")
+    assert timer.flush()["rollout"] == 0.0
+    with timer.phase("rewards"):
+        pass
+    assert timer.flush()["rewards"] > 0.0
