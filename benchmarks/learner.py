@@ -35,11 +35,8 @@ MEMORY_ENVIRONMENT = {
 }  # fmt: skip
 CASES = {
     "quick": [Case(shape="smollm2_slice", learner="reverse", tokens=n, window=128) for n in (512, 1024)],
-    "slices": [
-        Case(shape="smollm2_slice", learner="reverse", tokens=n, window=w)
-        for w in (512, 128)
-        for n in (1024, 4096, 16384)
-    ],
+    "slice_512": [Case(shape="smollm2_slice", learner="reverse", tokens=n, window=512) for n in (1024, 4096, 16384)],
+    "slice_128": [Case(shape="smollm2_slice", learner="reverse", tokens=n, window=128) for n in (1024, 4096, 16384)],
     "smollm2": [Case(shape="smollm2", learner="reverse", tokens=n, window=512) for n in (512, 1024, 3072, 4096)],
     "qwen3b": [Case(shape="qwen3b_slice", learner="reverse", tokens=n, window=512) for n in (1024, 4096, 16384)],
 }
