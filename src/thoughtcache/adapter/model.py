@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from thoughtcache.adapter.binding import StateBinding
 from thoughtcache.adapter.support import check_layer, check_model, layer_index
 from thoughtcache.adapter.variant import ThoughtVariant
-from thoughtcache.cache import BoundedCache, StatefulCache
+from thoughtcache.cache import BoundedCache, SlotCache, StatefulCache
 from thoughtcache.cache.bounded_cache import AbsorbFn, States
 from thoughtcache.cache.eviction import make_policy
 from thoughtcache.cache.schedule import evict_count
@@ -179,6 +179,22 @@ class ThoughtModel(LoraModel):
             policy=make_policy(eviction, seed),
             absorb=self.absorber(),
             max_new_tokens=max_new_tokens,
+        )
+
+    def new_slots(
+        self, *, num_slots: int, capacity: int, window: int | None, num_evicted: int | None, eviction: str, seed: int
+    ) -> SlotCache:
+        """Empty slots for our own sampler, each starting from the active adapter's initial states."""
+        return SlotCache(
+            num_layers=self.num_layers,
+            num_slots=num_slots,
+            capacity=capacity,
+            initial_states=self.initial_states() if self.adapter_enabled else None,
+            window=window,
+            num_evicted=num_evicted,
+            policy=make_policy(eviction, seed),
+            absorb=self.absorber(),
+            device=self.model.device,
         )
 
     def _bind_states(

@@ -1,8 +1,8 @@
 """The caches that a transformers model reads: `[prompt | resident thoughts]`, physically contiguous.
 
-`BoundedCache` is preallocated and written in place (sampling); `ReplayCache` is functional, so that gradients flow
-through it (learner). Both carry the thought state of each layer, report *all* tokens seen as their length (positions
-count evicted tokens too) and their physical length to the attention mask.
+`BoundedCache` is preallocated and written in place (`generate`; our own sampler's is slot_cache.py); `ReplayCache` is
+functional, so that gradients flow through it (learner). Both carry the thought state of each layer, report *all* tokens
+seen as their length (positions count evicted tokens too) and their physical length to the attention mask.
 
 Evictions happen between forwards, never inside `update`. Not covered: static shapes for CUDA graphs, paged storage.
 """
@@ -19,7 +19,6 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from thoughtcache.cache.eviction import EvictionPolicy
-from thoughtcache.cache.kv_recorder import KVRecorder
 
 States = list[Tensor] | None
 AbsorbFn = Callable[[list[Tensor], list[Tensor], list[Tensor]], list[Tensor]]
@@ -205,10 +204,7 @@ class BoundedCache(StatefulCache):
         self.policy = policy
         self.absorb = absorb
         self.prompt_length = 0
-        self.absorbed_states: list[Tensor] = []
-        self.evicted_slots: list[Tensor | None] = []
-        self.active_rows: Tensor | None = None
-        self.recorder: KVRecorder | None = None
+        self.num_evictions = 0
 
     @property
     def resident_thoughts(self) -> int:
@@ -235,27 +231,22 @@ class BoundedCache(StatefulCache):
             )
         block = self.evict(self.num_evicted)
         if self.absorb is not None and self.states is not None:
-            updated = self.absorb(self.states, block.keys, block.values)
-            if self.active_rows is not None:
-                rows = self.active_rows[:, None, None]
-                updated = [torch.where(rows, new, old) for new, old in zip(updated, self.states, strict=True)]
-            self.states = updated
-            self.absorbed_states.append(torch.stack(updated, dim=1))
+            self.states = self.absorb(self.states, block.keys, block.values)
 
     def evict(self, num_evicted: int) -> EvictedBlock:
         """Remove `num_evicted` thoughts from every layer and return them."""
-        if self.recorder is not None:
-            self.recorder.copy_new(self.layers)
         keys, values, chosen = [], [], []
         for index, layer in enumerate(self.layers):
             resident = slice(self.prompt_length, layer.length)
-            slots = self.policy.select(index, layer.keys[:, :, resident], layer.values[:, :, resident], num_evicted)
+            keys_now, values_now = layer.keys[:, :, resident], layer.values[:, :, resident]
+            events = [self.num_evictions] * keys_now.shape[0]
+            slots = self.policy.select(index, keys_now, values_now, num_evicted, events)
             evicted_keys, evicted_values = layer.evict(self.prompt_length, slots, num_evicted)
             keys.append(evicted_keys)
             values.append(evicted_values)
             if slots is not None:
                 chosen.append(slots)
-        self.evicted_slots.append(torch.stack(chosen, dim=1) if chosen else None)
+        self.num_evictions += 1
         return EvictedBlock(keys=keys, values=values, slots=chosen or None)
 
     def compact_mask(self, mask: Tensor, num_new_tokens: int) -> Tensor:

@@ -1,60 +1,50 @@
-"""Keys and values of every token of a rollout, copied out of the bounded cache before they can leave it.
+"""Keys and values of every token of one sequence, copied out of its slot before they can leave it.
 
 The learner enters its segments from this record instead of a forward pass of its own (`policy/reverse.py`). New tokens
-always stand at the physical end of the cache, so one copy before each eviction, and one at the end, catches all. On
-CUDA a record on the host is pinned and the copies do not block.
+always stand at the end of a slot, so one copy before each eviction, and one at the end, catches all. On CUDA a record
+on the host is pinned and the copies do not block.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from thoughtcache.cache.slot_cache import SlotCache
+
 
 class KVRecorder:
-    """Grows to `[B, L, 2, H, columns, D]`, which is allocated once, at the first copy.
+    """Grows to `[L, 2, H, columns, D]`, which is allocated once.
 
     Args:
-        columns: padded prompt plus the most thought tokens.
+        cache: where the keys and values are.
+        columns: prompt plus the most thought tokens that will be processed.
         on_host: keep it on the host.
     """
 
-    def __init__(self, columns: int, *, on_host: bool) -> None:
-        self.columns = columns
-        self.on_host = on_host
+    def __init__(self, cache: SlotCache, columns: int, *, on_host: bool) -> None:
+        like = cache.layers[0].keys
+        on_host = on_host and like.device.type != "cpu"
         self.num_recorded = 0
-        self._log: Tensor | None = None
-
-    @property
-    def log(self) -> Float[Tensor, "B L 2 H columns D"]:
-        """The record; columns that were not reached hold nothing."""
-        assert self._log is not None
-        return self._log
-
-    def copy_new(self, layers: list[Any]) -> None:
-        """Copy what came since the last call from the cache's layers."""
-        seen, length = layers[0].seen, layers[0].length
-        new = seen - self.num_recorded
-        if new == 0:
-            return
-        if self._log is None:
-            self._log = self._empty(layers)
-        target = self._log[..., self.num_recorded : seen, :]
-        for index, layer in enumerate(layers):
-            for part, buffer in enumerate((layer.keys, layer.values)):
-                target[:, index, part].copy_(buffer[:, :, length - new : length], non_blocking=True)
-        self.num_recorded = seen
-
-    def _empty(self, layers: list[Any]) -> Tensor:
-        batch, heads, _, size = layers[0].keys.shape
-        like = layers[0].keys
-        on_host = self.on_host and like.device.type != "cpu"
-        return torch.empty(
-            (batch, len(layers), 2, heads, self.columns, size),
+        self._log = torch.empty(
+            (len(cache.layers), 2, like.shape[1], columns, like.shape[3]),
             dtype=like.dtype,
             device="cpu" if on_host else like.device,
             pin_memory=on_host,
         )
+
+    def copy_new(self, cache: SlotCache, slot: int, num_processed: int) -> None:
+        """Copy what came since the last call; `num_processed` counts all tokens of the sequence so far."""
+        new, length = num_processed - self.num_recorded, cache.lengths[slot]
+        target = self._log[..., self.num_recorded : num_processed, :]
+        for index, layer in enumerate(cache.layers):
+            for part, buffer in enumerate((layer.keys, layer.values)):
+                target[index, part].copy_(buffer[slot, :, length - new : length], non_blocking=True)
+        self.num_recorded = num_processed
+
+    def finished(self) -> Float[Tensor, "L 2 H C D"]:
+        """The record, trimmed to what was copied."""
+        if self.num_recorded == self._log.shape[3]:
+            return self._log
+        return self._log[..., : self.num_recorded, :].clone()

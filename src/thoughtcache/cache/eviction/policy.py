@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 from jaxtyping import Float, Int
@@ -27,6 +28,7 @@ class EvictionPolicy(ABC):
         keys: Float[Tensor, "B H W D"],
         values: Float[Tensor, "B H W D"],
         num_evicted: int,
+        events: Sequence[int],
     ) -> Int[Tensor, "B H E"] | None:
         """Slots (0 = oldest resident thought) that leave this layer, ascending; None means the oldest ones.
 
@@ -35,4 +37,5 @@ class EvictionPolicy(ABC):
             keys: cached (rotated) keys of the resident thoughts.
             values: cached values of the resident thoughts.
             num_evicted: how many leave, the same for every row and head.
+            events: which eviction of its sequence this is, from 0, for every row.
         """

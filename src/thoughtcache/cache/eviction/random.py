@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -11,17 +12,18 @@ from thoughtcache.cache.eviction.policy import EvictionPolicy
 
 
 class RandomEviction(EvictionPolicy):
-    """Random thoughts leave, other ones in every layer and head (rows of a batch share the draw)."""
+    """Random thoughts leave, other ones in every layer, head and eviction (sequences share their draws)."""
 
     name: ClassVar[str] = "random"
 
-    def __init__(self, seed: int = 0) -> None:
-        super().__init__(seed)
-        self._generator = torch.Generator().manual_seed(seed)
+    def select(self, layer_index: int, keys: Tensor, values: Tensor, num_evicted: int, events: Sequence[int]) -> Tensor:
+        """[B, H, E] ascending slots, uniform without replacement; `(seed, event, layer)` decides."""
+        _, heads, resident, _ = keys.shape
+        drawn = {event: self._draw(event, layer_index, heads, resident, num_evicted) for event in set(events)}
+        return torch.stack([drawn[event] for event in events]).to(keys.device)
 
-    def select(self, layer_index: int, keys: Tensor, values: Tensor, num_evicted: int) -> Tensor:
-        """[B, H, E] ascending slots, uniform without replacement."""
-        batch, heads, resident, _ = keys.shape
-        order = torch.rand(heads, resident, generator=self._generator).argsort(dim=-1)
-        slots = order[:, :num_evicted].sort(dim=-1).values.to(keys.device)
-        return slots.expand(batch, heads, num_evicted)
+    def _draw(self, event: int, layer_index: int, heads: int, resident: int, num_evicted: int) -> Tensor:
+        seed = (self.seed * 1_000_003 + event * 10_007 + layer_index) % 2**63
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.rand(heads, resident, generator=generator).argsort(dim=-1)
+        return order[:, :num_evicted].sort(dim=-1).values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor
@@ -14,6 +15,6 @@ class SlidingEviction(EvictionPolicy):
 
     name: ClassVar[str] = "sliding"
 
-    def select(self, layer_index: int, keys: Tensor, values: Tensor, num_evicted: int) -> None:
+    def select(self, layer_index: int, keys: Tensor, values: Tensor, num_evicted: int, events: Sequence[int]) -> None:
         """None: the oldest slots leave."""
         return None

@@ -1,0 +1,136 @@
+"""Slots: whatever waits, ends or is refilled beside it, a sequence is the one that it would be alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import thoughtcache as tc
+from support.compare import assert_close, assert_gradients_match, gradients, padded, weighted_loss
+from support.models import VOCABULARY, tiny_model
+from thoughtcache.policy import prefill as prefill_module
+
+PROMPTS = [[3, 1, 4, 1, 5], [6, 5], [3, 1, 4, 1, 5], [9], [2, 7, 1, 8], [6, 5], [4]]
+LENGTH = 17
+MODELS = {
+    eviction: tiny_model(window=4, evict_fraction=0.5, state_rule="gated", eviction=eviction)
+    for eviction in ("sliding", "random")
+}
+prompt_lists = st.lists(st.lists(st.integers(3, VOCABULARY - 1), min_size=1, max_size=6), min_size=1, max_size=6)
+
+
+def assert_same(one: list[tc.Rollout], other: list[tc.Rollout]) -> None:
+    for left, right in zip(one, other, strict=True):
+        assert left.token_ids == right.token_ids
+        assert left.finish_reason == right.finish_reason
+        assert [e.before_token for e in left.evictions] == [e.before_token for e in right.evictions]
+        assert_close(left.logprobs, right.logprobs)
+        assert (left.states is None) == (right.states is None)
+        if left.states is not None and right.states is not None:
+            assert_close(left.states, right.states)
+
+
+def stopping(model, prompts, **arguments):
+    """Rollouts that end at one of two tokens, so that slots are refilled in no particular order."""
+    return tc.rollout(model, prompts, max_new_tokens=LENGTH, stop_ids=[3, 7], **arguments)
+
+
+@pytest.mark.parametrize("num_slots", [1, 2, 3, 5, 100])
+def test_tokens_do_not_depend_on_the_number_of_slots(num_slots):
+    model = MODELS["sliding"]
+    alone = [stopping(model, [prompt], seed=0)[0] for prompt in PROMPTS[:1]]
+    whole = stopping(model, PROMPTS)
+    assert {r.finish_reason for r in whole} == {"stop", "length"}
+    assert len({len(r.token_ids) for r in whole}) > 3
+    assert_same(stopping(model, PROMPTS, batch_size=num_slots), whole)
+    assert_same(alone, whole[:1])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    prompts=prompt_lists,
+    num_slots=st.integers(1, 4),
+    seed=st.integers(0, 1000),
+    eviction=st.sampled_from(sorted(MODELS)),
+    stop_ids=st.lists(st.integers(0, VOCABULARY - 1), max_size=6),
+)
+def test_replay_agrees_with_every_schedule(prompts, num_slots, seed, eviction, stop_ids):
+    model = MODELS[eviction]
+    rollouts = tc.rollout(
+        model, prompts, max_new_tokens=LENGTH, seed=seed, batch_size=num_slots, stop_ids=stop_ids, kv_log="device"
+    )
+    with torch.no_grad():
+        assert_close(tc.replay(model, rollouts).logprobs, padded(rollouts))
+        assert_close(tc.naive_logprobs(model, rollouts).logprobs, padded(rollouts))
+    for rollout in rollouts:
+        assert (rollout.token_ids[-1] in stop_ids) == (rollout.finish_reason == "stop")
+        assert not set(rollout.token_ids[:-1]) & set(stop_ids)
+        assert rollout.keys_values.shape[3] == len(rollout.prompt_ids) + len(rollout.token_ids) - 1
+
+
+def test_records_of_refilled_slots_serve_the_learner():
+    model = MODELS["random"]
+    rollouts = stopping(model, PROMPTS, batch_size=2, kv_log="host")
+    found = gradients(model, lambda: weighted_loss(tc.replay(model, rollouts, reuse=True)))
+    assert_gradients_match(found, gradients(model, lambda: weighted_loss(tc.replay(model, rollouts))))
+
+
+def test_looking_rarely_changes_nothing(monkeypatch):
+    from thoughtcache.policy import engine
+
+    model = MODELS["sliding"]
+    expected = stopping(model, PROMPTS, batch_size=3, kv_log="device")
+    original = engine.Engine.__init__
+
+    def rarely(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        self.looks_every = 5
+
+    monkeypatch.setattr(engine.Engine, "__init__", rarely)
+    found = stopping(model, PROMPTS, batch_size=3, kv_log="device")
+    assert_same(found, expected)
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one.keys_values, other.keys_values)
+        assert_close(one.entropies, other.entropies)
+
+
+def test_a_prompt_is_processed_once_for_all_its_completions(monkeypatch):
+    model = MODELS["sliding"]
+    seen = []
+    original = prefill_module.prefill
+
+    def counted(policy, prompts):
+        seen.extend(prompts)
+        return original(policy, prompts)
+
+    monkeypatch.setattr("thoughtcache.policy.engine.prefill", counted)
+    rollouts = tc.rollout(model, PROMPTS * 3, max_new_tokens=5, batch_size=4, ignore_eos=True)
+    assert sorted(seen) == sorted({tuple(prompt) for prompt in PROMPTS})
+    assert [r.prompt_ids for r in rollouts] == PROMPTS * 3
+    assert len({tuple(r.token_ids) for r in rollouts if r.prompt_ids == [9]}) > 1  # seeds differ by row
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3, 100])
+def test_prompts_in_chunks(columns, monkeypatch):
+    model = MODELS["sliding"]
+    expected = stopping(model, PROMPTS)
+    monkeypatch.setattr(prefill_module, "CHUNK_COLUMNS", columns)
+    assert_same(stopping(model, PROMPTS), expected)
+
+
+def test_slots_are_refilled_at_once():
+    model = MODELS["sliding"]
+    rounds = []
+    hook = model.base_model.backbone.register_forward_hook(
+        lambda module, args, kwargs, output: rounds.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    rollouts = stopping(model, [[5]] * 24, batch_size=4)
+    hook.remove()
+    decoded = [shape[0] for shape in rounds if shape[1] == 1][1:]  # the first one is the prefill of [5]
+    useful = sum(len(r.token_ids) - 1 for r in rollouts)
+    # One round is lost whenever a sequence ends; the rest is the tail, in which half-empty slots are dropped.
+    assert useful <= sum(decoded) <= useful + len(rollouts) + 2 * LENGTH
+    static = sum(4 * (max(len(r.token_ids) for r in rollouts[i : i + 4]) - 1) for i in range(0, 24, 4))
+    assert sum(decoded) < static
