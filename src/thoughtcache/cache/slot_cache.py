@@ -57,6 +57,41 @@ class _SlotLayer(_Layer):  # type: ignore[no-untyped-call]
         return self.cache.visible - 1
 
 
+class _Window:
+    """The thoughts of some slots as one block, by the cheapest indexing that reaches them.
+
+    Args:
+        cache: with full windows in these slots.
+        slots: ascending.
+        size: resident thoughts of each.
+    """
+
+    def __init__(self, cache: SlotCache, slots: list[int], size: int) -> None:
+        starts = [cache.prompts[slot] for slot in slots]
+        self.rows = cache._index(slots)
+        self.every = len(slots) == cache.num_slots
+        self.first = starts[0] if min(starts) == max(starts) else None
+        self.size = size
+        self.columns = cache._index(starts).unsqueeze(1) + torch.arange(size, device=cache.device)
+
+    def read(self, buffer: Float[Tensor, "S H C D"]) -> Float[Tensor, "n H W D"]:
+        """The block; a view where it can be one."""
+        if self.first is None:
+            return buffer[self.rows[:, None], :, self.columns].transpose(1, 2)
+        block = buffer[:, :, self.first : self.first + self.size]
+        return block if self.every else block[self.rows]
+
+    def write(self, buffer: Float[Tensor, "S H C D"], kept: Float[Tensor, "n H K D"]) -> None:
+        """Put what stays at the front."""
+        count = kept.shape[2]
+        if self.first is None:
+            buffer[self.rows[:, None], :, self.columns[:, :count]] = kept.transpose(1, 2)
+        elif self.every:
+            buffer[:, :, self.first : self.first + count] = kept.clone()
+        else:
+            buffer[self.rows, :, self.first : self.first + count] = kept
+
+
 class SlotCache(StatefulCache):
     """Slots that are filled, decoded one token at a time, evicted from and freed independently.
 
@@ -205,21 +240,18 @@ class SlotCache(StatefulCache):
         """Remove `num_evicted` thoughts from these slots and absorb them."""
         assert self.window is not None
         assert self.num_evicted is not None
-        rows = self._index(slots)
-        starts = self._index([self.prompts[slot] for slot in slots])
-        columns = starts.unsqueeze(1) + torch.arange(self.window, device=self.device)
-        kept_columns = columns[:, : self.window - self.num_evicted]
+        window = _Window(self, slots, self.window)
         evicted: list[tuple[Tensor, Tensor]] = []
         chosen: list[Tensor] = []
         events = [self.num_evictions[slot] for slot in slots]
         for index, layer in enumerate(self.layers):
-            keys, values = (buffer[rows[:, None], :, columns].transpose(1, 2) for buffer in (layer.keys, layer.values))
+            keys, values = window.read(layer.keys), window.read(layer.values)
             selected = self.policy.select(index, keys, values, self.num_evicted, events)
             leaving = []
             for buffer, block in ((layer.keys, keys), (layer.values, values)):
                 out, kept = split_slots(block, selected, self.num_evicted)
-                buffer[rows[:, None], :, kept_columns] = kept.transpose(1, 2)
-                leaving.append(out)
+                leaving.append(out.clone())
+                window.write(buffer, kept)
             evicted.append((leaving[0], leaving[1]))
             if selected is not None:
                 chosen.append(selected)
@@ -227,7 +259,9 @@ class SlotCache(StatefulCache):
             self.lengths[slot] -= self.num_evicted
             self.num_evictions[slot] += 1
         return SlotEviction(
-            slots=slots, states=self._absorb(rows, evicted), chosen=torch.stack(chosen, dim=1) if chosen else None
+            slots=slots,
+            states=self._absorb(window.rows, evicted),
+            chosen=torch.stack(chosen, dim=1) if chosen else None,
         )
 
     def _absorb(self, rows: Tensor, evicted: list[tuple[Tensor, Tensor]]) -> Tensor | None:
