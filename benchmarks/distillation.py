@@ -64,7 +64,7 @@ def arms(rank: int, window: int) -> dict[str, Callable[[], tc.ThoughtConfig]]:
     plain = {"initial_state": "identity", "absorb": False}
     return {
         "lora_window": lambda: config(**plain),
-        "lora_window_equal": lambda: config(r=rank + rank // 8, **plain),
+        "lora_window_equal": lambda: config(r=rank + rank // 8, num_global_tokens=rank + rank // 8, **plain),
         "paper": lambda: config(state_rule="linear"),
         "gated": lambda: config(state_rule="gated", state_norm="none"),
         "delta": lambda: config(state_rule="delta", state_norm="none"),
