@@ -158,6 +158,7 @@ class RunConfig:
             activations. The embedded job, where everything fits, always keeps them.
         chunk_tokens: bound on the tokens of a row whose activations live at once; None keeps segments whole.
         kv_log: where keys and values wait for the backward pass, "device" or "host".
+        force: train even if the planner says that the run does not fit.
         profile_memory: leave a timeline of the memory in use during GRPO, as JSON and as a picture.
         reuse_rollout: let GRPO's learner start from the sampler's own keys, values and log-probabilities.
         evaluation_size: problems of the embedded test split.
@@ -193,6 +194,7 @@ class RunConfig:
     kv_log: Literal["device", "host"] = "device"
     reuse_rollout: bool = False
     profile_memory: bool = False
+    force: bool = False
     evaluation_size: int = 1000
     seed: int = 0
     save_every: int = 50

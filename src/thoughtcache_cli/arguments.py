@@ -16,6 +16,14 @@ _GENERATE_EXAMPLES = """\
 examples:
   thoughtcache generate --model ./model --adapter runs/mine/adapter "What is 12 * 13?"
 """
+_PLAN_EXAMPLES = """\
+examples:
+  thoughtcache plan --model Qwen/Qwen2.5-7B-Instruct --gpu 80GB --max-new-tokens 32000
+  thoughtcache plan --model Qwen2.5-3B --gpu 24GB --batch 4 --chunk-tokens 256 --kv-log host --sweep
+  thoughtcache plan --model ./config.json --gpu 40GB --trace --json plan.json
+  thoughtcache plan --paper
+      what the paper reports beside what is predicted here
+"""
 
 
 def window(text: str) -> int | str | None:
@@ -38,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _train(commands)
     _generate(commands)
+    _plan(commands)
     return parser
 
 
@@ -112,6 +121,7 @@ def _train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     group.add_argument("--save-every", type=int, help="steps between checkpoints (50)")
     group.add_argument("--resume", action="store_true", help="go on where the last run in this folder stopped")
     group.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds another run")
+    group.add_argument("--force", action="store_true", help="train even if the planner says that it does not fit")
 
 
 def _generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -122,3 +132,38 @@ def _generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("--max-new-tokens", type=int, default=512, help="length of the thoughts (512)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 decodes greedily (0)")
     parser.add_argument("--dtype", default="float32", help="float32 (default), bfloat16 or float16")
+
+
+def _plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands, "plan", "does a run fit, what is the largest that does, where the memory goes", _PLAN_EXAMPLES
+    )
+    group = parser.add_argument_group("model and device")
+    group.add_argument("--model", help="hub id (common ones are bundled), folder or config.json; weights are not read")
+    group.add_argument("--gpu", help="memory of the device (80GB)")
+    group.add_argument("--reserve", help="CUDA context, fragmentation and what else is no tensor (1GB on cuda)")
+    group.add_argument("--device-type", help="cuda (default) or cpu")
+    group.add_argument("--dtype", help="bfloat16 (default), float16 or float32")
+    group.add_argument("--load-in-4bit", action="store_true", help="base quantised with bitsandbytes")
+    _adapter_options(parser)
+    group = parser.add_argument_group("run")
+    group.add_argument("--prompt-tokens", type=int, help="longest prompt (512)")
+    group.add_argument("--max-new-tokens", type=int, help="length of the thoughts (3072)")
+    group.add_argument("--batch", type=int, help="completions in one micro-batch of the learner (8)")
+    group.add_argument("--group", type=int, help="completions per prompt (8)")
+    group.add_argument("--rollout-batch", type=int, help="completions decoded at once (larger one of batch and group)")
+    group.add_argument("--beta", type=float, help="weight of the KL to the reference (0)")
+    group.add_argument("--unequal-prompts", action="store_true", help="prompts of a batch differ in length: masks")
+    group.add_argument("--gradient", type=gradient, help="exact (default), detached, or segments per exact block")
+    group.add_argument("--no-recompute", dest="recompute", action="store_false", help="keep all activations")
+    group.add_argument("--chunk-tokens", type=int, help="tokens of a row whose activations live at once")
+    group.add_argument("--kv-log", help="where keys and values wait for backward: device (default) or host")
+    group.add_argument("--reuse-rollout", dest="reuse", action="store_true", help="learner starts from sampled records")
+    group.add_argument("--logits", help="of full-cache LoRA: chunked (default, TRL 1.16) or materialised (earlier)")
+    group = parser.add_argument_group("output")
+    group.add_argument("--sweep", action="store_true", help="3K, 8K, 32K and 64K tokens, with a picture")
+    group.add_argument("--picture", help="file of the picture (plan.png)")
+    group.add_argument("--trace", action="store_true", help="check against the real code under fake tensors")
+    group.add_argument("--measure", dest="measured", action="store_true", help="check against a run in a child process")
+    group.add_argument("--json", help="file for all numbers")
+    group.add_argument("--paper", action="store_true", help="compare with the memory that the paper reports")

@@ -48,6 +48,13 @@ def generate(options: dict[str, Any]) -> None:
     print(answer(**options))
 
 
+def plan(options: dict[str, Any]) -> None:
+    """`thoughtcache plan`: print where the memory of a run would go."""
+    from thoughtcache.recipes.memory_plan import plan_memory
+
+    plan_memory(**options)
+
+
 def quieten_libraries() -> None:
     """Keep what is not for the user off standard error: notices to developers and, unless on a terminal, load bars."""
     from transformers.utils import logging
@@ -59,4 +66,4 @@ def quieten_libraries() -> None:
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {"train": train, "generate": generate}
+COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {"train": train, "generate": generate, "plan": plan}

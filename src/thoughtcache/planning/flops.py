@@ -213,16 +213,23 @@ def _text_config(model_or_config: nn.Module | PretrainedConfig) -> PretrainedCon
     return config
 
 
+def targeted_linears(config: PretrainedConfig, target_modules: Targets) -> list[list[str]]:
+    """Names of the targeted linears of every decoder layer, by PEFT's rules: a regular expression, or suffixes."""
+    return [
+        [name for name in linear_shapes(config) if _is_target(f"model.layers.{layer}.{name}", target_modules)]
+        for layer in range(config.num_hidden_layers)
+    ]
+
+
+def _is_target(key: str, target_modules: Targets) -> bool:
+    if target_modules == "all-linear":
+        return True
+    if isinstance(target_modules, str):
+        return re.fullmatch(target_modules, key) is not None
+    return any(key == target or key.endswith(f".{target}") for target in target_modules or NO_TARGETS)
+
+
 def _targeted_shapes(config: PretrainedConfig, target_modules: Targets) -> list[tuple[int, int]]:
-    """Shapes of all targeted linears of all layers, by PEFT's rules: a regular expression, or suffixes of names."""
-    found = []
-    for layer in range(config.num_hidden_layers):
-        for name, shape in linear_shapes(config).items():
-            key = f"model.layers.{layer}.{name}"
-            if target_modules == "all-linear":
-                found.append(shape)
-            elif isinstance(target_modules, str):
-                found += [shape] if re.fullmatch(target_modules, key) else []
-            elif any(key == target or key.endswith(f".{target}") for target in target_modules or NO_TARGETS):
-                found.append(shape)
-    return found
+    """Shapes of all targeted linears of all layers."""
+    shapes = linear_shapes(config)
+    return [shapes[name] for names in targeted_linears(config, target_modules) for name in names]

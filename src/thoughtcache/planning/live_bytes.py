@@ -15,13 +15,12 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Context manager: bytes of the tensors that were made inside the block and are still alive.
 
     Args:
@@ -33,7 +32,7 @@ class LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self, device_type: str | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.device_type = device_type
         self.live_bytes = 0
         self.peak_bytes = 0
@@ -53,13 +52,16 @@ class LiveBytes(TorchDispatchMode):
         self.operator = str(func)
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and id(tensor.untyped_storage()) not in before:
-                self._count(tensor.untyped_storage())
+                self._count(tensor)
         return result
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
+    def _count(self, tensor: Tensor) -> None:
+        # A fake tensor knows its device, its storage does not.
+        if self.device_type is not None and tensor.device.type != self.device_type:
+            return
+        storage = tensor.untyped_storage()
         key = id(storage)
-        wanted = self.device_type is None or storage.device.type == self.device_type
-        if key in self._sizes or not wanted:
+        if key in self._sizes:
             return
         self._sizes[key] = storage.nbytes()
         weakref.finalize(storage, self._forget, key)

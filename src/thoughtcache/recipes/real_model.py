@@ -25,6 +25,7 @@ from thoughtcache.policy.handle import find_tuner
 from thoughtcache.policy.replay import check_gradient_mode
 from thoughtcache.policy.rollout import rollout
 from thoughtcache.recipes.builders import train_grpo
+from thoughtcache.recipes.fit import refuse_what_does_not_fit
 from thoughtcache.recipes.run_folder import PhaseResult, RunFolder
 from thoughtcache.report.plots import Panel, plot_curves
 from thoughtcache.report.progress import progress_bar
@@ -106,7 +107,7 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     console = console or Console()
     check_gradient_mode(run.gradient)
     described = {**asdict(run), "thought": _plain(thought)}
-    for transient in ("resume", "overwrite"):
+    for transient in ("resume", "overwrite", "force"):
         described.pop(transient)
     folder = RunFolder(run.output_dir, described, resume=run.resume, overwrite=run.overwrite)
     examples = load_prompts(
@@ -124,6 +125,7 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     config, tokenizer = load_tokenizer(run.model)
     prompts = [encode_prompt(tokenizer, e.prompt, instruction=run.instruction or None) for e in examples]
     _check_lengths(prompts, run, config)
+    refuse_what_does_not_fit(run, thought, config, prompts, console)
     base = load_base(run.model, run.dtype, run.load_in_4bit)
     torch.manual_seed(run.seed)
     model: Any = peft.get_peft_model(base, thought)

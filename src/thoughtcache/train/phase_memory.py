@@ -1,7 +1,7 @@
 """Peak memory of the phases of a training step, and on request the timeline that shows where it went.
 
-On CUDA peaks are the allocator's own, reset at every change of phase. Elsewhere a thread samples the resident set; there
-are no peaks where the system does not tell it (no /proc).
+On CUDA peaks are the allocator's own, reset at every change of phase. Elsewhere a thread samples the resident set;
+there are no peaks where the system does not tell it (no /proc).
 """
 
 from __future__ import annotations
