@@ -1,0 +1,163 @@
+"""Does a run fit, and if not, which setting to change. Meant to be asked before the first rollout.
+
+check_fit(PlanSetting(model=model.config, thought=thought, max_new_tokens=32768), model_is_loaded=True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from thoughtcache.planning.limits import largest
+from thoughtcache.planning.plan import GIB, Plan, make_plan
+from thoughtcache.planning.setting import PlanSetting
+
+CHUNKS = (1024, 512, 256, 128, 64)
+OPTION_NAMES = {
+    "batch": "--batch",
+    "group": "--group",
+    "rollout_batch": "--rollout-batch",
+    "chunk_tokens": "--chunk-tokens",
+    "kv_log": "--kv-log",
+    "window": "--window",
+    "max_new_tokens": "--max-new-tokens",
+}
+_MEMINFO = Path("/proc/meminfo")
+
+
+class DoesNotFitError(ValueError):
+    """A run needs more memory than there is.
+
+    Attributes:
+        plan: what it needs.
+        available_bytes: what there is.
+    """
+
+    def __init__(self, message: str, plan: Plan, available_bytes: int) -> None:
+        super().__init__(message)
+        self.plan = plan
+        self.available_bytes = available_bytes
+
+
+def check_fit(
+    setting: PlanSetting,
+    *,
+    available_bytes: int | None = None,
+    model_is_loaded: bool = False,
+    reserve_bytes: int | None = None,
+    option_names: Mapping[str, str] | None = None,
+    whole_groups: bool = False,
+) -> Plan:
+    """Plan a run and refuse it if it needs more than there is.
+
+    Args:
+        setting: the run.
+        available_bytes: what may be used; None asks the device that `setting.device_type` names.
+        model_is_loaded: whether weights and adapter already lie on the device and so are not part of what is free.
+        reserve_bytes: as in `make_plan`.
+        option_names: what the caller calls the settings in its own options, by name (see `OPTION_NAMES`).
+        whole_groups: whether a micro-batch of the caller must hold whole groups, so that only such a one is advised.
+
+    Returns:
+        The plan.
+
+    Raises:
+        DoesNotFitError: with the total, what is available, the largest part and a setting that makes it fit.
+        ValueError: if the available memory cannot be found out.
+    """
+    available = free_bytes(setting.device_type) if available_bytes is None else available_bytes
+    plan = make_plan(setting, reserve_bytes=reserve_bytes)
+    if model_is_loaded:
+        available += plan.peak.parts["weights"] + plan.peak.parts["adapter"]
+    if plan.total_bytes <= available:
+        return plan
+    names = OPTION_NAMES | dict(option_names or {})
+    part, size = plan.largest_part
+    raise DoesNotFitError(
+        f"the run needs {_gib(plan.total_bytes)} and {_gib(available)} are available; most goes to {part} "
+        f"({_gib(size)}, {plan.peak.name}); {_remedy(setting, available, reserve_bytes, names, whole_groups)}",
+        plan,
+        available,
+    )
+
+
+def free_bytes(device_type: str) -> int:
+    """Memory that a run may use: free on the CUDA device (unused blocks of PyTorch's allocator too), or of the host.
+
+    Raises:
+        ValueError: without such a device, or without /proc/meminfo.
+    """
+    if device_type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError("there is no CUDA device here; pass available_bytes")
+        free, _ = torch.cuda.mem_get_info()
+        return int(free) + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    if not _MEMINFO.is_file():
+        raise ValueError(f"{_MEMINFO} does not exist, so free memory is unknown; pass available_bytes")
+    for line in _MEMINFO.read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise ValueError(f"{_MEMINFO} does not state MemAvailable; pass available_bytes")
+
+
+def _remedy(
+    setting: PlanSetting, available: int, reserve_bytes: int | None, names: Mapping[str, str], whole_groups: bool
+) -> str:
+    """The first change, in the order of what it costs, that makes the run fit."""
+
+    def fits(changed: PlanSetting) -> bool:
+        return make_plan(changed, reserve_bytes=reserve_bytes).total_bytes <= available
+
+    def lowered(changed: PlanSetting, field: str) -> int:
+        found, _ = largest(changed, field, available, reserve_bytes=reserve_bytes)
+        return found - found % setting.group if field == "batch" and whole_groups else found
+
+    changes = list(_changes(setting, names))
+    for change, text in changes:
+        if fits(change):
+            return text
+    for field in ("batch", "group", "window", "max_new_tokens"):
+        if field == "window" and not isinstance(setting.thought.window, int):
+            continue
+        found = lowered(setting, field)
+        if found >= (2 if field == "group" else 1):
+            return f"lower {names[field]} to {found}"
+    if changes:
+        change, text = changes[-1]
+        found = lowered(change, "batch")
+        if found:
+            return f"{text} and lower {names['batch']} to {found}"
+        smallest = replace(change, batch=2, group=2)
+        if whole_groups and fits(smallest):
+            return f"{text} and lower {names['group']} and {names['batch']} to 2"
+    return "no single setting is enough; use a smaller model, 4-bit weights or a larger device"
+
+
+def _changes(setting: PlanSetting, names: Mapping[str, str]) -> Iterator[tuple[PlanSetting, str]]:
+    """Changes that cost time only, the cheapest first; each one keeps those before it."""
+    if setting.learner != "replay":
+        return
+    if setting.decoded_at_once > 1 and setting.decoded_at_once > setting.batch:
+        yield replace(setting, rollout_batch=setting.batch), f"set {names['rollout_batch']} {setting.batch}"
+    if not setting.recompute:
+        setting = replace(setting, recompute=True)
+        yield setting, "leave out --no-recompute"
+    host = replace(setting, kv_log="host")
+    if setting.kv_log == "device" and setting.device_type == "cuda":
+        yield host, f"set {names['kv_log']} host"
+    limit = setting.chunk_tokens or CHUNKS[0] + 1
+    for chunk in CHUNKS:
+        if chunk < limit:
+            yield replace(setting, chunk_tokens=chunk), f"set {names['chunk_tokens']} {chunk}"
+    if setting.kv_log == "device" and setting.device_type == "cuda":
+        for chunk in CHUNKS:
+            if chunk < limit:
+                text = f"set {names['chunk_tokens']} {chunk} and {names['kv_log']} host"
+                yield replace(host, chunk_tokens=chunk), text
+
+
+def _gib(value: int) -> str:
+    return f"{value / GIB:.2f} GiB"

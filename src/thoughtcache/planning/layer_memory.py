@@ -1,0 +1,193 @@
+"""What one chunk of a replay allocates, in closed form: read off the layers of transformers and PEFT.
+
+Letters: N = rows x columns of the chunk, d hidden size, I inner size, Q = query heads x head size, K = kv heads x head
+size, R rank, G global tokens, V vocabulary; `base` and `adapter` are the bytes of one number of each. PEFT keeps the
+adapter of a half-precision model in fp32, so that every adapted linear makes an fp32 copy of its input; `mixed` says
+whether that is so.
+
+Not covered: scratch memory inside kernels, rounding of an allocator. Proof: tests/unit/test_plan_trace.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from thoughtcache.config import ThoughtConfig
+from thoughtcache.planning.chunk_shapes import ChunkShape
+from thoughtcache.planning.flops import linear_shapes, targeted_linears
+from thoughtcache.planning.model_size import GATED_RULES, ModelSize, model_size
+from thoughtcache.planning.setting import PlanSetting
+from thoughtcache.policy.scores import CHUNK_ELEMENTS
+
+FP32 = 4
+ADAPTER_BYTES = FP32
+SCORE_BYTES = 8
+"""Bytes per logit while a chunk of them is scored: two fp32 tensors at the highest point, forward and backward."""
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
+UP, DOWN = "mlp.up_proj", "mlp.down_proj"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerNumbers:
+    """Everything about a setting that the closed form of one layer needs.
+
+    Attributes:
+        size: of the model.
+        shapes: (inputs, outputs) of each linear.
+        targeted: targeted linears of every layer.
+        base: bytes of a number of the base model.
+        mixed: whether adapted linears copy their inputs to fp32.
+        thought: the adapter.
+        has_state: whether a thought state stands between the two factors.
+        dense_masks: whether chunks with resident tokens get a dense mask.
+        repeats_kv: whether keys and values are repeated for every query head.
+        unequal_prompts: whether even the first chunk gets a dense mask.
+    """
+
+    size: ModelSize
+    shapes: dict[str, tuple[int, int]]
+    targeted: list[list[str]]
+    base: int
+    mixed: bool
+    thought: ThoughtConfig
+    has_state: bool
+    dense_masks: bool
+    repeats_kv: bool
+    unequal_prompts: bool
+
+    def linear(self, name: str) -> int:
+        """Bytes per token while an adapted linear runs: its output and two adapter terms."""
+        extra = 2 * ADAPTER_BYTES if name in self.targeted[-1] else 0
+        return self.shapes[name][1] * (self.base + extra)
+
+    def fp32_input(self, name: str) -> int:
+        """Bytes per token of the fp32 copy of a linear's input, if it makes one."""
+        return self.shapes[name][0] * ADAPTER_BYTES if self.mixed and name in self.targeted[-1] else 0
+
+
+def layer_numbers(setting: PlanSetting) -> LayerNumbers:
+    """Collect what the closed form needs."""
+    base = setting.base_bytes
+    on_cpu = setting.device_type == "cpu"
+    size = model_size(setting.model)
+    return LayerNumbers(
+        size=size,
+        shapes=linear_shapes(setting.model),
+        targeted=targeted_linears(setting.model, setting.thought.target_modules),
+        base=base,
+        mixed=base != ADAPTER_BYTES,
+        thought=setting.thought,
+        has_state=not setting.thought.is_plain_lora,
+        dense_masks=on_cpu or setting.unequal_prompts,
+        repeats_kv=setting.unequal_prompts and not on_cpu and size.heads * size.head_size != size.kv,
+        unequal_prompts=setting.unequal_prompts,
+    )
+
+
+def kv_bytes(numbers: LayerNumbers, rows: int, tokens: int) -> int:
+    """Keys and values of all layers."""
+    return 2 * numbers.size.layers * rows * tokens * numbers.size.kv * numbers.base
+
+
+def saved_bytes(numbers: LayerNumbers, rows: int, chunk: ChunkShape) -> int:
+    """What autograd keeps of a chunk in all decoder layers, its resident keys and values (`kv_bytes`) not included."""
+    total = sum(_saved_by_layer(numbers, rows, chunk, set(names)) for names in numbers.targeted)
+    return total - rows * chunk.columns * FP32 * numbers.size.hidden  # nothing below the first norm needs a gradient
+
+
+def last_layer_bytes(numbers: LayerNumbers, rows: int, chunk: ChunkShape) -> int:
+    """What autograd keeps of the last decoder layer alone: what one recomputed checkpoint needs."""
+    return _saved_by_layer(numbers, rows, chunk, set(numbers.targeted[-1]))
+
+
+def _saved_by_layer(numbers: LayerNumbers, rows: int, chunk: ChunkShape, targeted: set[str]) -> int:
+    size, base, shapes = numbers.size, numbers.base, numbers.shapes
+    per_token = 2 * FP32 * size.hidden + 2 * FP32  # both norms: their input in fp32, one scale per token
+    if numbers.mixed:
+        per_token += sum(shapes[name][0] * ADAPTER_BYTES for name in targeted)
+    else:
+        per_token += size.hidden * base * (bool(targeted & set(QKV)) + bool(targeted & set(GATE_UP)))
+        per_token += size.inner * base * (DOWN in targeted)  # the input of o_proj is kept by attention anyway
+    per_token += (
+        len(targeted)
+        * ADAPTER_BYTES
+        * (numbers.thought.r + (numbers.thought.num_global_tokens if numbers.has_state else 0))
+    )
+    per_token += 2 * size.query * base + size.heads * FP32  # queries, output, one log-sum-exp per head
+    per_token += FP32 * (size.query + size.kv) if size.has_qk_norm else 0
+    per_token += 3 * size.inner * base  # gate before and after its activation, up
+    total = rows * chunk.columns * per_token
+    if numbers.has_state and numbers.thought.absorb:
+        total += rows * chunk.evicted * size.kv * _absorbed(numbers.thought.state_rule)
+    if has_mask(numbers, chunk):
+        total += rows * chunk.columns * chunk.leaving * base
+        total += 2 * rows * chunk.leaving * size.query * base if numbers.repeats_kv else 0
+    return total
+
+
+def _absorbed(rule: str) -> int:
+    """Bytes per evicted token and key entry that the update of a state keeps: keys and values, raw and normalised."""
+    return 4 * FP32 + (2 * FP32 if rule in GATED_RULES else 0)
+
+
+def has_mask(numbers: LayerNumbers, chunk: ChunkShape) -> bool:
+    """Whether attention gets a dense mask in this chunk."""
+    return numbers.dense_masks and (numbers.unequal_prompts or (chunk.entry > 0 and chunk.columns > 1))
+
+
+def graph_forward_bytes(numbers: LayerNumbers, tokens: int) -> int:
+    """What the last layer needs over what it keeps while its graph is built: at the end of `up_proj` or `down_proj`."""
+    size, base = numbers.size, numbers.base
+    local = size.hidden * base * (3 if numbers.mixed else 1)  # embeddings; residual and normalised input if not kept
+    up = local + numbers.linear(UP) - _kept_by_down(numbers) - size.inner * base
+    down = local + numbers.linear(DOWN) + (size.inner * base if numbers.mixed else 0)
+    return tokens * max(up, down)
+
+
+def graph_backward_bytes(numbers: LayerNumbers, tokens: int) -> int:
+    """What the backward pass of the last layer needs over what it keeps.
+
+    Either the fp32 gradient of the input of `down_proj`, or the gradients of both factors of the gated product.
+    """
+    size, base = numbers.size, numbers.base
+    down = size.inner * (ADAPTER_BYTES if _adapted(numbers, DOWN) else base) + size.hidden * (
+        base + (ADAPTER_BYTES if numbers.mixed else 0)
+    )
+    product = 3 * size.inner * base - _kept_by_down(numbers) + 2 * size.hidden * base
+    return tokens * max(down, product)
+
+
+def _adapted(numbers: LayerNumbers, name: str) -> bool:
+    return name in numbers.targeted[-1]
+
+
+def _kept_by_down(numbers: LayerNumbers) -> int:
+    """Bytes per token of the input of `down_proj` that autograd keeps."""
+    if not _adapted(numbers, DOWN):
+        return 0
+    return numbers.size.inner * (ADAPTER_BYTES if numbers.mixed else numbers.base)
+
+
+def forward_transient_bytes(numbers: LayerNumbers, tokens: int) -> int:
+    """Activations of one layer of a forward pass without a graph, at the end of `up_proj` or `down_proj`."""
+    size, base = numbers.size, numbers.base
+    local = 3 * size.hidden * base
+    up = local + numbers.fp32_input(UP) + size.inner * base + numbers.linear(UP)
+    down = local + size.inner * base + numbers.fp32_input(DOWN) + numbers.linear(DOWN)
+    return tokens * max(up, down)
+
+
+def score_rows(numbers: LayerNumbers, rows: int, chunk: ChunkShape) -> int:
+    """Rows of logits that are formed at once."""
+    return min(rows * chunk.scored, max(1, CHUNK_ELEMENTS // numbers.size.vocabulary))
+
+
+def logits_bytes(numbers: LayerNumbers, rows: int, chunk: ChunkShape) -> int:
+    """Logits and what is made of them, of one chunk of rows."""
+    return SCORE_BYTES * score_rows(numbers, rows, chunk) * numbers.size.vocabulary
+
+
+def final_norm_bytes(numbers: LayerNumbers, tokens: int) -> int:
+    """The last norm's input in fp32 and its output, which the head reads."""
+    return tokens * numbers.size.hidden * (FP32 + numbers.base)

@@ -1,0 +1,74 @@
+"""The largest batch, group, length or window that still fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from thoughtcache.planning.plan import make_plan
+from thoughtcache.planning.setting import PlanSetting
+
+FIELDS = ("batch", "group", "max_new_tokens", "window")
+HIGHEST_BATCH = 4096
+HIGHEST_LENGTH = 2**20
+
+
+def largest(
+    setting: PlanSetting, field: str, available_bytes: int, *, reserve_bytes: int | None = None
+) -> tuple[int, bool]:
+    """The largest value of one field that fits, the others unchanged.
+
+    Args:
+        setting: the run.
+        field: one of `FIELDS`.
+        available_bytes: of the device.
+        reserve_bytes: as in `make_plan`.
+
+    Returns:
+        The value, 0 if not even the smallest fits; and whether the search ended at its own bound (4096 rows, the
+        positions of the model, or a window as long as the rollout) rather than at the memory.
+
+    Raises:
+        ValueError: for another field.
+    """
+    if field not in FIELDS:
+        raise ValueError(f"field={field!r} is not known; choose one of {list(FIELDS)}")
+    bound = {
+        "batch": HIGHEST_BATCH,
+        "group": HIGHEST_BATCH,
+        "max_new_tokens": max_length(setting),
+        "window": setting.max_new_tokens,
+    }[field]
+
+    def fits(value: int) -> bool:
+        return make_plan(with_field(setting, field, value), reserve_bytes=reserve_bytes).total_bytes <= available_bytes
+
+    found = _bisect(fits, bound)
+    return found, found == bound
+
+
+def max_length(setting: PlanSetting) -> int:
+    """Thought tokens that the positions of the model allow."""
+    positions = getattr(setting.model, "max_position_embeddings", None) or HIGHEST_LENGTH
+    return max(1, int(positions) - setting.prompt_tokens)
+
+
+def with_field(setting: PlanSetting, field: str, value: int) -> PlanSetting:
+    """The setting with another value of one field; the window is a field of the adapter."""
+    if field == "window":
+        return replace(setting, thought=replace(setting.thought, window=value))
+    return replace(setting, **{field: value})  # type: ignore[arg-type]
+
+
+def _bisect(fits: Callable[[int], bool], bound: int) -> int:
+    """The largest value in 1..bound that fits, 0 if none was found.
+
+    Halving from the top comes first: very small windows evict so often that their states outgrow the cache they save.
+    """
+    low, high = bound, bound + 1
+    while low and not fits(low):
+        low, high = low // 2, low
+    while low and high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

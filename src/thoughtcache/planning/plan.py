@@ -1,0 +1,155 @@
+"""The memory plan of a training step: what is alive at the highest point of every phase.
+
+    plan = make_plan(PlanSetting(model=load_config("Qwen2.5-3B"), thought=ThoughtConfig(), max_new_tokens=32768))
+    plan.peak.name, plan.total_bytes, plan.peak.parts
+
+Phases follow a GRPO step: sampling, the reference, the learner's forward and backward pass, the optimiser. Counted are
+tensors, exactly; a reserve stands for the CUDA context and fragmentation. Not covered: engines that allocate their
+cache in advance (vLLM), several adapters, gradients of a model that is trained in full.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from thoughtcache.planning.checkpointed_memory import checkpointed_parts, reference_parts
+from thoughtcache.planning.flops import linear_shapes
+from thoughtcache.planning.layer_memory import ADAPTER_BYTES, kv_bytes, layer_numbers
+from thoughtcache.planning.model_size import adapter_size, model_size
+from thoughtcache.planning.replay_memory import Parts, anchor_bytes, backward_parts, forward_parts
+from thoughtcache.planning.rollout_memory import recorded_kv_bytes, rollout_parts
+from thoughtcache.planning.setting import PlanSetting
+
+GIB = 2**30
+CUDA_RESERVE_BYTES = GIB
+"""CUDA context, cuBLAS workspaces and fragmentation: an assumption, not a calculation."""
+FOUR_BIT_BYTES = 0.5 + 4 / 64
+"""bitsandbytes: half a byte and one fp32 scale per block of 64."""
+RESIDENT = ("weights", "adapter", "reference adapter", "optimizer", "reserve")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Phase:
+    """One phase of a training step.
+
+    Attributes:
+        name: what runs.
+        parts: bytes by part at its highest point, what is always resident included.
+    """
+
+    name: str
+    parts: Parts
+
+    @property
+    def total_bytes(self) -> int:
+        """All parts."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """Memory of a training step on one device.
+
+    Attributes:
+        phases: in the order in which they run.
+        host_bytes: keys and values that wait on the host.
+    """
+
+    phases: tuple[Phase, ...]
+    host_bytes: int
+
+    @property
+    def peak(self) -> Phase:
+        """The phase that needs most."""
+        return max(self.phases, key=lambda phase: phase.total_bytes)
+
+    @property
+    def total_bytes(self) -> int:
+        """What the device must have."""
+        return self.peak.total_bytes
+
+    @property
+    def largest_part(self) -> tuple[str, int]:
+        """Name and bytes of the largest part of the peak."""
+        return max(self.peak.parts.items(), key=lambda part: part[1])
+
+
+def make_plan(setting: PlanSetting, *, reserve_bytes: int | None = None) -> Plan:
+    """Plan the memory of a training step.
+
+    Args:
+        setting: the run.
+        reserve_bytes: for everything that is not a tensor; None: 1 GiB on CUDA, nothing on the CPU.
+    """
+    if reserve_bytes is None:
+        reserve_bytes = CUDA_RESERVE_BYTES if setting.device_type == "cuda" else 0
+    resident = resident_parts(setting) | {"reserve": reserve_bytes}
+    scratch = dequantised_bytes(setting)
+    gradients = resident["adapter"]
+    accumulated = gradients if setting.completions > setting.batch else 0
+    records: Parts = {
+        "recorded K/V": recorded_kv_bytes(setting, setting.completions),
+        "thought states": anchor_bytes(setting, setting.completions),
+    }
+
+    def phase(name: str, *parts: Parts, runs_model: bool = True) -> Phase:
+        return Phase(name=name, parts=_add(resident, *parts, {"activations": scratch if runs_model else 0}))
+
+    phases = [phase(f"rollout: {name}", parts) for name, parts in _rollout(setting).items()]
+    held = {"gradients": accumulated}
+    if setting.learner == "checkpointed":
+        if setting.beta:
+            phases.append(phase("reference", held, reference_parts(setting)))
+        phases.append(phase("learner", {"gradients": gradients}, checkpointed_parts(setting)))
+    else:
+        if setting.beta:
+            phases.append(phase("reference", records, held, forward_parts(setting, keeps_log=False)))
+        if setting.recompute and not setting.reuse:
+            phases.append(phase("learner: forward", records, held, forward_parts(setting, keeps_log=True)))
+        phases.append(phase("learner: backward", records, held, backward_parts(setting)))
+    phases.append(phase("optimizer step", records, {"gradients": gradients}, runs_model=False))
+    return Plan(phases=tuple(phases), host_bytes=_host_bytes(setting))
+
+
+def resident_parts(setting: PlanSetting) -> Parts:
+    """What is there in every phase: weights, adapter, its frozen copy with a KL term, both moments of Adam."""
+    size = model_size(setting.model)
+    linear = FOUR_BIT_BYTES if setting.load_in_4bit else float(setting.base_bytes)
+    adapter = adapter_size(setting.model, setting.thought).parameters * ADAPTER_BYTES
+    return {
+        "weights": int(size.linear_parameters * linear) + size.other_parameters * setting.base_bytes,
+        "adapter": adapter,
+        "reference adapter": adapter if setting.beta else 0,
+        "optimizer": 2 * adapter,
+    }
+
+
+def dequantised_bytes(setting: PlanSetting) -> int:
+    """The largest matrix in the dtype of the computation, while a 4-bit linear runs."""
+    if not setting.load_in_4bit:
+        return 0
+    return max(inputs * outputs for inputs, outputs in linear_shapes(setting.model).values()) * setting.base_bytes
+
+
+def _rollout(setting: PlanSetting) -> dict[str, Parts]:
+    parts = rollout_parts(setting)
+    if setting.learner == "checkpointed":
+        # transformers' own cache grows by concatenation: one layer exists twice for a moment.
+        rows, tokens = setting.decoded_at_once, setting.prompt_tokens + setting.max_new_tokens
+        twice = kv_bytes(layer_numbers(setting), rows, tokens) // setting.model.num_hidden_layers
+        parts = {name: _add(phase, {"rollout K/V": twice}) for name, phase in parts.items()}
+    return parts
+
+
+def _host_bytes(setting: PlanSetting) -> int:
+    if setting.learner != "replay" or setting.kv_log != "host" or setting.device_type == "cpu":
+        return 0
+    rows = setting.batch + (setting.completions if setting.reuse else 0)
+    return kv_bytes(layer_numbers(setting), rows, setting.prompt_tokens + setting.max_new_tokens)
+
+
+def _add(*parts: Parts) -> Parts:
+    """Sum by part, without empty ones."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    totals = {name: sum(part.get(name, 0) for part in parts) for name in names}
+    return {name: total for name, total in totals.items() if total}

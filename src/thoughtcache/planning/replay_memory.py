@@ -1,0 +1,210 @@
+"""Memory of the replaying learner by phase, in closed form: `policy/reverse.py` chunk by chunk.
+
+In its backward pass three sets of keys and values are held besides the log: those of the chunk that runs again, those
+of the chunk after it until they are replaced, and the gradients that travel from chunk to chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
+
+from thoughtcache.cache.schedule import num_evictions
+from thoughtcache.planning.chunk_shapes import ChunkShape, chunk_shapes
+from thoughtcache.planning.layer_memory import (
+    ADAPTER_BYTES,
+    FP32,
+    LayerNumbers,
+    final_norm_bytes,
+    forward_transient_bytes,
+    graph_backward_bytes,
+    graph_forward_bytes,
+    has_mask,
+    kv_bytes,
+    layer_numbers,
+    logits_bytes,
+    saved_bytes,
+    score_rows,
+)
+from thoughtcache.planning.model_size import adapter_size
+from thoughtcache.planning.setting import PlanSetting
+
+Parts = dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Learner:
+    """What all phases share."""
+
+    numbers: LayerNumbers
+    chunks: list[ChunkShape]
+    rows: int
+    adapter_bytes: int
+    anchors: int
+    log: int
+
+
+def forward_parts(setting: PlanSetting, *, keeps_log: bool) -> Parts:
+    """The highest point of a pass over all chunks without a graph.
+
+    Args:
+        setting: the run.
+        keeps_log: whether keys and values of all tokens are kept (the learner), or not (the reference).
+    """
+    learner = _learner(setting)
+    log = learner.log if keeps_log and not isinstance(setting.gradient, int) else 0
+    states = learner.anchors if keeps_log else 0
+    return _highest(_forward_chunk(learner, chunk, log, states) for chunk in _distinct(learner.chunks))
+
+
+def backward_parts(setting: PlanSetting) -> Parts:
+    """The highest point of the backward pass (with `recompute=False`: of the one graph)."""
+    learner = _learner(setting)
+    if not setting.recompute:
+        return _graph(learner, learner.chunks, gradients=0, scores_known=False)
+    if isinstance(setting.gradient, int):
+        blocks = groupby(learner.chunks, key=lambda chunk: chunk.segment // int(setting.gradient))
+        return _highest(_graph(learner, list(block), gradients=2, scores_known=True) for _, block in blocks)
+    chunks: list[ChunkShape | None] = [*learner.chunks, None, None]
+    triples = {
+        (_key(chunk), _key(after), _key(after_next)): (chunk, after, after_next)
+        for chunk, after, after_next in zip(learner.chunks, chunks[1:], chunks[2:], strict=False)
+    }
+    return _highest(_backward_chunk(learner, *triple) for triple in triples.values())
+
+
+def _learner(setting: PlanSetting) -> _Learner:
+    numbers = layer_numbers(setting)
+    chunks = chunk_shapes(
+        setting.prompt_tokens, setting.max_new_tokens, setting.window, setting.num_evicted, setting.chunk_tokens
+    )
+    on_device = setting.kv_log == "device" or setting.device_type == "cpu"
+    columns = setting.prompt_tokens + setting.max_new_tokens - 1
+    return _Learner(
+        numbers=numbers,
+        chunks=chunks,
+        rows=setting.batch,
+        adapter_bytes=adapter_size(setting.model, setting.thought).parameters * ADAPTER_BYTES,
+        anchors=_entry_state_bytes(setting, len(chunks)),
+        log=kv_bytes(numbers, setting.batch, columns) if on_device else 0,
+    )
+
+
+def _entry_state_bytes(setting: PlanSetting, num_chunks: int) -> int:
+    """States on entry to every chunk; chunks of one segment share theirs, unless they come from records."""
+    anchors = anchor_bytes(setting, setting.batch)
+    if not setting.reuse or anchors == 0:
+        return anchors
+    return int(num_chunks * setting.batch * setting.model.num_hidden_layers * _state_bytes(setting))
+
+
+def _state_bytes(setting: PlanSetting) -> int:
+    return setting.thought.r * setting.thought.num_global_tokens * FP32
+
+
+def anchor_bytes(setting: PlanSetting, rows: int) -> int:
+    """Thought states after every eviction, of all layers."""
+    if setting.thought.is_plain_lora or not setting.absorbs:
+        return 0
+    events = num_evictions(setting.max_new_tokens - 1, setting.window, setting.num_evicted)
+    return int(events * rows * setting.model.num_hidden_layers * _state_bytes(setting))
+
+
+def _forward_chunk(learner: _Learner, chunk: ChunkShape, log: int, states: int) -> Parts:
+    numbers, rows, tokens = learner.numbers, learner.rows, learner.rows * chunk.columns
+    kept = chunk.entry - chunk.evicted if chunk.evicted else 0
+    layers = forward_transient_bytes(numbers, tokens)
+    head = final_norm_bytes(numbers, tokens) + logits_bytes(numbers, rows, chunk)
+    return {
+        "thought states": states,
+        "K/V log": log if chunk.entry else 0,  # made when the first chunk has run
+        "resident K/V": kv_bytes(numbers, rows, chunk.entry + kept + chunk.leaving),
+        "activations": layers if layers >= head else final_norm_bytes(numbers, tokens),
+        "logits": 0 if layers >= head else logits_bytes(numbers, rows, chunk),
+    }
+
+
+def _backward_chunk(
+    learner: _Learner, chunk: ChunkShape, after: ChunkShape | None, after_next: ChunkShape | None
+) -> Parts:
+    """One chunk that runs again; `after` was run before it and `after_next` before that."""
+    numbers, rows, tokens = learner.numbers, learner.rows, learner.rows * chunk.columns
+    kept = chunk.entry - chunk.evicted if chunk.evicted else 0
+    stale = 2 * after.entry + after.leaving * (2 if after_next is not None else 1) if after is not None else 0
+    arriving = chunk.leaving if after is not None else 0
+    saved = saved_bytes(numbers, rows, chunk)
+    mask = rows * chunk.columns * chunk.leaving if has_mask(numbers, chunk) else 0
+    common = {
+        "gradients": learner.adapter_bytes * (1 if after is None else 2),
+        "thought states": learner.anchors,
+        "K/V log": learner.log,
+    }
+    layers: Parts = {
+        **common,
+        "resident K/V": kv_bytes(numbers, rows, chunk.entry + kept + chunk.leaving + stale),
+        "activations": saved + mask + graph_forward_bytes(numbers, tokens),
+        "logits": 0,
+    }
+    head: Parts = {
+        **common,
+        "resident K/V": kv_bytes(numbers, rows, chunk.entry + chunk.leaving + arriving),
+        "activations": saved + final_norm_bytes(numbers, tokens) + rows * chunk.scored * _head_gradient(numbers),
+        "logits": logits_bytes(numbers, rows, chunk),
+    }
+    back: Parts = {
+        **head,
+        "activations": saved + mask + graph_backward_bytes(numbers, tokens),
+        "logits": 0,
+    }
+    return _highest([layers, head, back])
+
+
+def _graph(learner: _Learner, chunks: list[ChunkShape], *, gradients: int, scores_known: bool) -> Parts:
+    """All of these chunks under one graph: at the head or in the layers of the last one."""
+    numbers, rows, last = learner.numbers, learner.rows, chunks[-1]
+    saved = sum(saved_bytes(numbers, rows, chunk) for chunk in chunks)
+    norms = sum(final_norm_bytes(numbers, rows * chunk.columns) for chunk in chunks)
+    kept = 0 if scores_known else sum(_kept_logits(numbers, rows, chunk) for chunk in chunks[:-1])
+    common = {
+        "gradients": gradients * learner.adapter_bytes,
+        "thought states": learner.anchors,
+        "resident K/V": kv_bytes(numbers, rows, sum(chunk.leaving for chunk in chunks)),
+    }
+    head: Parts = {
+        **common,
+        "activations": saved + norms + rows * last.scored * _head_gradient(numbers),
+        "logits": kept + logits_bytes(numbers, rows, last),
+    }
+    layers: Parts = {
+        **common,
+        "activations": saved
+        + norms
+        - final_norm_bytes(numbers, rows * last.columns)
+        + graph_backward_bytes(numbers, rows * last.columns),
+        "logits": kept,
+    }
+    return _highest([head, layers])
+
+
+def _kept_logits(numbers: LayerNumbers, rows: int, chunk: ChunkShape) -> int:
+    """The log-softmax that a graph keeps where all logits of a chunk are formed at once."""
+    rows_at_once = score_rows(numbers, rows, chunk)
+    return FP32 * rows_at_once * numbers.size.vocabulary if rows * chunk.scored == rows_at_once else 0
+
+
+def _head_gradient(numbers: LayerNumbers) -> int:
+    return numbers.size.hidden * numbers.base
+
+
+def _distinct(chunks: list[ChunkShape]) -> list[ChunkShape]:
+    """Chunks of distinct shapes, whatever segment they lie in."""
+    return list({_key(chunk): chunk for chunk in chunks}.values())
+
+
+def _key(chunk: ChunkShape | None) -> tuple[int, ...]:
+    return () if chunk is None else (chunk.columns, chunk.entry, chunk.evicted, chunk.scored)
+
+
+def _highest(candidates: Iterable[Parts]) -> Parts:
+    return max(candidates, key=lambda parts: sum(parts.values()))

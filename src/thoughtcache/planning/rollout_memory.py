@@ -1,0 +1,80 @@
+"""Memory of sampling by phase, in closed form: `policy/engine.py` over slots of a preallocated cache.
+
+Letters: P prompt, W window, E evicted, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from thoughtcache.planning.layer_memory import (
+    FP32,
+    LayerNumbers,
+    final_norm_bytes,
+    forward_transient_bytes,
+    kv_bytes,
+    layer_numbers,
+)
+from thoughtcache.planning.replay_memory import Parts, anchor_bytes
+from thoughtcache.planning.setting import PlanSetting
+from thoughtcache.policy.prefill import CHUNK_COLUMNS
+
+FP64 = 8
+DRAW_BYTES = 2 * FP64 + FP32
+"""Bytes per vocabulary entry and slot while a token is drawn: the distribution, and two tensors in fp64."""
+
+
+def rollout_parts(setting: PlanSetting) -> dict[str, Parts]:
+    """What is alive at the highest point of every phase of sampling, all slots in step."""
+    numbers, slots, prompt = layer_numbers(setting), setting.decoded_at_once, setting.prompt_tokens
+    window = setting.max_new_tokens if setting.window is None else min(setting.window, setting.max_new_tokens)
+    prompts = -(-slots // setting.group)
+    waiting = max(0, setting.completions - slots)
+    anchors, earlier = anchor_bytes(setting, slots), anchor_bytes(setting, waiting)
+    cache = {"rollout K/V": kv_bytes(numbers, slots, prompt + window)}
+    scores = slots * setting.max_new_tokens * (FP64 + 8 + FP32)  # uniform numbers, tokens, log-probabilities
+    before = {"recorded K/V": recorded_kv_bytes(setting, waiting), "thought states": earlier}
+    during = {
+        "recorded K/V": recorded_kv_bytes(setting, slots + waiting),
+        "thought states": anchors + earlier,
+    }
+    token = forward_transient_bytes(numbers, slots) + final_norm_bytes(numbers, slots)
+    return {
+        "prefill": {
+            **before,
+            "rollout K/V": kv_bytes(numbers, prompts, prompt),
+            "activations": forward_transient_bytes(numbers, prompts * min(prompt, CHUNK_COLUMNS)) + scores,
+        },
+        "filling slots": {
+            **before,
+            # Each prompt once, then once per slot, then in the slots.
+            "rollout K/V": cache["rollout K/V"] + kv_bytes(numbers, prompts + slots, prompt),
+            "activations": scores,
+        },
+        "drawing": {
+            **cache,
+            **during,
+            "activations": token + scores,
+            "logits": DRAW_BYTES * slots * numbers.size.vocabulary,
+        },
+        "evicting": {**cache, **during, "activations": _eviction_bytes(setting, numbers) + scores},
+        "collecting": {**cache, **during, "thought states": 2 * anchors + earlier, "activations": scores},
+    }
+
+
+def _eviction_bytes(setting: PlanSetting, numbers: LayerNumbers) -> int:
+    """One eviction of all slots: copies of what leaves in all layers, and one layer's absorption or shift."""
+    window, evicted, slots = setting.window, setting.num_evicted, setting.decoded_at_once
+    if window is None or evicted is None or setting.max_new_tokens - 1 <= window:
+        return 0
+    tokens = slots * numbers.size.kv
+    shift = tokens * (window - evicted) * numbers.base
+    absorption = tokens * evicted * 2 * (numbers.base + 2 * FP32) if setting.absorbs else 0
+    return kv_bytes(numbers, slots, evicted) + max(shift, absorption)
+
+
+def recorded_kv_bytes(setting: PlanSetting, rows: int) -> int:
+    """Keys and values of all tokens that sampling records for the learner, on the device."""
+    if not setting.reuse or setting.learner != "replay":
+        return 0
+    on_device = setting.kv_log == "device" or setting.device_type == "cpu"
+    tokens = setting.prompt_tokens + setting.max_new_tokens - 1
+    return kv_bytes(layer_numbers(setting), rows, tokens) if on_device else 0

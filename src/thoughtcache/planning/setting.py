@@ -1,0 +1,140 @@
+"""What a plan is made for: a model, an adapter, lengths, batches and the learner's options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from transformers import PretrainedConfig
+
+from thoughtcache.cache.schedule import evict_count
+from thoughtcache.config import DTYPES, GradientMode, ThoughtConfig
+from thoughtcache.policy.kv_log import Place, check_place
+from thoughtcache.policy.replay import check_gradient_mode
+
+Learner = Literal["replay", "checkpointed"]
+Logits = Literal["chunked", "materialised"]
+SYSTEMS = ("LoRA, full cache", "LoRA_c", "PTE")
+DEVICES = ("cuda", "cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSetting:
+    """One training run as far as memory is concerned. Every row is assumed to use its full length.
+
+    Attributes:
+        model: transformers configuration of the base.
+        thought: the adapter with its window.
+        prompt_tokens: P, tokens of the longest prompt.
+        max_new_tokens: T, thought tokens of every row.
+        batch: completions in one micro-batch of the learner.
+        group: completions per prompt.
+        rollout_batch: completions decoded at once; None: the larger one of `batch` and `group`.
+        dtype: of the base model. The adapter is kept in float32, as PEFT does.
+        load_in_4bit: linears of the decoder in bitsandbytes' 4 bits.
+        learner: "replay" is this package's; "checkpointed" is one forward pass over whole rows with a checkpoint per
+            decoder layer, as TRL trains by default.
+        recompute: of the replay; False keeps the graph of all chunks.
+        chunk_tokens: of the replay.
+        kv_log: of the replay, "device" or "host".
+        gradient: of the replay.
+        reuse: of the replay; sampling then records the keys and values of all completions.
+        logits: of the checkpointed learner: "chunked" (TRL 1.16) or "materialised" ([B, T, V], earlier versions).
+        beta: weight of the KL term; above 0 TRL keeps a copy of the adapter and runs a pass without gradient.
+        unequal_prompts: whether prompts of one batch differ in length, which brings dense attention masks.
+        device_type: "cuda" or "cpu" (masks of chunks are dense there).
+    """
+
+    model: PretrainedConfig
+    thought: ThoughtConfig
+    prompt_tokens: int = 512
+    max_new_tokens: int = 3072
+    batch: int = 8
+    group: int = 8
+    rollout_batch: int | None = None
+    dtype: str = "bfloat16"
+    load_in_4bit: bool = False
+    learner: Learner = "replay"
+    recompute: bool = True
+    chunk_tokens: int | None = None
+    kv_log: Place = "device"
+    gradient: GradientMode = "exact"
+    reuse: bool = False
+    logits: Logits = "chunked"
+    beta: float = 0.0
+    unequal_prompts: bool = False
+    device_type: str = "cuda"
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_tokens", "max_new_tokens", "batch", "group"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("rollout_batch", "chunk_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1 or None, got {value}")
+        allowed = {"dtype": DTYPES, "learner": get_args(Learner), "logits": get_args(Logits), "device_type": DEVICES}
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not known; choose one of {list(values)}")
+        if self.beta < 0:
+            raise ValueError(f"beta must be 0 or positive, got {self.beta}")
+        check_place(self.kv_log)
+        check_gradient_mode(self.gradient)
+
+    @property
+    def window(self) -> int | None:
+        """W as an integer ("prompt" is the prompt's length), or None for the full cache."""
+        wanted = self.thought.window
+        return self.prompt_tokens if isinstance(wanted, str) else wanted
+
+    @property
+    def num_evicted(self) -> int | None:
+        """E, thoughts that leave at once."""
+        return None if self.window is None else evict_count(self.window, self.thought.evict_fraction)
+
+    @property
+    def decoded_at_once(self) -> int:
+        """Completions that are decoded at once."""
+        return self.rollout_batch or max(self.batch, self.group)
+
+    @property
+    def completions(self) -> int:
+        """Completions whose records are kept until the learner has seen them."""
+        return max(self.batch, self.group)
+
+    @property
+    def base_bytes(self) -> int:
+        """Bytes of one number of the base model's computation."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype.itemsize
+
+    @property
+    def absorbs(self) -> bool:
+        """Whether evicted tokens change the state."""
+        return self.thought.absorb and self.window is not None
+
+
+def plain_lora(thought: ThoughtConfig, window: int | str | None) -> ThoughtConfig:
+    """The adapter as plain LoRA of the same rank and targets, with another window."""
+    return ThoughtConfig(
+        r=thought.r,
+        num_global_tokens=thought.r,
+        lora_alpha=thought.lora_alpha,
+        target_modules=thought.target_modules,
+        window=window,
+        evict_fraction=thought.evict_fraction,
+        eviction=thought.eviction,
+        initial_state="identity",
+        absorb=False,
+    )
+
+
+def side_by_side(setting: PlanSetting) -> dict[str, PlanSetting]:
+    """The setting for LoRA with a full cache (TRL's learner), for LoRA_c, and as it is."""
+    return {
+        SYSTEMS[0]: replace(setting, thought=plain_lora(setting.thought, None), learner="checkpointed"),
+        SYSTEMS[1]: replace(setting, thought=plain_lora(setting.thought, setting.thought.window)),
+        SYSTEMS[2]: setting,
+    }

@@ -1,0 +1,117 @@
+"""Matmul arithmetic of one training step, in closed form; a multiply-add counts as two.
+
+A frozen linear costs its forward arithmetic once more in the backward pass (no gradient of its weights), an adapter
+twice more, attention two and a half times more (its kernel forms the scores again). Attention counts whole rectangles
+of queries and keys, as PyTorch's counter does. Proof: tests/unit/test_plan_trace.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from thoughtcache.planning.chunk_shapes import ChunkShape, chunk_shapes
+from thoughtcache.planning.flops import absorption_flops, flops_per_token, rollout_flops_per_token
+from thoughtcache.planning.layer_memory import layer_numbers, score_rows
+from thoughtcache.planning.model_size import model_size
+from thoughtcache.planning.setting import PlanSetting
+
+BACKWARD_OF_ATTENTION = 2.5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepFlops:
+    """Floating-point operations.
+
+    Attributes:
+        per_token: one decoded token of one completion, on average over a rollout.
+        rollout: all completions of a step, prompts included.
+        learner: forward and backward pass over all of them.
+    """
+
+    per_token: float
+    rollout: float
+    learner: float
+
+
+def step_flops(setting: PlanSetting) -> StepFlops:
+    """Count one step over `setting.completions` completions of full length."""
+    rows, prompt = setting.completions, setting.prompt_tokens
+    prompts = -(-rows // setting.group)
+    per_token = rollout_flops_per_token(
+        setting.model,
+        setting.thought,
+        prompt_tokens=prompt,
+        num_tokens=max(setting.max_new_tokens, 2),
+        window=setting.window,
+    ).total
+    first = _forward(setting, context=(prompt + 1) / 2)
+    return StepFlops(
+        per_token=per_token,
+        rollout=rows * (setting.max_new_tokens - 1) * per_token + prompts * prompt * first,
+        learner=rows * learner_flops_per_row(setting),
+    )
+
+
+def learner_flops_per_row(setting: PlanSetting) -> float:
+    """One row through the learner."""
+    size = model_size(setting.model)
+    replays = setting.learner == "replay"
+    chunks = (
+        chunk_shapes(
+            setting.prompt_tokens, setting.max_new_tokens, setting.window, setting.num_evicted, setting.chunk_tokens
+        )
+        if replays
+        else [_whole_row(setting)]
+    )
+    tokens = sum(chunk.columns for chunk in chunks)
+    one = flops_per_token(
+        setting.model,
+        context=0.0,
+        rank=setting.thought.r,
+        num_global_tokens=setting.thought.num_global_tokens,
+        target_modules=setting.thought.target_modules,
+        reads_state=not setting.thought.is_plain_lora,
+    )
+    attention = 4.0 * size.layers * size.query * sum(chunk.columns * chunk.leaving for chunk in chunks)
+    absorbed = 0.0
+    if setting.absorbs:
+        events = [chunk.evicted for chunk in chunks if chunk.evicted]
+        absorbed = sum(
+            size.layers
+            * absorption_flops(
+                size.kv, evicted, setting.thought.r, setting.thought.num_global_tokens, setting.thought.state_rule
+            )
+            for evicted in events
+        )
+    forwards = 1 if replays and (setting.reuse or not setting.recompute) else 2
+    adapter = one.adapter + one.state_read
+    return (
+        tokens * (one.linears * (forwards + 1) + adapter * (forwards + 2))
+        + attention * (forwards + BACKWARD_OF_ATTENTION)
+        + absorbed * (forwards + 2)
+        + one.head * sum(_head_passes(setting, chunk) * chunk.scored for chunk in chunks)
+    )
+
+
+def _head_passes(setting: PlanSetting, chunk: ChunkShape) -> int:
+    """Products with the vocabulary per scored token: scores, scores again, gradient."""
+    if setting.learner == "checkpointed":
+        return 2 if setting.logits == "materialised" else 3
+    at_once = setting.batch * chunk.scored <= score_rows(layer_numbers(setting), setting.batch, chunk)
+    return 2 if setting.reuse or (not setting.recompute and at_once) else 3
+
+
+def _whole_row(setting: PlanSetting) -> ChunkShape:
+    columns = setting.prompt_tokens + setting.max_new_tokens
+    return ChunkShape(segment=0, columns=columns, entry=0, evicted=0, scored=setting.max_new_tokens)
+
+
+def _forward(setting: PlanSetting, context: float) -> float:
+    return flops_per_token(
+        setting.model,
+        context=context,
+        rank=setting.thought.r,
+        num_global_tokens=setting.thought.num_global_tokens,
+        target_modules=setting.thought.target_modules,
+        reads_state=not setting.thought.is_plain_lora,
+    ).total

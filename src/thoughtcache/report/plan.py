@@ -1,0 +1,220 @@
+"""A memory plan as tables, lines and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from thoughtcache.planning.limits import FIELDS, largest
+from thoughtcache.planning.paper import ASSUMPTIONS, LENGTHS_BATCH, PaperRow
+from thoughtcache.planning.plan import GIB, Plan, make_plan
+from thoughtcache.planning.setting import PlanSetting
+from thoughtcache.planning.step_flops import step_flops
+from thoughtcache.report.plots import Panel, plot_curves
+from thoughtcache.report.progress import plain_line
+from thoughtcache.report.tables import MISSING, format_flops
+
+LABELS = {
+    "batch": "largest micro-batch",
+    "group": "largest group",
+    "max_new_tokens": "longest thoughts",
+    "window": "largest window",
+}
+OURS = ("LoRA, logits in tiles", "LoRA, logits whole", "PTE, segments", "PTE, chunks")
+CLOSE_POINTS = 10.0
+WIDE = 170
+
+
+def print_plans(plans: Mapping[str, Plan], gpu_bytes: int, title: str, console: Console) -> None:
+    """One column per system: what is alive at the peak, every phase's total, and whether it fits."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("GiB")
+    for name in plans:
+        table.add_column(name, justify="right")
+    for part in dict.fromkeys(part for plan in plans.values() for part in plan.peak.parts):
+        table.add_row(part, *[_gib(plan.peak.parts.get(part, 0)) for plan in plans.values()])
+    table.add_section()
+    table.add_row("total", *[_gib(plan.total_bytes) for plan in plans.values()], style="bold")
+    table.add_row("highest in", *[plan.peak.name for plan in plans.values()])
+    table.add_row("share of the GPU", *[f"{100 * plan.total_bytes / gpu_bytes:.1f} %" for plan in plans.values()])
+    table.add_row("verdict", *[_verdict(plan, gpu_bytes) for plan in plans.values()], style="bold")
+    if any(plan.host_bytes for plan in plans.values()):
+        table.add_row("on the host", *[_gib(plan.host_bytes) for plan in plans.values()])
+    table.add_section()
+    for phase in dict.fromkeys(phase.name for plan in plans.values() for phase in plan.phases):
+        totals = [{p.name: p.total_bytes for p in plan.phases}.get(phase) for plan in plans.values()]
+        table.add_row(phase, *[MISSING if total is None else _gib(total) for total in totals])
+    _print_wide(table, console)
+
+
+def print_limits(
+    settings: Mapping[str, PlanSetting], gpu_bytes: int, reserve_bytes: int | None, console: Console
+) -> dict[str, dict[str, int | None]]:
+    """The largest batch, group, length and window of every system; returns them."""
+    found = {
+        name: {
+            field: None
+            if field == "window" and setting.window is None
+            else largest(setting, field, gpu_bytes, reserve_bytes=reserve_bytes)
+            for field in FIELDS
+        }
+        for name, setting in settings.items()
+    }
+    table = Table(title="What fits, one change at a time", title_justify="left")
+    table.add_column("")
+    for name in settings:
+        table.add_column(name, justify="right")
+    for field in FIELDS:
+        table.add_row(LABELS[field], *[_limit(limits[field], field) for limits in found.values()])
+    _print_wide(table, console)
+    plain_line(console, "(>=: bounded by the model's positions, by 4096 rows or by the length, not by memory)")
+    return {
+        name: {field: None if limit is None else limit[0] for field, limit in limits.items()}
+        for name, limits in found.items()
+    }
+
+
+def print_flops(settings: Mapping[str, PlanSetting], console: Console) -> dict[str, dict[str, float]]:
+    """Arithmetic per decoded token and per step; returns it."""
+    found = {name: step_flops(setting) for name, setting in settings.items()}
+    table = Table(title="Arithmetic (FLOP)", title_justify="left")
+    table.add_column("")
+    for name in settings:
+        table.add_column(name, justify="right")
+    table.add_row("per decoded token", *[format_flops(flops.per_token) for flops in found.values()])
+    rows = next(iter(settings.values())).completions
+    table.add_row(f"sampling {rows} completions", *[format_flops(flops.rollout) for flops in found.values()])
+    table.add_row("learner, the same", *[format_flops(flops.learner) for flops in found.values()])
+    _print_wide(table, console)
+    return {
+        name: {"per_token": flops.per_token, "rollout": flops.rollout, "learner": flops.learner}
+        for name, flops in found.items()
+    }
+
+
+def print_sources(rows: Sequence[tuple[str, float, float | None]], title: str, console: Console) -> None:
+    """Closed form beside another source: (what, closed bytes, other bytes)."""
+    table = Table(title=title, title_justify="left")
+    for column in ("GiB over the model", "closed form", "other source", "difference"):
+        table.add_column(column, justify="left" if column.startswith("GiB") else "right")
+    for name, closed, other in rows:
+        difference = MISSING if not other else f"{100 * (closed / other - 1):+.1f} %"
+        table.add_row(name, f"{closed / GIB:.3f}", MISSING if other is None else f"{other / GIB:.3f}", difference)
+    _print_wide(table, console)
+
+
+def print_sweep(
+    by_length: Mapping[int, Mapping[str, PlanSetting]],
+    gpu_bytes: int,
+    reserve_bytes: int | None,
+    picture: str | Path,
+    console: Console,
+) -> dict[str, list[Any]]:
+    """Totals over growing lengths as a table and as a picture; returns length and GiB by system."""
+    names = list(next(iter(by_length.values())))
+    totals = {
+        name: [
+            make_plan(settings[name], reserve_bytes=reserve_bytes).total_bytes / GIB for settings in by_length.values()
+        ]
+        for name in names
+    }
+    table = Table(title=f"GiB at the peak by length (the GPU has {_gib(gpu_bytes)})", title_justify="left")
+    table.add_column("thought tokens", justify="right")
+    for name in names:
+        table.add_column(name, justify="right")
+    for index, length in enumerate(by_length):
+        cells = [
+            f"{totals[name][index]:.1f}{'' if totals[name][index] * GIB <= gpu_bytes else ' (no)'}" for name in names
+        ]
+        table.add_row(str(length), *cells)
+    _print_wide(table, console)
+    lengths = [float(length) for length in by_length]
+    series = {name: (lengths, values) for name, values in totals.items()}
+    series["the GPU"] = (lengths, [gpu_bytes / GIB] * len(lengths))
+    panel = Panel(title="Peak memory of a step", x_label="thought tokens", y_label="GiB", series=series)
+    plain_line(console, f"picture: {plot_curves(picture, [panel])}")
+    return {"lengths": list(by_length), **totals}
+
+
+def print_paper(rows: Sequence[PaperRow], longer: Sequence[PaperRow], console: Console) -> None:
+    """The paper's shares beside ours, what was assumed, and the same at longer rollouts."""
+    table = Table(title="Peak share of an A100-40GB at 3072 new tokens, %", title_justify="left")
+    _columns(table, "micro-batch", "weights", "LoRA, paper", *OURS[:2], "PTE, paper", *OURS[2:])
+    for row in rows:
+        ours = [_with_difference(value, row.figure.lora_percent) for value in _lora(row)]
+        ours += [_with_difference(value, row.figure.pte_percent) for value in _pte(row)]
+        reported = f"{row.figure.lora_percent:.1f}", f"{row.figure.pte_percent:.1f}"
+        cells = [reported[0], *ours[:2], reported[1], *ours[2:]]
+        table.add_row(_short(row), str(row.batch), f"{row.weights_percent:.1f}", *cells)
+    _print_wide(table, console)
+    plain_line(console, "In parentheses: ours minus the paper's, in points.")
+    for name in dict.fromkeys(_short(row) for row in rows):
+        close = [str(row.batch) for row in rows if _short(row) == name and row.is_close(CLOSE_POINTS)]
+        found = ", ".join(close) or "none"
+        plain_line(
+            console, f"{name}: micro-batches with LoRA and PTE within {CLOSE_POINTS:g} points of the paper: {found}"
+        )
+    plain_line(console, "Assumed:")
+    for assumption in ASSUMPTIONS:
+        plain_line(console, f"- {assumption}")
+    table = Table(title=f"The same at longer rollouts, micro-batch {LENGTHS_BATCH}, %", title_justify="left")
+    _columns(table, "new tokens", *OURS)
+    for row in longer:
+        cells = [f"{value:.1f}{'' if value <= 100 else ' (no)'}" for value in (*_lora(row), *_pte(row))]
+        table.add_row(_short(row), str(row.new_tokens), *cells)
+    _print_wide(table, console)
+    plain_line(console, "(no): more than the GPU has. 65536 tokens are beyond the positions of Qwen2.5: rope scaling.")
+
+
+def _columns(table: Table, *names: str) -> None:
+    table.add_column("model")
+    for name in names:
+        table.add_column(name, justify="right")
+
+
+def _lora(row: PaperRow) -> tuple[float, float]:
+    return row.lora_percent, row.lora_materialised_percent
+
+
+def _pte(row: PaperRow) -> tuple[float, float]:
+    return row.pte_percent, row.pte_chunked_percent
+
+
+def _short(row: PaperRow) -> str:
+    return row.figure.model.rsplit("/", 1)[-1]
+
+
+def _with_difference(value: float, reported: float) -> str:
+    return f"{value:.1f} ({value - reported:+.1f})"
+
+
+def _verdict(plan: Plan, gpu_bytes: int) -> str:
+    return "fits" if plan.total_bytes <= gpu_bytes else f"{_gib(plan.total_bytes - gpu_bytes)} too much"
+
+
+def _limit(limit: tuple[int, bool] | None, field: str) -> str:
+    if limit is None:
+        return MISSING
+    value, at_bound = limit
+    if value == 0:
+        return "none"
+    return f">= {value:,}" if at_bound and field != "window" else f"{value:,}"
+
+
+def _gib(value: int) -> str:
+    return MISSING if not value else f"{value / GIB:,.2f}"
+
+
+def _print_wide(table: Table, console: Console) -> None:
+    """On a terminal as it is; elsewhere without breaking cells."""
+    width = console.width
+    if not console.is_terminal:
+        console.width = max(width, WIDE)
+    try:
+        console.print(table)
+    finally:
+        console.width = width

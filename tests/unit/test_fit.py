@@ -1,0 +1,74 @@
+"""A run that would not fit is refused before its weights are read, with the table and the setting to change."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+import thoughtcache as tc
+from thoughtcache.config import RunConfig
+from thoughtcache.planning.fit import DoesNotFitError
+from thoughtcache.planning.model_configs import load_config
+from thoughtcache.recipes.fit import refuse_what_does_not_fit
+
+RUN = RunConfig(model="m", dataset="d", max_new_tokens=4096, dtype="bfloat16", grpo_batch_size=16, group_size=16)
+THOUGHT = tc.ThoughtConfig(window=1024, target_modules="all-linear")
+PROMPTS = [[5] * 300, [5] * 512]
+GIB = 2**30
+
+
+def refuse(run: RunConfig, available_bytes: int) -> str:
+    """What was printed."""
+    text = StringIO()
+    console = Console(file=text, width=200)
+    refuse_what_does_not_fit(
+        run, THOUGHT, load_config("Qwen2.5-0.5B"), PROMPTS, console, available_bytes=available_bytes
+    )
+    return text.getvalue()
+
+
+def test_a_run_that_fits_says_nothing() -> None:
+    assert refuse(RUN, 400 * GIB) == ""
+
+
+def test_a_run_that_does_not_fit_names_the_setting_that_helps(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(DoesNotFitError, match=r"needs .* GiB and 8\.00 GiB are available.*, or pass --force") as caught:
+        refuse(RUN, 8 * GIB)
+    assert caught.value.plan.total_bytes > 8 * GIB
+    remedy = str(caught.value)
+    assert any(name in remedy for name in ("--chunk-tokens", "--kv-log", "--grpo-batch-size", "--distill-batch-size"))
+
+
+def test_the_named_setting_makes_it_fit() -> None:
+    available = 10 * GIB
+    run = RUN
+    for _ in range(6):
+        try:
+            refuse(run, available)
+            break
+        except DoesNotFitError as error:
+            message = str(error)
+            words = message.replace(",", " ").split()
+            changes: dict[str, object] = {}
+            if "--chunk-tokens" in words:
+                changes["chunk_tokens"] = int(words[words.index("--chunk-tokens") + 1])
+            if "--kv-log" in words:
+                changes["kv_log"] = "host"
+            for option, name in (
+                ("--grpo-batch-size", "grpo_batch_size"),
+                ("--distill-batch-size", "distill_batch_size"),
+            ):
+                if option in words:
+                    changes[name] = int(words[words.index(option) + 2])
+            assert changes, message
+            run = replace(run, **changes)  # type: ignore[arg-type]
+    else:
+        pytest.fail(message)
+    assert run != RUN
+
+
+def test_force_overrides() -> None:
+    assert refuse(replace(RUN, force=True), 1) == ""

@@ -1,0 +1,129 @@
+"""`thoughtcache plan` as a user runs it: tables, numbers, pictures, and one line for wrong input."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from tests.support.command_line import Finished, run_commands
+
+from thoughtcache.planning.paper import FIGURES
+from thoughtcache.recipes.memory_plan import parse_bytes
+
+MODEL = ["plan", "--model", "Qwen/Qwen2.5-0.5B"]
+SMALL = [
+    "plan", "--model", "tiny.json", "--device-type", "cpu", "--dtype", "float32", "--window", "16", "--r", "4",
+    "--num-global-tokens", "4", "--prompt-tokens", "8", "--max-new-tokens", "40", "--batch", "2", "--group", "2",
+]  # fmt: skip
+TINY = {
+    "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "vocab_size": 200,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": True,
+}  # fmt: skip
+# name -> (options, what is wrong, what the user can do)
+WRONG = {
+    "no model": (["plan"], "needs a model", "--model with a hub id"),
+    "unknown model": (["plan", "--model", "nobody/none"], "nobody/none", "bundled name: .*Qwen/Qwen2.5-7B"),
+    "missing file": (["plan", "--model", "./none.json"], "none.json", "bundled name"),
+    "unsupported model": (["plan", "--model", "gpt2.json"], "gpt2", "supported are"),
+    "memory": ([*MODEL, "--gpu", "big"], "big", "80GB"),
+    "no memory": ([*MODEL, "--gpu", "0GB"], "0GB", "80GB"),
+    "reserve": ([*MODEL, "--reserve", "much"], "much", "80GB"),
+    "batch": ([*MODEL, "--batch", "0"], "got 0", "at least 1"),
+    "group": ([*MODEL, "--group", "-2"], "got -2", "at least 1"),
+    "length": ([*MODEL, "--max-new-tokens", "0"], "got 0", "at least 1"),
+    "window": ([*MODEL, "--window", "big"], "big", "use an integer"),
+    "chunks": ([*MODEL, "--chunk-tokens", "0"], "got 0", "at least 1 or None"),
+    "log": ([*MODEL, "--kv-log", "disk"], "disk", "device.*host"),
+    "logits": ([*MODEL, "--logits", "none"], "none", "chunked.*materialised"),
+    "gradient": ([*MODEL, "--gradient", "some"], "some", 'use "exact"'),
+    "dtype": ([*MODEL, "--dtype", "int4"], "int4", "choose one of"),
+    "device": ([*MODEL, "--device-type", "tpu"], "tpu", "choose one of"),
+    "rule": ([*MODEL, "--state-rule", "magic"], "magic", "choose one of"),
+    "paper with a model": ([*MODEL, "--paper"], "--paper", "leave out"),
+    "paper with settings": (["plan", "--paper", "--batch", "3"], "--paper", "leave out"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("plan")
+    (root / "tiny.json").write_text(json.dumps(TINY))
+    (root / "gpt2.json").write_text('{"model_type": "gpt2"}')
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path) -> dict[str, Finished]:
+    commands = {name: case[0] for name, case in WRONG.items()}
+    commands["plan"] = [*MODEL, "--gpu", "24GB", "--max-new-tokens", "8000", "--json", "plan.json"]
+    commands["small"] = [*SMALL, "--sweep", "--picture", "sweep.png", "--json", "sweep.json"]
+    commands["checked"] = [*SMALL, "--trace", "--measure", "--json", "checked.json"]
+    commands["paper"] = ["plan", "--paper", "--json", "paper.json"]
+    return run_commands(commands, folder)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input_gets_one_line(name: str, finished: dict[str, Finished]) -> None:
+    done, (_, value, remedy) = finished[name], WRONG[name]
+    assert done.code == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("thoughtcache: error: ")
+    assert re.search(value, line), line
+    assert re.search(remedy, line), line
+    assert done.stdout == ""
+
+
+def test_a_plan_has_a_column_per_system_and_says_what_fits(finished: dict[str, Finished], folder: Path) -> None:
+    done = finished["plan"]
+    assert (done.code, done.stderr) == (0, "")
+    for text in ("LoRA, full cache", "LoRA_c", "PTE", "weights", "optimizer", "share of the GPU", "verdict", "fits"):
+        assert text in done.stdout
+    for text in ("largest micro-batch", "largest group", "longest thoughts", "largest window", "per decoded token"):
+        assert text in done.stdout
+    numbers = json.loads((folder / "plan.json").read_text())
+    assert numbers["parameters"] == 494_032_768
+    for plan in numbers["plans"].values():
+        assert plan["total_bytes"] == sum(plan["phases"][plan["highest_in"]].values())
+    assert numbers["environment"]["versions"]["torch"]
+
+
+def test_a_sweep_is_drawn(finished: dict[str, Finished], folder: Path) -> None:
+    done = finished["small"]
+    assert (done.code, done.stderr) == (0, "")
+    assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    sweep = json.loads((folder / "sweep.json").read_text())["sweep"]
+    assert sweep["lengths"] == [3072, 8192, 32768, 65536]
+    assert sweep["LoRA, full cache"] == sorted(sweep["LoRA, full cache"])
+
+
+def test_three_sources(finished: dict[str, Finished], folder: Path) -> None:
+    done = finished["checked"]
+    assert (done.code, done.stderr) == (0, "")
+    assert "under fake tensors" in done.stdout
+    assert "child process on" in done.stdout
+    numbers = json.loads((folder / "checked.json").read_text())
+    assert set(numbers["traced"]) == {"LoRA, full cache", "LoRA_c", "PTE"}
+    assert numbers["measured"]["live_bytes"] > 0
+
+
+def test_the_paper_stands_beside_ours(finished: dict[str, Finished], folder: Path) -> None:
+    done = finished["paper"]
+    assert (done.code, done.stderr) == (0, "")
+    for figure in FIGURES:
+        assert figure.model.rsplit("/", 1)[-1] in done.stdout
+        assert f"{figure.lora_percent:.1f}" in done.stdout
+        assert f"{figure.pte_percent:.1f}" in done.stdout
+    assert "Assumed:" in done.stdout
+    rows = json.loads((folder / "paper.json").read_text())
+    assert len(rows["paper"]) == 12
+    by_length = [row["pte_chunked_percent"] for row in rows["longer"][:4]]
+    assert max(by_length) < 1.1 * min(by_length)
+    assert rows["longer"][3]["lora_percent"] > 100
+
+
+def test_amounts_of_memory() -> None:
+    assert parse_bytes("80GB") == parse_bytes("80 GiB") == parse_bytes("80g") == 80 * 2**30
+    assert parse_bytes("1.5MB") == 3 * 2**19
+    assert parse_bytes("1024") == parse_bytes("1KB") == 1024

@@ -1,0 +1,45 @@
+"""Closed form against real runs in child processes: within 10 % of the resident set and of the live tensors."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import replace
+
+import pytest
+from tests.unit.test_plan_trace import closed
+
+from support.plans import cpu_setting
+from thoughtcache.planning.measure import measure
+from thoughtcache.planning.memory import MIB, can_measure_resident_bytes
+from thoughtcache.planning.rollout_memory import rollout_parts
+from thoughtcache.planning.trace import with_layers
+
+pytestmark = pytest.mark.skipif(not can_measure_resident_bytes(), reason="no /proc on this system")
+TOLERANCE = 0.1
+
+
+def test_the_learner():
+    setting = with_layers(cpu_setting("smollm2", prompt_tokens=64, max_new_tokens=90, batch=8, group=8), 2)
+    found = measure(setting)
+    print(
+        f"closed {closed(setting) / MIB:.1f}, live {found.live_bytes / MIB:.1f}, set {found.peak_bytes / MIB:.1f} MiB"
+    )
+    assert closed(setting) == pytest.approx(found.live_bytes, rel=0.05)
+    assert closed(setting) == pytest.approx(found.peak_bytes, rel=TOLERANCE)
+
+
+def test_sampling():
+    setting = with_layers(cpu_setting("smollm2", max_new_tokens=8, batch=96, group=96), 2)
+    setting = replace(setting, thought=replace(setting.thought, window=4))
+    found = measure(setting, "rollout")
+    expected = max(sum(parts.values()) for parts in rollout_parts(setting).values())
+    print(f"closed {expected / MIB:.1f}, live {found.live_bytes / MIB:.1f}, set {found.peak_bytes / MIB:.1f} MiB")
+    assert expected == pytest.approx(found.live_bytes, rel=TOLERANCE)
+    assert expected == pytest.approx(found.peak_bytes, rel=TOLERANCE)
+
+
+def test_a_child_that_fails_says_why(monkeypatch):
+    failed = subprocess.CompletedProcess([], 1, stdout="", stderr="Traceback\nValueError: too long\n")
+    monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: failed)
+    with pytest.raises(ValueError, match="exit code 1: ValueError: too long"):
+        measure(cpu_setting())

@@ -1,0 +1,82 @@
+"""Closed form against the real code under fake tensors: memory and arithmetic of the learner."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from support.plans import cpu_setting
+from thoughtcache.planning.checkpointed_memory import checkpointed_parts
+from thoughtcache.planning.model_configs import load_config
+from thoughtcache.planning.model_size import adapter_size, model_size
+from thoughtcache.planning.replay_memory import backward_parts, forward_parts
+from thoughtcache.planning.setting import PlanSetting, side_by_side
+from thoughtcache.planning.step_flops import learner_flops_per_row
+from thoughtcache.planning.trace import trace_as_it_is, trace_learner, with_layers
+
+TOLERANCE = 0.05
+"""Half of what is promised: these are models of the same code, and what differs is known."""
+LAYERS = 2
+
+CASES = {
+    "whole segments": cpu_setting(),
+    "chunks": cpu_setting(chunk_tokens=32),
+    "half precision": cpu_setting("qwen2", dtype="bfloat16"),
+    "half precision, chunks": cpu_setting("qwen2", dtype="bfloat16", chunk_tokens=16),
+    "norms of queries and keys": cpu_setting("qwen3", dtype="bfloat16"),
+    "gated rule": cpu_setting("qwen2", thought={"state_rule": "gated", "r": 8, "num_global_tokens": 4}),
+    "everything kept": cpu_setting(recompute=False),
+    "everything kept, large head": cpu_setting("qwen2", recompute=False, batch=12),
+    "window of one": cpu_setting("qwen2", thought={"window": 1}, max_new_tokens=6),
+    "no eviction": cpu_setting("qwen2", thought={"window": 200}),
+    "few targets": cpu_setting("qwen2", thought={"target_modules": ["q_proj", "v_proj"]}, dtype="bfloat16"),
+    "blocks": cpu_setting("qwen2", gradient=2),
+    "records of sampling": cpu_setting("qwen2", reuse=True, chunk_tokens=16),
+    "unequal prompts": cpu_setting("qwen2", unequal_prompts=True, dtype="bfloat16"),
+    "plain LoRA": side_by_side(cpu_setting("qwen2"))["LoRA_c"],
+}
+
+
+def closed(setting: PlanSetting) -> int:
+    if setting.learner == "checkpointed":
+        return sum(checkpointed_parts(setting).values())
+    return max(
+        sum(backward_parts(setting).values()),
+        sum(forward_parts(setting, keeps_log=True).values()) if setting.recompute and not setting.reuse else 0,
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_replay(name):
+    setting = with_layers(CASES[name], LAYERS)
+    traced = trace_as_it_is(setting)
+    flops = setting.batch * learner_flops_per_row(setting)
+    print(f"{name}: memory {closed(setting) / traced.peak_bytes - 1:+.3f}, arithmetic {flops / traced.flops - 1:+.3f}")
+    assert closed(setting) == pytest.approx(traced.peak_bytes, rel=TOLERANCE)
+    assert flops == pytest.approx(traced.flops, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", ["smollm2", "qwen2"])
+def test_the_checkpointed_learner(shape, dtype):
+    setting = side_by_side(cpu_setting(shape, dtype=dtype, max_new_tokens=400))["LoRA, full cache"]
+    traced = trace_as_it_is(with_layers(setting, LAYERS))
+    assert closed(with_layers(setting, LAYERS)) == pytest.approx(traced.peak_bytes, rel=TOLERANCE)
+
+
+def test_a_real_configuration_at_its_full_depth():
+    model = load_config("Qwen/Qwen2.5-3B")
+    setting = replace(cpu_setting(dtype="bfloat16", max_new_tokens=2048, prompt_tokens=128, batch=2), model=model)
+    setting = replace(setting, thought=replace(setting.thought, window=1024, evict_fraction=0.5))
+    traced = trace_learner(setting, depths=(2, 4))
+    assert traced.parameters == model_size(model).parameters + adapter_size(model, setting.thought).parameters
+    assert closed(setting) == pytest.approx(traced.peak_bytes, rel=TOLERANCE)
+    assert setting.batch * learner_flops_per_row(setting) == pytest.approx(traced.flops, rel=TOLERANCE)
+
+
+def test_an_error_in_the_closed_form_would_be_seen():
+    setting = with_layers(CASES["half precision"], LAYERS)
+    traced = trace_as_it_is(setting).peak_bytes
+    for wrong in ({"dtype": "float32"}, {"batch": 5}, {"prompt_tokens": 48}):
+        assert closed(replace(setting, **wrong)) != pytest.approx(traced, rel=TOLERANCE)
