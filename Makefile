@@ -13,8 +13,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: train test lint bench reasoner docs clean
 
-train: $(STAMP)  ## the embedded training job, end to end
-	$(BIN)/thoughtcache train $(TRAIN_ARGS)
+train: $(STAMP)  ## the embedded training job, end to end; one thread, because waiting threads cost more on shared cores
+	OMP_NUM_THREADS=1 $(BIN)/thoughtcache train $(TRAIN_ARGS)
 
 test: $(STAMP)  ## the whole test suite; one torch thread per process
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(NUM_PROCESSES) $(PYTEST_ARGS)
