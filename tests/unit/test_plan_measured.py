@@ -12,10 +12,16 @@ from support.plans import cpu_setting
 from thoughtcache.planning.measure import measure
 from thoughtcache.planning.memory import MIB, can_measure_resident_bytes
 from thoughtcache.planning.rollout_memory import rollout_parts
+from thoughtcache.planning.setting import side_by_side
 from thoughtcache.planning.trace import with_layers
 
 pytestmark = pytest.mark.skipif(not can_measure_resident_bytes(), reason="no /proc on this system")
 TOLERANCE = 0.1
+LONG = {
+    "prompt_tokens": 64,
+    "max_new_tokens": 512,
+    "thought": {"window": 128, "evict_fraction": 0.25, "r": 32, "num_global_tokens": 32},
+}
 
 
 def test_the_learner():
@@ -36,6 +42,29 @@ def test_sampling():
     print(f"closed {expected / MIB:.1f}, live {found.live_bytes / MIB:.1f}, set {found.peak_bytes / MIB:.1f} MiB")
     assert expected == pytest.approx(found.live_bytes, rel=TOLERANCE)
     assert expected == pytest.approx(found.peak_bytes, rel=TOLERANCE)
+
+
+MIXED = {
+    "whole segments": cpu_setting(**LONG, batch=4),
+    "small chunks": cpu_setting(**{**LONG, "max_new_tokens": 400}, batch=4, chunk_tokens=32),
+    "another shape, window 256": cpu_setting(
+        "qwen2", **{**LONG, "thought": {"window": 256, "r": 32, "num_global_tokens": 32}}, batch=2
+    ),
+    "everything kept": cpu_setting("qwen2", **{**LONG, "max_new_tokens": 300}, batch=2, recompute=False),
+    "LoRA_c": side_by_side(cpu_setting(**{**LONG, "max_new_tokens": 320}, batch=6, chunk_tokens=64))["LoRA_c"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MIXED)
+def test_five_configurations(name):
+    setting = MIXED[name]
+    found = measure(setting)
+    print(
+        f"closed {closed(setting) / MIB:.1f}, live {found.live_bytes / MIB:.1f}, set {found.peak_bytes / MIB:.1f} MiB"
+    )
+    assert closed(setting) == pytest.approx(found.live_bytes, rel=0.05)
+    assert closed(setting) == pytest.approx(found.peak_bytes, rel=TOLERANCE)
 
 
 def test_a_child_that_fails_says_why(monkeypatch):
