@@ -30,6 +30,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import thoughtcache as tc
 from thoughtcache.policy.batch import RolloutBatch, batch_rollouts
 from thoughtcache.policy.handle import find_tuner, open_policy
+from thoughtcache.policy.options import ReplayOptions
 from thoughtcache.policy.replay import run_replay
 from thoughtcache.records import Rollout, SamplingSettings
 from thoughtcache.report.plots import Panel, plot_curves
@@ -159,7 +160,9 @@ class HeldOut:
             f"{part}_{what}": [] for part in ("early", "late", "far") for what in ("sum", "n")
         }
         for batch, teacher in zip(self.batches, self.teacher, strict=True):
-            (kl,) = run_replay(model, batch, divergence(policy, batch, teacher, "forward_kl"), anchored=False)
+            (kl,) = run_replay(
+                model, batch, divergence(policy, batch, teacher, "forward_kl"), ReplayOptions(anchored=False)
+            )
             first = batch.rollouts[0].evictions[0].before_token
             for part, values in (("early", kl[0, :first]), ("late", kl[0, first:]), ("far", kl[0, self.far :])):
                 sums[f"{part}_sum"].append(values.sum().item())

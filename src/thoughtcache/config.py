@@ -156,6 +156,7 @@ class RunConfig:
         gradient: "exact", "detached" or a number of segments.
         recompute: run segments again in the backward pass, so that memory stays flat in the length; False keeps all
             activations. The embedded job, where everything fits, always keeps them.
+        checkpoint_layers: inside a chunk keep the inputs of the layers only, for one more forward pass.
         chunk_tokens: bound on the tokens of a row whose activations live at once; None keeps segments whole.
         kv_log: where keys and values wait for the backward pass, "device" or "host".
         force: train even if the planner says that the run does not fit.
@@ -190,7 +191,8 @@ class RunConfig:
     beta: float = 0.0
     gradient: GradientMode = "exact"
     recompute: bool = True
-    chunk_tokens: int | None = None
+    checkpoint_layers: bool = False
+    chunk_tokens: int | None = 256
     kv_log: Literal["device", "host"] = "device"
     reuse_rollout: bool = False
     profile_memory: bool = False

@@ -107,8 +107,9 @@ def _train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "--no-recompute", dest="recompute", action="store_false", help="keep all activations: faster, where they fit"
     )
     group.add_argument(
-        "--chunk-tokens", type=int, help="tokens of a row whose activations live at once; whole segments if left out"
+        "--checkpoint-layers", action="store_true", help="keep inputs of layers only: less memory, one more forward"
     )
+    group.add_argument("--chunk-tokens", type=int, help="tokens of a row whose activations live at once (256)")
     group.add_argument("--kv-log", help="where keys and values wait for backward: device (default) or host")
     group.add_argument(
         "--reuse-rollout", action="store_true", help="GRPO's learner starts from the sampler's own keys and values"
@@ -156,7 +157,8 @@ def _plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     group.add_argument("--unequal-prompts", action="store_true", help="prompts of a batch differ in length: masks")
     group.add_argument("--gradient", type=gradient, help="exact (default), detached, or segments per exact block")
     group.add_argument("--no-recompute", dest="recompute", action="store_false", help="keep all activations")
-    group.add_argument("--chunk-tokens", type=int, help="tokens of a row whose activations live at once")
+    group.add_argument("--checkpoint-layers", action="store_true", help="keep inputs of layers only: one more forward")
+    group.add_argument("--chunk-tokens", type=int, help="tokens of a row whose activations live at once (256)")
     group.add_argument("--kv-log", help="where keys and values wait for backward: device (default) or host")
     group.add_argument("--reuse-rollout", dest="reuse", action="store_true", help="learner starts from sampled records")
     group.add_argument("--logits", help="of full-cache LoRA: chunked (default, TRL 1.16) or materialised (earlier)")

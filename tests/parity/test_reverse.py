@@ -43,6 +43,41 @@ def test_chunks_of_any_size_have_the_exact_gradient(chunk_tokens, eviction):
         assert_gradients_match(found, expected)
 
 
+@pytest.mark.parametrize("gradient", ["exact", "detached", 2])
+@pytest.mark.parametrize("rule", sorted(STATE_RULES))
+def test_checkpoints_of_layers_have_the_same_gradient(rule, gradient):
+    model, rollouts = case(state_rule=rule, eviction="random")
+    expected = naive(model, rollouts, gradient)
+    found = replayed(model, rollouts, gradient=gradient, chunk_tokens=2, checkpoint_layers=True)
+    assert_gradients_match(found, expected)
+    assert all("forward" not in module.__dict__ for module in model.modules())
+
+
+def test_checkpoints_of_layers_under_full_fine_tuning():
+    model, rollouts = case(state_rule="delta")
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    assert_gradients_match(replayed(model, rollouts, checkpoint_layers=True), naive(model, rollouts))
+
+
+def test_checkpointed_layers_run_three_times():
+    model, rollouts = case()
+    tokens = []
+    layer = model.base_model.backbone.layers[-1]
+    hook = layer.self_attn.q_proj.register_forward_hook(
+        lambda module, args, output: tokens.append(output.shape[:-1].numel())
+    )
+    for options, passes in (({}, 2), ({"checkpoint_layers": True}, 3)):
+        tokens.clear()
+        with torch.no_grad():
+            tc.replay(model, rollouts)
+        once = sum(tokens)
+        tokens.clear()
+        tc.replay(model, rollouts, **options).logprobs.sum().backward()
+        assert sum(tokens) == passes * once
+    hook.remove()
+
+
 @pytest.mark.parametrize("rule", sorted(STATE_RULES))
 def test_chunked_state_rules(rule):
     model, rollouts = case(state_rule=rule)
@@ -167,5 +202,7 @@ def test_unknown_options_are_refused():
     model, rollouts = case()
     with pytest.raises(ValueError, match="chunk_tokens must be at least 1 or None, got 0"):
         tc.replay(model, rollouts, chunk_tokens=0)
+    with pytest.raises(ValueError, match="checkpoint_layers=True goes with recompute=True"):
+        tc.replay(model, rollouts, checkpoint_layers=True, recompute=False)
     with pytest.raises(ValueError, match=r'kv_log=.disk. is not known; use "device" or "host"'):
         check_place("disk")

@@ -21,6 +21,7 @@ import thoughtcache as tc
 from thoughtcache.policy import scores
 from thoughtcache.policy.batch import batch_rollouts
 from thoughtcache.policy.handle import open_policy
+from thoughtcache.policy.options import ReplayOptions
 from thoughtcache.policy.replay import run_replay
 from thoughtcache.recipes.arms import thought_best
 from thoughtcache.tasks.problem import sample_problems
@@ -83,7 +84,7 @@ def naive_loss(model: PeftModel, rows: list[tc.Rollout], name: str) -> Tensor:
             student = model(input_ids=ids).logits[0, thoughts]
         else:  # the replay's hidden states are proved elsewhere; head, softmax, divergence and mean are naive
             batch = batch_rollouts([row], torch.device("cpu"))
-            (hidden,) = run_replay(model, batch, lambda h, *_: (h,), gradient="exact", anchored=False)
+            (hidden,) = run_replay(model, batch, lambda h, *_: (h,), ReplayOptions(anchored=False))
             student = open_policy(model).head(hidden[0])
         p = (teacher[0, thoughts] / TEMPERATURE).softmax(dim=-1)
         q = (student / TEMPERATURE).softmax(dim=-1)

@@ -77,7 +77,11 @@ def test_own_fields_are_checked(changes: dict[str, Any], message: str, tmp_path:
 
 def test_defaults_are_the_exact_gradient_and_the_consistent_reference(tmp_path: Path) -> None:
     config = tc.ThoughtGRPOConfig(**quick_arguments(tmp_path))
-    assert (config.gradient_mode, config.reference, config.rollout_batch_size) == ("exact", "consistent", None)
+    assert (config.replay_options.gradient, config.reference, config.rollout_batch_size) == (
+        "exact",
+        "consistent",
+        None,
+    )
     assert config.gradient_checkpointing is False
     assert config.mixed_precision == "no"
 
@@ -87,11 +91,11 @@ def test_gradient_is_read_from_the_command_line(text: str, mode: str | int, tmp_
     parser = HfArgumentParser(tc.ThoughtGRPOConfig)
     arguments = ["--output_dir", str(tmp_path), "--use_cpu", "--report_to", "none", "--gradient", text]
     (config,) = parser.parse_args_into_dataclasses(arguments)
-    assert config.gradient_mode == mode
+    assert config.replay_options.gradient == mode
 
 
 def test_gradient_may_be_an_integer(tmp_path: Path) -> None:
-    assert tc.ThoughtGRPOConfig(**quick_arguments(tmp_path, gradient=3)).gradient_mode == 3
+    assert tc.ThoughtGRPOConfig(**quick_arguments(tmp_path, gradient=3)).replay_options.gradient == 3
 
 
 def _trainer(model: Any, folder: Path, *, args: Any = None, **kwargs: Any) -> tc.ThoughtGRPOTrainer:

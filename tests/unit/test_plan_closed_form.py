@@ -116,7 +116,7 @@ def test_nothing_fits():
 
 def test_check_fit_names_total_part_and_a_change_that_helps():
     with pytest.raises(DoesNotFitError) as caught:
-        check_fit(qwen(batch=4), available_bytes=20 * GIB)
+        check_fit(qwen(batch=4, chunk_tokens=None), available_bytes=20 * GIB)
     text = str(caught.value)
     assert f"{caught.value.plan.total_bytes / GIB:.2f} GiB" in text
     assert "20.00 GiB are available" in text
@@ -125,6 +125,14 @@ def test_check_fit_names_total_part_and_a_change_that_helps():
     assert "set --chunk-tokens" in text
     chunk = int(text.rsplit("--chunk-tokens ", 1)[1].split()[0])
     assert check_fit(qwen(batch=4, chunk_tokens=chunk), available_bytes=20 * GIB).total_bytes <= 20 * GIB
+
+
+def test_check_fit_offers_checkpoints_of_layers_when_chunks_are_not_enough():
+    tight = {"batch": 32, "kv_log": "host", "chunk_tokens": 64}
+    with pytest.raises(DoesNotFitError, match=r"set --checkpoint-layers$") as caught:
+        check_fit(qwen(**tight), available_bytes=22 * GIB)
+    assert caught.value.plan.total_bytes > 22 * GIB
+    assert check_fit(qwen(**tight, checkpoint_layers=True), available_bytes=22 * GIB).total_bytes <= 22 * GIB
 
 
 def test_check_fit_uses_the_names_of_the_caller():

@@ -9,7 +9,7 @@ Evictions happen between forwards, never inside `update`. Not covered: static sh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,10 +167,17 @@ class ReplayCache(StatefulCache):
     """The functional cache of one segment. Evictions are done by the learner between segments."""
 
     def __init__(
-        self, num_layers: int, past: list[tuple[Tensor, Tensor]] | None, num_seen: int, states: States
+        self, num_layers: int, past: Sequence[tuple[Tensor, Tensor] | None] | None, num_seen: int, states: States
     ) -> None:
         pasts = past if past is not None else [None] * num_layers
         super().__init__([_FunctionalLayer(entry, num_seen) for entry in pasts], states)
+
+    def of_layer(self, index: int) -> ReplayCache:
+        """Another cache with the keys and values of one layer as they are now; what it is given stays its own."""
+        layer = self.layers[index]
+        past: list[tuple[Tensor, Tensor] | None] = [None] * len(self.layers)
+        past[index] = None if layer.keys is None else (layer.keys, layer.values)
+        return ReplayCache(len(past), past, layer.seen, self.states)
 
 
 class BoundedCache(StatefulCache):

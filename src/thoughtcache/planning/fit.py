@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ OPTION_NAMES = {
     "group": "--group",
     "rollout_batch": "--rollout-batch",
     "chunk_tokens": "--chunk-tokens",
+    "checkpoint_layers": "--checkpoint-layers",
     "kv_log": "--kv-log",
     "window": "--window",
     "max_new_tokens": "--max-new-tokens",
@@ -145,18 +147,19 @@ def _changes(setting: PlanSetting, names: Mapping[str, str]) -> Iterator[tuple[P
     if not setting.recompute:
         setting = replace(setting, recompute=True)
         yield setting, "leave out --no-recompute"
-    host = replace(setting, kv_log="host")
-    if setting.kv_log == "device" and setting.device_type == "cuda":
-        yield host, f"set {names['kv_log']} host"
-    limit = setting.chunk_tokens or CHUNKS[0] + 1
-    for chunk in CHUNKS:
-        if chunk < limit:
-            yield replace(setting, chunk_tokens=chunk), f"set {names['chunk_tokens']} {chunk}"
-    if setting.kv_log == "device" and setting.device_type == "cuda":
-        for chunk in CHUNKS:
-            if chunk < limit:
-                text = f"set {names['chunk_tokens']} {chunk} and {names['kv_log']} host"
-                yield replace(host, chunk_tokens=chunk), text
+    sizes = [None, *(size for size in CHUNKS if size < (setting.chunk_tokens or CHUNKS[0] + 1))]
+    places = [None, "host"] if setting.kv_log == "device" and setting.device_type == "cuda" else [None]
+    layers = [False] if setting.checkpoint_layers else [False, True]
+    for checkpoint, size, place in product(layers, sizes, places):
+        changed, texts = setting, []
+        if checkpoint:
+            changed, texts = replace(changed, checkpoint_layers=True), [f"set {names['checkpoint_layers']}"]
+        if size is not None:
+            changed, texts = replace(changed, chunk_tokens=size), [*texts, f"set {names['chunk_tokens']} {size}"]
+        if place is not None:
+            changed, texts = replace(changed, kv_log="host"), [*texts, f"set {names['kv_log']} host"]
+        if texts:
+            yield changed, " and ".join(texts)
 
 
 def _gib(value: int) -> str:

@@ -93,6 +93,7 @@ def kv_bytes(numbers: LayerNumbers, rows: int, tokens: int) -> int:
 def saved_bytes(numbers: LayerNumbers, rows: int, chunk: ChunkShape) -> int:
     """What autograd keeps of a chunk in all decoder layers, its resident keys and values (`kv_bytes`) not included."""
     total = sum(_saved_by_layer(numbers, rows, chunk, set(names)) for names in numbers.targeted)
+    total += absorption_saved_bytes(numbers, rows, chunk)
     return total - rows * chunk.columns * FP32 * numbers.size.hidden  # nothing below the first norm needs a gradient
 
 
@@ -118,17 +119,18 @@ def _saved_by_layer(numbers: LayerNumbers, rows: int, chunk: ChunkShape, targete
     per_token += FP32 * (size.query + size.kv) if size.has_qk_norm else 0
     per_token += 3 * size.inner * base  # gate before and after its activation, up
     total = rows * chunk.columns * per_token
-    if numbers.has_state and numbers.thought.absorb:
-        total += rows * chunk.evicted * size.kv * _absorbed(numbers.thought.state_rule)
     if has_mask(numbers, chunk):
         total += rows * chunk.columns * chunk.leaving * base
         total += 2 * rows * chunk.leaving * size.query * base if numbers.repeats_kv else 0
     return total
 
 
-def _absorbed(rule: str) -> int:
-    """Bytes per evicted token and key entry that the update of a state keeps: keys and values, raw and normalised."""
-    return 4 * FP32 + (2 * FP32 if rule in GATED_RULES else 0)
+def absorption_saved_bytes(numbers: LayerNumbers, rows: int, chunk: ChunkShape) -> int:
+    """What the update of all states on entry to a chunk keeps: keys and values that left, raw and normalised."""
+    if not (numbers.has_state and numbers.thought.absorb):
+        return 0
+    numbers_per_entry = 6 if numbers.thought.state_rule in GATED_RULES else 4
+    return numbers.size.layers * rows * chunk.evicted * numbers.size.kv * numbers_per_entry * FP32
 
 
 def has_mask(numbers: LayerNumbers, chunk: ChunkShape) -> bool:

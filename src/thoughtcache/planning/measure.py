@@ -24,7 +24,8 @@ from thoughtcache.planning.live_bytes import LiveBytes
 from thoughtcache.planning.memory import MIB, PeakMemory
 from thoughtcache.planning.setting import PlanSetting
 from thoughtcache.planning.trace import blank_rollouts
-from thoughtcache.policy import replay, rollout
+from thoughtcache.policy import rollout
+from thoughtcache.policy.replay import score_rollouts
 
 Work = Literal["learner", "rollout"]
 ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
@@ -107,14 +108,7 @@ def _run(model: nn.Module, setting: PlanSetting, work: Work) -> None:
         prompts = [[1 + row % different] * setting.prompt_tokens for row in range(setting.decoded_at_once)]
         rollout(model, prompts, max_new_tokens=setting.max_new_tokens, ignore_eos=True)
         return
-    scores = replay(
-        model,
-        blank_rollouts(setting),
-        gradient=setting.gradient,
-        recompute=setting.recompute,
-        chunk_tokens=setting.chunk_tokens,
-        kv_log=setting.kv_log,
-    )
+    scores = score_rollouts(model, blank_rollouts(setting), setting.replay_options)
     scores.logprobs.sum().backward()  # type: ignore[no-untyped-call]
 
 

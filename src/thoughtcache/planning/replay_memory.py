@@ -1,7 +1,7 @@
 """Memory of the replaying learner by phase, in closed form: `policy/reverse.py` chunk by chunk.
 
-In its backward pass three sets of keys and values are held besides the log: those of the chunk that runs again, those
-of the chunk after it until they are replaced, and the gradients that travel from chunk to chunk.
+In its backward pass two sets of keys and values are held besides the log: those of the chunk that runs again, and the
+gradients that travel from chunk to chunk.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from thoughtcache.planning.layer_memory import (
     ADAPTER_BYTES,
     FP32,
     LayerNumbers,
+    absorption_saved_bytes,
     final_norm_bytes,
     forward_transient_bytes,
     graph_backward_bytes,
     graph_forward_bytes,
     has_mask,
     kv_bytes,
+    last_layer_bytes,
     layer_numbers,
     logits_bytes,
     saved_bytes,
@@ -40,6 +42,7 @@ class _Learner:
     numbers: LayerNumbers
     chunks: list[ChunkShape]
     rows: int
+    checkpoint_layers: bool
     adapter_bytes: int
     anchors: int
     log: int
@@ -66,12 +69,9 @@ def backward_parts(setting: PlanSetting) -> Parts:
     if isinstance(setting.gradient, int):
         blocks = groupby(learner.chunks, key=lambda chunk: chunk.segment // int(setting.gradient))
         return _highest(_graph(learner, list(block), gradients=2, scores_known=True) for _, block in blocks)
-    chunks: list[ChunkShape | None] = [*learner.chunks, None, None]
-    triples = {
-        (_key(chunk), _key(after), _key(after_next)): (chunk, after, after_next)
-        for chunk, after, after_next in zip(learner.chunks, chunks[1:], chunks[2:], strict=False)
-    }
-    return _highest(_backward_chunk(learner, *triple) for triple in triples.values())
+    last = learner.chunks[-1]
+    shapes = {(_key(chunk), chunk is last): chunk for chunk in learner.chunks}
+    return _highest(_backward_chunk(learner, chunk, is_last=is_last) for (_, is_last), chunk in shapes.items())
 
 
 def _learner(setting: PlanSetting) -> _Learner:
@@ -85,6 +85,7 @@ def _learner(setting: PlanSetting) -> _Learner:
         numbers=numbers,
         chunks=chunks,
         rows=setting.batch,
+        checkpoint_layers=setting.checkpoint_layers,
         adapter_bytes=adapter_size(setting.model, setting.thought).parameters * ADAPTER_BYTES,
         anchors=_entry_state_bytes(setting, len(chunks)),
         log=kv_bytes(numbers, setting.batch, columns) if on_device else 0,
@@ -125,39 +126,57 @@ def _forward_chunk(learner: _Learner, chunk: ChunkShape, log: int, states: int) 
     }
 
 
-def _backward_chunk(
-    learner: _Learner, chunk: ChunkShape, after: ChunkShape | None, after_next: ChunkShape | None
-) -> Parts:
-    """One chunk that runs again; `after` was run before it and `after_next` before that."""
+def _backward_chunk(learner: _Learner, chunk: ChunkShape, *, is_last: bool) -> Parts:
+    """One chunk that runs again; the last one is the first to do so."""
     numbers, rows, tokens = learner.numbers, learner.rows, learner.rows * chunk.columns
-    kept = chunk.entry - chunk.evicted if chunk.evicted else 0
-    stale = 2 * after.entry + after.leaving * (2 if after_next is not None else 1) if after is not None else 0
-    arriving = chunk.leaving if after is not None else 0
-    saved = saved_bytes(numbers, rows, chunk)
-    mask = rows * chunk.columns * chunk.leaving if has_mask(numbers, chunk) else 0
+    arriving = 0 if is_last else chunk.leaving
+    saved, forward, backward = _kept_and_running(learner, chunk)
     common = {
-        "gradients": learner.adapter_bytes * (1 if after is None else 2),
+        "gradients": learner.adapter_bytes,
         "thought states": learner.anchors,
         "K/V log": learner.log,
+        "logits": 0,
     }
+    resident = chunk.entry + chunk.leaving + arriving
+    kept = chunk.entry - chunk.evicted if chunk.evicted else 0
+    held = kept if learner.checkpoint_layers else 0
     layers: Parts = {
         **common,
-        "resident K/V": kv_bytes(numbers, rows, chunk.entry + kept + chunk.leaving + stale),
-        "activations": saved + mask + graph_forward_bytes(numbers, tokens),
-        "logits": 0,
+        "resident K/V": kv_bytes(numbers, rows, resident + kept),
+        "activations": saved + forward,
     }
     head: Parts = {
         **common,
-        "resident K/V": kv_bytes(numbers, rows, chunk.entry + chunk.leaving + arriving),
+        "resident K/V": kv_bytes(numbers, rows, resident + held),
         "activations": saved + final_norm_bytes(numbers, tokens) + rows * chunk.scored * _head_gradient(numbers),
         "logits": logits_bytes(numbers, rows, chunk),
     }
-    back: Parts = {
-        **head,
-        "activations": saved + mask + graph_backward_bytes(numbers, tokens),
-        "logits": 0,
+    back: Parts = {**head, "activations": saved + backward, "logits": 0}
+    end: Parts = {
+        **common,
+        "gradients": 2 * learner.adapter_bytes - learner.adapter_bytes // numbers.size.layers,  # the first layer's last
+        "resident K/V": kv_bytes(numbers, rows, resident + held + chunk.entry),
+        "activations": backward,
     }
-    return _highest([layers, head, back])
+    return _highest([layers, head, back, end])
+
+
+def _kept_and_running(learner: _Learner, chunk: ChunkShape) -> tuple[int, int, int]:
+    """Activations of a chunk: (kept by all layers, the running layer's forward, the running layer's backward)."""
+    numbers, rows, tokens = learner.numbers, learner.rows, learner.rows * chunk.columns
+    mask = rows * chunk.columns * chunk.leaving if has_mask(numbers, chunk) else 0
+    backward = mask + graph_backward_bytes(numbers, tokens)
+    if not learner.checkpoint_layers:
+        return saved_bytes(numbers, rows, chunk), mask + graph_forward_bytes(numbers, tokens), backward
+    inputs = numbers.size.layers * tokens * numbers.size.hidden * numbers.base
+    again = last_layer_bytes(numbers, rows, chunk) + kv_bytes(numbers, rows, chunk.leaving) // numbers.size.layers
+    if not numbers.mixed:
+        again -= tokens * numbers.size.hidden * FP32  # in fp32 the first norm keeps the input of the layer itself
+    return (
+        inputs + absorption_saved_bytes(numbers, rows, chunk),
+        mask + forward_transient_bytes(numbers, tokens),
+        again + max(mask + graph_forward_bytes(numbers, tokens), backward),
+    )
 
 
 def _graph(learner: _Learner, chunks: list[ChunkShape], *, gradients: int, scores_known: bool) -> Parts:

@@ -10,8 +10,8 @@ from transformers import PretrainedConfig
 
 from thoughtcache.cache.schedule import evict_count
 from thoughtcache.config import DTYPES, GradientMode, ThoughtConfig
-from thoughtcache.policy.kv_log import Place, check_place
-from thoughtcache.policy.replay import check_gradient_mode
+from thoughtcache.policy.kv_log import Place
+from thoughtcache.policy.options import CHUNK_TOKENS, ReplayOptions
 
 Learner = Literal["replay", "checkpointed"]
 Logits = Literal["chunked", "materialised"]
@@ -36,6 +36,7 @@ class PlanSetting:
         learner: "replay" is this package's; "checkpointed" is one forward pass over whole rows with a checkpoint per
             decoder layer, as TRL trains by default.
         recompute: of the replay; False keeps the graph of all chunks.
+        checkpoint_layers: of the replay; one checkpoint per layer inside a chunk.
         chunk_tokens: of the replay.
         kv_log: of the replay, "device" or "host".
         gradient: of the replay.
@@ -57,7 +58,8 @@ class PlanSetting:
     load_in_4bit: bool = False
     learner: Learner = "replay"
     recompute: bool = True
-    chunk_tokens: int | None = None
+    checkpoint_layers: bool = False
+    chunk_tokens: int | None = CHUNK_TOKENS
     kv_log: Place = "device"
     gradient: GradientMode = "exact"
     reuse: bool = False
@@ -70,18 +72,27 @@ class PlanSetting:
         for name in ("prompt_tokens", "max_new_tokens", "batch", "group"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("rollout_batch", "chunk_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1 or None, got {value}")
+        if self.rollout_batch is not None and self.rollout_batch < 1:
+            raise ValueError(f"rollout_batch must be at least 1 or None, got {self.rollout_batch}")
         allowed = {"dtype": DTYPES, "learner": get_args(Learner), "logits": get_args(Logits), "device_type": DEVICES}
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not known; choose one of {list(values)}")
         if self.beta < 0:
             raise ValueError(f"beta must be 0 or positive, got {self.beta}")
-        check_place(self.kv_log)
-        check_gradient_mode(self.gradient)
+        _ = self.replay_options
+
+    @property
+    def replay_options(self) -> ReplayOptions:
+        """How the learner repeats rollouts."""
+        return ReplayOptions(
+            gradient=self.gradient,
+            recompute=self.recompute,
+            checkpoint_layers=self.checkpoint_layers,
+            chunk_tokens=self.chunk_tokens,
+            kv_log=self.kv_log,
+            reuse=self.reuse,
+        )
 
     @property
     def window(self) -> int | None:

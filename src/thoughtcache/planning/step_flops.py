@@ -84,10 +84,12 @@ def learner_flops_per_row(setting: PlanSetting) -> float:
             for evicted in events
         )
     forwards = 1 if replays and (setting.reuse or not setting.recompute) else 2
+    # A checkpointed layer runs once more; what stands between the layers (absorption, head) does not.
+    again = 1 if replays and setting.checkpoint_layers else 0
     adapter = one.adapter + one.state_read
     return (
-        tokens * (one.linears * (forwards + 1) + adapter * (forwards + 2))
-        + attention * (forwards + BACKWARD_OF_ATTENTION)
+        tokens * (one.linears * (forwards + again + 1) + adapter * (forwards + again + 2))
+        + attention * (forwards + again + BACKWARD_OF_ATTENTION)
         + absorbed * (forwards + 2)
         + one.head * sum(_head_passes(setting, chunk) * chunk.scored for chunk in chunks)
     )

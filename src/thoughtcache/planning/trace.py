@@ -31,7 +31,7 @@ from thoughtcache.planning.live_bytes import LiveBytes
 from thoughtcache.planning.model_size import model_size
 from thoughtcache.planning.operator_flops import OperatorFlops
 from thoughtcache.planning.setting import PlanSetting
-from thoughtcache.policy import replay
+from thoughtcache.policy.replay import score_rollouts
 from thoughtcache.records import Eviction, Rollout, SamplingSettings
 
 DEPTHS = (4, 8)
@@ -173,14 +173,7 @@ def _checkpoint_layers(base: nn.Module) -> None:
 
 
 def _replayed(model: nn.Module, setting: PlanSetting, rollouts: list[Rollout]) -> torch.Tensor:
-    return replay(
-        model,
-        rollouts,
-        gradient=setting.gradient,
-        recompute=setting.recompute,
-        chunk_tokens=setting.chunk_tokens,
-        reuse=setting.reuse,
-    ).logprobs
+    return score_rollouts(model, rollouts, setting.replay_options).logprobs
 
 
 def _checkpointed(model: Any, setting: PlanSetting) -> torch.Tensor:

@@ -26,7 +26,8 @@ from thoughtcache.adapter.model import ThoughtModel
 from thoughtcache.config import GradientMode
 from thoughtcache.policy.batch import RolloutBatch, batch_rollouts
 from thoughtcache.policy.handle import PolicyHandle, open_policy
-from thoughtcache.policy.kv_log import Place, check_place
+from thoughtcache.policy.kv_log import Place
+from thoughtcache.policy.options import CHUNK_TOKENS, ReplayOptions
 from thoughtcache.policy.reverse import reverse_replay
 from thoughtcache.policy.scores import ScoreFunction, row_scores
 from thoughtcache.policy.segment import Boundary, Chunk, cut, join_scores, plan_chunks, run_chunk
@@ -42,7 +43,8 @@ def replay(
     anchored: bool = True,
     full_cache: bool = False,
     recompute: bool = True,
-    chunk_tokens: int | None = None,
+    checkpoint_layers: bool = False,
+    chunk_tokens: int | None = CHUNK_TOKENS,
     kv_log: Place = "device",
     reuse: bool = False,
 ) -> TokenLogProbs:
@@ -56,6 +58,7 @@ def replay(
             those that sampled; turn it off after an optimiser step.
         full_cache: score without evictions, for a full-context reference.
         recompute: keep activations of one chunk at a time and run chunks again in the backward pass; False keeps all.
+        checkpoint_layers: inside a chunk keep the inputs of the layers only, for one more forward pass.
         chunk_tokens: bound on the tokens of a row whose activations live at once; None keeps segments whole.
         kv_log: where `recompute` keeps the keys and values of all tokens: "device" or "host".
         reuse: take keys, values, states and scores from the records of `rollout(kv_log=...)`, so that nothing runs
@@ -66,15 +69,24 @@ def replay(
         ValueError: for unknown modes, empty input, mixed settings, anchors of another shape, or `reuse` without
             records or together with what was not sampled.
     """
-    if reuse and (full_cache or not anchored or not recompute):
-        raise ValueError(
-            "reuse=True repeats what was sampled; it goes with anchored=True, full_cache=False and recompute=True"
-        )
+    options = ReplayOptions(
+        gradient=gradient,
+        anchored=anchored,
+        full_cache=full_cache,
+        recompute=recompute,
+        checkpoint_layers=checkpoint_layers,
+        chunk_tokens=chunk_tokens,
+        kv_log=kv_log,
+        reuse=reuse,
+    )
+    return score_rollouts(model, rollouts, options)
+
+
+def score_rollouts(model: nn.Module, rollouts: Sequence[Rollout], options: ReplayOptions) -> TokenLogProbs:
+    """`replay`, with its options as one value."""
     policy = open_policy(model)
     by_length = sorted(range(len(rollouts)), key=lambda row: -len(rollouts[row].token_ids))
     batch = batch_rollouts([rollouts[row] for row in by_length], policy.device)
-    if full_cache:
-        batch = replace(batch, settings=replace(batch.settings, window=None, num_evicted=None))
     temperature = batch.settings.scoring_temperature
 
     def rows(hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
@@ -84,17 +96,7 @@ def replay(
         targets = batch.token_ids[: hidden.shape[0], start:stop]
         return row_scores(rows, policy.head, hidden, targets, known=known)
 
-    logprobs, entropies = run_replay(
-        model,
-        batch,
-        score,
-        gradient=gradient,
-        anchored=anchored,
-        recompute=recompute,
-        chunk_tokens=chunk_tokens,
-        kv_log=kv_log,
-        reuse=reuse,
-    )
+    logprobs, entropies = run_replay(model, batch, score, options)
     back = torch.tensor(by_length, device=policy.device).argsort()
     zero = logprobs.new_zeros(())
     return TokenLogProbs(
@@ -104,28 +106,11 @@ def replay(
     )
 
 
-def check_gradient_mode(gradient: GradientMode) -> None:
-    """Refuse anything but "exact", "detached" and positive integers.
-
-    Raises:
-        ValueError: with the allowed values.
-    """
-    if gradient in ("exact", "detached") or (isinstance(gradient, int) and gradient >= 1):
-        return
-    raise ValueError(f'gradient={gradient!r} is not known; use "exact", "detached" or a positive number of segments')
-
-
 def run_replay(
     model: nn.Module,
     batch: RolloutBatch,
     score: ScoreFunction,
-    *,
-    gradient: GradientMode = "exact",
-    anchored: bool = True,
-    recompute: bool = True,
-    chunk_tokens: int | None = None,
-    kv_log: Place = "device",
-    reuse: bool = False,
+    options: ReplayOptions,
 ) -> tuple[Tensor, ...]:
     """Run all segments through the wrapped model and join the scores to [B, T] tensors.
 
@@ -133,24 +118,16 @@ def run_replay(
         model: adapted model, wrapped or not.
         batch: the rollouts, best sorted by falling length.
         score: see `scores.ScoreFunction`.
-        gradient: see `replay`, as all that follow.
-        anchored: see `replay`.
-        recompute: see `replay`.
-        chunk_tokens: see `replay`.
-        kv_log: see `replay`.
-        reuse: see `replay`; the records hold log-probabilities and entropies, so `score` must return these.
+        options: see `replay`; with `reuse`, `score` must return what the records hold: log-probabilities and entropies.
     """
-    check_gradient_mode(gradient)
-    check_place(kv_log)
     policy = open_policy(model)
-    chunks = plan_chunks(batch, chunk_tokens)
+    if options.full_cache:
+        batch = replace(batch, settings=replace(batch.settings, window=None, num_evicted=None))
+    chunks = plan_chunks(batch, options.chunk_tokens)
 
     def request(tuner: ThoughtModel) -> tuple[Tensor, ...]:
-        if recompute and torch.is_grad_enabled():
-            return reverse_replay(
-                policy, batch, chunks, score, gradient=gradient, anchored=anchored, place=kv_log, reuse=reuse
-            )
-        return _plain_replay(policy, batch, chunks, score, gradient, anchored)
+        run = reverse_replay if options.recompute and torch.is_grad_enabled() else _plain_replay
+        return run(policy, batch, chunks, score, options)
 
     outputs: tuple[Tensor, ...] = model(thought_request=request)
     return outputs
@@ -161,13 +138,13 @@ def _plain_replay(
     batch: RolloutBatch,
     chunks: list[Chunk],
     score: ScoreFunction,
-    gradient: GradientMode,
-    anchored: bool,
+    options: ReplayOptions,
 ) -> tuple[Tensor, ...]:
     """All chunks under one graph, or under none."""
     entry, scores = Boundary(), []
     for chunk in chunks:
-        found, entry = run_chunk(policy, batch, chunk, cut(entry, chunk, gradient), score, anchored=anchored)
+        entry = cut(entry, chunk, options.gradient)
+        found, entry = run_chunk(policy, batch, chunk, entry, score, anchored=options.anchored)
         scores.append(found)
     joined = join_scores(scores, len(batch.rollouts))
     return (joined[0] + _touch_encoders(policy.tuner), *joined[1:])

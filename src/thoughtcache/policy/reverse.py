@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from thoughtcache.config import GradientMode
 from thoughtcache.policy.batch import RolloutBatch
 from thoughtcache.policy.handle import PolicyHandle
-from thoughtcache.policy.kv_log import KVLog, Place
+from thoughtcache.policy.kv_log import KVLog
+from thoughtcache.policy.options import ReplayOptions
 from thoughtcache.policy.recorded import entry_states, recorded_scores
 from thoughtcache.policy.scores import ScoreFunction
 from thoughtcache.policy.segment import Boundary, Chunk, cut, cuts_past, cuts_states, join_scores, run_chunk, with_rows
@@ -36,11 +36,7 @@ def reverse_replay(
     batch: RolloutBatch,
     chunks: list[Chunk],
     score: ScoreFunction,
-    *,
-    gradient: GradientMode,
-    anchored: bool,
-    place: Place,
-    reuse: bool,
+    options: ReplayOptions,
 ) -> tuple[Tensor, ...]:
     """Scores [B, T] of all chunks; the first one is differentiable with respect to all trainable parameters.
 
@@ -49,21 +45,9 @@ def reverse_replay(
         batch: the rollouts.
         chunks: from `plan_chunks`.
         score: see `scores.ScoreFunction`.
-        gradient: see `replay.py`.
-        anchored: see `replay.py`.
-        place: where the K/V log lives.
-        reuse: take log, states and scores from the records of sampling; nothing runs forward.
+        options: see `replay.py`.
     """
-    run = _Replay(
-        policy=policy,
-        batch=batch,
-        chunks=chunks,
-        score=score,
-        gradient=gradient,
-        anchored=anchored,
-        place=place,
-        reuse=reuse,
-    )
+    run = _Replay(policy=policy, batch=batch, chunks=chunks, score=score, options=options)
     outputs: tuple[Tensor, ...] = _ReverseReplay.apply(run, *run.parameters)  # type: ignore[no-untyped-call]
     return outputs
 
@@ -104,10 +88,7 @@ class _Replay:
     batch: RolloutBatch
     chunks: list[Chunk]
     score: ScoreFunction
-    gradient: GradientMode
-    anchored: bool
-    place: Place
-    reuse: bool
+    options: ReplayOptions
     parameters: list[Tensor] = field(init=False)
     log: KVLog | None = None
     states: list[list[Tensor] | None] = field(default_factory=list)
@@ -125,9 +106,9 @@ class _Replay:
             "enabled": torch.is_autocast_enabled(kind),
             "dtype": torch.get_autocast_dtype(kind),
         }
-        if not isinstance(self.gradient, int):
-            self.log = KVLog(self.batch, self.chunks, self.place)
-        if self.reuse:
+        if not isinstance(self.options.gradient, int):
+            self.log = KVLog(self.batch, self.chunks, self.options.kv_log)
+        if self.options.reuse:
             return self._recorded()
         entry, scores = Boundary(), []
         for chunk in self.chunks:
@@ -152,36 +133,38 @@ class _Replay:
         """Gradients of `parameters`, zeros where the scores do not depend on one."""
         sums = [torch.zeros_like(parameter) for parameter in self.parameters]
         with self._recomputation():
-            if isinstance(self.gradient, int):
+            if isinstance(self.options.gradient, int):
                 self._backward_blocks(gradient, sums)
             else:
                 self._backward_chunks(gradient, sums)
         return sums
 
     def _backward_chunks(self, gradient: Tensor, sums: list[Tensor]) -> None:
-        assert self.log is not None
         carried = _Carried()
         for index in reversed(range(len(self.chunks))):
-            chunk = self.chunks[index]
-            entry = _as_leaves(Boundary(past=self.log.read(index, chunk), states=self.states[index]), chunk.rows)
-            with torch.enable_grad():
-                scores, leaving = self._run(chunk, entry, known=self._part(self.known, chunk))
-            outputs, gradients = _pair_up(scores, leaving, self._part((gradient,), chunk), carried)
-            keys_values, states = _flat(entry)
-            found = torch.autograd.grad(
-                outputs, [*keys_values, *states, *self.parameters], gradients, allow_unused=True
-            )
-            carried = _Carried(
-                past=None if cuts_past(chunk, self.gradient) else list(found[: len(keys_values)]),
-                states=None
-                if cuts_states(chunk, self.gradient)
-                else list(found[len(keys_values) : len(keys_values) + len(states)]),
-            )
-            _add(sums, found[len(keys_values) + len(states) :])
+            carried = self._backward_chunk(index, gradient, carried, sums)
+
+    def _backward_chunk(self, index: int, gradient: Tensor, carried: _Carried, sums: list[Tensor]) -> _Carried:
+        """Run one chunk again and back; a call of its own, so that everything but what it returns is let go."""
+        assert self.log is not None
+        chunk = self.chunks[index]
+        entry = _as_leaves(Boundary(past=self.log.read(index, chunk), states=self.states[index]), chunk.rows)
+        with torch.enable_grad():
+            scores, leaving = self._run(chunk, entry, known=self._part(self.known, chunk))
+        outputs, gradients = _pair_up(scores, leaving, self._part((gradient,), chunk), carried)
+        keys_values, states = _flat(entry)
+        found = torch.autograd.grad(outputs, [*keys_values, *states, *self.parameters], gradients, allow_unused=True)
+        _add(sums, found[len(keys_values) + len(states) :])
+        return _Carried(
+            past=None if cuts_past(chunk, self.options.gradient) else list(found[: len(keys_values)]),
+            states=None
+            if cuts_states(chunk, self.options.gradient)
+            else list(found[len(keys_values) : len(keys_values) + len(states)]),
+        )
 
     def _backward_blocks(self, gradient: Tensor, sums: list[Tensor]) -> None:
-        assert isinstance(self.gradient, int)
-        size, entry = self.gradient, Boundary()
+        assert isinstance(self.options.gradient, int)
+        size, entry = self.options.gradient, Boundary()
         for _, block in groupby(self.chunks, key=lambda chunk: chunk.segment // size):
             outputs: list[Tensor] = []
             gradients: list[Tensor] = []
@@ -196,7 +179,16 @@ class _Replay:
     def _run(
         self, chunk: Chunk, entry: Boundary, known: tuple[Tensor, ...] | None
     ) -> tuple[tuple[Tensor, ...], Boundary]:
-        return run_chunk(self.policy, self.batch, chunk, entry, self.score, anchored=self.anchored, known=known)
+        return run_chunk(
+            self.policy,
+            self.batch,
+            chunk,
+            entry,
+            self.score,
+            anchored=self.options.anchored,
+            checkpoint_layers=self.options.checkpoint_layers and torch.is_grad_enabled(),
+            known=known,
+        )
 
     def _recomputation(self) -> AbstractContextManager[Any]:
         return torch.autocast(**self.autocast)

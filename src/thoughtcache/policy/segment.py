@@ -11,6 +11,7 @@ rows sorted by falling length cost exactly what they contain.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,7 @@ from thoughtcache.config import GradientMode
 from thoughtcache.policy.attention import lower_right_attention
 from thoughtcache.policy.batch import RolloutBatch
 from thoughtcache.policy.handle import PolicyHandle
+from thoughtcache.policy.layer_checkpoint import checkpointed_layers
 from thoughtcache.policy.scores import ScoreFunction
 
 Past = list[tuple[Tensor, Tensor]]
@@ -70,12 +72,7 @@ def plan_chunks(batch: RolloutBatch, chunk_tokens: int | None = None) -> list[Ch
     Args:
         batch: the rollouts.
         chunk_tokens: bound on the columns of one chunk (prompt columns count); None keeps segments whole.
-
-    Raises:
-        ValueError: for a bound below 1.
     """
-    if chunk_tokens is not None and chunk_tokens < 1:
-        raise ValueError(f"chunk_tokens must be at least 1 or None, got {chunk_tokens}")
     width = batch.prompts.ids.shape[1]
     chunks = []
     for index, part in enumerate(segments(batch.longest - 1, batch.settings.window, batch.settings.num_evicted)):
@@ -107,6 +104,7 @@ def run_chunk(
     score: ScoreFunction,
     *,
     anchored: bool,
+    checkpoint_layers: bool = False,
     known: tuple[Tensor, ...] | None = None,
 ) -> tuple[tuple[Tensor, ...], Boundary]:
     """Evict and absorb if a segment opens here, run the backbone, score.
@@ -118,6 +116,7 @@ def run_chunk(
         entry: the exit of the chunk before; ignored by the first chunk.
         score: see `scores.ScoreFunction`.
         anchored: replace recomputed states by recorded values, with the gradient of the recomputed ones.
+        checkpoint_layers: keep the inputs of the layers for the backward pass and run each layer again there.
         known: scores of this chunk from an earlier pass, see `ScoreFunction`.
 
     Returns:
@@ -139,7 +138,8 @@ def run_chunk(
             states = _anchor(states, batch, chunk.segment - 1) if anchored else states
     cache = ReplayCache(tuner.num_layers, past, chunk.start, states)
     columns = cache.physical_length + chunk.stop - chunk.start
-    with lower_right_attention(tuner.model.config):
+    layers = checkpointed_layers(tuner, cache) if checkpoint_layers else nullcontext()
+    with lower_right_attention(tuner.model.config), layers:
         output = policy.backbone(
             input_ids=batch.inputs(chunk.start, chunk.stop)[: chunk.rows],
             attention_mask=batch.prompts.leading_columns_mask(columns, chunk.rows),

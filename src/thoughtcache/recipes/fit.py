@@ -73,6 +73,7 @@ def _setting(
         dtype=run.dtype,
         load_in_4bit=run.load_in_4bit,
         recompute=run.recompute,
+        checkpoint_layers=run.checkpoint_layers,
         chunk_tokens=run.chunk_tokens,
         kv_log=run.kv_log,
         gradient=run.gradient,

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from thoughtcache.adapter.support import check_model
 from thoughtcache.config import DTYPES, RunConfig, ThoughtConfig
 from thoughtcache.policy.handle import find_tuner
-from thoughtcache.policy.replay import check_gradient_mode
+from thoughtcache.policy.options import ReplayOptions
 from thoughtcache.policy.rollout import rollout
 from thoughtcache.recipes.builders import train_grpo
 from thoughtcache.recipes.fit import refuse_what_does_not_fit
@@ -105,7 +105,7 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     assert run.model is not None
     assert run.dataset is not None
     console = console or Console()
-    check_gradient_mode(run.gradient)
+    ReplayOptions(gradient=run.gradient, recompute=run.recompute, checkpoint_layers=run.checkpoint_layers)
     described = {**asdict(run), "thought": _plain(thought)}
     for transient in ("resume", "overwrite", "force"):
         described.pop(transient)
@@ -240,6 +240,7 @@ def _distill(
         max_new_tokens=run.max_new_tokens,
         gradient=run.gradient,
         recompute=run.recompute,
+        checkpoint_layers=run.checkpoint_layers,
         chunk_tokens=run.chunk_tokens,
         kv_log=run.kv_log,
         sample_batch_size=run.distill_batch_size * 4,
@@ -290,6 +291,7 @@ def _grpo(
         max_completion_length=run.max_new_tokens,
         learning_rate=run.grpo_learning_rate,
         recompute=run.recompute,
+        checkpoint_layers=run.checkpoint_layers,
         chunk_tokens=run.chunk_tokens,
         kv_log=run.kv_log,
         reuse_rollout=run.reuse_rollout,

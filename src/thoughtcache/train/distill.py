@@ -25,8 +25,9 @@ from thoughtcache.cache.schedule import evict_count, eviction_points
 from thoughtcache.config import GradientMode, ThoughtConfig
 from thoughtcache.policy.batch import RolloutBatch, batch_rollouts
 from thoughtcache.policy.handle import find_tuner, open_policy
-from thoughtcache.policy.kv_log import Place, check_place
-from thoughtcache.policy.replay import check_gradient_mode, run_replay
+from thoughtcache.policy.kv_log import Place
+from thoughtcache.policy.options import CHUNK_TOKENS, ReplayOptions
+from thoughtcache.policy.replay import run_replay
 from thoughtcache.policy.rollout import rollout
 from thoughtcache.records import Eviction, Rollout
 from thoughtcache.train.divergence import DIVERGENCES, divergence
@@ -48,8 +49,9 @@ class DistillConfig:
         betas: of Adam.
         max_grad_norm: gradient clipping.
         loss: "forward_kl" (teacher || student), "reverse_kl" or "cross_entropy".
-        gradient: how far the gradient reaches, see `policy/replay.py`, as the next three.
+        gradient: how far the gradient reaches, see `policy/replay.py`, as the next four.
         recompute: run segments again in the backward pass (memory flat in the length); False keeps all activations.
+        checkpoint_layers: inside a chunk keep the inputs of the layers only.
         chunk_tokens: bound on the tokens of a row whose activations live at once.
         kv_log: where keys and values wait for the backward pass, "device" or "host".
         max_new_tokens: length of the teacher's samples.
@@ -74,7 +76,8 @@ class DistillConfig:
     loss: str = "forward_kl"
     gradient: GradientMode = "exact"
     recompute: bool = True
-    chunk_tokens: int | None = None
+    checkpoint_layers: bool = False
+    chunk_tokens: int | None = CHUNK_TOKENS
     kv_log: Place = "device"
     max_new_tokens: int = 64
     temperature: float = 1.0
@@ -87,13 +90,24 @@ class DistillConfig:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        check_gradient_mode(self.gradient)
-        check_place(self.kv_log)
+        _ = self.replay_options
         if self.loss not in DIVERGENCES:
             raise ValueError(f"loss={self.loss!r} is not known; choose one of {sorted(DIVERGENCES)}")
         for name in ("num_steps", "batch_size", "max_new_tokens", "samples_per_prompt", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def replay_options(self) -> ReplayOptions:
+        """How the student repeats the samples; their states are those of its own weights, so nothing is anchored."""
+        return ReplayOptions(
+            gradient=self.gradient,
+            anchored=False,
+            recompute=self.recompute,
+            checkpoint_layers=self.checkpoint_layers,
+            chunk_tokens=self.chunk_tokens,
+            kv_log=self.kv_log,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -208,11 +222,7 @@ class DistillTrainer(Trainer):
             model,
             batch,
             divergence(policy, batch, teacher, config.loss),
-            gradient=config.gradient,
-            anchored=False,
-            recompute=config.recompute,
-            chunk_tokens=config.chunk_tokens,
-            kv_log=config.kv_log,
+            config.replay_options,
         )
         return per_token[batch.mask].mean()
 
@@ -228,9 +238,9 @@ class DistillTrainer(Trainer):
 @torch.no_grad()
 def teacher_hidden(model: PeftModel, batch: RolloutBatch) -> Tensor:
     """[B, T, d] hidden states from which the full-cache base predicts each thought token."""
-    full = replace(batch, settings=replace(batch.settings, window=None, num_evicted=None))
+    options = ReplayOptions(anchored=False, full_cache=True)
     with model.disable_adapter():
-        (hidden,) = run_replay(model, full, lambda h, start, stop, known: (h,), anchored=False)
+        (hidden,) = run_replay(model, batch, lambda h, start, stop, known: (h,), options)
     return hidden
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,8 +25,9 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from thoughtcache.adapter.model import ENCODERS
 from thoughtcache.config import ThoughtConfig
-from thoughtcache.policy import replay, rollout
+from thoughtcache.policy import rollout
 from thoughtcache.policy.handle import find_tuner
+from thoughtcache.policy.replay import score_rollouts
 from thoughtcache.records import Rollout
 from thoughtcache.train.grpo_config import ThoughtGRPOConfig
 from thoughtcache.train.kept_rollouts import Generation, Scoring, check_same_tokens
@@ -214,20 +216,16 @@ class ThoughtGRPOTrainer(GRPOTrainer):
         check_same_tokens(scoring.rollouts, input_ids[:, -logits_to_keep:])
         is_reference = _is_reference(model)
         rows = batch_size or len(scoring.rollouts)
+        options = replace(
+            self.args.replay_options,
+            anchored=scoring.on_policy and not is_reference,
+            full_cache=is_reference and self.args.reference == "full",
+            reuse=self.args.reuse_rollout and scoring.on_policy and scoring.is_loss and self.model.training,
+        )
         logps, entropies = [], []
         with self._phase("replay"):
             for start in range(0, len(scoring.rollouts), rows):
-                scores = replay(
-                    model,
-                    scoring.rollouts[start : start + rows],
-                    gradient=self.args.gradient_mode,
-                    anchored=scoring.on_policy and not is_reference,
-                    full_cache=is_reference and self.args.reference == "full",
-                    recompute=self.args.recompute,
-                    chunk_tokens=self.args.chunk_tokens,
-                    kv_log=self.args.kv_log,
-                    reuse=self.args.reuse_rollout and scoring.on_policy and scoring.is_loss and self.model.training,
-                )
+                scores = score_rollouts(model, scoring.rollouts[start : start + rows], options)
                 missing = logits_to_keep - scores.logprobs.shape[1]
                 logps.append(pad(scores.logprobs, (0, missing)))
                 entropies.append(pad(scores.entropies, (0, missing)))

@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from trl.trainer.grpo_config import GRPOConfig
 
-from thoughtcache.config import GradientMode
-from thoughtcache.policy.kv_log import Place, check_place
+from thoughtcache.policy.kv_log import Place
+from thoughtcache.policy.options import CHUNK_TOKENS, ReplayOptions
 
 REFERENCES = ("consistent", "full")
 C = TypeVar("C")
@@ -33,6 +33,8 @@ class ThoughtGRPOConfig(GRPOConfig):
             (exact inside blocks of that many); an integer is taken as well.
         recompute: run segments again in the backward pass (memory flat in the length of the rollout, one more forward
             pass); False keeps all activations.
+        checkpoint_layers: inside a chunk keep the inputs of the layers only, for one more forward pass: what gradient
+            checkpointing is elsewhere.
         chunk_tokens: bound on the tokens of a row whose activations live at once; None keeps segments whole.
         kv_log: where keys and values wait for the backward pass: "device" or "host".
         reuse_rollout: let the learner start from the sampler's keys, values, states and log-probabilities as long as
@@ -50,7 +52,10 @@ class ThoughtGRPOConfig(GRPOConfig):
         default="exact", metadata={"help": "exact, detached, or the number of segments of an exact block"}
     )
     recompute: bool = field(default=True, metadata={"help": "run segments again in backward: flat memory"})
-    chunk_tokens: int | None = field(default=None, metadata={"help": "tokens of a row whose activations live at once"})
+    checkpoint_layers: bool = field(default=False, metadata={"help": "keep inputs of layers, not their activations"})
+    chunk_tokens: int | None = field(
+        default=CHUNK_TOKENS, metadata={"help": "tokens of a row whose activations live at once"}
+    )
     kv_log: Place = field(default="device", metadata={"help": "where keys and values wait: device or host"})
     reuse_rollout: bool = field(default=False, metadata={"help": "learner starts from the sampler's records"})
     reference: str = field(default="consistent", metadata={"help": "consistent (same evictions) or full (full cache)"})
@@ -69,11 +74,9 @@ class ThoughtGRPOConfig(GRPOConfig):
             raise ValueError(
                 f'gradient={self.gradient!r} is not known; use "exact", "detached" or a positive number of segments'
             )
+        _ = self.replay_options
         if self.reference not in REFERENCES:
             raise ValueError(f"reference={self.reference!r} is not known; choose one of {list(REFERENCES)}")
-        check_place(self.kv_log)
-        if self.chunk_tokens is not None and self.chunk_tokens < 1:
-            raise ValueError(f"chunk_tokens must be at least 1 or None, got {self.chunk_tokens}")
         if self.reuse_rollout and not self.recompute:
             raise ValueError("reuse_rollout=True needs recompute=True: plain autograd has to run forward itself")
         if self.rollout_batch_size is not None and self.rollout_batch_size < 1:
@@ -81,9 +84,15 @@ class ThoughtGRPOConfig(GRPOConfig):
         self._refuse_other_policies()
 
     @property
-    def gradient_mode(self) -> GradientMode:
-        """`gradient` as `replay` takes it."""
-        return int(self.gradient) if self.gradient.isdecimal() else self.gradient  # type: ignore[return-value]
+    def replay_options(self) -> ReplayOptions:
+        """How the learner repeats rollouts of its own weights; other passes change single fields."""
+        return ReplayOptions(
+            gradient=int(self.gradient) if self.gradient.isdecimal() else self.gradient,  # type: ignore[arg-type]
+            recompute=self.recompute,
+            checkpoint_layers=self.checkpoint_layers,
+            chunk_tokens=self.chunk_tokens,
+            kv_log=self.kv_log,
+        )
 
     def _refuse_other_policies(self) -> None:
         """Refuse options under which the scored policy is not the sampled one, or that the replay cannot serve.
@@ -107,7 +116,7 @@ class ThoughtGRPOConfig(GRPOConfig):
             "gradient_checkpointing": (
                 bool(self.gradient_checkpointing),
                 "transformers drops the cache under it",
-                "False; lower per_device_train_batch_size to save memory",
+                "False; checkpoint_layers=True does the same and keeps it",
             ),
             "mixed_precision": (
                 self.mixed_precision != "no",
