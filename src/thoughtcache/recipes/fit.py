@@ -48,7 +48,9 @@ def refuse_what_does_not_fit(
         phases.append((_setting(run, thought, model, prompts, run.grpo_batch_size, run.group_size), TRAIN_OPTIONS))
     for setting, names in phases:
         try:
-            check_fit(setting, available_bytes=available_bytes, option_names=names)
+            check_fit(
+                setting, available_bytes=available_bytes, option_names=names, whole_groups=names is TRAIN_OPTIONS
+            )
         except DoesNotFitError as error:
             print_plans({"this run": error.plan}, error.available_bytes, "memory by phase", console)
             raise DoesNotFitError(f"{error}, or pass --force", error.plan, error.available_bytes) from error
