@@ -16,7 +16,7 @@ from thoughtcache.planning.checkpointed_memory import checkpointed_parts, refere
 from thoughtcache.planning.flops import linear_shapes
 from thoughtcache.planning.layer_memory import adapter_bytes, kv_bytes, layer_numbers
 from thoughtcache.planning.model_size import model_size
-from thoughtcache.planning.parts import Parts, add, total
+from thoughtcache.planning.parts import Parts, add, highest, total
 from thoughtcache.planning.replay_memory import anchor_bytes, backward_parts, forward_parts
 from thoughtcache.planning.rollout_memory import recorded_kv_bytes, rollout_parts
 from thoughtcache.planning.setting import PlanSetting
@@ -96,19 +96,29 @@ def make_plan(setting: PlanSetting, *, reserve_bytes: int | None = None) -> Plan
         return Phase(name=name, parts=add(resident, *parts, {"activations": scratch if runs_model else 0}))
 
     phases = [phase(f"rollout: {name}", parts) for name, parts in _rollout(setting).items()]
-    held = {"gradients": accumulated}
-    if setting.learner == "checkpointed":
-        if setting.beta:
-            phases.append(phase("reference", held, reference_parts(setting)))
-        phases.append(phase("learner", {"gradients": gradients}, checkpointed_parts(setting)))
-    else:
-        if setting.beta:
-            phases.append(phase("reference", records, held, forward_parts(setting, keeps_log=False)))
-        if setting.recompute and not setting.reuse:
-            phases.append(phase("learner: forward", records, held, forward_parts(setting, keeps_log=True)))
-        phases.append(phase("learner: backward", records, held, backward_parts(setting)))
+    replays = setting.learner == "replay"
+    if setting.beta:
+        reference = forward_parts(setting, keeps_log=False) if replays else reference_parts(setting)
+        phases.append(phase("reference", records, {"gradients": accumulated}, reference))
+    held = {"gradients": accumulated if replays else gradients}  # the replay counts its own
+    phases += [phase(name, records, held, parts) for name, parts in learner_phases(setting).items()]
     phases.append(phase("optimizer step", records, {"gradients": gradients}, runs_model=False))
     return Plan(phases=tuple(phases), host_bytes=_host_bytes(setting))
+
+
+def learner_phases(setting: PlanSetting) -> dict[str, Parts]:
+    """What the learner alone has alive at the highest point of every phase of one micro-batch."""
+    if setting.learner == "checkpointed":
+        return {"learner": checkpointed_parts(setting)}
+    backward = {"learner: backward": backward_parts(setting)}
+    if setting.reuse or not setting.recompute:
+        return backward
+    return {"learner: forward": forward_parts(setting, keeps_log=True), **backward}
+
+
+def learner_bytes(setting: PlanSetting) -> int:
+    """The highest point of the learner alone, over weights, adapter and optimiser."""
+    return total(highest(learner_phases(setting).values()))
 
 
 def resident_parts(setting: PlanSetting) -> Parts:
