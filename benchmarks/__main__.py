@@ -12,6 +12,7 @@ from benchmarks import learner
 from benchmarks.decoding import benchmark_decoding
 from benchmarks.learner_case import LEARNERS
 from thoughtcache.report.results import environment, write_results
+from thoughtcache.report.tables import print_wide
 
 
 def _decoding(console: Console, output: Path) -> None:
@@ -21,7 +22,7 @@ def _decoding(console: Console, output: Path) -> None:
     table.add_column("value", justify="right")
     for name, value in measured.items():
         table.add_row(name, f"{value:.3g}")
-    console.print(table)
+    print_wide(table, console)
     path = write_results(output / "decoding.json", {"decoding": measured, "environment": environment()})
     console.print(f"results: {path}", soft_wrap=True)
 

@@ -27,6 +27,7 @@ from benchmarks.learner_case import LEARNERS, Case, build_model, build_rollout, 
 from thoughtcache.report.plots import Panel, plot_curves
 from thoughtcache.report.progress import progress_bar
 from thoughtcache.report.results import environment, write_results
+from thoughtcache.report.tables import print_wide
 
 GATE = 2e-4
 CHILD_SECONDS = 3600
@@ -153,27 +154,36 @@ def _same_tokens(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def print_records(console: Console, records: list[dict[str, Any]]) -> None:
-    """The table."""
-    table = Table(title="one learner step; device: peak over the model at rest, without the K/V log")
-    for name in ("shape", "window", "tokens", "learner"):
-        table.add_column(name)
-    for name in ("device MiB", "log MiB", "ms / token", "peak / TRL", "time / TRL"):
-        table.add_column(name, justify="right")
+    """A table per shape and window, narrow enough for 80 columns."""
+    console.print("one learner step; device: peak over the model at rest, without the K/V log", soft_wrap=True)
+    for title, chosen in _by_case(records).items():
+        table = Table(title=title, title_justify="left")
+        for name in ("tokens", "learner"):
+            table.add_column(name)
+        for name in ("device MiB", "log MiB", "ms/token", "peak/TRL", "time/TRL"):
+            table.add_column(name, justify="right")
+        for record in chosen:
+            ratios = [f"{record[name]:.3f}" if name in record else "-" for name in ("peak_over_trl", "time_over_trl")]
+            table.add_row(
+                str(record["tokens"]), record["learner"], f"{record['device_mib']:.0f}", f"{record['log_mib']:.1f}",
+                f"{record['ms_per_token']:.2f}", *ratios,
+            )  # fmt: skip
+        print_wide(table, console)
+
+
+def _by_case(records: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The records of every shape and window, under a title."""
+    found: dict[str, list[dict[str, Any]]] = {}
     for record in records:
-        ratios = [f"{record[name]:.3f}" if name in record else "-" for name in ("peak_over_trl", "time_over_trl")]
-        table.add_row(
-            record["shape"], str(record["window"]), str(record["tokens"]), record["learner"],
-            f"{record['device_mib']:.0f}", f"{record['log_mib']:.1f}", f"{record['ms_per_token']:.2f}", *ratios,
-        )  # fmt: skip
-    console.print(table)
+        found.setdefault(f"{record['shape']}, window {record['window']}", []).append(record)
+    return found
 
 
 def plot_records(records: list[dict[str, Any]], path: Path) -> Path:
     """Peak and time per token against length, one panel pair per shape and window."""
     panels = []
-    for shape, window in dict.fromkeys((r["shape"], r["window"]) for r in records):
+    for title, chosen in _by_case(records).items():
         for field, label in (("device_mib", "device peak (MiB)"), ("ms_per_token", "ms per token")):
-            chosen = [r for r in records if (r["shape"], r["window"]) == (shape, window)]
             series = {
                 learner: (
                     [float(r["tokens"]) for r in chosen if r["learner"] == learner],
@@ -181,9 +191,7 @@ def plot_records(records: list[dict[str, Any]], path: Path) -> Path:
                 )
                 for learner in dict.fromkeys(r["learner"] for r in chosen)
             }
-            panels.append(
-                Panel(title=f"{shape}, window {window}", x_label="thought tokens", y_label=label, series=series)
-            )
+            panels.append(Panel(title=title, x_label="thought tokens", y_label=label, series=series))
     return plot_curves(path, panels)
 
 

@@ -12,7 +12,6 @@ from thoughtcache.cache.eviction import POLICIES
 from thoughtcache.cache.schedule import evict_count
 
 PEFT_TYPE_NAME = "THOUGHT"
-InitialState = Literal["global", "zero", "identity"]
 GradientMode = Literal["exact", "detached"] | int
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -8,7 +8,7 @@ Every record is frozen and keyword-only. Not covered: file formats (`report/`), 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from jaxtyping import Bool, Float, Int
@@ -102,18 +102,3 @@ class TokenLogProbs:
     logprobs: Float[Tensor, "B T"]
     mask: Bool[Tensor, "B T"]
     entropies: Float[Tensor, "B T"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepReport:
-    """What one training step did, in numbers that go to the log.
-
-    Attributes:
-        step: optimiser step, from 1.
-        metrics: scalar metrics by name.
-        phase_seconds: wall-clock seconds by phase (rollout, absorb, replay, rewards, optimiser, ...).
-    """
-
-    step: int
-    metrics: dict[str, float] = field(default_factory=dict)
-    phase_seconds: dict[str, float] = field(default_factory=dict)

@@ -76,6 +76,32 @@ def _adapter_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-absorb", dest="absorb", action="store_false", help="evicted tokens never change the state")
 
 
+def _base_options(group: argparse._ArgumentGroup, dtypes: str) -> None:
+    group.add_argument("--dtype", help=f"of the base model: {dtypes}")
+    group.add_argument("--load-in-4bit", action="store_true", help="quantise the base with bitsandbytes")
+
+
+def _learner_options(parser: argparse.ArgumentParser, *, reuse_field: str) -> None:
+    group = parser.add_argument_group("rollout and learner")
+    group.add_argument("--max-new-tokens", type=int, help="length of the thoughts (3072)")
+    group.add_argument("--beta", type=float, help="weight of the KL to the reference (0)")
+    group.add_argument("--gradient", type=gradient, help="exact (default), detached, or segments per exact block")
+    group.add_argument(
+        "--no-recompute", dest="recompute", action="store_false", help="keep all activations: faster, where they fit"
+    )
+    group.add_argument(
+        "--checkpoint-layers", action="store_true", help="keep inputs of layers only: less memory, one more forward"
+    )
+    group.add_argument("--chunk-tokens", type=int, help="tokens of a row whose activations live at once (256)")
+    group.add_argument("--kv-log", help="where keys and values wait for backward: device (default) or host")
+    group.add_argument(
+        "--reuse-rollout",
+        dest=reuse_field,
+        action="store_true",
+        help="GRPO's learner starts from the sampler's records",
+    )
+
+
 def _train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = _command(
         commands, "train", "distil and train with GRPO; without options, the embedded job", _TRAIN_EXAMPLES
@@ -88,12 +114,11 @@ def _train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     group.add_argument("--answer-column", help="column with the reference answer (found by name)")
     group.add_argument("--instruction", help="text after each question")
     group.add_argument("--limit", type=int, help="use the first rows only")
-    group.add_argument("--dtype", help="float32 (default), bfloat16 or float16")
-    group.add_argument("--load-in-4bit", action="store_true", help="quantise the base with bitsandbytes")
+    _base_options(group, "float32 (default), bfloat16 or float16")
     group.add_argument("--task", help="embedded task: chains (default) or multiplication")
     _adapter_options(parser)
+    _learner_options(parser, reuse_field="reuse_rollout")
     group = parser.add_argument_group("training")
-    group.add_argument("--max-new-tokens", type=int, help="length of the thoughts (3072)")
     group.add_argument("--distill-steps", type=int, help="steps of cache distillation, 0 to skip (100)")
     group.add_argument("--distill-batch-size", type=int, help="sequences per distillation step (8)")
     group.add_argument("--distill-learning-rate", type=float, help="peak learning rate of distillation (1e-3)")
@@ -101,19 +126,6 @@ def _train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     group.add_argument("--group-size", type=int, help="completions per question (8)")
     group.add_argument("--grpo-batch-size", type=int, help="completions per step and process (8)")
     group.add_argument("--grpo-learning-rate", type=float, help="learning rate of GRPO (1e-5)")
-    group.add_argument("--beta", type=float, help="weight of the KL to the reference (0)")
-    group.add_argument("--gradient", type=gradient, help="exact (default), detached, or segments per exact block")
-    group.add_argument(
-        "--no-recompute", dest="recompute", action="store_false", help="keep all activations: faster, where they fit"
-    )
-    group.add_argument(
-        "--checkpoint-layers", action="store_true", help="keep inputs of layers only: less memory, one more forward"
-    )
-    group.add_argument("--chunk-tokens", type=int, help="tokens of a row whose activations live at once (256)")
-    group.add_argument("--kv-log", help="where keys and values wait for backward: device (default) or host")
-    group.add_argument(
-        "--reuse-rollout", action="store_true", help="GRPO's learner starts from the sampler's own keys and values"
-    )
     group = parser.add_argument_group("run")
     group.add_argument("--profile-memory", action="store_true", help="leave a timeline of the memory in use by GRPO")
     group.add_argument("--output-dir", help="run folder (runs/train)")
@@ -144,23 +156,15 @@ def _plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     group.add_argument("--gpu", help="memory of the device (80GB)")
     group.add_argument("--reserve", help="CUDA context, fragmentation and what else is no tensor (1GB on cuda)")
     group.add_argument("--device-type", help="cuda (default) or cpu")
-    group.add_argument("--dtype", help="bfloat16 (default), float16 or float32")
-    group.add_argument("--load-in-4bit", action="store_true", help="base quantised with bitsandbytes")
+    _base_options(group, "bfloat16 (default), float16 or float32")
     _adapter_options(parser)
+    _learner_options(parser, reuse_field="reuse")
     group = parser.add_argument_group("run")
     group.add_argument("--prompt-tokens", type=int, help="longest prompt (512)")
-    group.add_argument("--max-new-tokens", type=int, help="length of the thoughts (3072)")
     group.add_argument("--batch", type=int, help="completions in one micro-batch of the learner (8)")
     group.add_argument("--group", type=int, help="completions per prompt (8)")
     group.add_argument("--rollout-batch", type=int, help="completions decoded at once (larger one of batch and group)")
-    group.add_argument("--beta", type=float, help="weight of the KL to the reference (0)")
     group.add_argument("--unequal-prompts", action="store_true", help="prompts of a batch differ in length: masks")
-    group.add_argument("--gradient", type=gradient, help="exact (default), detached, or segments per exact block")
-    group.add_argument("--no-recompute", dest="recompute", action="store_false", help="keep all activations")
-    group.add_argument("--checkpoint-layers", action="store_true", help="keep inputs of layers only: one more forward")
-    group.add_argument("--chunk-tokens", type=int, help="tokens of a row whose activations live at once (256)")
-    group.add_argument("--kv-log", help="where keys and values wait for backward: device (default) or host")
-    group.add_argument("--reuse-rollout", dest="reuse", action="store_true", help="learner starts from sampled records")
     group.add_argument("--logits", help="of full-cache LoRA: chunked (default, TRL 1.16) or materialised (earlier)")
     group = parser.add_argument_group("output")
     group.add_argument("--sweep", action="store_true", help="3K, 8K, 32K and 64K tokens, with a picture")

@@ -72,3 +72,9 @@ def test_the_named_setting_makes_it_fit() -> None:
 
 def test_force_overrides() -> None:
     assert refuse(replace(RUN, force=True), 1) == ""
+
+
+def test_a_group_never_splits() -> None:
+    run = replace(RUN, distill_steps=0, grpo_batch_size=64, chunk_tokens=64)
+    with pytest.raises(DoesNotFitError, match=r"lower --grpo-batch-size to (16|32|48), or"):
+        refuse(run, 8 * GIB)

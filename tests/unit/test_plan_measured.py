@@ -6,11 +6,12 @@ import subprocess
 from dataclasses import replace
 
 import pytest
-from tests.unit.test_plan_trace import closed
 
 from support.plans import cpu_setting
-from thoughtcache.planning.measure import measure
+from thoughtcache.planning.measure import Measured, measure
 from thoughtcache.planning.memory import MIB, can_measure_resident_bytes
+from thoughtcache.planning.parts import highest, total
+from thoughtcache.planning.plan import learner_bytes
 from thoughtcache.planning.rollout_memory import rollout_parts
 from thoughtcache.planning.setting import side_by_side
 from thoughtcache.planning.trace import with_layers
@@ -24,24 +25,21 @@ LONG = {
 }
 
 
+def compare(closed: int, found: Measured, *, live_tolerance: float = TOLERANCE) -> None:
+    print(f"closed {closed / MIB:.1f}, live {found.live_bytes / MIB:.1f}, set {found.peak_bytes / MIB:.1f} MiB")
+    assert closed == pytest.approx(found.live_bytes, rel=live_tolerance)
+    assert closed == pytest.approx(found.peak_bytes, rel=TOLERANCE)
+
+
 def test_the_learner():
     setting = with_layers(cpu_setting("smollm2", prompt_tokens=64, max_new_tokens=90, batch=8, group=8), 2)
-    found = measure(setting)
-    print(
-        f"closed {closed(setting) / MIB:.1f}, live {found.live_bytes / MIB:.1f}, set {found.peak_bytes / MIB:.1f} MiB"
-    )
-    assert closed(setting) == pytest.approx(found.live_bytes, rel=0.05)
-    assert closed(setting) == pytest.approx(found.peak_bytes, rel=TOLERANCE)
+    compare(learner_bytes(setting), measure(setting), live_tolerance=0.05)
 
 
 def test_sampling():
     setting = with_layers(cpu_setting("smollm2", max_new_tokens=8, batch=96, group=96), 2)
     setting = replace(setting, thought=replace(setting.thought, window=4))
-    found = measure(setting, "rollout")
-    expected = max(sum(parts.values()) for parts in rollout_parts(setting).values())
-    print(f"closed {expected / MIB:.1f}, live {found.live_bytes / MIB:.1f}, set {found.peak_bytes / MIB:.1f} MiB")
-    assert expected == pytest.approx(found.live_bytes, rel=TOLERANCE)
-    assert expected == pytest.approx(found.peak_bytes, rel=TOLERANCE)
+    compare(total(highest(rollout_parts(setting).values())), measure(setting, "rollout"))
 
 
 MIXED = {
@@ -59,12 +57,7 @@ MIXED = {
 @pytest.mark.parametrize("name", MIXED)
 def test_five_configurations(name):
     setting = MIXED[name]
-    found = measure(setting)
-    print(
-        f"closed {closed(setting) / MIB:.1f}, live {found.live_bytes / MIB:.1f}, set {found.peak_bytes / MIB:.1f} MiB"
-    )
-    assert closed(setting) == pytest.approx(found.live_bytes, rel=0.05)
-    assert closed(setting) == pytest.approx(found.peak_bytes, rel=TOLERANCE)
+    compare(learner_bytes(setting), measure(setting), live_tolerance=0.05)
 
 
 def test_a_child_that_fails_says_why(monkeypatch):

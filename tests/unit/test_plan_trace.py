@@ -7,11 +7,10 @@ from dataclasses import replace
 import pytest
 
 from support.plans import cpu_setting
-from thoughtcache.planning.checkpointed_memory import checkpointed_parts
 from thoughtcache.planning.model_configs import load_config
 from thoughtcache.planning.model_size import adapter_size, model_size
-from thoughtcache.planning.replay_memory import backward_parts, forward_parts
-from thoughtcache.planning.setting import PlanSetting, side_by_side
+from thoughtcache.planning.plan import learner_bytes
+from thoughtcache.planning.setting import side_by_side
 from thoughtcache.planning.step_flops import learner_flops_per_row
 from thoughtcache.planning.trace import trace_as_it_is, trace_learner, with_layers
 
@@ -41,22 +40,14 @@ CASES = {
 }
 
 
-def closed(setting: PlanSetting) -> int:
-    if setting.learner == "checkpointed":
-        return sum(checkpointed_parts(setting).values())
-    return max(
-        sum(backward_parts(setting).values()),
-        sum(forward_parts(setting, keeps_log=True).values()) if setting.recompute and not setting.reuse else 0,
-    )
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_the_replay(name):
     setting = with_layers(CASES[name], LAYERS)
     traced = trace_as_it_is(setting)
     flops = setting.batch * learner_flops_per_row(setting)
-    print(f"{name}: memory {closed(setting) / traced.peak_bytes - 1:+.3f}, arithmetic {flops / traced.flops - 1:+.3f}")
-    assert closed(setting) == pytest.approx(traced.peak_bytes, rel=TOLERANCE)
+    closed = learner_bytes(setting)
+    print(f"{name}: memory {closed / traced.peak_bytes - 1:+.3f}, arithmetic {flops / traced.flops - 1:+.3f}")
+    assert closed == pytest.approx(traced.peak_bytes, rel=TOLERANCE)
     assert flops == pytest.approx(traced.flops, rel=TOLERANCE)
 
 
@@ -65,7 +56,7 @@ def test_the_replay(name):
 def test_the_checkpointed_learner(shape, dtype):
     setting = side_by_side(cpu_setting(shape, dtype=dtype, max_new_tokens=400))["LoRA, full cache"]
     traced = trace_as_it_is(with_layers(setting, LAYERS))
-    assert closed(with_layers(setting, LAYERS)) == pytest.approx(traced.peak_bytes, rel=TOLERANCE)
+    assert learner_bytes(with_layers(setting, LAYERS)) == pytest.approx(traced.peak_bytes, rel=TOLERANCE)
 
 
 def test_a_real_configuration_at_its_full_depth():
@@ -74,7 +65,7 @@ def test_a_real_configuration_at_its_full_depth():
     setting = replace(setting, thought=replace(setting.thought, window=1024, evict_fraction=0.5))
     traced = trace_learner(setting, depths=(2, 4))
     assert traced.parameters == model_size(model).parameters + adapter_size(model, setting.thought).parameters
-    assert closed(setting) == pytest.approx(traced.peak_bytes, rel=TOLERANCE)
+    assert learner_bytes(setting) == pytest.approx(traced.peak_bytes, rel=TOLERANCE)
     assert setting.batch * learner_flops_per_row(setting) == pytest.approx(traced.flops, rel=TOLERANCE)
 
 
@@ -82,4 +73,4 @@ def test_an_error_in_the_closed_form_would_be_seen():
     setting = with_layers(CASES["half precision"], LAYERS)
     traced = trace_as_it_is(setting).peak_bytes
     for wrong in ({"dtype": "float32"}, {"batch": 5}, {"prompt_tokens": 48}):
-        assert closed(replace(setting, **wrong)) != pytest.approx(traced, rel=TOLERANCE)
+        assert learner_bytes(replace(setting, **wrong)) != pytest.approx(traced, rel=TOLERANCE)

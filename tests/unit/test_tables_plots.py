@@ -8,10 +8,11 @@ import sys
 import pytest
 from matplotlib import image
 from rich.console import Console
+from rich.table import Table
 
 from thoughtcache.evaluation.accuracy import Accuracy
 from thoughtcache.report.plots import DOTS_PER_INCH, Panel, plot_curves
-from thoughtcache.report.tables import ResultRow, format_accuracy, format_flops, markdown_table, print_table
+from thoughtcache.report.tables import ResultRow, format_accuracy, format_flops, markdown_table, print_table, print_wide
 
 ACCURACY = Accuracy(
     correct=927, total=1000, low=0.9096, high=0.9414, mean_tokens=50.0, evictions_mean=9.0, elapsed_seconds=3.0
@@ -81,6 +82,20 @@ def test_a_terminal_keeps_its_width_and_every_digit():
     # Wrapped, not cut: the last column still holds every character.
     last = [line.rstrip("┃│").replace("┃", "│").rpartition("│")[2].strip() for line in stream.getvalue().splitlines()]
     assert "".join(cell for cell in last if "━" not in cell and "─" not in cell) == "parameters012,345"
+
+
+@pytest.mark.parametrize("width", [40, 80])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_no_table_is_cut(width, terminal):
+    table = Table()
+    for index in range(8):
+        table.add_column(f"column {index}")
+    table.add_row(*[f"{index}:0123456789" for index in range(8)])
+    stream = io.StringIO()
+    print_wide(table, Console(file=stream, force_terminal=terminal, color_system=None, width=width))
+    text = stream.getvalue()
+    assert "…" not in text
+    assert sum(character.isdigit() for character in text) == 8 * (1 + 11)
 
 
 def panels() -> list[Panel]:

@@ -10,11 +10,10 @@ Evictions happen between forwards, never inside `update`. Not covered: static sh
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Num
+from jaxtyping import Int, Num
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -22,15 +21,6 @@ from thoughtcache.cache.eviction import EvictionPolicy
 
 States = list[Tensor] | None
 AbsorbFn = Callable[[list[Tensor], list[Tensor], list[Tensor]], list[Tensor]]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvictedBlock:
-    """What one eviction removed: keys and values per layer, and the slots (None: the oldest)."""
-
-    keys: list[Float[Tensor, "B H E D"]]
-    values: list[Float[Tensor, "B H E D"]]
-    slots: list[Int[Tensor, "B H E"]] | None
 
 
 def split_slots(
@@ -236,13 +226,13 @@ class BoundedCache(StatefulCache):
                 f"{num_new_tokens} thought tokens arrived at once at a window of {self.window}; "
                 "feed them one at a time (no prefill chunks, no assistant model)"
             )
-        block = self.evict(self.num_evicted)
+        keys, values = self._evict(self.num_evicted)
         if self.absorb is not None and self.states is not None:
-            self.states = self.absorb(self.states, block.keys, block.values)
+            self.states = self.absorb(self.states, keys, values)
 
-    def evict(self, num_evicted: int) -> EvictedBlock:
-        """Remove `num_evicted` thoughts from every layer and return them."""
-        keys, values, chosen = [], [], []
+    def _evict(self, num_evicted: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Remove `num_evicted` thoughts from every layer; returns the keys and the values that left."""
+        keys, values = [], []
         for index, layer in enumerate(self.layers):
             resident = slice(self.prompt_length, layer.length)
             keys_now, values_now = layer.keys[:, :, resident], layer.values[:, :, resident]
@@ -251,10 +241,8 @@ class BoundedCache(StatefulCache):
             evicted_keys, evicted_values = layer.evict(self.prompt_length, slots, num_evicted)
             keys.append(evicted_keys)
             values.append(evicted_values)
-            if slots is not None:
-                chosen.append(slots)
         self.num_evictions += 1
-        return EvictedBlock(keys=keys, values=values, slots=chosen or None)
+        return keys, values
 
     def compact_mask(self, mask: Tensor, num_new_tokens: int) -> Tensor:
         """Drop the columns of evicted tokens from a 2D mask over all tokens seen; keep physical ones."""

@@ -68,11 +68,11 @@ class _Window:
 
     def __init__(self, cache: SlotCache, slots: list[int], size: int) -> None:
         starts = [cache.prompts[slot] for slot in slots]
-        self.rows = cache._index(slots)
+        self.rows = cache.index(slots)
         self.every = len(slots) == cache.num_slots
         self.first = starts[0] if min(starts) == max(starts) else None
         self.size = size
-        self.columns = cache._index(starts).unsqueeze(1) + torch.arange(size, device=cache.device)
+        self.columns = cache.index(starts).unsqueeze(1) + torch.arange(size, device=cache.device)
 
     def read(self, buffer: Float[Tensor, "S H C D"]) -> Float[Tensor, "n H W D"]:
         """The block; a view where it can be one."""
@@ -168,11 +168,11 @@ class SlotCache(StatefulCache):
             past: keys and values per layer, [n, H, width, D], prompts on the right.
             lengths: prompt tokens of each row.
         """
-        rows = self._index(slots)
+        rows = self.index(slots)
         width = past[0][0].shape[2]
         longest = max(lengths)
         aligned = min(lengths) == width
-        columns = torch.arange(longest, device=self.device) + (width - self._index(lengths)).unsqueeze(1)
+        columns = torch.arange(longest, device=self.device) + (width - self.index(lengths)).unsqueeze(1)
         for layer, pair in zip(self.layers, past, strict=True):
             if layer.keys is None:
                 _, heads, _, size = pair[0].shape
@@ -199,7 +199,7 @@ class SlotCache(StatefulCache):
 
     def keep(self, slots: Sequence[int]) -> None:
         """Drop all other slots, so that a step costs what is left."""
-        rows = self._index(slots)
+        rows = self.index(slots)
         for layer in self.layers:
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]
         if self.states is not None:
@@ -219,7 +219,7 @@ class SlotCache(StatefulCache):
         self.uniform = min(self.lengths) + 1 == self.visible
         if self.uniform:
             return None
-        self.columns = self._index(self.lengths)
+        self.columns = self.index(self.lengths)
         hidden = torch.arange(self.visible, device=self.device) > self.columns.unsqueeze(1)
         dtype = self.layers[0].keys.dtype
         mask = torch.zeros(hidden.shape, dtype=dtype, device=self.device)
@@ -272,7 +272,7 @@ class SlotCache(StatefulCache):
             state[rows] = new
         return torch.stack(updated, dim=1)
 
-    def _index(self, values: Sequence[int]) -> Int[Tensor, " n"]:
+    def index(self, values: Sequence[int]) -> Int[Tensor, " n"]:
         """Host integers on the device; on CUDA the copy does not block."""
         index = torch.tensor(values, dtype=torch.long)
         if self.device.type == "cuda":

@@ -12,7 +12,7 @@ rows and without it a [B, P + T, P + T] mask comes on top), and one of two heads
 
 from __future__ import annotations
 
-from thoughtcache.planning.chunk_shapes import ChunkShape
+from thoughtcache.planning.chunk_shapes import learner_chunks
 from thoughtcache.planning.layer_memory import (
     FP32,
     LayerNumbers,
@@ -24,7 +24,7 @@ from thoughtcache.planning.layer_memory import (
     last_layer_bytes,
     layer_numbers,
 )
-from thoughtcache.planning.replay_memory import Parts
+from thoughtcache.planning.parts import Parts, highest
 from thoughtcache.planning.setting import PlanSetting
 
 TILE_TOKENS, TILE_ENTRIES = 4096, 32768
@@ -35,13 +35,7 @@ TORCH_TILE_BYTES = 29
 def checkpointed_parts(setting: PlanSetting) -> Parts:
     """The highest point of one micro-batch: at the head, or in the layer that runs again first."""
     numbers, rows = layer_numbers(setting), setting.batch
-    chunk = ChunkShape(
-        segment=0,
-        columns=setting.prompt_tokens + setting.max_new_tokens,
-        entry=0,
-        evicted=0,
-        scored=setting.max_new_tokens,
-    )
+    (chunk,) = learner_chunks(setting)
     tokens, size = rows * chunk.columns, numbers.size
     residual = tokens * size.hidden * numbers.base
     checkpoints = size.layers * residual
@@ -57,7 +51,7 @@ def checkpointed_parts(setting: PlanSetting) -> Parts:
         "activations": residual + final_norm_bytes(numbers, tokens),
         "logits": head_bytes(numbers, setting),
     }
-    return max(layer, head, key=lambda parts: sum(parts.values()))
+    return highest([layer, head])
 
 
 def head_bytes(numbers: LayerNumbers, setting: PlanSetting) -> int:
@@ -81,6 +75,4 @@ def reference_parts(setting: PlanSetting) -> Parts:
     layers = forward_transient_bytes(numbers, tokens)
     head = final_norm_bytes(numbers, tokens)
     logits = head_bytes(numbers, setting)
-    if head + logits > layers:
-        return {"activations": head, "logits": logits}
-    return {"activations": layers, "logits": 0}
+    return highest([{"activations": layers, "logits": 0}, {"activations": head, "logits": logits}])

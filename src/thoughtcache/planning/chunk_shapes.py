@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from thoughtcache.cache.schedule import segments
+from thoughtcache.planning.setting import PlanSetting
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +33,16 @@ class ChunkShape:
     def leaving(self) -> int:
         """Resident tokens that it hands on, its own included."""
         return self.entry - self.evicted + self.columns
+
+
+def learner_chunks(setting: PlanSetting) -> list[ChunkShape]:
+    """What the learner runs: the chunks of the replay, or whole rows with the full cache."""
+    if setting.learner == "checkpointed":
+        columns = setting.prompt_tokens + setting.max_new_tokens
+        return [ChunkShape(segment=0, columns=columns, entry=0, evicted=0, scored=setting.max_new_tokens)]
+    return chunk_shapes(
+        setting.prompt_tokens, setting.max_new_tokens, setting.window, setting.num_evicted, setting.chunk_tokens
+    )
 
 
 def chunk_shapes(

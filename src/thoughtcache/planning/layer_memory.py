@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.planning.chunk_shapes import ChunkShape
 from thoughtcache.planning.flops import linear_shapes, targeted_linears
-from thoughtcache.planning.model_size import GATED_RULES, ModelSize, model_size
+from thoughtcache.planning.model_size import GATED_RULES, ModelSize, adapter_size, model_size
 from thoughtcache.planning.setting import PlanSetting
 from thoughtcache.policy.scores import CHUNK_ELEMENTS
 
@@ -83,6 +83,11 @@ def layer_numbers(setting: PlanSetting) -> LayerNumbers:
         repeats_kv=setting.unequal_prompts and not on_cpu and size.heads * size.head_size != size.kv,
         unequal_prompts=setting.unequal_prompts,
     )
+
+
+def adapter_bytes(setting: PlanSetting) -> int:
+    """The adapter, or its gradient."""
+    return adapter_size(setting.model, setting.thought).parameters * ADAPTER_BYTES
 
 
 def kv_bytes(numbers: LayerNumbers, rows: int, tokens: int) -> int:

@@ -36,7 +36,6 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.device_type = device_type
         self.live_bytes = 0
         self.peak_bytes = 0
-        self.operator = ""
         self._sizes: dict[int, int] = {}
 
     def reset_peak(self) -> None:
@@ -49,7 +48,6 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Run the operation and count its new storages."""
         before = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         result = func(*args, **(kwargs or {}))
-        self.operator = str(func)
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and id(tensor.untyped_storage()) not in before:
                 self._count(tensor)

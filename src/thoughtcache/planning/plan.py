@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 from thoughtcache.planning.checkpointed_memory import checkpointed_parts, reference_parts
 from thoughtcache.planning.flops import linear_shapes
-from thoughtcache.planning.layer_memory import ADAPTER_BYTES, kv_bytes, layer_numbers
-from thoughtcache.planning.model_size import adapter_size, model_size
-from thoughtcache.planning.replay_memory import Parts, anchor_bytes, backward_parts, forward_parts
+from thoughtcache.planning.layer_memory import adapter_bytes, kv_bytes, layer_numbers
+from thoughtcache.planning.model_size import model_size
+from thoughtcache.planning.parts import Parts, add, highest, total
+from thoughtcache.planning.replay_memory import anchor_bytes, backward_parts, forward_parts
 from thoughtcache.planning.rollout_memory import recorded_kv_bytes, rollout_parts
 from thoughtcache.planning.setting import PlanSetting
 
@@ -25,7 +26,6 @@ CUDA_RESERVE_BYTES = GIB
 """CUDA context, cuBLAS workspaces and fragmentation: an assumption, not a calculation."""
 FOUR_BIT_BYTES = 0.5 + 4 / 64
 """bitsandbytes: half a byte and one fp32 scale per block of 64."""
-RESIDENT = ("weights", "adapter", "reference adapter", "optimizer", "reserve")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +43,7 @@ class Phase:
     @property
     def total_bytes(self) -> int:
         """All parts."""
-        return sum(self.parts.values())
+        return total(self.parts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,29 +93,39 @@ def make_plan(setting: PlanSetting, *, reserve_bytes: int | None = None) -> Plan
     }
 
     def phase(name: str, *parts: Parts, runs_model: bool = True) -> Phase:
-        return Phase(name=name, parts=_add(resident, *parts, {"activations": scratch if runs_model else 0}))
+        return Phase(name=name, parts=add(resident, *parts, {"activations": scratch if runs_model else 0}))
 
     phases = [phase(f"rollout: {name}", parts) for name, parts in _rollout(setting).items()]
-    held = {"gradients": accumulated}
-    if setting.learner == "checkpointed":
-        if setting.beta:
-            phases.append(phase("reference", held, reference_parts(setting)))
-        phases.append(phase("learner", {"gradients": gradients}, checkpointed_parts(setting)))
-    else:
-        if setting.beta:
-            phases.append(phase("reference", records, held, forward_parts(setting, keeps_log=False)))
-        if setting.recompute and not setting.reuse:
-            phases.append(phase("learner: forward", records, held, forward_parts(setting, keeps_log=True)))
-        phases.append(phase("learner: backward", records, held, backward_parts(setting)))
+    replays = setting.learner == "replay"
+    if setting.beta:
+        reference = forward_parts(setting, keeps_log=False) if replays else reference_parts(setting)
+        phases.append(phase("reference", records, {"gradients": accumulated}, reference))
+    held = {"gradients": accumulated if replays else gradients}  # the replay counts its own
+    phases += [phase(name, records, held, parts) for name, parts in learner_phases(setting).items()]
     phases.append(phase("optimizer step", records, {"gradients": gradients}, runs_model=False))
     return Plan(phases=tuple(phases), host_bytes=_host_bytes(setting))
+
+
+def learner_phases(setting: PlanSetting) -> dict[str, Parts]:
+    """What the learner alone has alive at the highest point of every phase of one micro-batch."""
+    if setting.learner == "checkpointed":
+        return {"learner": checkpointed_parts(setting)}
+    backward = {"learner: backward": backward_parts(setting)}
+    if setting.reuse or not setting.recompute:
+        return backward
+    return {"learner: forward": forward_parts(setting, keeps_log=True), **backward}
+
+
+def learner_bytes(setting: PlanSetting) -> int:
+    """The highest point of the learner alone, over weights, adapter and optimiser."""
+    return total(highest(learner_phases(setting).values()))
 
 
 def resident_parts(setting: PlanSetting) -> Parts:
     """What is there in every phase: weights, adapter, its frozen copy with a KL term, both moments of Adam."""
     size = model_size(setting.model)
     linear = FOUR_BIT_BYTES if setting.load_in_4bit else float(setting.base_bytes)
-    adapter = adapter_size(setting.model, setting.thought).parameters * ADAPTER_BYTES
+    adapter = adapter_bytes(setting)
     return {
         "weights": int(size.linear_parameters * linear) + size.other_parameters * setting.base_bytes,
         "adapter": adapter,
@@ -137,19 +147,12 @@ def _rollout(setting: PlanSetting) -> dict[str, Parts]:
         # transformers' own cache grows by concatenation: one layer exists twice for a moment.
         rows, tokens = setting.decoded_at_once, setting.prompt_tokens + setting.max_new_tokens
         twice = kv_bytes(layer_numbers(setting), rows, tokens) // setting.model.num_hidden_layers
-        parts = {name: _add(phase, {"rollout K/V": twice}) for name, phase in parts.items()}
+        parts = {name: add(phase, {"rollout K/V": twice}) for name, phase in parts.items()}
     return parts
 
 
 def _host_bytes(setting: PlanSetting) -> int:
-    if setting.learner != "replay" or setting.kv_log != "host" or setting.device_type == "cpu":
+    if setting.learner != "replay" or setting.logs_on_device:
         return 0
     rows = setting.batch + (setting.completions if setting.reuse else 0)
     return kv_bytes(layer_numbers(setting), rows, setting.prompt_tokens + setting.max_new_tokens)
-
-
-def _add(*parts: Parts) -> Parts:
-    """Sum by part, without empty ones."""
-    names = dict.fromkeys(name for part in parts for name in part)
-    totals = {name: sum(part.get(name, 0) for part in parts) for name in names}
-    return {name: total for name, total in totals.items() if total}

@@ -6,17 +6,16 @@ gradients that travel from chunk to chunk.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
 
 from thoughtcache.cache.schedule import num_evictions
-from thoughtcache.planning.chunk_shapes import ChunkShape, chunk_shapes
+from thoughtcache.planning.chunk_shapes import ChunkShape, learner_chunks
 from thoughtcache.planning.layer_memory import (
-    ADAPTER_BYTES,
     FP32,
     LayerNumbers,
     absorption_saved_bytes,
+    adapter_bytes,
     final_norm_bytes,
     forward_transient_bytes,
     graph_backward_bytes,
@@ -29,10 +28,8 @@ from thoughtcache.planning.layer_memory import (
     saved_bytes,
     score_rows,
 )
-from thoughtcache.planning.model_size import adapter_size
+from thoughtcache.planning.parts import Parts, highest
 from thoughtcache.planning.setting import PlanSetting
-
-Parts = dict[str, int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +55,7 @@ def forward_parts(setting: PlanSetting, *, keeps_log: bool) -> Parts:
     learner = _learner(setting)
     log = learner.log if keeps_log and not isinstance(setting.gradient, int) else 0
     states = learner.anchors if keeps_log else 0
-    return _highest(_forward_chunk(learner, chunk, log, states) for chunk in _distinct(learner.chunks))
+    return highest(_forward_chunk(learner, chunk, log, states) for chunk in _distinct(learner.chunks))
 
 
 def backward_parts(setting: PlanSetting) -> Parts:
@@ -68,27 +65,24 @@ def backward_parts(setting: PlanSetting) -> Parts:
         return _graph(learner, learner.chunks, gradients=0, scores_known=False)
     if isinstance(setting.gradient, int):
         blocks = groupby(learner.chunks, key=lambda chunk: chunk.segment // int(setting.gradient))
-        return _highest(_graph(learner, list(block), gradients=2, scores_known=True) for _, block in blocks)
+        return highest(_graph(learner, list(block), gradients=2, scores_known=True) for _, block in blocks)
     last = learner.chunks[-1]
     shapes = {(_key(chunk), chunk is last): chunk for chunk in learner.chunks}
-    return _highest(_backward_chunk(learner, chunk, is_last=is_last) for (_, is_last), chunk in shapes.items())
+    return highest(_backward_chunk(learner, chunk, is_last=is_last) for (_, is_last), chunk in shapes.items())
 
 
 def _learner(setting: PlanSetting) -> _Learner:
     numbers = layer_numbers(setting)
-    chunks = chunk_shapes(
-        setting.prompt_tokens, setting.max_new_tokens, setting.window, setting.num_evicted, setting.chunk_tokens
-    )
-    on_device = setting.kv_log == "device" or setting.device_type == "cpu"
+    chunks = learner_chunks(setting)
     columns = setting.prompt_tokens + setting.max_new_tokens - 1
     return _Learner(
         numbers=numbers,
         chunks=chunks,
         rows=setting.batch,
         checkpoint_layers=setting.checkpoint_layers,
-        adapter_bytes=adapter_size(setting.model, setting.thought).parameters * ADAPTER_BYTES,
+        adapter_bytes=adapter_bytes(setting),
         anchors=_entry_state_bytes(setting, len(chunks)),
-        log=kv_bytes(numbers, setting.batch, columns) if on_device else 0,
+        log=kv_bytes(numbers, setting.batch, columns) if setting.logs_on_device else 0,
     )
 
 
@@ -158,7 +152,7 @@ def _backward_chunk(learner: _Learner, chunk: ChunkShape, *, is_last: bool) -> P
         "resident K/V": kv_bytes(numbers, rows, resident + held + chunk.entry),
         "activations": backward,
     }
-    return _highest([layers, head, back, end])
+    return highest([layers, head, back, end])
 
 
 def _kept_and_running(learner: _Learner, chunk: ChunkShape) -> tuple[int, int, int]:
@@ -203,7 +197,7 @@ def _graph(learner: _Learner, chunks: list[ChunkShape], *, gradients: int, score
         + graph_backward_bytes(numbers, rows * last.columns),
         "logits": kept,
     }
-    return _highest([head, layers])
+    return highest([head, layers])
 
 
 def _kept_logits(numbers: LayerNumbers, rows: int, chunk: ChunkShape) -> int:
@@ -223,7 +217,3 @@ def _distinct(chunks: list[ChunkShape]) -> list[ChunkShape]:
 
 def _key(chunk: ChunkShape | None) -> tuple[int, ...]:
     return () if chunk is None else (chunk.columns, chunk.entry, chunk.evicted, chunk.scored)
-
-
-def _highest(candidates: Iterable[Parts]) -> Parts:
-    return max(candidates, key=lambda parts: sum(parts.values()))

@@ -13,7 +13,8 @@ from thoughtcache.planning.layer_memory import (
     kv_bytes,
     layer_numbers,
 )
-from thoughtcache.planning.replay_memory import Parts, anchor_bytes
+from thoughtcache.planning.parts import Parts
+from thoughtcache.planning.replay_memory import anchor_bytes
 from thoughtcache.planning.setting import PlanSetting
 from thoughtcache.policy.prefill import CHUNK_COLUMNS
 
@@ -75,6 +76,5 @@ def recorded_kv_bytes(setting: PlanSetting, rows: int) -> int:
     """Keys and values of all tokens that sampling records for the learner, on the device."""
     if not setting.reuse or setting.learner != "replay":
         return 0
-    on_device = setting.kv_log == "device" or setting.device_type == "cpu"
     tokens = setting.prompt_tokens + setting.max_new_tokens - 1
-    return kv_bytes(layer_numbers(setting), rows, tokens) if on_device else 0
+    return kv_bytes(layer_numbers(setting), rows, tokens) if setting.logs_on_device else 0

@@ -122,6 +122,11 @@ class PlanSetting:
         return dtype.itemsize
 
     @property
+    def logs_on_device(self) -> bool:
+        """Whether keys and values that wait for the backward pass take memory of the device."""
+        return self.kv_log == "device" or self.device_type == "cpu"
+
+    @property
     def absorbs(self) -> bool:
         """Whether evicted tokens change the state."""
         return self.thought.absorb and self.window is not None

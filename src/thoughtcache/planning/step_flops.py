@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from thoughtcache.planning.chunk_shapes import ChunkShape, chunk_shapes
+from thoughtcache.planning.chunk_shapes import ChunkShape, learner_chunks
 from thoughtcache.planning.flops import absorption_flops, flops_per_token, rollout_flops_per_token
 from thoughtcache.planning.layer_memory import layer_numbers, score_rows
 from thoughtcache.planning.model_size import model_size
@@ -56,13 +56,7 @@ def learner_flops_per_row(setting: PlanSetting) -> float:
     """One row through the learner."""
     size = model_size(setting.model)
     replays = setting.learner == "replay"
-    chunks = (
-        chunk_shapes(
-            setting.prompt_tokens, setting.max_new_tokens, setting.window, setting.num_evicted, setting.chunk_tokens
-        )
-        if replays
-        else [_whole_row(setting)]
-    )
+    chunks = learner_chunks(setting)
     tokens = sum(chunk.columns for chunk in chunks)
     one = flops_per_token(
         setting.model,
@@ -101,11 +95,6 @@ def _head_passes(setting: PlanSetting, chunk: ChunkShape) -> int:
         return 2 if setting.logits == "materialised" else 3
     at_once = setting.batch * chunk.scored <= score_rows(layer_numbers(setting), setting.batch, chunk)
     return 2 if setting.reuse or (not setting.recompute and at_once) else 3
-
-
-def _whole_row(setting: PlanSetting) -> ChunkShape:
-    columns = setting.prompt_tokens + setting.max_new_tokens
-    return ChunkShape(segment=0, columns=columns, entry=0, evicted=0, scored=setting.max_new_tokens)
 
 
 def _forward(setting: PlanSetting, context: float) -> float:

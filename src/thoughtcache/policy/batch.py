@@ -34,14 +34,11 @@ class PromptBatch:
         offset = self.ids.shape[1] - self.lengths
         return (columns.unsqueeze(0) - offset.unsqueeze(1)).clamp_min(0)
 
-    def physical_mask(self, num_thoughts: int) -> Int[Tensor, "B n"] | None:
-        """2D mask over [prompt | resident and new thoughts]; None where no row is padded (no dense mask needed)."""
-        if not self.padded:
-            return None
-        return self.leading_columns_mask(self.mask.shape[1] + num_thoughts, self.mask.shape[0])
-
     def leading_columns_mask(self, columns: int, rows: int) -> Int[Tensor, "R n"] | None:
-        """The same for `columns` physical columns (which may end inside the prompt) of the first `rows` rows."""
+        """2D mask over `columns` physical columns, [prompt | resident and new thoughts], of the first `rows` rows.
+
+        The columns may end inside the prompt. None where no row is padded: no dense mask is needed.
+        """
         if not self.padded:
             return None
         prompt = self.mask[:rows, :columns]

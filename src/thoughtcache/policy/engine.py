@@ -169,7 +169,7 @@ class Engine:
         assert self.hidden is not None
         distribution = scaled_log_softmax(self.hidden, self.policy.head, self.settings.scoring_temperature)
         steps = [0 if sequence is None else sequence.num_tokens for sequence in self.slots]
-        at = self.cache._index(steps).unsqueeze(1)
+        at = self.cache.index(steps).unsqueeze(1)
         chosen = sample_tokens(
             distribution, self.uniform.gather(1, at).squeeze(1), greedy=self.settings.temperature == 0
         )
@@ -235,7 +235,7 @@ class Engine:
     def _shrink(self, active: list[int]) -> None:
         """Nobody waits any more: drop the free slots."""
         self.cache.keep(active)
-        rows = self.cache._index(active)
+        rows = self.cache.index(active)
         assert self.hidden is not None
         assert self.logprobs is not None
         self.hidden, self.logprobs = self.hidden[rows], self.logprobs[rows]
@@ -265,9 +265,9 @@ class Engine:
         positions = [0 if s is None else len(s.prompt) + s.num_tokens - 1 for s in self.slots]
         mask = self.cache.prepare_step()
         output = self.policy.backbone(
-            input_ids=self.tokens.gather(1, self.cache._index(last).unsqueeze(1)),
+            input_ids=self.tokens.gather(1, self.cache.index(last).unsqueeze(1)),
             attention_mask=mask,
-            position_ids=self.cache._index(positions).unsqueeze(1),
+            position_ids=self.cache.index(positions).unsqueeze(1),
             past_key_values=self.cache,
             use_cache=True,
         )

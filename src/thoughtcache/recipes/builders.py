@@ -16,6 +16,17 @@ from thoughtcache.report.memory import write_memory_profile
 from thoughtcache.report.trainer_progress import RichProgressCallback
 
 
+def learner_options(run: RunConfig) -> dict[str, Any]:
+    """What every learner of a run shares, under the names that distillation, GRPO and the planner have for it."""
+    return {
+        "gradient": run.gradient,
+        "recompute": run.recompute,
+        "checkpoint_layers": run.checkpoint_layers,
+        "chunk_tokens": run.chunk_tokens,
+        "kv_log": run.kv_log,
+    }
+
+
 def train_grpo(
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -36,12 +47,12 @@ def train_grpo(
         tokenizer: its tokenizer.
         rows: "prompt" and "answer" of every question.
         reward: reward function as TRL takes it.
-        run: `beta`, `gradient`, `save_every`, `seed` and `profile_memory` are used.
+        run: `save_every`, `seed` and `profile_memory` are used.
         folder: for checkpoints and the adapter.
         resume: continue from the last checkpoint in the folder.
         title: in front of the progress bar.
         console: where progress goes.
-        settings: further fields of `ThoughtGRPOConfig` (steps, batch, group, lengths, learning rate).
+        settings: further fields of `ThoughtGRPOConfig` (steps, batch, group, lengths, learning rate, learner).
     """
     from datasets import Dataset
 
@@ -50,9 +61,7 @@ def train_grpo(
     arguments = ThoughtGRPOConfig(
         output_dir=str(folder),
         max_grad_norm=1.0,
-        beta=run.beta,
         profile_memory=run.profile_memory,
-        gradient=str(run.gradient),
         logging_steps=1,
         save_strategy="steps" if run.save_every else "no",
         save_steps=run.save_every or 500,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from rich.console import Console
@@ -11,6 +12,7 @@ from transformers import PretrainedConfig
 from thoughtcache.config import RunConfig, ThoughtConfig
 from thoughtcache.planning.fit import DoesNotFitError, check_fit
 from thoughtcache.planning.setting import PlanSetting
+from thoughtcache.recipes.builders import learner_options
 from thoughtcache.report.plan import print_plans
 
 TRAIN_OPTIONS = {"batch": "--grpo-batch-size", "group": "--group-size"}
@@ -41,26 +43,25 @@ def refuse_what_does_not_fit(
     """
     if run.force:
         return
-    phases = []
-    if run.distill_steps:
-        phases.append((_setting(run, thought, model, prompts, run.distill_batch_size, 1), DISTILL_OPTIONS))
-    if run.grpo_steps:
-        phases.append((_setting(run, thought, model, prompts, run.grpo_batch_size, run.group_size), TRAIN_OPTIONS))
-    for setting, names in phases:
+    for setting, names in _phases(run, _shared(run, thought, model, prompts)):
         try:
-            check_fit(setting, available_bytes=available_bytes, option_names=names)
+            check_fit(setting, available_bytes=available_bytes, option_names=names, whole_groups=setting.group > 1)
         except DoesNotFitError as error:
             print_plans({"this run": error.plan}, error.available_bytes, "memory by phase", console)
             raise DoesNotFitError(f"{error}, or pass --force", error.plan, error.available_bytes) from error
 
 
-def _setting(
-    run: RunConfig,
-    thought: ThoughtConfig,
-    model: PretrainedConfig,
-    prompts: Sequence[Sequence[int]],
-    batch: int,
-    group: int,
+def _phases(run: RunConfig, shared: PlanSetting) -> Iterator[tuple[PlanSetting, Mapping[str, str]]]:
+    """What is planned for each phase, and the options of its batch."""
+    if run.distill_steps:
+        yield replace(shared, batch=run.distill_batch_size, group=1), DISTILL_OPTIONS
+    if run.grpo_steps:
+        grpo = replace(shared, batch=run.grpo_batch_size, group=run.group_size)
+        yield replace(grpo, beta=run.beta, reuse=run.reuse_rollout), TRAIN_OPTIONS
+
+
+def _shared(
+    run: RunConfig, thought: ThoughtConfig, model: PretrainedConfig, prompts: Sequence[Sequence[int]]
 ) -> PlanSetting:
     lengths = {len(prompt) for prompt in prompts}
     return PlanSetting(
@@ -68,17 +69,9 @@ def _setting(
         thought=thought,
         prompt_tokens=max(lengths),
         max_new_tokens=run.max_new_tokens,
-        batch=batch,
-        group=group,
         dtype=run.dtype,
         load_in_4bit=run.load_in_4bit,
-        recompute=run.recompute,
-        checkpoint_layers=run.checkpoint_layers,
-        chunk_tokens=run.chunk_tokens,
-        kv_log=run.kv_log,
-        gradient=run.gradient,
-        reuse=run.reuse_rollout,
-        beta=run.beta,
         unequal_prompts=len(lengths) > 1,
         device_type="cuda" if torch.cuda.is_available() else "cpu",
+        **learner_options(run),
     )

@@ -10,14 +10,12 @@ from typing import Any
 from rich.console import Console
 
 from thoughtcache.config import ThoughtConfig
-from thoughtcache.planning.checkpointed_memory import checkpointed_parts
 from thoughtcache.planning.fit import check_fit
 from thoughtcache.planning.measure import measure
 from thoughtcache.planning.model_configs import load_config
 from thoughtcache.planning.model_size import adapter_size, model_size
 from thoughtcache.planning.paper import length_rows, paper_rows
-from thoughtcache.planning.plan import GIB, Plan, make_plan
-from thoughtcache.planning.replay_memory import backward_parts, forward_parts
+from thoughtcache.planning.plan import GIB, Plan, learner_bytes, make_plan
 from thoughtcache.planning.setting import PlanSetting, side_by_side
 from thoughtcache.planning.trace import trace_learner
 from thoughtcache.report.plan import print_flops, print_limits, print_paper, print_plans, print_sources, print_sweep
@@ -146,19 +144,10 @@ def _traced(setting: PlanSetting, console: Console) -> dict[str, Any]:
     numbers: dict[str, Any] = {}
     for name, chosen in side_by_side(replace(setting, device_type="cpu", load_in_4bit=False, reuse=False)).items():
         traced = trace_learner(chosen)
-        rows.append((f"learner of {name}", _learner_bytes(chosen), traced.peak_bytes))
+        rows.append((f"learner of {name}", learner_bytes(chosen), traced.peak_bytes))
         numbers[name] = asdict(traced)
     print_sources(rows, "Check: the real code under fake tensors (in the layout of the CPU)", console)
     return numbers
-
-
-def _learner_bytes(setting: PlanSetting) -> int:
-    if setting.learner == "checkpointed":
-        return sum(checkpointed_parts(setting).values())
-    peaks = [backward_parts(setting)]
-    if setting.recompute and not setting.reuse:
-        peaks.append(forward_parts(setting, keeps_log=True))
-    return max(sum(parts.values()) for parts in peaks)
 
 
 def _measured(setting: PlanSetting, console: Console) -> dict[str, Any]:
@@ -169,8 +158,8 @@ def _measured(setting: PlanSetting, console: Console) -> dict[str, Any]:
     check_fit(here)
     found = measure(here)
     rows: list[tuple[str, float, float | None]] = [
-        ("tensors alive", _learner_bytes(here), found.live_bytes),
-        ("allocator" if here.device_type == "cuda" else "resident set", _learner_bytes(here), found.peak_bytes),
+        ("tensors alive", learner_bytes(here), found.live_bytes),
+        ("allocator" if here.device_type == "cuda" else "resident set", learner_bytes(here), found.peak_bytes),
     ]
     print_sources(rows, f"Check: a run in a child process on {here.device_type}", console)
     return asdict(found)

@@ -24,7 +24,7 @@ from thoughtcache.config import DTYPES, RunConfig, ThoughtConfig
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.policy.options import ReplayOptions
 from thoughtcache.policy.rollout import rollout
-from thoughtcache.recipes.builders import train_grpo
+from thoughtcache.recipes.builders import learner_options, train_grpo
 from thoughtcache.recipes.fit import refuse_what_does_not_fit
 from thoughtcache.recipes.run_folder import PhaseResult, RunFolder
 from thoughtcache.report.plots import Panel, plot_curves
@@ -105,7 +105,7 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     assert run.model is not None
     assert run.dataset is not None
     console = console or Console()
-    ReplayOptions(gradient=run.gradient, recompute=run.recompute, checkpoint_layers=run.checkpoint_layers)
+    ReplayOptions(**learner_options(run))
     described = {**asdict(run), "thought": _plain(thought)}
     for transient in ("resume", "overwrite", "force"):
         described.pop(transient)
@@ -238,16 +238,12 @@ def _distill(
         learning_rate=run.distill_learning_rate,
         warmup_steps=min(20, run.distill_steps // 5),
         max_new_tokens=run.max_new_tokens,
-        gradient=run.gradient,
-        recompute=run.recompute,
-        checkpoint_layers=run.checkpoint_layers,
-        chunk_tokens=run.chunk_tokens,
-        kv_log=run.kv_log,
         sample_batch_size=run.distill_batch_size * 4,
         seed=run.seed,
         save_every=run.save_every,
         log_every=1,
         resume=resume,
+        **learner_options(run),
     )
     needed = min(len(prompts), run.distill_steps * run.distill_batch_size)
     started = time.perf_counter()
@@ -290,11 +286,9 @@ def _grpo(
         num_generations=run.group_size,
         max_completion_length=run.max_new_tokens,
         learning_rate=run.grpo_learning_rate,
-        recompute=run.recompute,
-        checkpoint_layers=run.checkpoint_layers,
-        chunk_tokens=run.chunk_tokens,
-        kv_log=run.kv_log,
+        beta=run.beta,
         reuse_rollout=run.reuse_rollout,
+        **learner_options(run),
     )
     return {
         "rewards": [[record["step"], record["reward"]] for record in logged],

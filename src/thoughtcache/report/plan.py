@@ -16,7 +16,7 @@ from thoughtcache.planning.setting import PlanSetting
 from thoughtcache.planning.step_flops import step_flops
 from thoughtcache.report.plots import Panel, plot_curves
 from thoughtcache.report.progress import plain_line
-from thoughtcache.report.tables import MISSING, format_flops
+from thoughtcache.report.tables import MISSING, format_flops, print_wide
 
 LABELS = {
     "batch": "largest micro-batch",
@@ -26,7 +26,6 @@ LABELS = {
 }
 OURS = ("LoRA, logits in tiles", "LoRA, logits whole", "PTE, segments", "PTE, chunks")
 CLOSE_POINTS = 10.0
-WIDE = 170
 
 
 def print_plans(plans: Mapping[str, Plan], gpu_bytes: int, title: str, console: Console) -> None:
@@ -48,7 +47,7 @@ def print_plans(plans: Mapping[str, Plan], gpu_bytes: int, title: str, console: 
     for phase in dict.fromkeys(phase.name for plan in plans.values() for phase in plan.phases):
         totals = [{p.name: p.total_bytes for p in plan.phases}.get(phase) for plan in plans.values()]
         table.add_row(phase, *[MISSING if total is None else _gib(total) for total in totals])
-    _print_wide(table, console)
+    print_wide(table, console)
 
 
 def print_limits(
@@ -70,7 +69,7 @@ def print_limits(
         table.add_column(name, justify="right")
     for field in FIELDS:
         table.add_row(LABELS[field], *[_limit(limits[field], field) for limits in found.values()])
-    _print_wide(table, console)
+    print_wide(table, console)
     plain_line(console, "(>=: bounded by the model's positions, by 4096 rows or by the length, not by memory)")
     return {
         name: {field: None if limit is None else limit[0] for field, limit in limits.items()}
@@ -89,7 +88,7 @@ def print_flops(settings: Mapping[str, PlanSetting], console: Console) -> dict[s
     rows = next(iter(settings.values())).completions
     table.add_row(f"sampling {rows} completions", *[format_flops(flops.rollout) for flops in found.values()])
     table.add_row("learner, the same", *[format_flops(flops.learner) for flops in found.values()])
-    _print_wide(table, console)
+    print_wide(table, console)
     return {
         name: {"per_token": flops.per_token, "rollout": flops.rollout, "learner": flops.learner}
         for name, flops in found.items()
@@ -104,7 +103,7 @@ def print_sources(rows: Sequence[tuple[str, float, float | None]], title: str, c
     for name, closed, other in rows:
         difference = MISSING if not other else f"{100 * (closed / other - 1):+.1f} %"
         table.add_row(name, f"{closed / GIB:.3f}", MISSING if other is None else f"{other / GIB:.3f}", difference)
-    _print_wide(table, console)
+    print_wide(table, console)
 
 
 def print_sweep(
@@ -131,7 +130,7 @@ def print_sweep(
             f"{totals[name][index]:.1f}{'' if totals[name][index] * GIB <= gpu_bytes else ' (no)'}" for name in names
         ]
         table.add_row(str(length), *cells)
-    _print_wide(table, console)
+    print_wide(table, console)
     lengths = [float(length) for length in by_length]
     series = {name: (lengths, values) for name, values in totals.items()}
     series["the GPU"] = (lengths, [gpu_bytes / GIB] * len(lengths))
@@ -150,7 +149,7 @@ def print_paper(rows: Sequence[PaperRow], longer: Sequence[PaperRow], console: C
         reported = f"{row.figure.lora_percent:.1f}", f"{row.figure.pte_percent:.1f}"
         cells = [reported[0], *ours[:2], reported[1], *ours[2:]]
         table.add_row(_short(row), str(row.batch), f"{row.weights_percent:.1f}", *cells)
-    _print_wide(table, console)
+    print_wide(table, console)
     plain_line(console, "In parentheses: ours minus the paper's, in points.")
     for name in dict.fromkeys(_short(row) for row in rows):
         close = [str(row.batch) for row in rows if _short(row) == name and row.is_close(CLOSE_POINTS)]
@@ -166,7 +165,7 @@ def print_paper(rows: Sequence[PaperRow], longer: Sequence[PaperRow], console: C
     for row in longer:
         cells = [f"{value:.1f}{'' if value <= 100 else ' (no)'}" for value in (*_lora(row), *_pte(row))]
         table.add_row(_short(row), str(row.new_tokens), *cells)
-    _print_wide(table, console)
+    print_wide(table, console)
     plain_line(console, "(no): more than the GPU has. 65536 tokens are beyond the positions of Qwen2.5: rope scaling.")
 
 
@@ -207,14 +206,3 @@ def _limit(limit: tuple[int, bool] | None, field: str) -> str:
 
 def _gib(value: int) -> str:
     return MISSING if not value else f"{value / GIB:,.2f}"
-
-
-def _print_wide(table: Table, console: Console) -> None:
-    """On a terminal as it is; elsewhere without breaking cells."""
-    width = console.width
-    if not console.is_terminal:
-        console.width = max(width, WIDE)
-    try:
-        console.print(table)
-    finally:
-        console.width = width

@@ -1,4 +1,4 @@
-"""The table of a comparison, on a terminal and in Markdown. Columns without any value are left out."""
+"""Tables on a terminal, in a log and in Markdown. A comparison leaves out columns without any value."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ResultRow:
 
 
 def print_table(rows: Sequence[ResultRow], *, title: str | None = None, console: Console | None = None) -> None:
-    """Print the table. Without a terminal it takes the width it needs, so that no cell is wrapped in a log.
+    """Print the table, whole on consoles of any width.
 
     Raises:
         ValueError: without rows.
@@ -47,10 +47,16 @@ def print_table(rows: Sequence[ResultRow], *, title: str | None = None, console:
     header, body = _cells(rows)
     table = Table(title=title)
     for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+        table.add_column(name, justify="left" if index == 0 else "right")
     for cells in body:
         table.add_row(*cells)
-    console = console or Console()
+    print_wide(table, console or Console())
+
+
+def print_wide(table: Table, console: Console) -> None:
+    """Print a table whole: a narrow terminal folds its cells, a log gets the width that it needs. Nothing is cut."""
+    for column in table.columns:
+        column.overflow = "fold"
     width = console.width
     if not console.is_terminal:
         console.width = max(width, console.measure(table, options=console.options.update(max_width=10_000)).maximum)

@@ -1,0 +1,24 @@
+"""What is alive at one moment: bytes by part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+Parts = dict[str, int]
+
+
+def total(parts: Parts) -> int:
+    """Bytes of all parts."""
+    return sum(parts.values())
+
+
+def highest(moments: Iterable[Parts]) -> Parts:
+    """The moment that needs most."""
+    return max(moments, key=total)
+
+
+def add(*parts: Parts) -> Parts:
+    """Sum by part, without empty ones."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    totals = {name: sum(part.get(name, 0) for part in parts) for name in names}
+    return {name: value for name, value in totals.items() if value}
