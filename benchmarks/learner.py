@@ -23,7 +23,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.learner_case import LEARNERS, Case, build_model, build_rollout, logprobs_of, prepare
+from benchmarks.learner_case import LEARNERS, TRL_LEARNERS, Case, build_model, build_rollout, logprobs_of, prepare
 from thoughtcache.report.plots import Panel, plot_curves
 from thoughtcache.report.progress import progress_bar
 from thoughtcache.report.results import environment, write_results
@@ -41,6 +41,8 @@ CASES = {
     "smollm2": [Case(shape="smollm2", learner="reverse", tokens=n, window=512) for n in (512, 1024, 3072, 4096)],
     "qwen3b": [Case(shape="qwen3b_slice", learner="reverse", tokens=n, window=512) for n in (1024, 4096, 16384)],
 }
+RATIOS = (("peak", "device_mib"), ("time", "ms_per_token"), ("cpu", "cpu_ms_per_token"))
+"""CPU time of one thread does not see what else the machine does."""
 LONGEST = {"plain": 4096, "checkpoint": 4096}
 """The simpler forms keep more than 24 GB affords beyond this length."""
 
@@ -53,10 +55,10 @@ def check_gates(console: Console) -> None:
     """
     found = {}
     for learner in LEARNERS:
-        case = Case(shape="smollm2_slice", learner=learner, tokens=96, window=128 if learner == "trl" else 32)
+        case = Case(shape="smollm2_slice", learner=learner, tokens=96, window=128 if learner in TRL_LEARNERS else 32)
         model = build_model(case)
         _same_adapter(model)
-        full = replace(case, learner="reverse", window=128) if learner == "trl" else None
+        full = replace(case, learner="reverse", window=128) if learner in TRL_LEARNERS else None
         prepare(model, case)
         rollout = build_rollout(case, case.tokens)
         scored = logprobs_of(model, rollout, case)
@@ -67,11 +69,11 @@ def check_gates(console: Console) -> None:
             _same_adapter(ours)
             with torch.no_grad(), ours.disable_adapter(), model.disable_adapter():
                 gap = (logprobs_of(ours, rollout, full) - logprobs_of(model, rollout, case)).abs().max().item()
-            _require(console, "base log-probabilities, ours against TRL's, full cache", gap)
+            _require(console, f"base log-probabilities, ours against {learner}'s, full cache", gap)
         else:
             found[learner] = (scored.detach(), gradients)
     scored, gradients = found["plain"]
-    for learner in ("reverse", "checkpoint"):
+    for learner in ("reverse", "layers", "checkpoint"):
         theirs, their_gradients = found[learner]
         _require(console, f"log-probabilities, {learner} against plain autograd", (theirs - scored).abs().max().item())
         gap = max(
@@ -131,21 +133,22 @@ def benchmark_learner(
         for job in jobs:
             memory = measure_case(job, memory=True)
             advance(1)
-            seconds = measure_case(job, memory=False)["seconds"]
+            timed = measure_case(job, memory=False)
             advance(1)
             records.append(
                 {
                     **asdict(job),
                     "device_mib": memory["peak_mib"] - memory["log_mib"],
                     "log_mib": memory["log_mib"],
-                    "ms_per_token": 1000 * seconds / job.tokens,
+                    "ms_per_token": 1000 * timed["seconds"] / job.tokens,
+                    "cpu_ms_per_token": 1000 * timed["cpu_seconds"] / job.tokens,
                 }
             )
     for record in records:
-        base = next((r for r in records if r["learner"] == "trl" and _same_tokens(r, record)), None)
-        if base is not None:
-            record["peak_over_trl"] = record["device_mib"] / base["device_mib"]
-            record["time_over_trl"] = record["ms_per_token"] / base["ms_per_token"]
+        for learner in TRL_LEARNERS:
+            base = next((r for r in records if r["learner"] == learner and _same_tokens(r, record)), None)
+            if base is not None:
+                record.update({f"{ratio}_over_{learner}": record[field] / base[field] for ratio, field in RATIOS})
     return records
 
 
@@ -160,10 +163,11 @@ def print_records(console: Console, records: list[dict[str, Any]]) -> None:
         table = Table(title=title, title_justify="left")
         for name in ("tokens", "learner"):
             table.add_column(name)
-        for name in ("device MiB", "log MiB", "ms/token", "peak/TRL", "time/TRL"):
+        for name in ("MiB", "log MiB", "ms/token", "peak/TRL", "time/TRL", "CPU/TRL"):
             table.add_column(name, justify="right")
         for record in chosen:
-            ratios = [f"{record[name]:.3f}" if name in record else "-" for name in ("peak_over_trl", "time_over_trl")]
+            names = [f"{ratio}_over_trl" for ratio, _ in RATIOS]
+            ratios = [f"{record[name]:.3f}" if name in record else "-" for name in names]
             table.add_row(
                 str(record["tokens"]), record["learner"], f"{record['device_mib']:.0f}", f"{record['log_mib']:.1f}",
                 f"{record['ms_per_token']:.2f}", *ratios,

@@ -29,7 +29,9 @@ from thoughtcache.policy.token_logprobs import token_logprobs
 from thoughtcache.records import Eviction, Rollout, SamplingSettings
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-LEARNERS = ("reverse", "plain", "checkpoint", "trl")
+LEARNERS = ("reverse", "layers", "plain", "checkpoint", "trl", "trl_tiles")
+TRL_LEARNERS = ("trl", "trl_tiles")
+TRL_TILE_TOKENS = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,13 +40,14 @@ class Case:
 
     Attributes:
         shape: "smollm2", "smollm2_slice" (4 layers) or "qwen3b_slice" (4 layers).
-        learner: "reverse" (ours), "plain" (autograd through our segments), "checkpoint" (one checkpoint per segment) or
-            "trl" (full cache, TRL's fused head and gradient checkpointing).
+        learner: "reverse" (ours), "layers" (ours, with checkpoints of layers), "plain" (autograd through our segments),
+            "checkpoint" (one checkpoint per segment), "trl" (full cache, TRL's fused head and gradient checkpointing)
+            or "trl_tiles" (the same, but its head in tiles of `TRL_TILE_TOKENS` tokens, which is no option of TRL's).
         tokens: thought tokens.
         window: resident thoughts.
         prompt: prompt tokens.
         rank: r and G.
-        chunk_tokens: of the reverse replay.
+        chunk_tokens: of the reverse replay, with checkpoints of layers as well.
         dtype: of base and activations.
         threads: of PyTorch.
         repeats: timed steps; the fastest counts.
@@ -56,7 +59,7 @@ class Case:
     window: int
     prompt: int = 64
     rank: int = 16
-    chunk_tokens: int | None = None
+    chunk_tokens: int | None = 256
     dtype: str = "float32"
     threads: int = 1
     repeats: int = 1
@@ -85,7 +88,7 @@ def build_model(case: Case) -> peft.PeftModel:
     kind = LlamaForCausalLM if isinstance(config, LlamaConfig) else Qwen2ForCausalLM
     base = kind(config).to(getattr(torch, case.dtype))
     lora = {"r": case.rank, "lora_alpha": 2 * case.rank, "target_modules": TARGETS}
-    if case.learner == "trl":
+    if case.learner in TRL_LEARNERS:
         return peft.get_peft_model(base, peft.LoraConfig(**lora))
     thought = tc.ThoughtConfig(**lora, num_global_tokens=case.rank, window=case.window, state_rule="delta")
     return peft.get_peft_model(base, thought)
@@ -113,9 +116,12 @@ def build_rollout(case: Case, tokens: int) -> Rollout:
 def prepare(model: peft.PeftModel, case: Case) -> None:
     """TRL's learner sets its model up once."""
     model.train()
-    if case.learner == "trl":
+    if case.learner in TRL_LEARNERS:
+        import trl.kernels.chunked_logprob
         from trl.trainer.utils import add_fused_lm_head
 
+        if case.learner == "trl_tiles":
+            trl.kernels.chunked_logprob.TOKEN_CHUNK_SIZE = TRL_TILE_TOKENS
         add_fused_lm_head(model.get_base_model(), temperature=1.0, outputs=("log_probs", "entropy"))
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
@@ -123,7 +129,7 @@ def prepare(model: peft.PeftModel, case: Case) -> None:
 
 def logprobs_of(model: peft.PeftModel, rollout: Rollout, case: Case) -> Tensor:
     """[1, T] log-probabilities with gradient."""
-    if case.learner == "trl":
+    if case.learner in TRL_LEARNERS:
         ids = torch.tensor([rollout.prompt_ids + rollout.token_ids])
         labels = ids.clone()
         labels[:, : len(rollout.prompt_ids)] = -100
@@ -136,7 +142,8 @@ def logprobs_of(model: peft.PeftModel, rollout: Rollout, case: Case) -> Tensor:
         model,
         [rollout],
         anchored=False,
-        recompute=case.learner == "reverse",
+        recompute=case.learner in ("reverse", "layers"),
+        checkpoint_layers=case.learner == "layers",
         chunk_tokens=case.chunk_tokens,
         kv_log="host",
     ).logprobs
@@ -184,11 +191,12 @@ def measure(case: Case) -> dict[str, float]:
     log_bytes, peak = 0, 0.0
     for _ in range(case.repeats):
         with PeakMemory() as memory:
-            started = time.perf_counter()
+            started, cpu_started = time.perf_counter(), time.process_time()
             _, log_bytes = step(model, rollout, case)
-            times.append(time.perf_counter() - started)
+            times.append((time.perf_counter() - started, time.process_time() - cpu_started))
         peak = max(peak, memory.peak_mib)
-    return {"peak_mib": peak, "log_mib": log_bytes / MIB, "seconds": min(times)}
+    seconds, cpu_seconds = (min(column) for column in zip(*times, strict=True))
+    return {"peak_mib": peak, "log_mib": log_bytes / MIB, "seconds": seconds, "cpu_seconds": cpu_seconds}
 
 
 def main() -> None:
