@@ -21,14 +21,15 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from thoughtcache.cache.schedule import evict_count, eviction_points
+from thoughtcache.cache.eviction.sliding import sliding_evictions
+from thoughtcache.cache.schedule import evict_count
 from thoughtcache.config import GradientMode, ThoughtConfig
 from thoughtcache.policy.batch import RolloutBatch, batch_rollouts
 from thoughtcache.policy.handle import find_tuner, open_policy
 from thoughtcache.policy.kv_log import Place, check_place
 from thoughtcache.policy.replay import check_gradient_mode, run_replay
 from thoughtcache.policy.rollout import rollout
-from thoughtcache.records import Eviction, Rollout
+from thoughtcache.records import Rollout
 from thoughtcache.train.divergence import DIVERGENCES, divergence
 
 Evaluator = Callable[[nn.Module], dict[str, float]]
@@ -154,12 +155,11 @@ def under_window(samples: Sequence[Rollout], config: ThoughtConfig) -> list[Roll
     evicted = None if window is None else evict_count(window, config.evict_fraction)
     results = []
     for sample in samples:
-        points = eviction_points(len(sample.token_ids) - 1, window, evicted)
         results.append(
             replace(
                 sample,
                 settings=replace(sample.settings, window=window, num_evicted=evicted, eviction="sliding"),
-                evictions=tuple(Eviction(before_token=point, num_tokens=evicted or 0) for point in points),
+                evictions=sliding_evictions(len(sample.token_ids) - 1, window, evicted),
                 states=None,
             )
         )
