@@ -9,6 +9,7 @@ import torch
 from transformers import PretrainedConfig
 
 from thoughtcache.cache.schedule import evict_count
+from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.config import DTYPES, GradientMode, ThoughtConfig
 from thoughtcache.policy.kv_log import Place, check_place
 from thoughtcache.policy.replay import check_gradient_mode
@@ -67,17 +68,11 @@ class PlanSetting:
     device_type: str = "cuda"
 
     def __post_init__(self) -> None:
-        for name in ("prompt_tokens", "max_new_tokens", "batch", "group"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("rollout_batch", "chunk_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1 or None, got {value}")
+        at_least_one(self, "prompt_tokens", "max_new_tokens", "batch", "group")
+        at_least_one(self, "rollout_batch", "chunk_tokens", optional=True)
         allowed = {"dtype": DTYPES, "learner": get_args(Learner), "logits": get_args(Logits), "device_type": DEVICES}
         for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not known; choose one of {list(values)}")
+            one_of(name, getattr(self, name), values)
         if self.beta < 0:
             raise ValueError(f"beta must be 0 or positive, got {self.beta}")
         check_place(self.kv_log)

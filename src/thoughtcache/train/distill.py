@@ -23,6 +23,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from thoughtcache.cache.eviction.sliding import sliding_evictions
 from thoughtcache.cache.schedule import evict_count
+from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.config import GradientMode, ThoughtConfig
 from thoughtcache.policy.batch import RolloutBatch, batch_rollouts
 from thoughtcache.policy.handle import find_tuner, open_policy
@@ -90,11 +91,8 @@ class DistillConfig:
     def __post_init__(self) -> None:
         check_gradient_mode(self.gradient)
         check_place(self.kv_log)
-        if self.loss not in DIVERGENCES:
-            raise ValueError(f"loss={self.loss!r} is not known; choose one of {sorted(DIVERGENCES)}")
-        for name in ("num_steps", "batch_size", "max_new_tokens", "samples_per_prompt", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        one_of("loss", self.loss, sorted(DIVERGENCES))
+        at_least_one(self, "num_steps", "batch_size", "max_new_tokens", "samples_per_prompt", "log_every")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
