@@ -1,7 +1,7 @@
 """Cache distillation: the frozen base with its full cache teaches the bounded student on the teacher's own samples.
 
 The flow: teacher samples (`sample_teacher`), the student's cache schedule put over them (`under_window`), one loss per
-batch (`DistillTrainer.compute_loss`): the divergence between both next-token distributions, averaged over thought
+batch (`distill_loss`): the divergence between both next-token distributions, averaged over thought
 tokens. The loop, checkpoints, resume, schedules and processes are `transformers.Trainer`'s.
 
 Why before GRPO: from a zero adapter outcome reward alone taught nothing in the prototypes (DESIGN section 3).
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -198,21 +199,7 @@ class DistillTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """Mean divergence per thought token (nats) of one batch of rollouts."""
-        policy = open_policy(model)
-        batch = batch_rollouts(inputs["rollouts"], policy.device)
-        teacher = teacher_hidden(self.accelerator.unwrap_model(model), batch)
-        config = self.distill_config
-        (per_token,) = run_replay(
-            model,
-            batch,
-            divergence(policy, batch, teacher, config.loss),
-            gradient=config.gradient,
-            anchored=False,
-            recompute=config.recompute,
-            chunk_tokens=config.chunk_tokens,
-            kv_log=config.kv_log,
-        )
-        return per_token[batch.mask].mean()
+        return distill_loss(model, self.accelerator.unwrap_model(model), inputs["rollouts"], self.distill_config)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The evaluator's numbers, logged under `eval_`."""
@@ -223,12 +210,47 @@ class DistillTrainer(Trainer):
         return named
 
 
+def distill_loss(
+    model: nn.Module, adapted: PeftModel, rollouts: Sequence[Rollout], config: DistillConfig
+) -> Float[Tensor, ""]:
+    """Mean divergence per thought token (nats).
+
+    Args:
+        model: the student, wrapped (DDP, accelerate) or not.
+        adapted: the same without a wrapper; its base is the teacher.
+        rollouts: the teacher's samples, see `under_window`.
+        config: `loss` and the learner's options are used.
+    """
+    policy = open_policy(model)
+    batch = batch_rollouts(rollouts, policy.device)
+    teacher = teacher_hidden(adapted, batch, chunk_tokens=config.chunk_tokens)
+    (per_token,) = run_replay(
+        model,
+        batch,
+        divergence(policy, batch, teacher, config.loss),
+        gradient=config.gradient,
+        anchored=False,
+        recompute=config.recompute,
+        chunk_tokens=config.chunk_tokens,
+        kv_log=config.kv_log,
+    )
+    return per_token[batch.mask].mean()
+
+
 @torch.no_grad()
-def teacher_hidden(model: PeftModel, batch: RolloutBatch) -> Tensor:
-    """[B, T, d] hidden states from which the full-cache base predicts each thought token."""
+def teacher_hidden(model: PeftModel, batch: RolloutBatch, *, chunk_tokens: int | None = None) -> Float[Tensor, "B T d"]:
+    """Hidden states from which the full-cache base predicts each thought token.
+
+    Args:
+        model: the adapted model; its base is the teacher.
+        batch: the tokens.
+        chunk_tokens: bound on the tokens of a row whose activations live at once; None runs whole rows.
+    """
     full = replace(batch, settings=replace(batch.settings, window=None, num_evicted=None))
     with model.disable_adapter():
-        (hidden,) = run_replay(model, full, lambda h, start, stop, known: (h,), anchored=False)
+        (hidden,) = run_replay(
+            model, full, lambda h, start, stop, known: (h,), anchored=False, chunk_tokens=chunk_tokens
+        )
     return hidden
 
 
