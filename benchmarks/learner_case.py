@@ -19,14 +19,15 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM, PretrainedConfig, Qwen2Config, Qwen2ForCausalLM
 
 import thoughtcache as tc
-from thoughtcache.cache.schedule import evict_count, eviction_points
+from thoughtcache.cache.eviction.sliding import sliding_evictions
+from thoughtcache.cache.schedule import evict_count
 from thoughtcache.planning.memory import MIB, PeakMemory
 from thoughtcache.policy.batch import batch_rollouts
 from thoughtcache.policy.handle import open_policy
 from thoughtcache.policy.kv_log import KVLog
 from thoughtcache.policy.segment import Boundary, join_scores, plan_chunks, run_chunk
 from thoughtcache.policy.token_logprobs import token_logprobs
-from thoughtcache.records import Eviction, Rollout, SamplingSettings
+from thoughtcache.records import Rollout, SamplingSettings
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LEARNERS = ("reverse", "layers", "plain", "checkpoint", "trl", "trl_tiles")
@@ -99,12 +100,11 @@ def build_rollout(case: Case, tokens: int) -> Rollout:
     generator = torch.Generator().manual_seed(1)
     drawn = torch.randint(4, build_config(case.shape).vocab_size, (case.prompt + tokens,), generator=generator).tolist()
     evicted = evict_count(case.window, 0.25)
-    points = eviction_points(tokens - 1, case.window, evicted)
     return Rollout(
         prompt_ids=drawn[: case.prompt],
         token_ids=drawn[case.prompt :],
         logprobs=torch.zeros(tokens),
-        evictions=tuple(Eviction(before_token=point, num_tokens=evicted) for point in points),
+        evictions=sliding_evictions(tokens - 1, case.window, evicted),
         finish_reason="length",
         settings=SamplingSettings(
             temperature=1.0, max_new_tokens=tokens, window=case.window, num_evicted=evicted, eviction="sliding",

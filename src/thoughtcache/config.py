@@ -10,6 +10,7 @@ from peft.utils.peft_types import PeftType
 
 from thoughtcache.cache.eviction import POLICIES
 from thoughtcache.cache.schedule import evict_count
+from thoughtcache.checks import at_least_one, one_of
 
 PEFT_TYPE_NAME = "THOUGHT"
 GradientMode = Literal["exact", "detached"] | int
@@ -31,11 +32,6 @@ def _extend_peft_type() -> Any:
 
 
 THOUGHT_PEFT_TYPE = _extend_peft_type()
-
-
-def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r} is not known; choose one of {list(allowed)}")
 
 
 @dataclass
@@ -78,19 +74,18 @@ class ThoughtConfig(LoraConfig):
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = THOUGHT_PEFT_TYPE
-        _one_of("initial_state", self.initial_state, ("global", "zero", "identity"))
-        _one_of("state_rule", self.state_rule, ("linear", "gated", "delta", "softmax", "decay"))
-        _one_of("state_norm", self.state_norm, ("frobenius", "none"))
+        one_of("initial_state", self.initial_state, ("global", "zero", "identity"))
+        one_of("state_rule", self.state_rule, ("linear", "gated", "delta", "softmax", "decay"))
+        one_of("state_norm", self.state_norm, ("frobenius", "none"))
         if isinstance(self.window, str) and self.window != "prompt":
             raise ValueError(f'window={self.window!r} is not known; use an integer >= 1, "prompt" or None')
         if self.window is not None and not isinstance(self.window, str) and type(self.window) is not int:
             raise ValueError(f'window={self.window!r} is not known; use an integer >= 1, "prompt" or None')
-        _one_of("eviction", self.eviction, tuple(sorted(POLICIES)))
+        one_of("eviction", self.eviction, tuple(sorted(POLICIES)))
         evict_count(self.window if isinstance(self.window, int) else 1, self.evict_fraction)
         if self.r < 1:
             raise ValueError(f"r must be at least 1, got {self.r}; the paper uses 32")
-        if self.num_global_tokens < 1:
-            raise ValueError(f"num_global_tokens must be at least 1, got {self.num_global_tokens}")
+        at_least_one(self, "num_global_tokens")
         if self.write_scale <= 0:
             raise ValueError(f"write_scale must be positive, got {self.write_scale}")
         self._check_controls()
@@ -203,16 +198,13 @@ class RunConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        _one_of("task", self.task, ("chains", "multiplication"))
-        _one_of("dtype", self.dtype, DTYPES)
-        _one_of("kv_log", self.kv_log, ("device", "host"))
+        one_of("task", self.task, ("chains", "multiplication"))
+        one_of("dtype", self.dtype, DTYPES)
+        one_of("kv_log", self.kv_log, ("device", "host"))
         if self.reuse_rollout and not self.recompute:
             raise ValueError("reuse_rollout goes with recompute; leave out --reuse-rollout or --no-recompute")
-        if self.chunk_tokens is not None and self.chunk_tokens < 1:
-            raise ValueError(f"chunk_tokens must be at least 1 or None, got {self.chunk_tokens}")
-        for name in ("max_new_tokens", "distill_batch_size", "group_size", "grpo_batch_size", "evaluation_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        at_least_one(self, "chunk_tokens", optional=True)
+        at_least_one(self, "max_new_tokens", "distill_batch_size", "group_size", "grpo_batch_size", "evaluation_size")
         for name in ("distill_steps", "grpo_steps", "save_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")

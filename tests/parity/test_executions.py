@@ -7,24 +7,18 @@ import torch
 
 import thoughtcache as tc
 from support.compare import TOLERANCE, assert_close, max_difference, padded
-from support.models import FAMILIES, tiny_model
+from support.models import CONTROLS, FAMILIES, tiny_model
 from support.rollouts import PROMPTS, ragged_rollouts
 from thoughtcache.cache.eviction import POLICIES
 from thoughtcache.state import STATE_RULES
 
 NEW_TOKENS = 21  # 20 inputs, window 5, one token leaves at a time: 15 evictions
-CONTROLS = {
+CASES = {
+    **CONTROLS,
     "global state": {},
-    "zero state": {"initial_state": "zero"},
-    "identity state": {"initial_state": "identity", "r": 5},
-    "global only": {"absorb": False},
-    "plain LoRA with a window": {"initial_state": "identity", "absorb": False, "r": 5},
-    "full cache": {"window": None},
-    "window of the prompt": {"window": "prompt"},
     "window of one token": {"window": 1},
     "two tokens leave at once": {"window": 6},
     "all tokens leave at once": {"window": 4, "evict_fraction": 1.0},
-    "state without norm": {"state_norm": "none", "write_scale": 0.05},
     "square state": {"r": 5},
     "fewer global tokens than ranks": {"r": 5, "num_global_tokens": 3},
     "only some linears": {"target_modules": ["q_proj", "down_proj"]},
@@ -63,9 +57,9 @@ def test_state_rules_and_eviction_policies(rule, eviction):
     check_all_executions(model, rollouts)
 
 
-@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize("control", CASES)
 def test_controls(control):
-    model = tiny_model(**CONTROLS[control])
+    model = tiny_model(**CASES[control])
     check_all_executions(model, ragged_rollouts(model, max_new_tokens=NEW_TOKENS))
 
 

@@ -9,23 +9,14 @@ import torch
 
 import thoughtcache as tc
 from support.compare import assert_gradients_match, gradient_error, gradients, weighted_loss
-from support.models import FAMILIES, tiny_model, trainable
+from support.models import CONTROLS, FAMILIES, tiny_model, trainable
 from support.rollouts import ragged_rollouts
 from thoughtcache.cache.eviction import POLICIES
 from thoughtcache.state import STATE_RULES
 
 PROMPTS = [[3, 1, 4, 1], [6, 5], [9]]
 NEW_TOKENS = 12
-CONTROLS = {
-    "zero state": {"initial_state": "zero"},
-    "identity state": {"initial_state": "identity", "r": 5},
-    "global only": {"absorb": False},
-    "plain LoRA with a window": {"initial_state": "identity", "absorb": False, "r": 5},
-    "full cache": {"window": None},
-    "window of the prompt": {"window": "prompt"},
-    "state without norm": {"state_norm": "none", "write_scale": 0.05},
-    "three tokens leave at once": {"window": 4, "evict_fraction": 0.75},
-}
+CASES = {**CONTROLS, "three tokens leave at once": {"window": 4, "evict_fraction": 0.75}}
 
 
 def naive_gradients(model, rollouts, gradient="exact"):
@@ -59,9 +50,9 @@ def test_model_families(family):
     check(tiny_model(family))
 
 
-@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize("control", CASES)
 def test_controls(control):
-    check(tiny_model(**CONTROLS[control]))
+    check(tiny_model(**CASES[control]))
 
 
 @pytest.mark.parametrize("gradient", ["detached", 1, 2, 3])

@@ -33,6 +33,16 @@ VOCABULARY = 29
 POSITIONS = 160
 INITIAL_STD = 0.2
 ADAPTER_STD = 0.2
+CONTROLS: dict[str, dict[str, Any]] = {
+    "zero state": {"initial_state": "zero"},
+    "identity state": {"initial_state": "identity", "r": 5},
+    "global only": {"absorb": False},
+    "plain LoRA with a window": {"initial_state": "identity", "absorb": False, "r": 5},
+    "full cache": {"window": None},
+    "window of the prompt": {"window": "prompt"},
+    "state without norm": {"state_norm": "none", "write_scale": 0.05},
+}
+"""Options of the tiny adapter, around its default."""
 
 _FAMILIES: dict[str, tuple[Callable[..., Any], Callable[..., PreTrainedModel], dict[str, Any]]] = {
     "llama": (LlamaConfig, LlamaForCausalLM, {}),

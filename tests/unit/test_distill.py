@@ -133,6 +133,22 @@ def test_chunks_change_neither_value_nor_gradient(tmp_path: Path, monkeypatch: p
     assert_gradients_match(gradients(model, loss), expected)
 
 
+@pytest.mark.parametrize("chunk_tokens", [1, 4])
+def test_the_teacher_runs_in_chunks(chunk_tokens: int) -> None:
+    model = tiny_model(window=3)
+    batch = batch_rollouts(students(model), torch.device("cpu"))
+    whole = module.teacher_hidden(model, batch)
+    columns: list[int] = []
+    model.base_model.backbone.register_forward_pre_hook(
+        lambda _, args, kwargs: columns.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    assert_close(module.teacher_hidden(model, batch, chunk_tokens=chunk_tokens)[batch.mask], whole[batch.mask])
+    assert max(columns) == chunk_tokens
+    columns.clear()
+    module.distill_loss(model, model, batch.rollouts, config(chunk_tokens=chunk_tokens))
+    assert max(columns) == chunk_tokens
+
+
 def test_the_teacher_is_the_base_with_its_full_cache() -> None:
     model = tiny_model(window=3)
     samples = sample_teacher(model, PROMPTS, config(samples_per_prompt=2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from thoughtcache.checks import one_of
 from thoughtcache.planning.plan import make_plan
 from thoughtcache.planning.setting import PlanSetting
 
@@ -31,8 +32,7 @@ def largest(
     Raises:
         ValueError: for another field.
     """
-    if field not in FIELDS:
-        raise ValueError(f"field={field!r} is not known; choose one of {list(FIELDS)}")
+    one_of("field", field, FIELDS)
     bound = {
         "batch": HIGHEST_BATCH,
         "group": HIGHEST_BATCH,

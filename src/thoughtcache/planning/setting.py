@@ -9,6 +9,7 @@ import torch
 from transformers import PretrainedConfig
 
 from thoughtcache.cache.schedule import evict_count
+from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.config import DTYPES, GradientMode, ThoughtConfig
 from thoughtcache.policy.kv_log import Place
 from thoughtcache.policy.options import CHUNK_TOKENS, ReplayOptions
@@ -69,15 +70,11 @@ class PlanSetting:
     device_type: str = "cuda"
 
     def __post_init__(self) -> None:
-        for name in ("prompt_tokens", "max_new_tokens", "batch", "group"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.rollout_batch is not None and self.rollout_batch < 1:
-            raise ValueError(f"rollout_batch must be at least 1 or None, got {self.rollout_batch}")
+        at_least_one(self, "prompt_tokens", "max_new_tokens", "batch", "group")
+        at_least_one(self, "rollout_batch", optional=True)
         allowed = {"dtype": DTYPES, "learner": get_args(Learner), "logits": get_args(Logits), "device_type": DEVICES}
         for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not known; choose one of {list(values)}")
+            one_of(name, getattr(self, name), values)
         if self.beta < 0:
             raise ValueError(f"beta must be 0 or positive, got {self.beta}")
         _ = self.replay_options

@@ -26,13 +26,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from thoughtcache.cache.schedule import eviction_points
+from thoughtcache.cache.eviction.sliding import sliding_evictions
 from thoughtcache.planning.live_bytes import LiveBytes
 from thoughtcache.planning.model_size import model_size
 from thoughtcache.planning.operator_flops import OperatorFlops
 from thoughtcache.planning.setting import PlanSetting
 from thoughtcache.policy.replay import score_rollouts
-from thoughtcache.records import Eviction, Rollout, SamplingSettings
+from thoughtcache.records import Rollout, SamplingSettings
 
 DEPTHS = (4, 8)
 
@@ -115,10 +115,10 @@ def blank_rollouts(setting: PlanSetting) -> list[Rollout]:
     With `unequal_prompts` every other prompt is a token shorter; with `reuse` each carries its record.
     """
     count, evicted, config = setting.max_new_tokens, setting.num_evicted, setting.model
-    points = eviction_points(count - 1, setting.window, evicted)
+    evictions = sliding_evictions(count - 1, setting.window, evicted)
     thought = setting.thought
-    shape = (len(points), config.num_hidden_layers, thought.num_global_tokens, thought.r)
-    has_states = bool(points) and setting.absorbs and not thought.is_plain_lora
+    shape = (len(evictions), config.num_hidden_layers, thought.num_global_tokens, thought.r)
+    has_states = bool(evictions) and setting.absorbs and not thought.is_plain_lora
     sampling = SamplingSettings(
         temperature=1.0,
         max_new_tokens=count,
@@ -140,7 +140,7 @@ def blank_rollouts(setting: PlanSetting) -> list[Rollout]:
             prompt_ids=[1] * prompt,
             token_ids=[1] * count,
             logprobs=torch.zeros(count),
-            evictions=tuple(Eviction(before_token=point, num_tokens=evicted or 0) for point in points),
+            evictions=evictions,
             states=torch.zeros(shape) if has_states else None,
             keys_values=record(prompt) if setting.reuse else None,
             entropies=torch.zeros(count) if setting.reuse else None,

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from thoughtcache.adapter.support import check_model
+from thoughtcache.checks import one_of
 from thoughtcache.config import DTYPES, RunConfig, ThoughtConfig
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.policy.options import ReplayOptions
@@ -71,8 +72,7 @@ def load_base(model: str, dtype: str, load_in_4bit: bool = False) -> Any:
     Raises:
         ValueError: if the model cannot be read, the dtype is unknown, or bitsandbytes is asked for and missing.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r} is not known; choose one of {list(DTYPES)}")
+    one_of("dtype", dtype, DTYPES)
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if load_in_4bit:
         try:

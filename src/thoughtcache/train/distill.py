@@ -1,7 +1,7 @@
 """Cache distillation: the frozen base with its full cache teaches the bounded student on the teacher's own samples.
 
 The flow: teacher samples (`sample_teacher`), the student's cache schedule put over them (`under_window`), one loss per
-batch (`DistillTrainer.compute_loss`): the divergence between both next-token distributions, averaged over thought
+batch (`distill_loss`): the divergence between both next-token distributions, averaged over thought
 tokens. The loop, checkpoints, resume, schedules and processes are `transformers.Trainer`'s.
 
 Why before GRPO: from a zero adapter outcome reward alone taught nothing in the prototypes (DESIGN section 3).
@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from thoughtcache.cache.schedule import evict_count, eviction_points
+from thoughtcache.cache.eviction.sliding import sliding_evictions
+from thoughtcache.cache.schedule import evict_count
+from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.config import GradientMode, ThoughtConfig
 from thoughtcache.policy.batch import RolloutBatch, batch_rollouts
 from thoughtcache.policy.handle import find_tuner, open_policy
@@ -29,7 +32,7 @@ from thoughtcache.policy.kv_log import Place
 from thoughtcache.policy.options import CHUNK_TOKENS, ReplayOptions
 from thoughtcache.policy.replay import run_replay
 from thoughtcache.policy.rollout import rollout
-from thoughtcache.records import Eviction, Rollout
+from thoughtcache.records import Rollout
 from thoughtcache.train.divergence import DIVERGENCES, divergence
 
 Evaluator = Callable[[nn.Module], dict[str, float]]
@@ -91,11 +94,8 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         _ = self.replay_options
-        if self.loss not in DIVERGENCES:
-            raise ValueError(f"loss={self.loss!r} is not known; choose one of {sorted(DIVERGENCES)}")
-        for name in ("num_steps", "batch_size", "max_new_tokens", "samples_per_prompt", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        one_of("loss", self.loss, sorted(DIVERGENCES))
+        at_least_one(self, "num_steps", "batch_size", "max_new_tokens", "samples_per_prompt", "log_every")
 
     @property
     def replay_options(self) -> ReplayOptions:
@@ -168,12 +168,11 @@ def under_window(samples: Sequence[Rollout], config: ThoughtConfig) -> list[Roll
     evicted = None if window is None else evict_count(window, config.evict_fraction)
     results = []
     for sample in samples:
-        points = eviction_points(len(sample.token_ids) - 1, window, evicted)
         results.append(
             replace(
                 sample,
                 settings=replace(sample.settings, window=window, num_evicted=evicted, eviction="sliding"),
-                evictions=tuple(Eviction(before_token=point, num_tokens=evicted or 0) for point in points),
+                evictions=sliding_evictions(len(sample.token_ids) - 1, window, evicted),
                 states=None,
             )
         )
@@ -214,17 +213,7 @@ class DistillTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """Mean divergence per thought token (nats) of one batch of rollouts."""
-        policy = open_policy(model)
-        batch = batch_rollouts(inputs["rollouts"], policy.device)
-        teacher = teacher_hidden(self.accelerator.unwrap_model(model), batch)
-        config = self.distill_config
-        (per_token,) = run_replay(
-            model,
-            batch,
-            divergence(policy, batch, teacher, config.loss),
-            config.replay_options,
-        )
-        return per_token[batch.mask].mean()
+        return distill_loss(model, self.accelerator.unwrap_model(model), inputs["rollouts"], self.distill_config)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The evaluator's numbers, logged under `eval_`."""
@@ -235,10 +224,36 @@ class DistillTrainer(Trainer):
         return named
 
 
+def distill_loss(
+    model: nn.Module, adapted: PeftModel, rollouts: Sequence[Rollout], config: DistillConfig
+) -> Float[Tensor, ""]:
+    """Mean divergence per thought token (nats).
+
+    Args:
+        model: the student, wrapped (DDP, accelerate) or not.
+        adapted: the same without a wrapper; its base is the teacher.
+        rollouts: the teacher's samples, see `under_window`.
+        config: `loss` and the learner's options are used.
+    """
+    policy = open_policy(model)
+    batch = batch_rollouts(rollouts, policy.device)
+    teacher = teacher_hidden(adapted, batch, chunk_tokens=config.chunk_tokens)
+    (per_token,) = run_replay(model, batch, divergence(policy, batch, teacher, config.loss), config.replay_options)
+    return per_token[batch.mask].mean()
+
+
 @torch.no_grad()
-def teacher_hidden(model: PeftModel, batch: RolloutBatch) -> Tensor:
-    """[B, T, d] hidden states from which the full-cache base predicts each thought token."""
-    options = ReplayOptions(anchored=False, full_cache=True)
+def teacher_hidden(
+    model: PeftModel, batch: RolloutBatch, *, chunk_tokens: int | None = CHUNK_TOKENS
+) -> Float[Tensor, "B T d"]:
+    """Hidden states from which the full-cache base predicts each thought token.
+
+    Args:
+        model: the adapted model; its base is the teacher.
+        batch: the tokens.
+        chunk_tokens: bound on the tokens of a row whose activations live at once; None runs whole rows.
+    """
+    options = ReplayOptions(anchored=False, full_cache=True, chunk_tokens=chunk_tokens)
     with model.disable_adapter():
         (hidden,) = run_replay(model, batch, lambda h, start, stop, known: (h,), options)
     return hidden

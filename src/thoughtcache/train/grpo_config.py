@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from trl.trainer.grpo_config import GRPOConfig
 
+from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.policy.kv_log import Place
 from thoughtcache.policy.options import CHUNK_TOKENS, ReplayOptions
 
@@ -75,12 +76,10 @@ class ThoughtGRPOConfig(GRPOConfig):
                 f'gradient={self.gradient!r} is not known; use "exact", "detached" or a positive number of segments'
             )
         _ = self.replay_options
-        if self.reference not in REFERENCES:
-            raise ValueError(f"reference={self.reference!r} is not known; choose one of {list(REFERENCES)}")
+        one_of("reference", self.reference, REFERENCES)
+        at_least_one(self, "rollout_batch_size", optional=True)
         if self.reuse_rollout and not self.recompute:
             raise ValueError("reuse_rollout=True needs recompute=True: plain autograd has to run forward itself")
-        if self.rollout_batch_size is not None and self.rollout_batch_size < 1:
-            raise ValueError(f"rollout_batch_size must be at least 1 or None, got {self.rollout_batch_size}")
         self._refuse_other_policies()
 
     @property

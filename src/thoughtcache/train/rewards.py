@@ -13,7 +13,6 @@ from typing import Any
 from thoughtcache.tasks.answers import check_math_answer
 
 Completion = str | Sequence[Mapping[str, Any]]
-RewardFunction = Callable[..., list[float]]
 LogMetric = Callable[[str, float], None]
 
 
@@ -48,23 +47,6 @@ def exact_match(completions: Sequence[Completion], answer: Sequence[str | None],
         ValueError: if an answer is missing or empty, or there is not one for each completion.
     """
     return [float(_ends_in(completion.strip(), reference)) for completion, reference in _pairs(completions, answer)]
-
-
-REWARDS: dict[str, RewardFunction] = {"math_correctness": math_correctness, "exact_match": exact_match}
-"""Rewards that a configuration can name."""
-
-
-def resolve_reward(reward: str | RewardFunction) -> RewardFunction:
-    """The reward function of a name; a function is returned as it is.
-
-    Raises:
-        ValueError: for an unknown name.
-    """
-    if not isinstance(reward, str):
-        return reward
-    if reward not in REWARDS:
-        raise ValueError(f"reward is {reward!r}, allowed: {', '.join(REWARDS)}, or a function; see train/rewards.py")
-    return REWARDS[reward]
 
 
 def completion_text(completion: Completion) -> str:

@@ -8,6 +8,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from thoughtcache.cache.eviction.policy import EvictionPolicy
+from thoughtcache.cache.schedule import eviction_points
+from thoughtcache.records import Eviction
 
 
 class SlidingEviction(EvictionPolicy):
@@ -18,3 +20,9 @@ class SlidingEviction(EvictionPolicy):
     def select(self, layer_index: int, keys: Tensor, values: Tensor, num_evicted: int, events: Sequence[int]) -> None:
         """None: the oldest slots leave."""
         return None
+
+
+def sliding_evictions(num_inputs: int, window: int | None, num_evicted: int | None) -> tuple[Eviction, ...]:
+    """The record that this policy leaves over `num_inputs` processed thoughts; nothing for the full cache."""
+    points = eviction_points(num_inputs, window, num_evicted)
+    return tuple(Eviction(before_token=point, num_tokens=num_evicted or 0) for point in points)
