@@ -18,6 +18,56 @@ FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TokenFilters:
+    """What makes the distribution that tokens are drawn from another than the scored one; all off by default.
+
+    Meant as by transformers, and applied in its order: repetition penalty, minimum length, temperature, top-k, top-p,
+    min-p (`policy/filters.py`). No learner scores them.
+
+    Attributes:
+        top_k: keep the most likely tokens, so many; 0 keeps all.
+        top_p: keep the fewest most likely tokens that hold this probability together, in (0, 1]; 1 keeps all.
+        min_p: keep tokens that are at least so likely relative to the most likely one, in [0, 1]; 0 keeps all.
+        repetition_penalty: positive; divides the positive and multiplies the negative logits of tokens that stand in
+            the prompt or were drawn before. Above 1 discourages them; 1 does nothing.
+        min_new_tokens: the first so many thought tokens are no stop tokens and end no sequence.
+
+    Raises:
+        ValueError: for a value out of range.
+    """
+
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    min_new_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be at least 1 token, or 0 to keep all, got {self.top_k}")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}; 1.0 keeps all tokens")
+        if not 0.0 <= self.min_p <= 1.0:
+            raise ValueError(f"min_p must be in [0, 1], got {self.min_p}; 0.0 keeps all tokens")
+        if not 0.0 < self.repetition_penalty < float("inf"):
+            raise ValueError(
+                f"repetition_penalty must be positive and finite, got {self.repetition_penalty}; 1.0 turns it off"
+            )
+        if self.min_new_tokens < 0:
+            raise ValueError(f"min_new_tokens must be at least 0 tokens, got {self.min_new_tokens}")
+
+    @property
+    def truncates(self) -> bool:
+        """Whether unlikely tokens are cut off; the most likely one never is."""
+        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
+
+    @property
+    def active(self) -> bool:
+        """Whether any of them is on."""
+        return self != TokenFilters()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingSettings:
     """How a rollout was sampled; it travels with the rollout so that nothing is guessed when it is replayed.
 
@@ -27,8 +77,11 @@ class SamplingSettings:
         window: resident thought tokens, an integer by now (`"prompt"` is resolved), or None for the full cache.
         num_evicted: thought tokens that leave at once; None with a full cache.
         eviction: name of the eviction policy.
-        seed: seed of the uniform numbers; row `i` of a call uses `(seed, i)`, whatever its neighbours are.
+        seed: seed of the uniform numbers. Row `i` of a call with one seed uses `(seed, i)`, whatever its neighbours
+            are; a row with a seed of its own uses `(seed, 0)`, as if it were alone.
         ignore_eos: whether sampling went on past end-of-sequence tokens.
+        filters: what was applied to the scored distribution before tokens were drawn.
+        stop_strings: texts that ended a sequence.
     """
 
     temperature: float
@@ -38,6 +91,8 @@ class SamplingSettings:
     eviction: str
     seed: int
     ignore_eos: bool
+    filters: TokenFilters = TokenFilters()
+    stop_strings: tuple[str, ...] = ()
 
     @property
     def scoring_temperature(self) -> float:
@@ -66,21 +121,25 @@ class Rollout:
 
     Attributes:
         prompt_ids: tokens of the prompt, without padding.
-        token_ids: sampled thought tokens, the end-of-sequence token included if there was one.
-        logprobs: [T] log-probability of each sampled token under the scored distribution.
+        token_ids: sampled thought tokens, including the stop token or the token that completed a stop string.
+        logprobs: [T] log-probability of each sampled token under the scored distribution: temperature and the whole
+            softmax, without filters. It is what `replay` computes and a learner needs.
+        sampled_logprobs: [T] the same under the distribution that was drawn from, after the filters of
+            `settings.filters`; None where none was on, because `logprobs` is that already.
         evictions: the evictions in order (N of them).
         states: [N, L, G, R] thought state after each eviction, at least fp32 (the *anchors*); None if the policy
             that sampled has no evolving state.
         keys_values: [L, 2, H, P + T - 1, D] keys and values of all processed tokens, if `rollout` was asked to record
-            them; a view into the record of its whole batch.
+            them.
         entropies: [T] entropy (nats) of each scored distribution, recorded together with `keys_values`.
-        finish_reason: "stop" after an end-of-sequence token, else "length".
+        finish_reason: "stop" after a stop token or a stop string, else "length".
         settings: how it was sampled.
     """
 
     prompt_ids: list[int]
     token_ids: list[int]
     logprobs: Float[Tensor, " T"]
+    sampled_logprobs: Float[Tensor, " T"] | None = None
     evictions: tuple[Eviction, ...] = ()
     states: Float[Tensor, "N L G R"] | None = None
     keys_values: Float[Tensor, "L 2 H C D"] | None = None

@@ -176,13 +176,14 @@ class ThoughtModel(LoraModel):
             states=self.initial_states() if self.adapter_enabled else None,
             window=window,
             num_evicted=num_evicted,
-            policy=make_policy(eviction, seed),
+            policy=make_policy(eviction),
             absorb=self.absorber(),
             max_new_tokens=max_new_tokens,
+            seed=seed,
         )
 
     def new_slots(
-        self, *, num_slots: int, capacity: int, window: int | None, num_evicted: int | None, eviction: str, seed: int
+        self, *, num_slots: int, capacity: int, window: int | None, num_evicted: int | None, eviction: str
     ) -> SlotCache:
         """Empty slots for our own sampler, each starting from the active adapter's initial states."""
         return SlotCache(
@@ -192,7 +193,7 @@ class ThoughtModel(LoraModel):
             initial_states=self.initial_states() if self.adapter_enabled else None,
             window=window,
             num_evicted=num_evicted,
-            policy=make_policy(eviction, seed),
+            policy=make_policy(eviction),
             absorb=self.absorber(),
             device=self.model.device,
         )

@@ -181,6 +181,7 @@ class BoundedCache(StatefulCache):
         policy: chooses which thoughts leave.
         absorb: (states, evicted keys, evicted values) -> states, per layer; None where the state never changes.
         max_new_tokens: bound on the thoughts, which sizes the buffer of a full cache.
+        seed: for policies that draw random numbers.
     """
 
     def __init__(
@@ -193,6 +194,7 @@ class BoundedCache(StatefulCache):
         policy: EvictionPolicy,
         absorb: AbsorbFn | None,
         max_new_tokens: int,
+        seed: int = 0,
     ) -> None:
         capacity = max_new_tokens if window is None else min(window, max_new_tokens)
         super().__init__([_PreallocatedLayer(capacity) for _ in range(num_layers)], states)
@@ -200,6 +202,7 @@ class BoundedCache(StatefulCache):
         self.num_evicted = num_evicted
         self.policy = policy
         self.absorb = absorb
+        self.seed = seed
         self.prompt_length = 0
         self.num_evictions = 0
 
@@ -236,7 +239,7 @@ class BoundedCache(StatefulCache):
         for index, layer in enumerate(self.layers):
             resident = slice(self.prompt_length, layer.length)
             keys_now, values_now = layer.keys[:, :, resident], layer.values[:, :, resident]
-            events = [self.num_evictions] * keys_now.shape[0]
+            events = [(self.seed, self.num_evictions)] * keys_now.shape[0]
             slots = self.policy.select(index, keys_now, values_now, num_evicted, events)
             evicted_keys, evicted_values = layer.evict(self.prompt_length, slots, num_evicted)
             keys.append(evicted_keys)

@@ -108,6 +108,7 @@ class SlotCache(StatefulCache):
 
     Attributes:
         prompts: prompt tokens of each slot.
+        seeds: of the sequence in each slot, for policies that draw random numbers.
         num_evictions: evictions of the sequence in each slot so far.
         lengths: resident tokens of each slot, prompt included; 0 for a free slot.
         visible: columns that the running forward pass attends to.
@@ -140,6 +141,7 @@ class SlotCache(StatefulCache):
         self.device = device
         self.prompts = [0] * num_slots
         self.lengths = [0] * num_slots
+        self.seeds = [0] * num_slots
         self.num_evictions = [0] * num_slots
         self.visible = 0
         self.uniform = True
@@ -160,13 +162,16 @@ class SlotCache(StatefulCache):
         """Sequences at once, free slots included."""
         return len(self.lengths)
 
-    def fill(self, slots: Sequence[int], past: list[tuple[Tensor, Tensor]], lengths: Sequence[int]) -> None:
+    def fill(
+        self, slots: Sequence[int], past: list[tuple[Tensor, Tensor]], lengths: Sequence[int], seeds: Sequence[int]
+    ) -> None:
         """Put prefilled prompts into free slots.
 
         Args:
             slots: where to.
             past: keys and values per layer, [n, H, width, D], prompts on the right.
             lengths: prompt tokens of each row.
+            seeds: of each row.
         """
         rows = self.index(slots)
         width = past[0][0].shape[2]
@@ -189,8 +194,9 @@ class SlotCache(StatefulCache):
         if self.states is not None and self.initial_states is not None:
             for state, initial in zip(self.states, self.initial_states, strict=True):
                 state[rows] = initial
-        for slot, length in zip(slots, lengths, strict=True):
+        for slot, length, seed in zip(slots, lengths, seeds, strict=True):
             self.prompts[slot] = self.lengths[slot] = length
+            self.seeds[slot] = seed
             self.num_evictions[slot] = 0
 
     def free(self, slot: int) -> None:
@@ -206,6 +212,7 @@ class SlotCache(StatefulCache):
             self.states = [state[rows] for state in self.states]
         self.prompts = [self.prompts[slot] for slot in slots]
         self.lengths = [self.lengths[slot] for slot in slots]
+        self.seeds = [self.seeds[slot] for slot in slots]
         self.num_evictions = [self.num_evictions[slot] for slot in slots]
         self.every = torch.arange(len(slots), device=self.device)
 
@@ -243,7 +250,7 @@ class SlotCache(StatefulCache):
         window = _Window(self, slots, self.window)
         evicted: list[tuple[Tensor, Tensor]] = []
         chosen: list[Tensor] = []
-        events = [self.num_evictions[slot] for slot in slots]
+        events = [(self.seeds[slot], self.num_evictions[slot]) for slot in slots]
         for index, layer in enumerate(self.layers):
             keys, values = window.read(layer.keys), window.read(layer.values)
             selected = self.policy.select(index, keys, values, self.num_evicted, events)

@@ -4,15 +4,15 @@ One round: fill free slots with prefilled prompts; draw a token in every slot fr
 sequences that ended; evict and absorb where a window is full; one forward pass of one token per slot. All slots share
 the forward pass and nothing else: a sequence depends on its prompt, its seed and its row number alone.
 
-The host knows the schedule. It looks at the device only to see which sequences have drawn a stop token, on a GPU every
-few rounds; what a slot draws after its stop token is cut off.
+The host knows the schedule. It looks at the device only to see which sequences have ended, on a GPU every few rounds;
+what a slot draws after its end is cut off (`drawing.py`).
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -21,11 +21,11 @@ from thoughtcache.cache.bounded_cache import AbsorbFn
 from thoughtcache.cache.kv_recorder import KVRecorder
 from thoughtcache.cache.schedule import eviction_points
 from thoughtcache.cache.slot_cache import SlotCache, SlotEviction
+from thoughtcache.policy.drawing import Drawing
 from thoughtcache.policy.handle import PolicyHandle
 from thoughtcache.policy.kv_log import Place
 from thoughtcache.policy.prefill import Prefilled, prefill, stack_past
-from thoughtcache.policy.sampling import sample_tokens, uniform_numbers
-from thoughtcache.policy.token_logprobs import entropy_of, scaled_log_softmax
+from thoughtcache.policy.stop_strings import StopStrings
 from thoughtcache.records import Eviction, Rollout, SamplingSettings
 
 ROUNDS_BETWEEN_LOOKS = 16
@@ -56,8 +56,10 @@ class Engine:
     Args:
         policy: the parts of the model.
         prompt_ids: one list of tokens per sequence.
-        settings: what all sequences share.
+        settings: what all sequences share, other than their seeds.
+        seeds: (seed, row) of the uniform numbers of each sequence; the seed alone is that of evictions that draw.
         stop_ids: tokens that end a sequence.
+        stop_strings: texts that end a sequence, or None.
         num_slots: sequences decoded at once.
         kv_log: where keys and values are recorded, None for no record.
         wrap_absorb: decorates the function that absorbs.
@@ -69,22 +71,23 @@ class Engine:
         policy: PolicyHandle,
         prompt_ids: Sequence[Sequence[int]],
         settings: SamplingSettings,
-        stop_ids: list[int],
         *,
+        seeds: Sequence[tuple[int, int]],
+        stop_ids: list[int],
+        stop_strings: StopStrings | None,
         num_slots: int,
         kv_log: Place | None,
         wrap_absorb: Callable[[AbsorbFn], AbsorbFn] | None,
         progress: Callable[[int], None] | None,
     ) -> None:
         self.policy, self.settings, self.kv_log, self.progress = policy, settings, kv_log, progress
-        self.prompts = [tuple(ids) for ids in prompt_ids]
+        self.prompts, self.seeds = [tuple(ids) for ids in prompt_ids], seeds
         self.pending = deque(range(len(self.prompts)))
         self.users = Counter(self.prompts)
         self.prefilled: dict[tuple[int, ...], Prefilled] = {}
         self.slots: list[_Sequence | None] = [None] * num_slots
         self.results: list[Rollout | None] = [None] * len(self.prompts)
         device, count = policy.device, settings.max_new_tokens
-        self.stops = torch.tensor(stop_ids, device=device, dtype=torch.long)
         self.looks_every = ROUNDS_BETWEEN_LOOKS if device.type == "cuda" else 1
         self.cache: SlotCache = policy.tuner.new_slots(
             num_slots=num_slots,
@@ -92,17 +95,14 @@ class Engine:
             window=settings.window,
             num_evicted=settings.num_evicted,
             eviction=settings.eviction,
-            seed=settings.seed,
         )
         if wrap_absorb is not None and self.cache.absorb is not None:
             self.cache.absorb = wrap_absorb(self.cache.absorb)
-        self.tokens = torch.zeros(num_slots, count, dtype=torch.long, device=device)
-        self.uniform = torch.zeros(num_slots, count, dtype=torch.float64, device=device)
-        self.stopped = torch.zeros(num_slots, dtype=torch.bool, device=device)
-        # Made with the first hidden states, whose dtypes they take.
+        self.drawing = Drawing(
+            policy, settings, stop_ids, stop_strings, num_slots=num_slots, with_entropies=kv_log is not None
+        )
+        # Made with the first hidden states, whose dtype it takes.
         self.hidden: Tensor | None = None
-        self.logprobs: Tensor | None = None
-        self.entropies: Tensor | None = None
 
     def run(self) -> list[Rollout]:
         """All rollouts, in the order of the prompts."""
@@ -139,17 +139,12 @@ class Engine:
             self.prefilled.update(zip(new, prefill(self.policy, new), strict=True))
         entries = [self.prefilled[self.prompts[row]] for row in rows]
         lengths = [len(self.prompts[row]) for row in rows]
-        self.cache.fill(slots, stack_past(entries), lengths)
+        seeds = [self.seeds[row] for row in rows]
+        self.cache.fill(slots, stack_past(entries), lengths, [seed for seed, _ in seeds])
         if self.hidden is None:
             self.hidden = entries[0].hidden.new_zeros(len(self.slots), entries[0].hidden.shape[0])
         self.hidden[slots] = torch.stack([entry.hidden for entry in entries])
-        self.uniform[slots] = torch.cat(
-            [
-                uniform_numbers(self.settings.seed, range(row, row + 1), self.tokens.shape[1], self.tokens.device)
-                for row in rows
-            ]
-        )
-        self.stopped[slots] = False
+        self.drawing.admit(slots, seeds, [self.prompts[row] for row in rows])
         for slot, row in zip(slots, rows, strict=True):
             self.slots[slot] = self._sequence(row)
             self.users[self.prompts[row]] -= 1
@@ -160,41 +155,27 @@ class Engine:
         prompt = self.prompts[row]
         recorder = None
         if self.kv_log is not None:
-            columns = len(prompt) + self.tokens.shape[1] - 1
+            columns = len(prompt) + self.settings.max_new_tokens - 1
             recorder = KVRecorder(self.cache, columns, on_host=self.kv_log == "host")
         return _Sequence(row=row, prompt=prompt, recorder=recorder)
 
     def _draw(self) -> None:
         """One token in every slot; free slots draw one that nobody reads."""
         assert self.hidden is not None
-        distribution = scaled_log_softmax(self.hidden, self.policy.head, self.settings.scoring_temperature)
         steps = [0 if sequence is None else sequence.num_tokens for sequence in self.slots]
-        at = self.cache.index(steps).unsqueeze(1)
-        chosen = sample_tokens(
-            distribution, self.uniform.gather(1, at).squeeze(1), greedy=self.settings.temperature == 0
-        )
-        if self.logprobs is None:
-            self.logprobs = torch.zeros(self.tokens.shape, dtype=distribution.dtype, device=distribution.device)
-            self.entropies = None if self.kv_log is None else torch.zeros_like(self.logprobs)
-        column = chosen.unsqueeze(1)
-        self.tokens.scatter_(1, at, column)
-        self.logprobs.scatter_(1, at, distribution.gather(1, column))
-        if self.entropies is not None:
-            self.entropies.scatter_(1, at, entropy_of(distribution).unsqueeze(1))
-        self.stopped |= torch.isin(chosen, self.stops)
+        self.drawing.draw(self.hidden, self.cache.index(steps).unsqueeze(1))
         for sequence in self.slots:
             if sequence is not None:
                 sequence.num_tokens += 1
 
     def _harvest(self, *, look: bool) -> None:
         """Take out the sequences that are over."""
-        full = [
-            slot for slot, sequence in enumerate(self.slots) if sequence and sequence.num_tokens == self.tokens.shape[1]
-        ]
-        if look or full:
-            stopped = self.stopped.tolist()
-            full = [slot for slot, sequence in enumerate(self.slots) if sequence and (stopped[slot] or slot in full)]
-        for slot in full:
+        counts = [0 if sequence is None else sequence.num_tokens for sequence in self.slots]
+        over = [slot for slot, count in enumerate(counts) if count == self.settings.max_new_tokens]
+        if look or over:
+            ended = self.drawing.ended(counts)
+            over = [slot for slot in self._active() if ended[slot] or slot in over]
+        for slot in over:
             sequence = self.slots[slot]
             assert sequence is not None
             self.results[sequence.row] = self._record(slot, sequence)
@@ -204,11 +185,9 @@ class Engine:
                 self.progress(1)
 
     def _record(self, slot: int, sequence: _Sequence) -> Rollout:
-        """The rollout of a slot, cut at its first stop token."""
-        assert self.logprobs is not None
-        tokens = self.tokens[slot, : sequence.num_tokens]
-        ends = torch.isin(tokens, self.stops).tolist()
-        length = ends.index(True) + 1 if any(ends) else len(ends)
+        """The rollout of a slot, cut at its end."""
+        drawn = self.drawing.take(slot, sequence.num_tokens)
+        length = len(drawn.token_ids)
         processed = len(sequence.prompt) + length - 1
         points = eviction_points(length - 1, self.settings.window, self.settings.num_evicted)
         states = [state for state, _ in sequence.evictions[: len(points)] if state is not None]
@@ -219,17 +198,18 @@ class Engine:
             keys_values = sequence.recorder.finished()[..., :processed, :]
         return Rollout(
             prompt_ids=list(sequence.prompt),
-            token_ids=tokens[:length].tolist(),
-            logprobs=self.logprobs[slot, :length].clone(),
-            entropies=None if self.entropies is None else self.entropies[slot, :length].clone(),
+            token_ids=drawn.token_ids,
+            logprobs=drawn.logprobs,
+            sampled_logprobs=drawn.sampled_logprobs,
+            entropies=drawn.entropies,
             evictions=tuple(
                 Eviction(before_token=point, num_tokens=self.settings.num_evicted or 0, slots=chosen)
                 for point, (_, chosen) in zip(points, sequence.evictions, strict=False)
             ),
             states=torch.stack(states) if states else None,
             keys_values=keys_values,
-            finish_reason="stop" if any(ends) else "length",
-            settings=self.settings,
+            finish_reason=drawn.finish_reason,
+            settings=replace(self.settings, seed=self.seeds[sequence.row][0]),
         )
 
     def _shrink(self, active: list[int]) -> None:
@@ -237,10 +217,8 @@ class Engine:
         self.cache.keep(active)
         rows = self.cache.index(active)
         assert self.hidden is not None
-        assert self.logprobs is not None
-        self.hidden, self.logprobs = self.hidden[rows], self.logprobs[rows]
-        self.tokens, self.uniform, self.stopped = self.tokens[rows], self.uniform[rows], self.stopped[rows]
-        self.entropies = None if self.entropies is None else self.entropies[rows]
+        self.hidden = self.hidden[rows]
+        self.drawing.keep(active, rows)
         self.slots = [self.slots[slot] for slot in active]
 
     def _evict(self, due: list[int]) -> None:
@@ -265,7 +243,7 @@ class Engine:
         positions = [0 if s is None else len(s.prompt) + s.num_tokens - 1 for s in self.slots]
         mask = self.cache.prepare_step()
         output = self.policy.backbone(
-            input_ids=self.tokens.gather(1, self.cache.index(last).unsqueeze(1)),
+            input_ids=self.drawing.tokens.gather(1, self.cache.index(last).unsqueeze(1)),
             attention_mask=mask,
             position_ids=self.cache.index(positions).unsqueeze(1),
             past_key_values=self.cache,

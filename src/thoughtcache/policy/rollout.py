@@ -2,9 +2,10 @@
 
 The flow of one step (`engine.py`): where a window is full the cache evicts and absorbs (`cache/`, `state/`), the
 adapter reads the state (`adapter/`), the head gives the distribution (`token_logprobs.py`), a token is drawn
-(`sampling.py`), and what the learner needs to repeat the step is recorded (`records.py`). The learner: `replay.py`.
+(`drawing.py`), and what the learner needs to repeat the step is recorded (`records.py`). The learner: `replay.py`.
 
-Not covered: compiled decoding, top-k/top-p (the learner scores the plain distribution).
+Filters (top-k and the like) are for sampling only: the learner scores the distribution without them, and training
+refuses them. Not covered: compiled decoding.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from typing import Final
 
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from thoughtcache.cache.bounded_cache import AbsorbFn
 from thoughtcache.cache.schedule import evict_count
 from thoughtcache.policy.engine import Engine
 from thoughtcache.policy.handle import PolicyHandle, open_policy
 from thoughtcache.policy.kv_log import Place, check_place
-from thoughtcache.records import Rollout, SamplingSettings
+from thoughtcache.policy.sampling import row_seeds
+from thoughtcache.policy.stop_strings import make_stop_strings
+from thoughtcache.records import Rollout, SamplingSettings, TokenFilters
 
 FROM_CONFIG: Final = "config"
 
@@ -32,11 +36,18 @@ def rollout(
     *,
     max_new_tokens: int,
     temperature: float = 1.0,
-    seed: int = 0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    seed: int | Sequence[int] = 0,
     ignore_eos: bool = False,
+    min_new_tokens: int = 0,
     window: int | str | None = FROM_CONFIG,
     batch_size: int | None = None,
     stop_ids: Sequence[int] | None = None,
+    stop_strings: str | Sequence[str] = (),
+    tokenizer: PreTrainedTokenizerBase | None = None,
     kv_log: Place | None = None,
     wrap_absorb: Callable[[AbsorbFn], AbsorbFn] | None = None,
     progress: Callable[[int], None] | None = None,
@@ -48,12 +59,22 @@ def rollout(
         prompt_ids: token ids, one list per prompt, of unequal lengths.
         max_new_tokens: bound on the thought tokens of each row.
         temperature: of the sampled and scored distribution; 0 decodes greedily.
-        seed: row `i` draws from `(seed, i)`, independent of its neighbours and of `batch_size`.
+        top_k: draw from the most likely tokens only; see `TokenFilters`, as the next three. With any of them on,
+            `Rollout.sampled_logprobs` is recorded beside `Rollout.logprobs`.
+        top_p: draw from the most likely tokens that hold this probability together.
+        min_p: draw from tokens that are at least so likely relative to the most likely one.
+        repetition_penalty: discourages (above 1) tokens of the prompt and of the thoughts so far.
+        seed: row `i` draws from `(seed, i)`, independent of its neighbours and of `batch_size`. One seed per prompt
+            instead: each row is the one that a call of its own with its seed would give.
         ignore_eos: go on past end-of-sequence tokens.
+        min_new_tokens: the first so many thought tokens are no stop tokens and end no sequence.
         window: resident thoughts instead of the adapter's own: an integer, "prompt" or None for the full cache.
         batch_size: slots: sequences decoded at once, all of them by default. A slot whose sequence ends takes the next
             prompt at once.
         stop_ids: tokens that end a row, instead of the end-of-sequence tokens that the model declares.
+        stop_strings: texts that end a row, whether tokens are ignored or not: it ends with the token that completes
+            the first of them in the text of its thoughts, special tokens included.
+        tokenizer: makes that text; needed with `stop_strings`.
         kv_log: record the keys and values of all tokens on the "device" or the "host", and the entropies, so that
             `replay(reuse=True)` needs no forward pass of its own; None records neither.
         wrap_absorb: decorates the function that absorbs an evicted block, to time it for example.
@@ -70,17 +91,36 @@ def rollout(
         check_place(kv_log)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 sequence or None, got {batch_size}")
-    settings = _settings(policy, prompt_ids, max_new_tokens, temperature, seed, ignore_eos, window)
-    for row, ids in enumerate(prompt_ids):
-        if not ids:
-            raise ValueError(f"prompt {row} is empty; every prompt needs at least one token")
-    if not prompt_ids:
-        raise ValueError("no prompts were given; pass at least one list of token ids")
+    _check_prompts(policy, prompt_ids, max_new_tokens)
+    texts = make_stop_strings(stop_strings, tokenizer)
+    seeds = row_seeds(seed, len(prompt_ids))
+    filters = TokenFilters(
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        min_new_tokens=min_new_tokens,
+    )
+    _check_filters(filters, temperature, max_new_tokens)
+    resolved, num_evicted = _window(policy, prompt_ids, window)
+    settings = SamplingSettings(
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        window=resolved,
+        num_evicted=num_evicted,
+        eviction=policy.tuner.thought_config.eviction,
+        seed=seeds[0][0],
+        ignore_eos=ignore_eos,
+        filters=filters,
+        stop_strings=() if texts is None else texts.strings,
+    )
     engine = Engine(
         policy,
         prompt_ids,
         settings,
-        _stop_ids(policy, settings) if stop_ids is None or ignore_eos else list(stop_ids),
+        seeds=seeds,
+        stop_ids=_stop_ids(policy, settings) if stop_ids is None or ignore_eos else list(stop_ids),
+        stop_strings=texts,
         num_slots=min(batch_size or len(prompt_ids), len(prompt_ids)),
         kv_log=kv_log,
         wrap_absorb=wrap_absorb,
@@ -89,39 +129,49 @@ def rollout(
     return engine.run()
 
 
-def _settings(
-    policy: PolicyHandle,
-    prompt_ids: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    temperature: float,
-    seed: int,
-    ignore_eos: bool,
-    window: int | str | None,
-) -> SamplingSettings:
-    config = policy.tuner.thought_config
-    longest = max((len(row) for row in prompt_ids), default=0)
+def _check_prompts(policy: PolicyHandle, prompt_ids: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    if not prompt_ids:
+        raise ValueError("no prompts were given; pass at least one list of token ids")
+    for row, ids in enumerate(prompt_ids):
+        if not ids:
+            raise ValueError(f"prompt {row} is empty; every prompt needs at least one token")
+    longest = max(map(len, prompt_ids))
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    if temperature < 0:
-        raise ValueError(f"temperature must be 0 (greedy) or positive, got {temperature}")
     if policy.max_positions is not None and longest + max_new_tokens > policy.max_positions:
         raise ValueError(
             f"the longest prompt has {longest} tokens and max_new_tokens is {max_new_tokens}, together more than the "
             f"{policy.max_positions} positions of the model; shorten either, or load the model with rope scaling"
         )
+
+
+def _check_filters(filters: TokenFilters, temperature: float, max_new_tokens: int) -> None:
+    if temperature < 0:
+        raise ValueError(f"temperature must be 0 (greedy) or positive, got {temperature}")
+    if temperature == 0 and filters.truncates:
+        raise ValueError(
+            f"top_k={filters.top_k}, top_p={filters.top_p} and min_p={filters.min_p} change nothing at temperature=0, "
+            "which takes the most likely token; leave them out, or set a positive temperature"
+        )
+    if filters.min_new_tokens > max_new_tokens:
+        raise ValueError(
+            f"min_new_tokens must be at most max_new_tokens={max_new_tokens}, got {filters.min_new_tokens}; "
+            "lower it or raise max_new_tokens"
+        )
+
+
+def _window(
+    policy: PolicyHandle, prompt_ids: Sequence[Sequence[int]], window: int | str | None
+) -> tuple[int | None, int | None]:
+    """Resident thoughts and how many leave at once."""
+    config = policy.tuner.thought_config
     wanted = config.window if window == FROM_CONFIG else window
-    resolved = longest if wanted == "prompt" else wanted
-    if resolved is not None and not isinstance(resolved, int):
+    resolved = max(map(len, prompt_ids)) if wanted == "prompt" else wanted
+    if resolved is None:
+        return None, None
+    if not isinstance(resolved, int):
         raise ValueError(f'window={wanted!r} is not known; use an integer >= 1, "prompt" or None')
-    return SamplingSettings(
-        temperature=temperature,
-        max_new_tokens=max_new_tokens,
-        window=resolved,
-        num_evicted=None if resolved is None else evict_count(resolved, config.evict_fraction),
-        eviction=config.eviction,
-        seed=seed,
-        ignore_eos=ignore_eos,
-    )
+    return resolved, evict_count(resolved, config.evict_fraction)
 
 
 def _stop_ids(policy: PolicyHandle, settings: SamplingSettings) -> list[int]:

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 _ROW_STRIDE = 1_000_003
+_SEED_BOUND = 2**43
+"""Times the stride it stays below the 64 bits of a generator."""
+
+
+def row_seeds(seed: int | Sequence[int], num_rows: int) -> list[tuple[int, int]]:
+    """(seed, row) of the uniform numbers of every row: `(seed, i)` for one seed, `(seed[i], 0)` for one per row.
+
+    Raises:
+        ValueError: for another number of seeds than rows, or one that is too large.
+    """
+    pairs = [(seed, row) for row in range(num_rows)] if isinstance(seed, int) else [(own, 0) for own in seed]
+    if len(pairs) != num_rows:
+        raise ValueError(f"{len(pairs)} seeds were given for {num_rows} prompts; pass one for all, or one per prompt")
+    for value, _ in pairs:
+        if abs(value) >= _SEED_BOUND:
+            raise ValueError(f"seed must lie between -2**43 and 2**43, got {value}; take it modulo 2**43")
+    return pairs
 
 
 def uniform_numbers(seed: int, rows: range, count: int, device: torch.device) -> Float[Tensor, "B T"]:
@@ -21,14 +40,17 @@ def uniform_numbers(seed: int, rows: range, count: int, device: torch.device) ->
 def sample_tokens(distribution: Float[Tensor, "B V"], uniform: Float[Tensor, " B"], greedy: bool) -> Int[Tensor, " B"]:
     """One token per row by inversion of the cumulative distribution (fp64), or the most likely one.
 
+    A token of probability zero is never drawn.
+
     Args:
-        distribution: log-probabilities.
+        distribution: log-probabilities, -inf where a token cannot come.
         uniform: numbers in [0, 1).
         greedy: take the most likely token.
     """
     if greedy:
         return distribution.argmax(dim=-1)
     cumulative = distribution.double().exp().cumsum(dim=-1)
-    target = uniform.unsqueeze(-1) * cumulative[:, -1:]
-    tokens = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
-    return tokens.clamp_max(distribution.shape[-1] - 1)
+    total = cumulative[:, -1:]
+    # The product may round up to the total; the token behind it could be one of probability zero.
+    target = (uniform.unsqueeze(-1) * total).minimum(total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)

@@ -17,15 +17,25 @@ from torch.autograd.function import once_differentiable
 
 def scaled_log_softmax(hidden: Float[Tensor, "*any d"], head: nn.Module, temperature: float) -> Float[Tensor, "*any V"]:
     """Log-probabilities of the scored distribution over the vocabulary."""
-    distribution: Tensor = _scaled_logits(hidden, head, temperature).log_softmax(dim=-1)
-    return distribution
+    return scored_distribution(head_logits(hidden, head), temperature)
+
+
+def head_logits(hidden: Float[Tensor, "*any d"], head: nn.Module) -> Float[Tensor, "*any V"]:
+    """Logits in at least fp32."""
+    logits: Tensor = head(hidden)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def scored_distribution(logits: Float[Tensor, "*any V"], temperature: float) -> Float[Tensor, "*any V"]:
+    """Log-probabilities at a temperature."""
+    return _scaled(logits, temperature).log_softmax(dim=-1)
 
 
 def token_logprobs(
     hidden: Float[Tensor, "*any d"], targets: Int[Tensor, "*any"], head: nn.Module, temperature: float
 ) -> tuple[Float[Tensor, "*any"], Float[Tensor, "*any"]]:
     """Log-probability of each target, and the entropy (nats, without gradient) of its distribution."""
-    logits = _scaled_logits(hidden, head, temperature)
+    logits = _scaled(head_logits(hidden, head), temperature)
     chosen, entropy = _ChosenLogProbs.apply(logits, targets)  # type: ignore[no-untyped-call]
     return chosen, entropy
 
@@ -35,9 +45,7 @@ def entropy_of(distribution: Float[Tensor, "*any V"]) -> Float[Tensor, "*any"]:
     return -(distribution.exp() * distribution).sum(dim=-1)
 
 
-def _scaled_logits(hidden: Tensor, head: nn.Module, temperature: float) -> Tensor:
-    logits: Tensor = head(hidden)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
     return logits if temperature == 1.0 else logits / temperature
 
 

@@ -11,19 +11,18 @@ from thoughtcache.cache.eviction.sliding import SlidingEviction
 POLICIES: dict[str, type[EvictionPolicy]] = {policy.name: policy for policy in (SlidingEviction, RandomEviction)}
 
 
-def make_policy(name: str, seed: int = 0) -> EvictionPolicy:
+def make_policy(name: str) -> EvictionPolicy:
     """The eviction policy called `name`.
 
     Args:
         name: a key of `POLICIES`.
-        seed: for policies that draw random numbers; the others ignore it.
 
     Raises:
         ValueError: if there is no such policy.
     """
     if name not in POLICIES:
         raise ValueError(f"unknown eviction policy {name!r}; choose one of {sorted(POLICIES)}")
-    return POLICIES[name](seed=seed)
+    return POLICIES[name]()
 
 
 __all__ = ["POLICIES", "EvictionPolicy", "make_policy"]

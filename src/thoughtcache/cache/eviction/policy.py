@@ -18,9 +18,6 @@ class EvictionPolicy(ABC):
 
     name: ClassVar[str]
 
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
-
     @abstractmethod
     def select(
         self,
@@ -28,7 +25,7 @@ class EvictionPolicy(ABC):
         keys: Float[Tensor, "B H W D"],
         values: Float[Tensor, "B H W D"],
         num_evicted: int,
-        events: Sequence[int],
+        events: Sequence[tuple[int, int]],
     ) -> Int[Tensor, "B H E"] | None:
         """Slots (0 = oldest resident thought) that leave this layer, ascending; None means the oldest ones.
 
@@ -37,5 +34,6 @@ class EvictionPolicy(ABC):
             keys: cached (rotated) keys of the resident thoughts.
             values: cached values of the resident thoughts.
             num_evicted: how many leave, the same for every row and head.
-            events: which eviction of its sequence this is, from 0, for every row.
+            events: (seed of the sequence, which of its evictions this is, from 0) for every row; a choice that draws
+                random numbers draws them from these, so that no row depends on another.
         """

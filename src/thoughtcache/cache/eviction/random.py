@@ -12,18 +12,19 @@ from thoughtcache.cache.eviction.policy import EvictionPolicy
 
 
 class RandomEviction(EvictionPolicy):
-    """Random thoughts leave, other ones in every layer, head and eviction (sequences share their draws)."""
+    """Random thoughts leave, other ones in every layer, head and eviction; sequences of one seed share their draws."""
 
     name: ClassVar[str] = "random"
 
-    def select(self, layer_index: int, keys: Tensor, values: Tensor, num_evicted: int, events: Sequence[int]) -> Tensor:
+    def select(
+        self, layer_index: int, keys: Tensor, values: Tensor, num_evicted: int, events: Sequence[tuple[int, int]]
+    ) -> Tensor:
         """[B, H, E] ascending slots, uniform without replacement; `(seed, event, layer)` decides."""
         _, heads, resident, _ = keys.shape
-        drawn = {event: self._draw(event, layer_index, heads, resident, num_evicted) for event in set(events)}
+        drawn = {event: self._draw(*event, layer_index, heads, resident, num_evicted) for event in set(events)}
         return torch.stack([drawn[event] for event in events]).to(keys.device)
 
-    def _draw(self, event: int, layer_index: int, heads: int, resident: int, num_evicted: int) -> Tensor:
-        seed = (self.seed * 1_000_003 + event * 10_007 + layer_index) % 2**63
-        generator = torch.Generator().manual_seed(seed)
+    def _draw(self, seed: int, event: int, layer_index: int, heads: int, resident: int, num_evicted: int) -> Tensor:
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + event * 10_007 + layer_index) % 2**63)
         order = torch.rand(heads, resident, generator=generator).argsort(dim=-1)
         return order[:, :num_evicted].sort(dim=-1).values

@@ -17,7 +17,9 @@ class SlidingEviction(EvictionPolicy):
 
     name: ClassVar[str] = "sliding"
 
-    def select(self, layer_index: int, keys: Tensor, values: Tensor, num_evicted: int, events: Sequence[int]) -> None:
+    def select(
+        self, layer_index: int, keys: Tensor, values: Tensor, num_evicted: int, events: Sequence[tuple[int, int]]
+    ) -> None:
         """None: the oldest slots leave."""
         return None
 
