@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from peft import LoraConfig
 from peft.utils.peft_types import PeftType
 
 from thoughtcache.cache.eviction import POLICIES
+from thoughtcache.cache.rotation import Positions
 from thoughtcache.cache.schedule import evict_count
 from thoughtcache.checks import at_least_one, one_of
 
@@ -50,6 +51,8 @@ class ThoughtConfig(LoraConfig):
             paper's training setting), or None for the full cache.
         evict_fraction: share of the window that leaves when it is full (paper: 0.25).
         eviction: name of the eviction policy.
+        positions: "absolute" (a thought keeps its position, and the model's positions bound the length) or "rolling"
+            (positions count the prompt and the resident thoughts; cached keys are moved when others leave).
         initial_state: "global" (learned), "zero" or "identity" (plain LoRA; needs num_global_tokens == r).
         absorb: whether evicted tokens change the state.
         state_rule: "linear" (the paper's), "gated", "delta", "softmax" or "decay".
@@ -65,6 +68,7 @@ class ThoughtConfig(LoraConfig):
     window: int | str | None = field(default=1024, metadata={"help": 'resident thoughts, "prompt", or None (full)'})
     evict_fraction: float = field(default=0.25, metadata={"help": "share of the window that leaves when it is full"})
     eviction: str = field(default="sliding", metadata={"help": "eviction policy"})
+    positions: str = field(default="absolute", metadata={"help": "absolute or rolling"})
     initial_state: str = field(default="global", metadata={"help": "global, zero or identity"})
     absorb: bool = field(default=True, metadata={"help": "whether evicted tokens change the state"})
     state_rule: str = field(default="linear", metadata={"help": "linear, gated, delta, softmax or decay"})
@@ -81,6 +85,7 @@ class ThoughtConfig(LoraConfig):
             raise ValueError(f'window={self.window!r} is not known; use an integer >= 1, "prompt" or None')
         if self.window is not None and not isinstance(self.window, str) and type(self.window) is not int:
             raise ValueError(f'window={self.window!r} is not known; use an integer >= 1, "prompt" or None')
+        one_of("positions", self.positions, get_args(Positions))
         one_of("eviction", self.eviction, tuple(sorted(POLICIES)))
         evict_count(self.window if isinstance(self.window, int) else 1, self.evict_fraction)
         if self.r < 1:

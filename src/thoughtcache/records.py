@@ -8,7 +8,7 @@ Every record is frozen and keyword-only. Not covered: file formats (`report/`), 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from jaxtyping import Bool, Float, Int
@@ -82,6 +82,7 @@ class SamplingSettings:
         ignore_eos: whether sampling went on past end-of-sequence tokens.
         filters: what was applied to the scored distribution before tokens were drawn.
         stop_strings: texts that ended a sequence.
+        positions: "absolute" counts all tokens; "rolling" the prompt and the resident thoughts.
     """
 
     temperature: float
@@ -93,6 +94,11 @@ class SamplingSettings:
     ignore_eos: bool
     filters: TokenFilters = TokenFilters()
     stop_strings: tuple[str, ...] = ()
+    positions: Literal["absolute", "rolling"] = "absolute"
+
+    def with_full_cache(self) -> SamplingSettings:
+        """The same without evictions; positions then count all tokens."""
+        return replace(self, window=None, num_evicted=None, positions="absolute")
 
     @property
     def scoring_temperature(self) -> float:

@@ -66,6 +66,7 @@ def _command(
 def _adapter_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("adapter and cache")
     group.add_argument("--window", type=window, help='resident thoughts: an integer, "prompt" or "none" (1024)')
+    group.add_argument("--positions", help="absolute (default), or rolling: inside the window, for any length")
     group.add_argument("--evict-fraction", type=float, help="share of the window that leaves when it is full (0.25)")
     group.add_argument("--r", type=int, help="rank of the adapter (32)")
     group.add_argument("--num-global-tokens", type=int, help="global queries and tokens (32)")

@@ -57,6 +57,15 @@ def test_state_rules_and_eviction_policies(rule, eviction):
     check_all_executions(model, rollouts)
 
 
+@pytest.mark.parametrize("eviction", sorted(POLICIES))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rolling_positions(family, eviction):
+    model = tiny_model(family, eviction=eviction, positions="rolling", evict_fraction=0.4)
+    rollouts = ragged_rollouts(model, max_new_tokens=NEW_TOKENS)
+    assert max(len(rollout.evictions) for rollout in rollouts) == 8
+    check_all_executions(model, rollouts)
+
+
 @pytest.mark.parametrize("control", CASES)
 def test_controls(control):
     model = tiny_model(**CASES[control])

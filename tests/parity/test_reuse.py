@@ -54,6 +54,7 @@ def test_state_rules(rule):
         {"absorb": False},
         {"window": None},
         {"window": "prompt"},
+        {"positions": "rolling", "eviction": "random", "window": 5, "evict_fraction": 0.4},
     ],
 )
 def test_controls_and_full_cache(config):

@@ -78,6 +78,16 @@ def test_checkpointed_layers_run_three_times():
     hook.remove()
 
 
+@pytest.mark.parametrize("gradient", ["exact", "detached", 2])
+@pytest.mark.parametrize("eviction", sorted(POLICIES))
+def test_rolling_positions(eviction, gradient):
+    model, rollouts = case(eviction=eviction, state_rule="gated", window=5, evict_fraction=0.4, positions="rolling")
+    expected = naive(model, rollouts, gradient)
+    for chunk_tokens in (1, 3, None):
+        found = replayed(model, rollouts, gradient=gradient, chunk_tokens=chunk_tokens)
+        assert_gradients_match(found, expected)
+
+
 @pytest.mark.parametrize("rule", sorted(STATE_RULES))
 def test_chunked_state_rules(rule):
     model, rollouts = case(state_rule=rule)

@@ -15,8 +15,11 @@ from thoughtcache.policy import prefill as prefill_module
 PROMPTS = [[3, 1, 4, 1, 5], [6, 5], [3, 1, 4, 1, 5], [9], [2, 7, 1, 8], [6, 5], [4]]
 LENGTH = 17
 MODELS = {
-    eviction: tiny_model(window=4, evict_fraction=0.5, state_rule="gated", eviction=eviction)
-    for eviction in ("sliding", "random")
+    **{
+        eviction: tiny_model(window=4, evict_fraction=0.5, state_rule="gated", eviction=eviction)
+        for eviction in ("sliding", "random")
+    },
+    "rolling": tiny_model(window=4, evict_fraction=0.5, eviction="random", positions="rolling"),
 }
 prompt_lists = st.lists(st.lists(st.integers(3, VOCABULARY - 1), min_size=1, max_size=6), min_size=1, max_size=6)
 
@@ -53,11 +56,11 @@ def test_tokens_do_not_depend_on_the_number_of_slots(num_slots):
     prompts=prompt_lists,
     num_slots=st.integers(1, 4),
     seed=st.integers(0, 1000),
-    eviction=st.sampled_from(sorted(MODELS)),
+    kind=st.sampled_from(sorted(MODELS)),
     stop_ids=st.lists(st.integers(0, VOCABULARY - 1), max_size=6),
 )
-def test_replay_agrees_with_every_schedule(prompts, num_slots, seed, eviction, stop_ids):
-    model = MODELS[eviction]
+def test_replay_agrees_with_every_schedule(prompts, num_slots, seed, kind, stop_ids):
+    model = MODELS[kind]
     rollouts = tc.rollout(
         model, prompts, max_new_tokens=LENGTH, seed=seed, batch_size=num_slots, stop_ids=stop_ids, kv_log="device"
     )

@@ -20,8 +20,10 @@ from thoughtcache.adapter.variant import ThoughtVariant
 from thoughtcache.cache import BoundedCache, SlotCache, StatefulCache
 from thoughtcache.cache.bounded_cache import AbsorbFn, States
 from thoughtcache.cache.eviction import make_policy
+from thoughtcache.cache.rotation import Rotations, key_rotations
 from thoughtcache.cache.schedule import evict_count
 from thoughtcache.config import ThoughtConfig
+from thoughtcache.records import SamplingSettings
 from thoughtcache.state.encoder import ThoughtEncoder
 from thoughtcache.state.rules import absorb, initial_state
 
@@ -167,6 +169,14 @@ class ThoughtModel(LoraModel):
 
         return absorb_block
 
+    def key_rotations(self, positions: str) -> Rotations | None:
+        """How the keys of every layer are moved when thoughts leave; None with absolute positions.
+
+        Raises:
+            ValueError: if the model's rotary embedding cannot be moved.
+        """
+        return key_rotations(self.model.config, self.backbone.rotary_emb) if positions == "rolling" else None
+
     def new_cache(
         self, *, window: int | None, num_evicted: int | None, eviction: str, max_new_tokens: int, seed: int = 0
     ) -> BoundedCache:
@@ -180,22 +190,22 @@ class ThoughtModel(LoraModel):
             absorb=self.absorber(),
             max_new_tokens=max_new_tokens,
             seed=seed,
+            rotations=self.key_rotations(self.thought_config.positions),
         )
 
-    def new_slots(
-        self, *, num_slots: int, capacity: int, window: int | None, num_evicted: int | None, eviction: str
-    ) -> SlotCache:
+    def new_slots(self, *, num_slots: int, capacity: int, settings: SamplingSettings) -> SlotCache:
         """Empty slots for our own sampler, each starting from the active adapter's initial states."""
         return SlotCache(
             num_layers=self.num_layers,
             num_slots=num_slots,
             capacity=capacity,
             initial_states=self.initial_states() if self.adapter_enabled else None,
-            window=window,
-            num_evicted=num_evicted,
-            policy=make_policy(eviction),
+            window=settings.window,
+            num_evicted=settings.num_evicted,
+            policy=make_policy(settings.eviction),
             absorb=self.absorber(),
             device=self.model.device,
+            rotations=self.key_rotations(settings.positions),
         )
 
     def _bind_states(
@@ -205,6 +215,12 @@ class ThoughtModel(LoraModel):
         if isinstance(cache, StatefulCache):
             inputs = next(x for x in (*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None)
             cache.prepare_forward(inputs.shape[1])
+            if cache.positions_behind:
+                counted = kwargs.get("position_ids")
+                if counted is None:
+                    first = cache.get_seq_length()
+                    counted = torch.arange(first, first + inputs.shape[1], device=inputs.device).unsqueeze(0)
+                kwargs["position_ids"] = counted - cache.positions_behind
             mask = kwargs.get("attention_mask")
             if isinstance(mask, Tensor) and mask.ndim == 2:
                 kwargs["attention_mask"] = cache.compact_mask(mask, inputs.shape[1])

@@ -13,29 +13,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Int, Num
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from thoughtcache.cache.eviction import EvictionPolicy
+from thoughtcache.cache.rotation import KeyRotation, Rotations
+from thoughtcache.cache.split import evict_block
 
 States = list[Tensor] | None
 AbsorbFn = Callable[[list[Tensor], list[Tensor], list[Tensor]], list[Tensor]]
-
-
-def split_slots(
-    block: Num[Tensor, "B H W D"], slots: Int[Tensor, "B H E"] | None, num_evicted: int
-) -> tuple[Num[Tensor, "B H E D"], Num[Tensor, "B H K D"]]:
-    """Split resident thoughts into (evicted, kept), both in their order in time."""
-    if slots is None:
-        return block[:, :, :num_evicted], block[:, :, num_evicted:]
-    batch, heads, resident, size = block.shape
-    leaves = torch.zeros(batch, heads, resident, dtype=torch.bool, device=block.device)
-    leaves.scatter_(2, slots.long(), True)
-    # A stable sort of the flags puts the kept slots first and keeps both groups in their order in time.
-    order = leaves.to(torch.uint8).argsort(dim=-1, stable=True)
-    ordered = block.gather(2, order.unsqueeze(-1).expand(-1, -1, -1, size))
-    return ordered[:, :, resident - num_evicted :], ordered[:, :, : resident - num_evicted]
 
 
 class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
@@ -89,15 +75,17 @@ class _PreallocatedLayer(_Layer):  # type: ignore[no-untyped-call]
         self.length, self.seen = end, self.seen + added
         return self.keys[:, :, :end], self.values[:, :, :end]
 
-    def evict(self, start: int, slots: Tensor | None, num_evicted: int) -> tuple[Tensor, Tensor]:
+    def evict(
+        self, start: int, slots: Tensor | None, num_evicted: int, rotation: KeyRotation | None
+    ) -> tuple[Tensor, Tensor]:
         """Remove slots (counted from `start`) and close the gap; returns copies of what left."""
-        removed = []
-        for buffer in (self.keys, self.values):
-            evicted, kept = split_slots(buffer[:, :, start : self.length], slots, num_evicted)
-            removed.append(evicted.clone())
-            buffer[:, :, start : self.length - num_evicted] = kept.clone()
+        keys, values = (buffer[:, :, start : self.length] for buffer in (self.keys, self.values))
+        evicted, kept = evict_block(keys, values, slots, num_evicted, rotation)
+        removed = evicted[0].clone(), evicted[1].clone()
+        for buffer, block in zip((self.keys, self.values), kept, strict=True):
+            buffer[:, :, start : self.length - num_evicted] = block.clone()
         self.length -= num_evicted
-        return removed[0], removed[1]
+        return removed
 
 
 class _FunctionalLayer(_Layer):  # type: ignore[no-untyped-call]
@@ -145,6 +133,11 @@ class StatefulCache(Cache):
         """Physical offset of the next query: without it a multi-token segment would see its own future."""
         return int(self.layers[layer_idx].length)
 
+    @property
+    def positions_behind(self) -> int:
+        """How far positions are behind the count of all tokens; 0 where whoever calls passes exact ones."""
+        return 0
+
     def prepare_forward(self, num_new_tokens: int) -> None:
         """Called before each forward of the backbone; makes room where the cache is bounded."""
 
@@ -182,6 +175,7 @@ class BoundedCache(StatefulCache):
         absorb: (states, evicted keys, evicted values) -> states, per layer; None where the state never changes.
         max_new_tokens: bound on the thoughts, which sizes the buffer of a full cache.
         seed: for policies that draw random numbers.
+        rotations: of every layer with rolling positions; None with absolute ones.
     """
 
     def __init__(
@@ -195,6 +189,7 @@ class BoundedCache(StatefulCache):
         absorb: AbsorbFn | None,
         max_new_tokens: int,
         seed: int = 0,
+        rotations: Rotations | None = None,
     ) -> None:
         capacity = max_new_tokens if window is None else min(window, max_new_tokens)
         super().__init__([_PreallocatedLayer(capacity) for _ in range(num_layers)], states)
@@ -203,8 +198,14 @@ class BoundedCache(StatefulCache):
         self.policy = policy
         self.absorb = absorb
         self.seed = seed
+        self.rotations = rotations
         self.prompt_length = 0
         self.num_evictions = 0
+
+    @property
+    def positions_behind(self) -> int:
+        """How far rolling positions are behind the count of all tokens."""
+        return 0 if self.rotations is None else self.num_evictions * (self.num_evicted or 0)
 
     @property
     def resident_thoughts(self) -> int:
@@ -241,7 +242,8 @@ class BoundedCache(StatefulCache):
             keys_now, values_now = layer.keys[:, :, resident], layer.values[:, :, resident]
             events = [(self.seed, self.num_evictions)] * keys_now.shape[0]
             slots = self.policy.select(index, keys_now, values_now, num_evicted, events)
-            evicted_keys, evicted_values = layer.evict(self.prompt_length, slots, num_evicted)
+            rotation = None if self.rotations is None else self.rotations[index]
+            evicted_keys, evicted_values = layer.evict(self.prompt_length, slots, num_evicted, rotation)
             keys.append(evicted_keys)
             values.append(evicted_values)
         self.num_evictions += 1

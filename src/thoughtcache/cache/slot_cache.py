@@ -15,8 +15,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from thoughtcache.cache.bounded_cache import AbsorbFn, StatefulCache, States, _Layer, split_slots
+from thoughtcache.cache.bounded_cache import AbsorbFn, StatefulCache, States, _Layer
 from thoughtcache.cache.eviction import EvictionPolicy
+from thoughtcache.cache.rotation import Rotations
+from thoughtcache.cache.split import evict_block
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,6 +107,7 @@ class SlotCache(StatefulCache):
         policy: chooses which thoughts leave.
         absorb: (states, evicted keys, evicted values) -> states, per layer; None where the state never changes.
         device: of all buffers.
+        rotations: of every layer with rolling positions; None with absolute ones.
 
     Attributes:
         prompts: prompt tokens of each slot.
@@ -129,6 +132,7 @@ class SlotCache(StatefulCache):
         policy: EvictionPolicy,
         absorb: AbsorbFn | None,
         device: torch.device,
+        rotations: Rotations | None = None,
     ) -> None:
         states = None if initial_states is None else [s.expand(num_slots, -1, -1).clone() for s in initial_states]
         super().__init__([_SlotLayer(self) for _ in range(num_layers)], states)
@@ -139,6 +143,7 @@ class SlotCache(StatefulCache):
         self.policy = policy
         self.absorb = absorb
         self.device = device
+        self.rotations = rotations
         self.prompts = [0] * num_slots
         self.lengths = [0] * num_slots
         self.seeds = [0] * num_slots
@@ -254,12 +259,11 @@ class SlotCache(StatefulCache):
         for index, layer in enumerate(self.layers):
             keys, values = window.read(layer.keys), window.read(layer.values)
             selected = self.policy.select(index, keys, values, self.num_evicted, events)
-            leaving = []
-            for buffer, block in ((layer.keys, keys), (layer.values, values)):
-                out, kept = split_slots(block, selected, self.num_evicted)
-                leaving.append(out.clone())
-                window.write(buffer, kept)
-            evicted.append((leaving[0], leaving[1]))
+            rotation = None if self.rotations is None else self.rotations[index]
+            out, kept = evict_block(keys, values, selected, self.num_evicted, rotation)
+            evicted.append((out[0].clone(), out[1].clone()))
+            window.write(layer.keys, kept[0])
+            window.write(layer.values, kept[1])
             if selected is not None:
                 chosen.append(selected)
         for slot in slots:

@@ -92,9 +92,7 @@ class Engine:
         self.cache: SlotCache = policy.tuner.new_slots(
             num_slots=num_slots,
             capacity=max(map(len, self.prompts)) + min(count, settings.window or count),
-            window=settings.window,
-            num_evicted=settings.num_evicted,
-            eviction=settings.eviction,
+            settings=settings,
         )
         if wrap_absorb is not None and self.cache.absorb is not None:
             self.cache.absorb = wrap_absorb(self.cache.absorb)
@@ -240,7 +238,10 @@ class Engine:
     def _forward(self, active: list[int]) -> None:
         """Process the drawn tokens."""
         last = [0 if sequence is None else sequence.num_tokens - 1 for sequence in self.slots]
-        positions = [0 if s is None else len(s.prompt) + s.num_tokens - 1 for s in self.slots]
+        if self.settings.positions == "rolling":
+            positions = list(self.cache.lengths)
+        else:
+            positions = [0 if s is None else len(s.prompt) + s.num_tokens - 1 for s in self.slots]
         mask = self.cache.prepare_step()
         output = self.policy.backbone(
             input_ids=self.drawing.tokens.gather(1, self.cache.index(last).unsqueeze(1)),

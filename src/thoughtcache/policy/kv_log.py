@@ -12,7 +12,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from thoughtcache.cache.bounded_cache import split_slots
+from thoughtcache.cache.rotation import Rotations
+from thoughtcache.cache.split import split_slots
 from thoughtcache.policy.batch import RolloutBatch
 from thoughtcache.policy.segment import Chunk, Past, recorded_slots
 
@@ -27,19 +28,23 @@ class KVLog:
         batch: the rollouts.
         chunks: all chunks of the replay.
         place: "device" or "host".
+        rotations: of every layer with rolling positions; None with absolute ones.
 
     Raises:
         ValueError: for another place.
     """
 
-    def __init__(self, batch: RolloutBatch, chunks: list[Chunk], place: Place) -> None:
+    def __init__(
+        self, batch: RolloutBatch, chunks: list[Chunk], place: Place, rotations: Rotations | None = None
+    ) -> None:
         check_place(place)
         self.rollouts = batch.rollouts
         self.width = batch.prompts.ids.shape[1]
         self.device = batch.prompts.ids.device
         self.columns = chunks[-1].stop
         self.on_host = place == "host" and self.device != HOST
-        self.num_evicted = batch.settings.num_evicted or 0
+        self.window, self.num_evicted = batch.settings.window, batch.settings.num_evicted or 0
+        self.rotations = rotations
         self.layers: list[tuple[Tensor, Tensor]] = []
         self.resident = _resident_columns(batch, chunks)
 
@@ -88,10 +93,34 @@ class KVLog:
         if chunk.start == 0:
             return None
         resident = self.resident[index]
-        return [
-            (self._gather(keys, chunk, resident, layer), self._gather(values, chunk, resident, layer))
-            for layer, (keys, values) in enumerate(self.layers)
-        ]
+        found = []
+        for layer, (keys, values) in enumerate(self.layers):
+            past = self._gather(keys, chunk, resident, layer), self._gather(values, chunk, resident, layer)
+            found.append(past if self.rotations is None else self._rolled(past, chunk, resident, layer))
+        return found
+
+    def _rolled(
+        self, past: tuple[Tensor, Tensor], chunk: Chunk, resident: Tensor | None, layer: int
+    ) -> tuple[Tensor, Tensor]:
+        """Thoughts at the positions of their slots; the log has them where they were when they were written."""
+        assert self.rotations is not None
+        rotation, keys = self.rotations[layer], past[0]
+        if rotation is None or self.window is None or keys.shape[2] <= self.width:
+            return past
+        places = torch.arange(keys.shape[2] - self.width, device=keys.device)
+        if resident is None:
+            tokens = (places + self._num_evictions(chunk) * self.num_evicted)[None, None]
+        else:
+            tokens = resident[: chunk.rows, layer].long()
+        evictions_before = ((tokens - self.window) // self.num_evicted + 1).clamp_min(0)
+        shift = places - (tokens - evictions_before * self.num_evicted)
+        moved = rotation.shift(keys[:, :, self.width :], shift)
+        return torch.cat([keys[:, :, : self.width], moved], dim=2), past[1]
+
+    @staticmethod
+    def _num_evictions(chunk: Chunk) -> int:
+        """Evictions before the entry of a chunk."""
+        return chunk.segment - (1 if chunk.evicts else 0)
 
     def _empty(self, like: Tensor) -> Tensor:
         rows, heads, _, size = like.shape
@@ -103,8 +132,7 @@ class KVLog:
     def _gather(self, log: Tensor, chunk: Chunk, resident: Tensor | None, layer: int) -> Tensor:
         prompt = log[: chunk.rows, :, : min(self.width, chunk.start)]
         if resident is None:
-            evictions = chunk.segment - (1 if chunk.evicts else 0)
-            first = self.width + evictions * self.num_evicted
+            first = self.width + self._num_evictions(chunk) * self.num_evicted
             thoughts = log[: chunk.rows, :, first : max(first, chunk.start)]
         else:
             columns = (self.width + resident[: chunk.rows, layer].long()).unsqueeze(-1).to(log.device)

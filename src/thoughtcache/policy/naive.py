@@ -6,7 +6,8 @@ preallocation, no anchors. `rollout.py` and `replay.py` are compared with this f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from thoughtcache.records import Rollout, TokenLogProbs
 from thoughtcache.state.naive import naive_absorb, naive_initial_state
 
 TokenKV = tuple[Tensor, Tensor]
+Turn = Callable[[Tensor, int], Tensor]
 
 
 def naive_logprobs(model: nn.Module, rollouts: Sequence[Rollout], *, gradient: GradientMode = "exact") -> TokenLogProbs:
@@ -66,16 +68,19 @@ def _one_sequence(policy: PolicyHandle, rollout: Rollout, gradient: GradientMode
                 S = [s.detach() for s in S]
             for layer in layers:
                 slots = None if event.slots is None else event.slots[layer].tolist()
-                thoughts[layer], K_e, V_e = _leave(thoughts[layer], slots, event.num_tokens)
+                turn = _turn(policy, layer) if settings.positions == "rolling" else None
+                thoughts[layer], K_e, V_e = _leave(thoughts[layer], slots, event.num_tokens, turn)
                 if S is not None and encoders and config.absorb:
                     S[layer] = naive_absorb(encoders[layer], S[layer], K_e, V_e, config.state_rule, config.state_norm)
+        rolls = settings.positions == "rolling" and t >= 0
+        place = len(rollout.prompt_ids) + len(thoughts[0]) if rolls else position
         past = [_as_tensors(prompt[layer], thoughts[layer]) for layer in layers]
         cache = ReplayCache(
             tuner.num_layers, past if position else None, position, None if S is None else [s.unsqueeze(0) for s in S]
         )
         hidden = policy.backbone(
             input_ids=torch.tensor([[token]], device=policy.device),
-            position_ids=torch.tensor([[position]], device=policy.device),
+            position_ids=torch.tensor([[place]], device=policy.device),
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state[0, -1]
@@ -111,8 +116,24 @@ def _cut(kv: TokenKV) -> TokenKV:
     return kv[0].detach(), kv[1].detach()
 
 
+def _turn(policy: PolicyHandle, layer: int) -> Turn | None:
+    """Moves a key by a number of positions: the pair (x_i, x_i+F) as a complex number, times e^(i angle steps)."""
+    rotary: Any = policy.backbone.rotary_emb
+    config = policy.tuner.model.config
+    if (getattr(config, "no_rope_layers", None) or [1] * config.num_hidden_layers)[layer] == 0:
+        return None
+    angle = rotary.inv_freq.double()
+
+    def turn(key: Tensor, steps: int) -> Tensor:
+        x, y, rest = key[: len(angle)], key[len(angle) : 2 * len(angle)], key[2 * len(angle) :]
+        z = torch.complex(x.double(), y.double()) * torch.polar(torch.ones_like(angle), steps * angle)
+        return torch.cat([z.real.to(key), z.imag.to(key), rest])
+
+    return turn
+
+
 def _leave(
-    thoughts: list[list[TokenKV]], slots: list[list[int]] | None, num_tokens: int
+    thoughts: list[list[TokenKV]], slots: list[list[int]] | None, num_tokens: int, turn: Turn | None
 ) -> tuple[list[list[TokenKV]], Tensor, Tensor]:
     """(thoughts that stay, K_e [m, K], V_e [m, K]); `slots[h]` leave in head h, or the oldest in every head."""
     heads = range(len(thoughts[0]))
@@ -121,6 +142,8 @@ def _leave(
     values = [torch.cat([thoughts[gone[h][m]][h][1] for h in heads]) for m in range(num_tokens)]
     stay = [[slot for slot in range(len(thoughts)) if slot not in gone[h]] for h in heads]
     kept = [[thoughts[stay[h][i]][h] for h in heads] for i in range(len(thoughts) - num_tokens)]
+    if turn is not None:  # the thought in slot i stands at position P + i
+        kept = [[(turn(kept[i][h][0], i - stay[h][i]), kept[i][h][1]) for h in heads] for i in range(len(kept))]
     return kept, torch.stack(keys), torch.stack(values)
 
 

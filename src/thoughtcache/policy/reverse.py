@@ -107,7 +107,12 @@ class _Replay:
             "dtype": torch.get_autocast_dtype(kind),
         }
         if not isinstance(self.options.gradient, int):
-            self.log = KVLog(self.batch, self.chunks, self.options.kv_log)
+            self.log = KVLog(
+                self.batch,
+                self.chunks,
+                self.options.kv_log,
+                self.policy.tuner.key_rotations(self.batch.settings.positions),
+            )
         if self.options.reuse:
             return self._recorded()
         entry, scores = Boundary(), []

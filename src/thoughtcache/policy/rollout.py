@@ -22,6 +22,7 @@ from thoughtcache.cache.schedule import evict_count
 from thoughtcache.policy.engine import Engine
 from thoughtcache.policy.handle import PolicyHandle, open_policy
 from thoughtcache.policy.kv_log import Place, check_place
+from thoughtcache.policy.limits import check_positions
 from thoughtcache.policy.sampling import row_seeds
 from thoughtcache.policy.stop_strings import make_stop_strings
 from thoughtcache.records import Rollout, SamplingSettings, TokenFilters
@@ -91,7 +92,7 @@ def rollout(
         check_place(kv_log)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 sequence or None, got {batch_size}")
-    _check_prompts(policy, prompt_ids, max_new_tokens)
+    _check_prompts(prompt_ids, max_new_tokens)
     texts = make_stop_strings(stop_strings, tokenizer)
     seeds = row_seeds(seed, len(prompt_ids))
     filters = TokenFilters(
@@ -113,7 +114,9 @@ def rollout(
         ignore_eos=ignore_eos,
         filters=filters,
         stop_strings=() if texts is None else texts.strings,
+        positions="rolling" if policy.tuner.thought_config.positions == "rolling" and resolved else "absolute",
     )
+    check_positions(max(map(len, prompt_ids)), max_new_tokens, settings, policy.max_positions)
     engine = Engine(
         policy,
         prompt_ids,
@@ -129,20 +132,14 @@ def rollout(
     return engine.run()
 
 
-def _check_prompts(policy: PolicyHandle, prompt_ids: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+def _check_prompts(prompt_ids: Sequence[Sequence[int]], max_new_tokens: int) -> None:
     if not prompt_ids:
         raise ValueError("no prompts were given; pass at least one list of token ids")
     for row, ids in enumerate(prompt_ids):
         if not ids:
             raise ValueError(f"prompt {row} is empty; every prompt needs at least one token")
-    longest = max(map(len, prompt_ids))
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    if policy.max_positions is not None and longest + max_new_tokens > policy.max_positions:
-        raise ValueError(
-            f"the longest prompt has {longest} tokens and max_new_tokens is {max_new_tokens}, together more than the "
-            f"{policy.max_positions} positions of the model; shorten either, or load the model with rope scaling"
-        )
 
 
 def _check_filters(filters: TokenFilters, temperature: float, max_new_tokens: int) -> None:

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from thoughtcache.cache import ReplayCache
-from thoughtcache.cache.bounded_cache import States, split_slots
+from thoughtcache.cache.bounded_cache import States
+from thoughtcache.cache.rotation import Rotations
 from thoughtcache.cache.schedule import segments
+from thoughtcache.cache.split import evict_block
 from thoughtcache.config import GradientMode
 from thoughtcache.policy.attention import lower_right_attention
 from thoughtcache.policy.batch import RolloutBatch
@@ -131,7 +133,8 @@ def run_chunk(
         assert past is not None
         assert batch.settings.num_evicted is not None
         slots = recorded_slots(batch, chunk.segment - 1, chunk.rows, policy.device)
-        past, evicted = _evict(past, width, slots, batch.settings.num_evicted)
+        rotations = tuner.key_rotations(batch.settings.positions)
+        past, evicted = _evict(past, width, slots, batch.settings.num_evicted, rotations)
         absorb = tuner.absorber()
         if absorb is not None and states is not None:
             states = absorb(states, [k for k, _ in evicted], [v for _, v in evicted])
@@ -143,7 +146,7 @@ def run_chunk(
         output = policy.backbone(
             input_ids=batch.inputs(chunk.start, chunk.stop)[: chunk.rows],
             attention_mask=batch.prompts.leading_columns_mask(columns, chunk.rows),
-            position_ids=batch.prompts.positions(chunk.start, chunk.stop)[: chunk.rows],
+            position_ids=_positions(batch, chunk),
             past_key_values=cache,
             use_cache=True,
         )
@@ -198,6 +201,14 @@ def recorded_slots(batch: RolloutBatch, event: int, rows: int, device: torch.dev
     return torch.stack([dummy if slots is None else slots for slots in recorded]).to(device)
 
 
+def _positions(batch: RolloutBatch, chunk: Chunk) -> Tensor:
+    """[rows, n] positions of the columns of a chunk."""
+    counted = batch.prompts.positions(chunk.start, chunk.stop)[: chunk.rows]
+    if batch.settings.positions == "rolling" and chunk.segment > 0:
+        return counted - chunk.segment * (batch.settings.num_evicted or 0)
+    return counted
+
+
 def _leading_rows(entry: Boundary, rows: int) -> Boundary:
     """The first rows of a boundary; initial states are shared by all rows and stay as they are."""
     past, states = entry.past, entry.states
@@ -208,15 +219,19 @@ def _leading_rows(entry: Boundary, rows: int) -> Boundary:
     return Boundary(past=past, states=states)
 
 
-def _evict(past: Past, width: int, slots: Tensor | None, num_evicted: int) -> tuple[Past, Past]:
+def _evict(
+    past: Past, width: int, slots: Tensor | None, num_evicted: int, rotations: Rotations | None
+) -> tuple[Past, Past]:
     """(what stays: prompt and kept thoughts, what leaves), per layer."""
     kept_layers, evicted_layers = [], []
-    for layer, tensors in enumerate(past):
+    for layer, (keys, values) in enumerate(past):
         chosen = None if slots is None else slots[:, layer]
-        pairs = [split_slots(tensor[:, :, width:], chosen, num_evicted) for tensor in tensors]
-        evicted_layers.append((pairs[0][0], pairs[1][0]))
-        joined = [torch.cat([t[:, :, :width], kept], dim=2) for t, (_, kept) in zip(tensors, pairs, strict=True)]
-        kept_layers.append((joined[0], joined[1]))
+        rotation = None if rotations is None else rotations[layer]
+        evicted, kept = evict_block(keys[:, :, width:], values[:, :, width:], chosen, num_evicted, rotation)
+        evicted_layers.append(evicted)
+        kept_layers.append(
+            (torch.cat([keys[:, :, :width], kept[0]], dim=2), torch.cat([values[:, :, :width], kept[1]], dim=2))
+        )
     return kept_layers, evicted_layers
 
 
