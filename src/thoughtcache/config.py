@@ -16,6 +16,8 @@ from thoughtcache.checks import at_least_one, one_of
 PEFT_TYPE_NAME = "THOUGHT"
 GradientMode = Literal["exact", "detached"] | int
 DTYPES = ("float32", "bfloat16", "float16")
+TEACHER_BATCHES = 4
+"""Batches of distillation that the teacher samples at once: sampling takes less memory than the learner."""
 
 
 def _extend_peft_type() -> Any:

@@ -161,10 +161,13 @@ def _plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     _adapter_options(parser)
     _learner_options(parser, reuse_field="reuse")
     group = parser.add_argument_group("run")
+    group.add_argument("--objective", help="grpo (default) or distill: cache distillation")
     group.add_argument("--prompt-tokens", type=int, help="longest prompt (512)")
     group.add_argument("--batch", type=int, help="completions in one micro-batch of the learner (8)")
     group.add_argument("--group", type=int, help="completions per prompt (8)")
-    group.add_argument("--rollout-batch", type=int, help="completions decoded at once (larger one of batch and group)")
+    group.add_argument(
+        "--rollout-batch", type=int, help="completions decoded at once (larger of batch and group; distill: 4 batches)"
+    )
     group.add_argument("--unequal-prompts", action="store_true", help="prompts of a batch differ in length: masks")
     group.add_argument("--logits", help="of full-cache LoRA: chunked (default, TRL 1.16) or materialised (earlier)")
     group = parser.add_argument_group("output")

@@ -74,6 +74,13 @@ def test_force_overrides() -> None:
     assert refuse(replace(RUN, force=True), 1) == ""
 
 
+def test_distillation_is_planned_as_distillation() -> None:
+    run = replace(RUN, grpo_steps=0, distill_batch_size=64, chunk_tokens=64, beta=0.1, reuse_rollout=True)
+    with pytest.raises(DoesNotFitError, match=r"lower --distill-batch-size to \d+, or") as caught:
+        refuse(run, 8 * GIB)
+    assert "teacher" in {phase.name for phase in caught.value.plan.phases}
+
+
 def test_a_group_never_splits() -> None:
     run = replace(RUN, distill_steps=0, grpo_batch_size=64, chunk_tokens=64)
     with pytest.raises(DoesNotFitError, match=r"lower --grpo-batch-size to (16|32|48), or"):

@@ -41,6 +41,9 @@ WRONG = {
     "dtype": ([*MODEL, "--dtype", "int4"], "int4", "choose one of"),
     "device": ([*MODEL, "--device-type", "tpu"], "tpu", "choose one of"),
     "rule": ([*MODEL, "--state-rule", "magic"], "magic", "choose one of"),
+    "objective": ([*MODEL, "--objective", "sft"], "sft", "choose one of.*distill"),
+    "distillation with a KL": ([*MODEL, "--objective", "distill", "--beta", "0.1"], "beta=0.1", "leave them out"),
+    "distillation traced": ([*MODEL, "--objective", "distill", "--trace"], "--trace", "--measure"),
     "paper with a model": ([*MODEL, "--paper"], "--paper", "leave out"),
     "paper with settings": (["plan", "--paper", "--batch", "3"], "--paper", "leave out"),
 }
@@ -60,6 +63,7 @@ def finished(folder: Path) -> dict[str, Finished]:
     commands["plan"] = [*MODEL, "--gpu", "24GB", "--max-new-tokens", "8000", "--json", "plan.json"]
     commands["small"] = [*SMALL, "--sweep", "--picture", "sweep.png", "--json", "sweep.json"]
     commands["checked"] = [*SMALL, "--trace", "--measure", "--json", "checked.json"]
+    commands["distill"] = [*SMALL, "--objective", "distill", "--measure", "--json", "distill.json"]
     commands["paper"] = ["plan", "--paper", "--json", "paper.json"]
     return run_commands(commands, folder)
 
@@ -105,6 +109,17 @@ def test_three_sources(finished: dict[str, Finished], folder: Path) -> None:
     assert "child process on" in done.stdout
     numbers = json.loads((folder / "checked.json").read_text())
     assert set(numbers["traced"]) == {"LoRA, full cache", "LoRA_c", "PTE"}
+    assert numbers["measured"]["live_bytes"] > 0
+
+
+def test_distillation(finished: dict[str, Finished], folder: Path) -> None:
+    done = finished["distill"]
+    assert (done.code, done.stderr) == (0, "")
+    for text in ("distill, 8 + 40 tokens", "teacher samples: drawing", "learner: backward", "child process on"):
+        assert text in done.stdout
+    numbers = json.loads((folder / "distill.json").read_text())
+    assert set(numbers["plans"]) == {"LoRA_c", "PTE"}
+    assert numbers["largest"]["PTE"]["group"] is None
     assert numbers["measured"]["live_bytes"] > 0
 
 

@@ -15,6 +15,7 @@ from thoughtcache.planning.plan import learner_bytes
 from thoughtcache.planning.rollout_memory import rollout_parts
 from thoughtcache.planning.setting import side_by_side
 from thoughtcache.planning.trace import with_layers
+from thoughtcache.recipes.measure_distill import DISTILL_CHILD
 
 pytestmark = pytest.mark.skipif(not can_measure_resident_bytes(), reason="no /proc on this system")
 TOLERANCE = 0.1
@@ -58,6 +59,19 @@ MIXED = {
 def test_five_configurations(name):
     setting = MIXED[name]
     compare(learner_bytes(setting), measure(setting), live_tolerance=0.05)
+
+
+DISTILLATION = {
+    "whole segments": cpu_setting(objective="distill", prompt_tokens=64, max_new_tokens=90, batch=8),
+    "chunks": cpu_setting("qwen2", objective="distill", max_new_tokens=300, batch=4, chunk_tokens=32),
+    "everything kept": cpu_setting("qwen2", objective="distill", max_new_tokens=300, batch=2, recompute=False),
+}
+
+
+@pytest.mark.parametrize("name", DISTILLATION)
+def test_distillation(name):
+    setting = with_layers(DISTILLATION[name], 2)
+    compare(learner_bytes(setting), measure(setting, module=DISTILL_CHILD), live_tolerance=0.05)
 
 
 def test_a_child_that_fails_says_why(monkeypatch):

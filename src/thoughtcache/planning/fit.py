@@ -124,6 +124,8 @@ def _remedy(
     for field in ("batch", "group", "window", "max_new_tokens"):
         if field == "window" and not isinstance(setting.thought.window, int):
             continue
+        if field == "group" and setting.distills:
+            continue
         found = lowered(setting, field)
         if found >= (2 if field == "group" else 1):
             return f"lower {names[field]} to {found}"
@@ -142,7 +144,7 @@ def _changes(setting: PlanSetting, names: Mapping[str, str]) -> Iterator[tuple[P
     """Changes that cost time only, the cheapest first; each one keeps those before it."""
     if setting.learner != "replay":
         return
-    if setting.decoded_at_once > 1 and setting.decoded_at_once > setting.batch:
+    if setting.decoded_at_once > setting.batch and not setting.distills:
         yield replace(setting, rollout_batch=setting.batch), f"set {names['rollout_batch']} {setting.batch}"
     if not setting.recompute:
         setting = replace(setting, recompute=True)

@@ -21,8 +21,11 @@ from thoughtcache.policy.scores import CHUNK_ELEMENTS
 
 FP32 = 4
 ADAPTER_BYTES = FP32
-SCORE_BYTES = 8
-"""Bytes per logit while a chunk of them is scored: two fp32 tensors at the highest point, forward and backward."""
+SCORE_TENSORS = {"grpo": 2, "distill": 5}
+"""fp32 tensors of the size of the logits at the highest point of scoring a chunk of them, forward and backward. The KL:
+both distributions in logarithms, the teacher's own, their difference and the product."""
+KEPT_SCORE_TENSORS = {"grpo": 1, "distill": 2}
+"""Those that a graph keeps: the (log-)softmax; for the KL, the student's and the teacher's."""
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
 UP, DOWN = "mlp.up_proj", "mlp.down_proj"
@@ -43,6 +46,8 @@ class LayerNumbers:
         dense_masks: whether chunks with resident tokens get a dense mask.
         repeats_kv: whether keys and values are repeated for every query head.
         unequal_prompts: whether even the first chunk gets a dense mask.
+        score_bytes: per logit, while a chunk of them is scored.
+        kept_score_bytes: per logit, what a graph keeps of the scores.
     """
 
     size: ModelSize
@@ -55,6 +60,8 @@ class LayerNumbers:
     dense_masks: bool
     repeats_kv: bool
     unequal_prompts: bool
+    score_bytes: int
+    kept_score_bytes: int
 
     def linear(self, name: str) -> int:
         """Bytes per token while an adapted linear runs: its output and two adapter terms."""
@@ -82,6 +89,8 @@ def layer_numbers(setting: PlanSetting) -> LayerNumbers:
         dense_masks=on_cpu or setting.unequal_prompts,
         repeats_kv=setting.unequal_prompts and not on_cpu and size.heads * size.head_size != size.kv,
         unequal_prompts=setting.unequal_prompts,
+        score_bytes=FP32 * SCORE_TENSORS[setting.objective],
+        kept_score_bytes=FP32 * KEPT_SCORE_TENSORS[setting.objective],
     )
 
 
@@ -177,12 +186,17 @@ def _kept_by_down(numbers: LayerNumbers) -> int:
 
 
 def forward_transient_bytes(numbers: LayerNumbers, tokens: int) -> int:
-    """Activations of one layer of a forward pass without a graph, at the end of `up_proj` or `down_proj`."""
+    """Activations of one layer of a forward pass without a graph, at the end of `up_proj` or `down_proj`, or between.
+
+    Four tensors of the size of the hidden states live all the while: embeddings, the layer's input, the residual and
+    the normalised input of the MLP.
+    """
     size, base = numbers.size, numbers.base
-    local = 3 * size.hidden * base
+    local = 4 * size.hidden * base
     up = local + numbers.fp32_input(UP) + size.inner * base + numbers.linear(UP)
     down = local + size.inner * base + numbers.fp32_input(DOWN) + numbers.linear(DOWN)
-    return tokens * max(up, down)
+    product = local + 3 * size.inner * base
+    return tokens * max(up, down, product)
 
 
 def score_rows(numbers: LayerNumbers, rows: int, chunk: ChunkShape) -> int:
@@ -192,7 +206,7 @@ def score_rows(numbers: LayerNumbers, rows: int, chunk: ChunkShape) -> int:
 
 def logits_bytes(numbers: LayerNumbers, rows: int, chunk: ChunkShape) -> int:
     """Logits and what is made of them, of one chunk of rows."""
-    return SCORE_BYTES * score_rows(numbers, rows, chunk) * numbers.size.vocabulary
+    return numbers.score_bytes * score_rows(numbers, rows, chunk) * numbers.size.vocabulary
 
 
 def final_norm_bytes(numbers: LayerNumbers, tokens: int) -> int:

@@ -11,12 +11,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import peft
 import torch
-from torch import nn
+from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from thoughtcache.config import ThoughtConfig
@@ -49,12 +50,19 @@ class Measured:
     live_bytes: int
 
 
-def measure(setting: PlanSetting, work: Work = "learner", *, timeout_seconds: float = TIMEOUT_SECONDS) -> Measured:
+def measure(
+    setting: PlanSetting,
+    work: Work = "learner",
+    *,
+    module: str | None = None,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+) -> Measured:
     """Run a setting in a child process on its `device_type`, with random weights.
 
     Args:
         setting: the run; adapters target all linears.
         work: "learner": forward and backward pass of a replay; "rollout": sampling, without early ends.
+        module: what the child runs instead: a module that calls `run_child` with work of its own.
         timeout_seconds: for the child.
 
     Raises:
@@ -72,7 +80,7 @@ def measure(setting: PlanSetting, work: Work = "learner", *, timeout_seconds: fl
     }
     environment = {**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
-        [sys.executable, "-m", "thoughtcache.planning.measure"],
+        [sys.executable, "-m", module or "thoughtcache.planning.measure"],
         input=json.dumps(given),
         capture_output=True,
         text=True,
@@ -86,23 +94,30 @@ def measure(setting: PlanSetting, work: Work = "learner", *, timeout_seconds: fl
     return Measured(**json.loads(done.stdout.strip().splitlines()[-1]))
 
 
-def _child(given: dict[str, Any]) -> Measured:
+def run_child(run: Callable[[PeftModel, PlanSetting, Work], None]) -> None:
+    """What the child does: read a setting, run it twice, print what it took.
+
+    Args:
+        run: (model, setting, work) -> nothing.
+    """
+    given = json.load(sys.stdin)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     fields = given["model"]
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     setting = PlanSetting(model=config, thought=ThoughtConfig(**given["thought"]), **given["setting"])
     base: Any = AutoModelForCausalLM.from_config(config).to(getattr(torch, setting.dtype)).to(setting.device_type)  # type: ignore[no-untyped-call]
-    model: nn.Module = peft.get_peft_model(base, setting.thought)
+    model: Any = peft.get_peft_model(base, setting.thought)
     with LiveBytes(setting.device_type) as live:  # first: libraries keep scratch memory after their first calls
-        _run(model, setting, given["work"])
+        run(model, setting, given["work"])
     model.zero_grad(set_to_none=True)
     with PeakMemory(setting.device_type, interval_seconds=0.001) as memory:
-        _run(model, setting, given["work"])
-    return Measured(peak_bytes=int(memory.peak_mib * MIB), live_bytes=live.peak_bytes)
+        run(model, setting, given["work"])
+    found = Measured(peak_bytes=int(memory.peak_mib * MIB), live_bytes=live.peak_bytes)
+    sys.stdout.write(json.dumps(dataclasses.asdict(found)) + "\n")
 
 
-def _run(model: nn.Module, setting: PlanSetting, work: Work) -> None:
+def _run(model: PeftModel, setting: PlanSetting, work: Work) -> None:
     if work == "rollout":
         different = -(-setting.decoded_at_once // setting.group)
         prompts = [[1 + row % different] * setting.prompt_tokens for row in range(setting.decoded_at_once)]
@@ -113,4 +128,4 @@ def _run(model: nn.Module, setting: PlanSetting, work: Work) -> None:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(dataclasses.asdict(_child(json.load(sys.stdin)))) + "\n")
+    run_child(_run)

@@ -3,9 +3,10 @@
     plan = make_plan(PlanSetting(model=load_config("Qwen2.5-3B"), thought=ThoughtConfig(), max_new_tokens=32768))
     plan.peak.name, plan.total_bytes, plan.peak.parts
 
-Phases follow a GRPO step: sampling, the reference, the learner's forward and backward pass, the optimiser. Counted are
-tensors, exactly; a reserve stands for the CUDA context and fragmentation. Not covered: engines that allocate their
-cache in advance (vLLM), several adapters, gradients of a model that is trained in full.
+Phases follow a GRPO step: sampling, the reference, the learner's forward and backward pass, the optimiser; or cache
+distillation: the teacher's sampling and its pass, the learner, the optimiser. Counted are tensors, exactly; a reserve
+stands for the CUDA context and fragmentation. Not covered: engines that allocate their cache in advance (vLLM), several
+adapters, gradients of a model that is trained in full.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from thoughtcache.planning.checkpointed_memory import checkpointed_parts, reference_parts
+from thoughtcache.planning.distill_memory import kept_for_student, teacher_parts, teacher_setting
 from thoughtcache.planning.flops import linear_shapes
 from thoughtcache.planning.layer_memory import adapter_bytes, kv_bytes, layer_numbers
 from thoughtcache.planning.model_size import model_size
@@ -89,13 +91,13 @@ def make_plan(setting: PlanSetting, *, reserve_bytes: int | None = None) -> Plan
     accumulated = gradients if setting.completions > setting.batch else 0
     records: Parts = {
         "recorded K/V": recorded_kv_bytes(setting, setting.completions),
-        "thought states": anchor_bytes(setting, setting.completions),
+        "thought states": 0 if setting.distills else anchor_bytes(setting, setting.completions),
     }
 
     def phase(name: str, *parts: Parts, runs_model: bool = True) -> Phase:
         return Phase(name=name, parts=add(resident, *parts, {"activations": scratch if runs_model else 0}))
 
-    phases = [phase(f"rollout: {name}", parts) for name, parts in _rollout(setting).items()]
+    phases = [phase(name, parts) for name, parts in _rollout(setting).items()]
     replays = setting.learner == "replay"
     if setting.beta:
         reference = forward_parts(setting, keeps_log=False) if replays else reference_parts(setting)
@@ -110,10 +112,13 @@ def learner_phases(setting: PlanSetting) -> dict[str, Parts]:
     """What the learner alone has alive at the highest point of every phase of one micro-batch."""
     if setting.learner == "checkpointed":
         return {"learner": checkpointed_parts(setting)}
-    backward = {"learner: backward": backward_parts(setting)}
-    if setting.reuse or not setting.recompute:
-        return backward
-    return {"learner: forward": forward_parts(setting, keeps_log=True), **backward}
+    phases = {"learner: backward": backward_parts(setting)}
+    if setting.recompute and not setting.reuse:
+        phases = {"learner: forward": forward_parts(setting, keeps_log=True), **phases}
+    if not setting.distills:
+        return phases
+    kept = kept_for_student(setting)
+    return {"teacher": teacher_parts(setting), **{name: add(parts, kept) for name, parts in phases.items()}}
 
 
 def learner_bytes(setting: PlanSetting) -> int:
@@ -142,7 +147,9 @@ def dequantised_bytes(setting: PlanSetting) -> int:
 
 
 def _rollout(setting: PlanSetting) -> dict[str, Parts]:
-    parts = rollout_parts(setting)
+    if setting.distills:
+        return {f"teacher samples: {name}": parts for name, parts in rollout_parts(teacher_setting(setting)).items()}
+    parts = {f"rollout: {name}": parts for name, parts in rollout_parts(setting).items()}
     if setting.learner == "checkpointed":
         # transformers' own cache grows by concatenation: one layer exists twice for a moment.
         rows, tokens = setting.decoded_at_once, setting.prompt_tokens + setting.max_new_tokens

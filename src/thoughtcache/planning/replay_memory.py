@@ -201,9 +201,11 @@ def _graph(learner: _Learner, chunks: list[ChunkShape], *, gradients: int, score
 
 
 def _kept_logits(numbers: LayerNumbers, rows: int, chunk: ChunkShape) -> int:
-    """The log-softmax that a graph keeps where all logits of a chunk are formed at once."""
+    """What a graph keeps of the scores where all logits of a chunk are formed at once."""
     rows_at_once = score_rows(numbers, rows, chunk)
-    return FP32 * rows_at_once * numbers.size.vocabulary if rows * chunk.scored == rows_at_once else 0
+    if rows * chunk.scored > rows_at_once:
+        return 0
+    return numbers.kept_score_bytes * rows_at_once * numbers.size.vocabulary
 
 
 def _head_gradient(numbers: LayerNumbers) -> int:

@@ -10,10 +10,11 @@ from transformers import PretrainedConfig
 
 from thoughtcache.cache.schedule import evict_count
 from thoughtcache.checks import at_least_one, one_of
-from thoughtcache.config import DTYPES, GradientMode, ThoughtConfig
+from thoughtcache.config import DTYPES, TEACHER_BATCHES, GradientMode, ThoughtConfig
 from thoughtcache.policy.kv_log import Place
 from thoughtcache.policy.options import CHUNK_TOKENS, ReplayOptions
 
+Objective = Literal["grpo", "distill"]
 Learner = Literal["replay", "checkpointed"]
 Logits = Literal["chunked", "materialised"]
 SYSTEMS = ("LoRA, full cache", "LoRA_c", "PTE")
@@ -27,11 +28,14 @@ class PlanSetting:
     Attributes:
         model: transformers configuration of the base.
         thought: the adapter with its window.
+        objective: "grpo", or "distill" for cache distillation: the base samples and teaches with its full cache, and
+            `group`, `beta` and `reuse` have no meaning.
         prompt_tokens: P, tokens of the longest prompt.
         max_new_tokens: T, thought tokens of every row.
         batch: completions in one micro-batch of the learner.
         group: completions per prompt.
-        rollout_batch: completions decoded at once; None: the larger one of `batch` and `group`.
+        rollout_batch: completions decoded at once; None: the larger one of `batch` and `group`, or the teacher's
+            `TEACHER_BATCHES` batches.
         dtype: of the base model. The adapter is kept in float32, as PEFT does.
         load_in_4bit: linears of the decoder in bitsandbytes' 4 bits.
         learner: "replay" is this package's; "checkpointed" is one forward pass over whole rows with a checkpoint per
@@ -50,6 +54,7 @@ class PlanSetting:
 
     model: PretrainedConfig
     thought: ThoughtConfig
+    objective: Objective = "grpo"
     prompt_tokens: int = 512
     max_new_tokens: int = 3072
     batch: int = 8
@@ -72,11 +77,19 @@ class PlanSetting:
     def __post_init__(self) -> None:
         at_least_one(self, "prompt_tokens", "max_new_tokens", "batch", "group")
         at_least_one(self, "rollout_batch", optional=True)
-        allowed = {"dtype": DTYPES, "learner": get_args(Learner), "logits": get_args(Logits), "device_type": DEVICES}
+        allowed = {
+            "objective": get_args(Objective), "dtype": DTYPES, "learner": get_args(Learner), "logits": get_args(Logits),
+            "device_type": DEVICES,
+        }  # fmt: skip
         for name, values in allowed.items():
             one_of(name, getattr(self, name), values)
         if self.beta < 0:
             raise ValueError(f"beta must be 0 or positive, got {self.beta}")
+        if self.distills and (self.beta or self.reuse or self.learner != "replay"):
+            raise ValueError(
+                f"distillation replays and has no reference and no records, got learner={self.learner!r}, "
+                f"beta={self.beta} and reuse={self.reuse}; leave them out, or use objective='grpo'"
+            )
         _ = self.replay_options
 
     @property
@@ -98,6 +111,11 @@ class PlanSetting:
         return self.prompt_tokens if isinstance(wanted, str) else wanted
 
     @property
+    def distills(self) -> bool:
+        """Whether this is distillation."""
+        return self.objective == "distill"
+
+    @property
     def num_evicted(self) -> int | None:
         """E, thoughts that leave at once."""
         return None if self.window is None else evict_count(self.window, self.thought.evict_fraction)
@@ -105,12 +123,12 @@ class PlanSetting:
     @property
     def decoded_at_once(self) -> int:
         """Completions that are decoded at once."""
-        return self.rollout_batch or max(self.batch, self.group)
+        return self.rollout_batch or (TEACHER_BATCHES * self.batch if self.distills else self.completions)
 
     @property
     def completions(self) -> int:
-        """Completions whose records are kept until the learner has seen them."""
-        return max(self.batch, self.group)
+        """Completions of a step; their records are kept until the learner has seen them."""
+        return self.batch if self.distills else max(self.batch, self.group)
 
     @property
     def base_bytes(self) -> int:
@@ -145,9 +163,11 @@ def plain_lora(thought: ThoughtConfig, window: int | str | None) -> ThoughtConfi
 
 
 def side_by_side(setting: PlanSetting) -> dict[str, PlanSetting]:
-    """The setting for LoRA with a full cache (TRL's learner), for LoRA_c, and as it is."""
-    return {
-        SYSTEMS[0]: replace(setting, thought=plain_lora(setting.thought, None), learner="checkpointed"),
+    """The setting for LoRA with a full cache (TRL's learner; it needs no distillation), for LoRA_c, and as it is."""
+    windowed = {
         SYSTEMS[1]: replace(setting, thought=plain_lora(setting.thought, setting.thought.window)),
         SYSTEMS[2]: setting,
     }
+    if setting.distills:
+        return windowed
+    return {SYSTEMS[0]: replace(setting, thought=plain_lora(setting.thought, None), learner="checkpointed"), **windowed}

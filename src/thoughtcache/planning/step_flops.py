@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from thoughtcache.planning.chunk_shapes import ChunkShape, learner_chunks
-from thoughtcache.planning.flops import absorption_flops, flops_per_token, rollout_flops_per_token
+from thoughtcache.planning.distill_memory import teacher_setting
+from thoughtcache.planning.flops import FlopsPerToken, absorption_flops, flops_per_token, rollout_flops_per_token
 from thoughtcache.planning.layer_memory import layer_numbers, score_rows
 from thoughtcache.planning.model_size import model_size
 from thoughtcache.planning.setting import PlanSetting
@@ -35,20 +36,22 @@ class StepFlops:
 
 def step_flops(setting: PlanSetting) -> StepFlops:
     """Count one step over `setting.completions` completions of full length."""
+    sampler = teacher_setting(setting) if setting.distills else setting
     rows, prompt = setting.completions, setting.prompt_tokens
-    prompts = -(-rows // setting.group)
+    prompts = -(-rows // sampler.group)
     per_token = rollout_flops_per_token(
         setting.model,
-        setting.thought,
+        sampler.thought,
         prompt_tokens=prompt,
         num_tokens=max(setting.max_new_tokens, 2),
-        window=setting.window,
+        window=sampler.window,
     ).total
-    first = _forward(setting, context=(prompt + 1) / 2)
+    first = _forward(sampler, context=(prompt + 1) / 2).total
+    learner = learner_flops_per_row(setting)
     return StepFlops(
         per_token=per_token,
         rollout=rows * (setting.max_new_tokens - 1) * per_token + prompts * prompt * first,
-        learner=rows * learner_flops_per_row(setting),
+        learner=rows * (learner + _teacher_flops_per_row(setting) if setting.distills else learner),
     )
 
 
@@ -58,14 +61,7 @@ def learner_flops_per_row(setting: PlanSetting) -> float:
     replays = setting.learner == "replay"
     chunks = learner_chunks(setting)
     tokens = sum(chunk.columns for chunk in chunks)
-    one = flops_per_token(
-        setting.model,
-        context=0.0,
-        rank=setting.thought.r,
-        num_global_tokens=setting.thought.num_global_tokens,
-        target_modules=setting.thought.target_modules,
-        reads_state=not setting.thought.is_plain_lora,
-    )
+    one = _forward(setting, context=0.0)
     attention = 4.0 * size.layers * size.query * sum(chunk.columns * chunk.leaving for chunk in chunks)
     absorbed = 0.0
     if setting.absorbs:
@@ -89,15 +85,25 @@ def learner_flops_per_row(setting: PlanSetting) -> float:
     )
 
 
+def _teacher_flops_per_row(setting: PlanSetting) -> float:
+    """One row through the base with its full cache, up to its hidden states."""
+    teacher = teacher_setting(setting)
+    chunks = learner_chunks(teacher)
+    one, size = _forward(teacher, context=0.0), model_size(setting.model)
+    attention = 4.0 * size.layers * size.query * sum(chunk.columns * chunk.leaving for chunk in chunks)
+    return one.linears * sum(chunk.columns for chunk in chunks) + attention
+
+
 def _head_passes(setting: PlanSetting, chunk: ChunkShape) -> int:
-    """Products with the vocabulary per scored token: scores, scores again, gradient."""
+    """Products with the vocabulary per scored token: scores, scores again, gradient; the teacher's scores as often."""
     if setting.learner == "checkpointed":
         return 2 if setting.logits == "materialised" else 3
     at_once = setting.batch * chunk.scored <= score_rows(layer_numbers(setting), setting.batch, chunk)
-    return 2 if setting.reuse or (not setting.recompute and at_once) else 3
+    passes = 2 if setting.reuse or (not setting.recompute and at_once) else 3
+    return 2 * passes - 1 if setting.distills else passes
 
 
-def _forward(setting: PlanSetting, context: float) -> float:
+def _forward(setting: PlanSetting, context: float) -> FlopsPerToken:
     return flops_per_token(
         setting.model,
         context=context,
@@ -105,4 +111,4 @@ def _forward(setting: PlanSetting, context: float) -> float:
         num_global_tokens=setting.thought.num_global_tokens,
         target_modules=setting.thought.target_modules,
         reads_state=not setting.thought.is_plain_lora,
-    ).total
+    )

@@ -54,7 +54,7 @@ def refuse_what_does_not_fit(
 def _phases(run: RunConfig, shared: PlanSetting) -> Iterator[tuple[PlanSetting, Mapping[str, str]]]:
     """What is planned for each phase, and the options of its batch."""
     if run.distill_steps:
-        yield replace(shared, batch=run.distill_batch_size, group=1), DISTILL_OPTIONS
+        yield replace(shared, objective="distill", batch=run.distill_batch_size, group=1), DISTILL_OPTIONS
     if run.grpo_steps:
         grpo = replace(shared, batch=run.grpo_batch_size, group=run.group_size)
         yield replace(grpo, beta=run.beta, reuse=run.reuse_rollout), TRAIN_OPTIONS

@@ -18,6 +18,7 @@ from thoughtcache.planning.paper import length_rows, paper_rows
 from thoughtcache.planning.plan import GIB, Plan, learner_bytes, make_plan
 from thoughtcache.planning.setting import PlanSetting, side_by_side
 from thoughtcache.planning.trace import trace_learner
+from thoughtcache.recipes.measure_distill import DISTILL_CHILD
 from thoughtcache.report.plan import print_flops, print_limits, print_paper, print_plans, print_sources, print_sweep
 from thoughtcache.report.results import environment, write_results
 
@@ -79,6 +80,8 @@ def plan_memory(
     else:
         gpu_bytes, reserve_bytes = parse_bytes(gpu), None if reserve is None else _parse_reserve(reserve)
         setting = _setting(model, options)
+        if trace and setting.distills:
+            raise ValueError("--trace runs the learner of GRPO; check distillation with --measure")
         result = _plans(setting, gpu_bytes, reserve_bytes, model or "", console)
         if trace:
             result["traced"] = _traced(setting, console)
@@ -110,16 +113,17 @@ def _plans(
 ) -> dict[str, Any]:
     settings = side_by_side(setting)
     plans = {name: make_plan(chosen, reserve_bytes=reserve_bytes) for name, chosen in settings.items()}
-    window = setting.thought.window
+    rows = f"batch {setting.batch}" if setting.distills else f"micro-batch {setting.batch}, group {setting.group}"
     title = (
-        f"{model}, {setting.prompt_tokens} + {setting.max_new_tokens} tokens, window {window}, micro-batch "
-        f"{setting.batch}, group {setting.group}, {setting.dtype}, GPU {gpu_bytes / GIB:g} GiB"
+        f"{model}, {setting.objective}, {setting.prompt_tokens} + {setting.max_new_tokens} tokens, window "
+        f"{setting.thought.window}, {rows}, {setting.dtype}, GPU {gpu_bytes / GIB:g} GiB"
     )
     print_plans(plans, gpu_bytes, title, console)
     limits = print_limits(settings, gpu_bytes, reserve_bytes, console)
     flops = print_flops(settings, console)
     return {
         "model": model,
+        "objective": setting.objective,
         "parameters": model_size(setting.model).parameters,
         "trainable_parameters": adapter_size(setting.model, setting.thought).parameters,
         "gpu_bytes": gpu_bytes,
@@ -156,7 +160,7 @@ def _measured(setting: PlanSetting, console: Console) -> dict[str, Any]:
 
     here = replace(setting, device_type="cuda" if torch.cuda.is_available() else "cpu", load_in_4bit=False, reuse=False)
     check_fit(here)
-    found = measure(here)
+    found = measure(here, module=DISTILL_CHILD if here.distills else None)
     rows: list[tuple[str, float, float | None]] = [
         ("tensors alive", learner_bytes(here), found.live_bytes),
         ("allocator" if here.device_type == "cuda" else "resident set", learner_bytes(here), found.peak_bytes),

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from thoughtcache.adapter.support import check_model
 from thoughtcache.checks import one_of
-from thoughtcache.config import DTYPES, RunConfig, ThoughtConfig
+from thoughtcache.config import DTYPES, TEACHER_BATCHES, RunConfig, ThoughtConfig
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.policy.options import ReplayOptions
 from thoughtcache.policy.rollout import rollout
@@ -238,7 +238,7 @@ def _distill(
         learning_rate=run.distill_learning_rate,
         warmup_steps=min(20, run.distill_steps // 5),
         max_new_tokens=run.max_new_tokens,
-        sample_batch_size=run.distill_batch_size * 4,
+        sample_batch_size=run.distill_batch_size * TEACHER_BATCHES,
         seed=run.seed,
         save_every=run.save_every,
         log_every=1,

@@ -57,7 +57,7 @@ def print_limits(
     found = {
         name: {
             field: None
-            if field == "window" and setting.window is None
+            if (field == "window" and setting.window is None) or (field == "group" and setting.distills)
             else largest(setting, field, gpu_bytes, reserve_bytes=reserve_bytes)
             for field in FIELDS
         }
