@@ -58,6 +58,27 @@ def test_settings(config):
     assert generate(model, max_new_tokens=NEW_TOKENS) == [rollout.token_ids for rollout in greedy(model)]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"repetition_penalty": 1.5},
+        {"repetition_penalty": 0.6},
+        {"min_new_tokens": 6},
+        {"repetition_penalty": 1.5, "min_new_tokens": 6},
+    ],
+    ids=str,
+)
+def test_options_mean_the_same(options):
+    """Prompts one by one: with padding, transformers penalises the padding token as well."""
+    model, stops = tiny_model(), list(range(3, 15))
+    shared = {"max_new_tokens": NEW_TOKENS, **options}
+    found = tc.rollout(model, PROMPTS, temperature=0.0, stop_ids=stops, **shared)
+    plain = tc.rollout(model, PROMPTS, temperature=0.0, stop_ids=stops, max_new_tokens=NEW_TOKENS)
+    assert [r.token_ids for r in found] != [r.token_ids for r in plain]
+    for prompt, rollout in zip(PROMPTS, found, strict=True):
+        assert generate(model, [prompt], eos_token_id=stops, **shared) == [rollout.token_ids]
+
+
 def test_the_window_changes_what_is_generated():
     model = tiny_model()
     bounded = generate(model, max_new_tokens=NEW_TOKENS)

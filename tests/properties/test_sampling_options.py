@@ -203,3 +203,13 @@ def test_filters_do_not_change_what_is_replayed():
     plain = [replace(r, settings=replace(r.settings, filters=TokenFilters())) for r in rollouts]
     with torch.no_grad():
         assert torch.equal(tc.replay(model, rollouts).logprobs, tc.replay(model, plain).logprobs)
+
+
+def test_dropped_slots_leave_the_others_their_seeds():
+    """Most sequences end at once; what random eviction draws for the rest is still theirs."""
+    model, prompts, seeds = MODELS["random"], PROMPTS * 2, range(10)
+    options = {"stop_ids": [*STOPS, 3, 8, 11, 14]}
+    together = sample(model, prompts, seed=seeds, **options)
+    counts = sorted(len(r.evictions) for r in together)
+    assert counts[5] == 0 < counts[-1] - 2, "half of the slots have to be dropped before another one evicts"
+    assert_same(together, [sample(model, [p], seed=s, **options)[0] for p, s in zip(prompts, seeds, strict=True)])

@@ -118,6 +118,12 @@ GENERATE = {
     "too long": ("adapter", "llama", ["--max-new-tokens", "1000"], "1000", "shorten"),
     "no tokens": ("adapter", "llama", ["--max-new-tokens", "0"], "got 0", "at least 1"),
     "temperature": ("adapter", "llama", ["--temperature", "-1"], "got -1", "or positive"),
+    "top-p": ("adapter", "llama", ["--temperature", "1", "--top-p", "0"], r"top_p.*got 0\.0", "1.0 keeps all"),
+    "top-k when greedy": ("adapter", "llama", ["--top-k", "5"], "top_k=5", "set a positive temperature"),
+    "min-p": ("adapter", "llama", ["--temperature", "1", "--min-p", "2"], r"min_p.*got 2\.0", "0.0 keeps all"),
+    "penalty": ("adapter", "llama", ["--repetition-penalty", "0"], r"repetition_penalty.*got 0\.0", "turns it off"),
+    "minimum length": ("adapter", "llama", ["--min-new-tokens", "9"], "got 9", "raise max_new_tokens"),
+    "empty stop string": ("adapter", "llama", ["--stop", ""], "got ''", "leave it out"),
     "dtype": ("adapter", "llama", ["--dtype", "int4"], "int4", "choose one of"),
 }
 OTHER_RUN = {
@@ -177,7 +183,11 @@ def finished(folder: Path) -> dict[str, Finished]:
         common = ["generate", "w3 w4", "--model", model, "--adapter", adapter, "--max-new-tokens", "4"]
         commands[f"generate {name}"] = [*common, *more]
     commands["embedded"] = ["train", "--window", "0"]
-    commands["good"] = ["generate", "w3 w4", "--model", "llama", "--adapter", "adapter", "--max-new-tokens", "4"]
+    good = ["generate", "w3 w4", "--model", "llama", "--adapter", "adapter"]
+    commands["good"] = [*good, "--max-new-tokens", "4"]
+    commands["sampled"] = [*good, *SAMPLED]
+    commands["stopped"] = [*good, *SAMPLED, "--stop", "w", "--stop", "nothing"]
+    commands["at least two"] = [*good, *SAMPLED, "--stop", "w", "--min-new-tokens", "2"]
     before = snapshot(folder)
     results = run_commands(commands, folder)
     after = snapshot(folder)
@@ -186,6 +196,10 @@ def finished(folder: Path) -> dict[str, Finished]:
     return results
 
 
+SAMPLED = [
+    *("--max-new-tokens", "6", "--temperature", "0.9", "--top-k", "20", "--top-p", "0.95"),
+    *("--min-p", "0.01", "--repetition-penalty", "1.1", "--seed", "5"),
+]
 CASES = (
     [(f"train {name}", value, remedy) for name, (_, value, remedy) in TRAIN.items()]
     + [(f"run {name}", value, remedy) for name, (_, value, remedy) in OTHER_RUN.items()]
@@ -213,3 +227,12 @@ def test_generate_prints_the_answer_and_nothing_else(finished: dict[str, Finishe
     assert (done.code, done.stderr) == (0, "")
     assert len(done.stdout.split()) <= 4
     assert set(done.stdout.split()) <= {f"w{index}" for index in range(3, 29)}
+
+
+def test_generate_with_sampling_options(finished: dict[str, Finished]) -> None:
+    runs = {name: finished[name] for name in ("sampled", "stopped", "at least two")}
+    assert all((done.code, done.stderr) == (0, "") for done in runs.values())
+    words = {name: done.stdout.split() for name, done in runs.items()}
+    assert 3 < len(words["sampled"]) <= 6
+    assert words["stopped"] == words["sampled"][:1]
+    assert 1 < len(words["at least two"]) <= 3  # the third token ends it; a special one is not shown

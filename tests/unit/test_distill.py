@@ -185,6 +185,14 @@ def test_samples_get_the_schedule_of_the_student(
         assert all(eviction.num_tokens == leave and eviction.slots is None for eviction in after.evictions)
 
 
+def test_filtered_samples_are_refused() -> None:
+    model = tiny_model(window=3)
+    plain = sample_teacher(model, PROMPTS, config())
+    filtered = tc.rollout(model, PROMPTS, max_new_tokens=3, window=None, top_k=2)
+    with pytest.raises(ValueError, match=rf"sample {len(plain)} was drawn with TokenFilters\(top_k=2.*without them"):
+        tc.distill(model, PROMPTS, config(), samples=[*plain, *filtered])
+
+
 def test_policies_that_choose_while_sampling_are_refused() -> None:
     model = tiny_model(eviction="random")
     samples = sample_teacher(model, PROMPTS, config())

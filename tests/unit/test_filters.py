@@ -26,7 +26,7 @@ def seen_mask(token_ids: torch.Tensor) -> torch.Tensor:
 @given(
     seed=st.integers(0, 10**6),
     top_k=st.sampled_from([0, 1, 2, 7, VOCABULARY, 100]),
-    top_p=st.sampled_from([1.0, 0.999, 0.9, 0.5, 0.05, 1e-6]),
+    top_p=st.sampled_from([1.0, 0.999, 0.9, 0.5, 0.05, 1e-6, 1e-17]),
     min_p=st.sampled_from([0.0, 0.01, 0.2, 0.9, 1.0]),
     penalty=st.sampled_from([1.0, 1.3, 0.5, 3.0]),
     min_new_tokens=st.integers(0, 4),

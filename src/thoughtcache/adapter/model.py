@@ -94,11 +94,7 @@ class ThoughtModel(LoraModel):
 
     def _add_encoder(self, module: Any, config: ThoughtConfig, adapter_name: str, index: int) -> None:
         """Put the encoder of a decoder layer on its first adapted linear, where PEFT saves, loads and moves it."""
-        model_config = self.model.config
-        heads = model_config.num_key_value_heads
-        head_size = getattr(model_config, "head_dim", None) or (
-            model_config.hidden_size // model_config.num_attention_heads
-        )
+        heads, head_size = self.kv_shape
         weight = module.lora_A[adapter_name].weight
         encoder = ThoughtEncoder(
             layer_index=index,
@@ -140,6 +136,13 @@ class ThoughtModel(LoraModel):
     def num_layers(self) -> int:
         """Decoder layers of the base model."""
         return int(self.model.config.num_hidden_layers)
+
+    @property
+    def kv_shape(self) -> tuple[int, int]:
+        """H and D: key-value heads of a decoder layer, and the size of one."""
+        config = self.model.config
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return int(config.num_key_value_heads), int(head_size)
 
     def initial_states(self) -> States:
         """[1, G, R] per layer before any eviction; None where the state is the identity for ever."""

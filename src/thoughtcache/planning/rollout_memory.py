@@ -57,7 +57,13 @@ def rollout_parts(setting: PlanSetting) -> dict[str, Parts]:
             "logits": DRAW_BYTES * slots * numbers.size.vocabulary,
         },
         "evicting": {**cache, **during, "activations": _eviction_bytes(setting, numbers) + scores},
-        "collecting": {**cache, **during, "thought states": 2 * anchors + earlier, "activations": scores},
+        "collecting": {
+            **cache,
+            # The blocks of one sequence are joined at a time.
+            "recorded K/V": recorded_kv_bytes(setting, slots + waiting + 1),
+            "thought states": 2 * anchors + earlier,
+            "activations": scores,
+        },
     }
 
 

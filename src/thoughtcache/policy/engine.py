@@ -154,7 +154,7 @@ class Engine:
         recorder = None
         if self.kv_log is not None:
             columns = len(prompt) + self.settings.max_new_tokens - 1
-            recorder = KVRecorder(self.cache, columns, on_host=self.kv_log == "host")
+            recorder = KVRecorder(columns, self.cache.device, on_host=self.kv_log == "host")
         return _Sequence(row=row, prompt=prompt, recorder=recorder)
 
     def _draw(self) -> None:
@@ -193,7 +193,7 @@ class Engine:
         if sequence.recorder is not None:
             if sequence.recorder.num_recorded < processed:
                 sequence.recorder.copy_new(self.cache, slot, len(sequence.prompt) + sequence.num_tokens - 1)
-            keys_values = sequence.recorder.finished()[..., :processed, :]
+            keys_values = sequence.recorder.finished(processed)
         return Rollout(
             prompt_ids=list(sequence.prompt),
             token_ids=drawn.token_ids,

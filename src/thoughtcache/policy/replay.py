@@ -1,5 +1,9 @@
 """Execution 2: the learner repeats a rollout segment by segment, with gradient.
 
+What is scored is the scored distribution: temperature and the whole softmax. Filters that sampling applied (top-k and
+the like, `SamplingSettings.filters`) are not repeated, so a filtered rollout is scored under another distribution than
+it was drawn from (`Rollout.sampled_logprobs` has that one); training refuses such rollouts.
+
 The learner decides nothing: lengths give the segments, the record gives the evicted slots, the anchors give the states
 (their recorded values with the gradient of the recomputed ones). One segment is `segment.py`; loss functions take what
 comes out.
@@ -49,7 +53,7 @@ def replay(
     kv_log: Place = "device",
     reuse: bool = False,
 ) -> TokenLogProbs:
-    """Log-probabilities of the sampled tokens under the policy that sampled them; differentiable.
+    """Log-probabilities of the sampled tokens under the policy that sampled them, without filters; differentiable.
 
     Args:
         model: the adapted model, wrapped (DDP, accelerate) or not; the call goes through its `forward`.

@@ -23,6 +23,7 @@ from thoughtcache.policy.engine import Engine
 from thoughtcache.policy.handle import PolicyHandle, open_policy
 from thoughtcache.policy.kv_log import Place, check_place
 from thoughtcache.policy.limits import check_positions
+from thoughtcache.policy.record_bytes import check_record_bytes, item_bytes, record_bytes
 from thoughtcache.policy.sampling import row_seeds
 from thoughtcache.policy.stop_strings import make_stop_strings
 from thoughtcache.records import Rollout, SamplingSettings, TokenFilters
@@ -50,6 +51,7 @@ def rollout(
     stop_strings: str | Sequence[str] = (),
     tokenizer: PreTrainedTokenizerBase | None = None,
     kv_log: Place | None = None,
+    max_record_bytes: int | None = None,
     wrap_absorb: Callable[[AbsorbFn], AbsorbFn] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Rollout]:
@@ -78,6 +80,8 @@ def rollout(
         tokenizer: makes that text; needed with `stop_strings`.
         kv_log: record the keys and values of all tokens on the "device" or the "host", and the entropies, so that
             `replay(reuse=True)` needs no forward pass of its own; None records neither.
+        max_record_bytes: refuse the call if what its rollouts carry (states, evicted slots, keys and values, scores;
+            on the device and on the host) could outgrow this, were every row to reach `max_new_tokens`.
         wrap_absorb: decorates the function that absorbs an evicted block, to time it for example.
         progress: called with the number of rows that were finished.
 
@@ -85,7 +89,8 @@ def rollout(
         One `Rollout` per prompt, in order.
 
     Raises:
-        ValueError: for an empty prompt, a length beyond the model's positions, or values out of range.
+        ValueError: for an empty prompt, a length beyond the model's positions, values out of range, or records that
+            could outgrow `max_record_bytes`.
     """
     policy = open_policy(model)
     if kv_log is not None:
@@ -117,6 +122,11 @@ def rollout(
         positions="rolling" if policy.tuner.thought_config.positions == "rolling" and resolved else "absolute",
     )
     check_positions(max(map(len, prompt_ids)), max_new_tokens, settings, policy.max_positions)
+    if max_record_bytes is not None:
+        lengths = [len(ids) for ids in prompt_ids]
+        items = item_bytes(policy, settings, keys_values=kv_log is not None)
+        needed = record_bytes(items, lengths, [max_new_tokens] * len(lengths), resolved, num_evicted)
+        check_record_bytes(needed, max_record_bytes, len(lengths))
     engine = Engine(
         policy,
         prompt_ids,

@@ -50,7 +50,7 @@ def sample_tokens(distribution: Float[Tensor, "B V"], uniform: Float[Tensor, " B
     if greedy:
         return distribution.argmax(dim=-1)
     cumulative = distribution.double().exp().cumsum(dim=-1)
-    total = cumulative[:, -1:]
-    # The product may round up to the total; the token behind it could be one of probability zero.
-    target = (uniform.unsqueeze(-1) * total).minimum(total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    # Below the total even for the largest number below 1: the product is at least half a unit in its last place away.
+    target = uniform.unsqueeze(-1) * cumulative[:, -1:]
+    tokens = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    return tokens.clamp_max(distribution.shape[-1] - 1)

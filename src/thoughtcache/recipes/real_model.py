@@ -6,7 +6,7 @@ Same stages and same trainers as the embedded job; only the model, the data and 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -150,7 +150,22 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     return payload
 
 
-def answer(*, prompt: str, model: str, adapter: str, max_new_tokens: int, temperature: float, dtype: str) -> str:
+def answer(
+    *,
+    prompt: str,
+    model: str,
+    adapter: str,
+    max_new_tokens: int,
+    temperature: float,
+    dtype: str,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    min_new_tokens: int = 0,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+) -> str:
     """One completion of a saved adapter under its own window.
 
     Args:
@@ -160,13 +175,34 @@ def answer(*, prompt: str, model: str, adapter: str, max_new_tokens: int, temper
         max_new_tokens: length of the thoughts.
         temperature: 0 decodes greedily.
         dtype: dtype of the base model.
+        top_k: see `thoughtcache.rollout`, as the next five.
+        top_p: see there.
+        min_p: see there.
+        repetition_penalty: see there.
+        min_new_tokens: see there.
+        seed: see there.
+        stop: texts that end the completion, which ends with them.
 
     Raises:
-        ValueError: if the folder holds no adapter, a damaged one, or one for another base model.
+        ValueError: for what `thoughtcache.rollout` refuses, or if the folder holds no adapter, a damaged one, or one
+            for another base model.
     """
     adapted, tokenizer = _load_adapted(model, adapter, dtype)
     prompt_ids = encode_prompt(tokenizer, [{"role": "user", "content": prompt}])
-    result = rollout(adapted, [prompt_ids], max_new_tokens=max_new_tokens, temperature=temperature)[0]
+    (result,) = rollout(
+        adapted,
+        [prompt_ids],
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        min_new_tokens=min_new_tokens,
+        seed=seed,
+        stop_strings=stop,
+        tokenizer=tokenizer,
+    )
     return str(tokenizer.decode(result.token_ids, skip_special_tokens=True))
 
 

@@ -179,6 +179,20 @@ def under_window(samples: Sequence[Rollout], config: ThoughtConfig) -> list[Roll
     return results
 
 
+def check_unfiltered(samples: Sequence[Rollout]) -> None:
+    """Refuse samples of another distribution than the one that the student is taught.
+
+    Raises:
+        ValueError: for samples that were drawn through top-k or another filter.
+    """
+    for row, sample in enumerate(samples):
+        if sample.settings.filters.active:
+            raise ValueError(
+                f"sample {row} was drawn with {sample.settings.filters}, and both distributions are compared without "
+                "filters; draw teacher samples without them, as sample_teacher does"
+            )
+
+
 class _Rollouts(Dataset[Rollout]):
     def __init__(self, rollouts: Sequence[Rollout]) -> None:
         self.rollouts = list(rollouts)
@@ -274,7 +288,8 @@ def distill(
         model: a PEFT model with a `ThoughtConfig` adapter; it is trained in place.
         prompts: token ids of the prompts; the teacher continues them.
         config: the settings.
-        samples: teacher samples from an earlier `sample_teacher`, to share them between students.
+        samples: teacher samples from an earlier `sample_teacher`, to share them between students; drawn without
+            filters.
         evaluator: see `DistillTrainer`.
         callbacks: further trainer callbacks (progress, early stopping).
 
@@ -282,12 +297,13 @@ def distill(
         The log history. The adapter stays in `model`; checkpoints are in `config.output_dir`.
 
     Raises:
-        ValueError: if there is nothing to train on, or `resume` finds no checkpoint.
+        ValueError: if there is nothing to train on, samples are filtered, or `resume` finds no checkpoint.
     """
     if samples is None:
         if not prompts:
             raise ValueError("no prompts were given to distil on; pass at least one list of token ids")
         samples = sample_teacher(model, prompts, config)
+    check_unfiltered(samples)
     student = under_window([s for s in samples if s.token_ids], find_tuner(model).thought_config)
     model.train()
     trainer = DistillTrainer(

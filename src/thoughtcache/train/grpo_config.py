@@ -107,7 +107,7 @@ class ThoughtGRPOConfig(GRPOConfig):
             "top_k": (self.top_k > 0, scored, "0"),
             "min_p": (bool(self.min_p), scored, "None"),
             "repetition_penalty": (self.repetition_penalty != 1.0, scored, "1.0"),
-            "generation_kwargs": (bool(self.generation_kwargs), backend, "None"),
+            "generation_kwargs": (bool(self.generation_kwargs), f"{scored}, and {backend}", "None"),
             "cache_implementation": (self.cache_implementation is not None, backend, "None"),
             "use_vllm": (self.use_vllm, backend, "False"),
             "use_transformers_continuous_batching": (self.use_transformers_continuous_batching, backend, "False"),

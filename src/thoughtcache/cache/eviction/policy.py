@@ -17,6 +17,8 @@ class EvictionPolicy(ABC):
     """
 
     name: ClassVar[str]
+    chooses: ClassVar[bool] = True
+    """Whether `select` names slots, which are recorded; a policy that always takes the oldest says False."""
 
     @abstractmethod
     def select(

@@ -16,6 +16,7 @@ class SlidingEviction(EvictionPolicy):
     """The oldest thoughts leave, the same ones in every layer and head; nothing needs to be recorded."""
 
     name: ClassVar[str] = "sliding"
+    chooses: ClassVar[bool] = False
 
     def select(
         self, layer_index: int, keys: Tensor, values: Tensor, num_evicted: int, events: Sequence[tuple[int, int]]
