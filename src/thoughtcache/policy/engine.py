@@ -58,6 +58,7 @@ class Engine:
         prompt_ids: one list of tokens per sequence.
         settings: what all sequences share.
         stop_ids: tokens that end a sequence.
+        row_numbers: of the sequences within the whole call, which their uniform numbers depend on.
         num_slots: sequences decoded at once.
         kv_log: where keys and values are recorded, None for no record.
         wrap_absorb: decorates the function that absorbs.
@@ -71,6 +72,7 @@ class Engine:
         settings: SamplingSettings,
         stop_ids: list[int],
         *,
+        row_numbers: Sequence[int],
         num_slots: int,
         kv_log: Place | None,
         wrap_absorb: Callable[[AbsorbFn], AbsorbFn] | None,
@@ -78,6 +80,7 @@ class Engine:
     ) -> None:
         self.policy, self.settings, self.kv_log, self.progress = policy, settings, kv_log, progress
         self.prompts = [tuple(ids) for ids in prompt_ids]
+        self.row_numbers = row_numbers
         self.pending = deque(range(len(self.prompts)))
         self.users = Counter(self.prompts)
         self.prefilled: dict[tuple[int, ...], Prefilled] = {}
@@ -145,8 +148,8 @@ class Engine:
         self.hidden[slots] = torch.stack([entry.hidden for entry in entries])
         self.uniform[slots] = torch.cat(
             [
-                uniform_numbers(self.settings.seed, range(row, row + 1), self.tokens.shape[1], self.tokens.device)
-                for row in rows
+                uniform_numbers(self.settings.seed, range(number, number + 1), self.tokens.shape[1], self.tokens.device)
+                for number in (self.row_numbers[row] for row in rows)
             ]
         )
         self.stopped[slots] = False

@@ -38,6 +38,7 @@ def rollout(
     batch_size: int | None = None,
     stop_ids: Sequence[int] | None = None,
     kv_log: Place | None = None,
+    rows: Sequence[int] | None = None,
     wrap_absorb: Callable[[AbsorbFn], AbsorbFn] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Rollout]:
@@ -56,11 +57,13 @@ def rollout(
         stop_ids: tokens that end a row, instead of the end-of-sequence tokens that the model declares.
         kv_log: record the keys and values of all tokens on the "device" or the "host", and the entropies, so that
             `replay(reuse=True)` needs no forward pass of its own; None records neither.
+        rows: sample only these prompts, by number; seeds, the resolved window and all checks are those of the whole
+            call, so that a call can be split over several processes. All of them by default.
         wrap_absorb: decorates the function that absorbs an evicted block, to time it for example.
         progress: called with the number of rows that were finished.
 
     Returns:
-        One `Rollout` per prompt, in order.
+        One `Rollout` per prompt, in order; with `rows`, one per row, in the order of `rows`.
 
     Raises:
         ValueError: for an empty prompt, a length beyond the model's positions, or values out of range.
@@ -76,12 +79,16 @@ def rollout(
             raise ValueError(f"prompt {row} is empty; every prompt needs at least one token")
     if not prompt_ids:
         raise ValueError("no prompts were given; pass at least one list of token ids")
+    chosen = range(len(prompt_ids)) if rows is None else rows
+    if not chosen or min(chosen) < 0 or max(chosen) >= len(prompt_ids):
+        raise ValueError(f"rows must be numbers from 0 to {len(prompt_ids) - 1}, at least one, got {list(chosen)}")
     engine = Engine(
         policy,
-        prompt_ids,
+        [prompt_ids[row] for row in chosen],
         settings,
         _stop_ids(policy, settings) if stop_ids is None or ignore_eos else list(stop_ids),
-        num_slots=min(batch_size or len(prompt_ids), len(prompt_ids)),
+        row_numbers=chosen,
+        num_slots=min(batch_size or len(chosen), len(chosen)),
         kv_log=kv_log,
         wrap_absorb=wrap_absorb,
         progress=progress,
