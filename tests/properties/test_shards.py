@@ -69,4 +69,3 @@ def test_options_are_the_arguments_of_rollout_that_can_be_sent() -> None:
     here_only = {"model", "prompt_ids", "rows", "wrap_absorb", "progress"}
     parameters = inspect.signature(tc.rollout).parameters
     assert set(parameters) - here_only == set(RolloutOptions.__annotations__)
-    assert RolloutOptions.__required_keys__ == {"max_new_tokens"}
