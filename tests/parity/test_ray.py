@@ -86,7 +86,10 @@ def test_the_shard_of_an_actor_that_dies_is_sampled_by_another(tmp_path: Path) -
         assert_same(batch.rollouts, tc.rollout(model, MORE_PROMPTS, **OPTIONS))
         again = actors.start(model, MORE_PROMPTS, **OPTIONS).result()
         assert again.num_redispatched == 0
-        assert_same(again.rollouts, batch.rollouts)
+        # One actor instead of two, the same shards: the same bits.
+        for one, other in zip(again.rollouts, batch.rollouts, strict=True):
+            assert torch.equal(one.logprobs, other.logprobs)
+            assert torch.equal(one.states, other.states)
 
 
 def test_a_new_actor_takes_the_place_of_the_only_one(tmp_path: Path) -> None:
