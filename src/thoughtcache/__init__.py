@@ -14,12 +14,16 @@ from thoughtcache.policy import naive_logprobs, replay, rollout
 from thoughtcache.records import Eviction, Rollout, TokenLogProbs
 
 if TYPE_CHECKING:
+    from thoughtcache.scale.processes import rollout_across_processes
+    from thoughtcache.scale.ray_rollouts import RayRollouts
     from thoughtcache.train.distill import distill
     from thoughtcache.train.grpo import ThoughtGRPOConfig, ThoughtGRPOTrainer
 
 __version__ = "0.1.0"
 
 _LAZY = {
+    "RayRollouts": "thoughtcache.scale.ray_rollouts",
+    "rollout_across_processes": "thoughtcache.scale.processes",
     "distill": "thoughtcache.train.distill",
     "ThoughtGRPOConfig": "thoughtcache.train.grpo",
     "ThoughtGRPOTrainer": "thoughtcache.train.grpo",
@@ -37,6 +41,7 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "Eviction",
+    "RayRollouts",
     "Rollout",
     "ThoughtConfig",
     "ThoughtGRPOConfig",
@@ -46,4 +51,5 @@ __all__ = [
     "naive_logprobs",
     "replay",
     "rollout",
+    "rollout_across_processes",
 ]

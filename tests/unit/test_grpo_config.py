@@ -210,6 +210,7 @@ SIGNATURES = {
     "_calculate_rewards": ["inputs", "prompts", "completions", "completion_ids_list"],
     "_compute_loss": ["model", "inputs"],
     "log": ["logs", "start_time"],
+    "get_batch_samples": ["epoch_iterator", "num_batches", "device"],
 }
 SCORING_PREFIX = [
     "model",
@@ -256,3 +257,12 @@ def test_trl_still_shuffles_and_splits_along_the_first_dimension() -> None:
     source = inspect.getsource(GRPOTrainer._prepare_inputs)
     for step in ("shuffle_sequence_dict(generation_batch)", "split_tensor_dict(generation_batch"):
         assert step in source, CHANGED.format(name="_prepare_inputs")
+
+
+def test_trl_still_counts_micro_steps_and_tokenizes_where_we_look_ahead() -> None:
+    source = inspect.getsource(GRPOTrainer._prepare_inputs)
+    assert "self._step % generate_every == 0" in source, CHANGED.format(name="_prepare_inputs")
+    assert _parameters(GRPOTrainer._tokenize_prompts) == ["prompts"], CHANGED.format(name="_tokenize_prompts")
+    assert "prompt_ids, images, multimodal_fields = self._tokenize_prompts(prompts)" in inspect.getsource(
+        GRPOTrainer._generate
+    ), CHANGED.format(name="_generate")

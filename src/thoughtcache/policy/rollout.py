@@ -52,6 +52,7 @@ def rollout(
     tokenizer: PreTrainedTokenizerBase | None = None,
     kv_log: Place | None = None,
     max_record_bytes: int | None = None,
+    rows: Sequence[int] | None = None,
     wrap_absorb: Callable[[AbsorbFn], AbsorbFn] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Rollout]:
@@ -82,11 +83,13 @@ def rollout(
             `replay(reuse=True)` needs no forward pass of its own; None records neither.
         max_record_bytes: refuse the call if what its rollouts carry (states, evicted slots, keys and values, scores;
             on the device and on the host) could outgrow this, were every row to reach `max_new_tokens`.
+        rows: sample only these prompts, by number; seeds, the resolved window and all checks are those of the whole
+            call, so that a call can be split over several processes. All of them by default.
         wrap_absorb: decorates the function that absorbs an evicted block, to time it for example.
         progress: called with the number of rows that were finished.
 
     Returns:
-        One `Rollout` per prompt, in order.
+        One `Rollout` per prompt, in order; with `rows`, one per row, in the order of `rows`.
 
     Raises:
         ValueError: for an empty prompt, a length beyond the model's positions, values out of range, or records that
@@ -127,14 +130,17 @@ def rollout(
         items = item_bytes(policy, settings, keys_values=kv_log is not None)
         needed = record_bytes(items, lengths, [max_new_tokens] * len(lengths), resolved, num_evicted)
         check_record_bytes(needed, max_record_bytes, len(lengths))
+    chosen = range(len(prompt_ids)) if rows is None else rows
+    if not chosen or min(chosen) < 0 or max(chosen) >= len(prompt_ids):
+        raise ValueError(f"rows must be numbers from 0 to {len(prompt_ids) - 1}, at least one, got {list(chosen)}")
     engine = Engine(
         policy,
-        prompt_ids,
+        [prompt_ids[row] for row in chosen],
         settings,
-        seeds=seeds,
+        seeds=[seeds[row] for row in chosen],
         stop_ids=_stop_ids(policy, settings) if stop_ids is None or ignore_eos else list(stop_ids),
         stop_strings=texts,
-        num_slots=min(batch_size or len(prompt_ids), len(prompt_ids)),
+        num_slots=min(batch_size or len(chosen), len(chosen)),
         kv_log=kv_log,
         wrap_absorb=wrap_absorb,
         progress=progress,

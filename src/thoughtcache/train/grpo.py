@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +29,10 @@ from thoughtcache.config import ThoughtConfig
 from thoughtcache.policy import rollout
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.policy.replay import score_rollouts
+from thoughtcache.policy.rollout_options import RolloutOptions
 from thoughtcache.records import Rollout
+from thoughtcache.scale.backend import RolloutBackend
+from thoughtcache.train.ahead import AheadSampler, backend_metrics
 from thoughtcache.train.grpo_config import ThoughtGRPOConfig
 from thoughtcache.train.kept_rollouts import Generation, Scoring, check_same_tokens
 from thoughtcache.train.phase_memory import PhaseMemory
@@ -51,6 +55,8 @@ class ThoughtGRPOTrainer(GRPOTrainer):
         reward_funcs: rewards as TRL takes them.
         args: a `ThoughtGRPOConfig`.
         peft_config: the `ThoughtConfig` of a new adapter.
+        rollout_backend: who samples instead of this process, `scale.ray_rollouts.RayRollouts` for example; each process
+            of a data-parallel run has its own.
         tools: refused, as `rollout_func` and `environment_factory`: their tokens are not sampled by the policy.
         rollout_func: refused.
         environment_factory: refused.
@@ -72,6 +78,7 @@ class ThoughtGRPOTrainer(GRPOTrainer):
         args: GRPOConfig | None = None,
         *,
         peft_config: Any = None,
+        rollout_backend: RolloutBackend | None = None,
         tools: Any = None,
         rollout_func: Any = None,
         environment_factory: Any = None,
@@ -79,6 +86,8 @@ class ThoughtGRPOTrainer(GRPOTrainer):
     ) -> None:
         given = {"tools": tools, "rollout_func": rollout_func, "environment_factory": environment_factory}
         args = _check_arguments(model, args, peft_config, given)
+        _check_backend(rollout_backend, args)
+        self._sampler = None if rollout_backend is None else AheadSampler(rollout_backend)
         self._generations: dict[str, Generation] = {}
         self._scoring: Scoring | None = None
         self._seed_calls: dict[str, tuple[int, int]] = {}
@@ -126,35 +135,72 @@ class ThoughtGRPOTrainer(GRPOTrainer):
     ) -> tuple[list[list[int]], list[list[float]]]:
         if images is not None or multimodal_fields:
             raise ValueError("images are not supported under a bounded cache; use a data set of text prompts")
-        train = self.model.training
         with (
             self._phase("rollout"),
             unwrap_model_for_generation(
                 self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
             ) as model,
         ):
-            rollouts = rollout(
-                model,
-                prompt_ids,
-                max_new_tokens=self.max_completion_length,
-                temperature=self.temperature,
-                seed=self._rollout_seed(),
-                batch_size=self.args.rollout_batch_size,
-                stop_ids=self.eos_token_ids,
-                kv_log=self.args.kv_log if self.args.reuse_rollout and train else None,
-                wrap_absorb=(lambda absorb: self._timer.timed("absorb", absorb)) if train else None,
-            )
-        self._generations[self._mode] = Generation(rollouts=rollouts, global_step=self.state.global_step)
-        self._scoring = Scoring(rollouts=rollouts, on_policy=True, is_loss=False)
+            generation = self._sample(model, prompt_ids)
+        rollouts = generation.rollouts
+        self._generations[self._mode] = generation
+        on_policy = generation.global_step == self.state.global_step
+        self._scoring = Scoring(rollouts=rollouts, on_policy=on_policy, is_loss=False)
         totals = self.accelerator.gather(cache_totals(rollouts).to(self.accelerator.device))
         self._append_metrics(cache_metrics(totals.view(-1, 5).cpu()))
         return [r.token_ids for r in rollouts], [r.logprobs.tolist() for r in rollouts]
+
+    def _sample(self, model: nn.Module, prompt_ids: list[list[int]]) -> Generation:
+        """Here, or through the backend; a training batch of the backend may have been started a batch ago."""
+        train, step = self.model.training, self.state.global_step
+        if self._sampler is None:
+            absorb = (lambda function: self._timer.timed("absorb", function)) if train else None
+            rollouts = rollout(model, prompt_ids, wrap_absorb=absorb, **self._rollout_options())
+            return Generation(rollouts=rollouts, global_step=step)
+        if not train:
+            batch = self._sampler.sample_now(model, prompt_ids, **self._rollout_options())
+            return Generation(rollouts=batch.rollouts, global_step=step)
+        batch, sampled_at = self._sampler.sample(model, prompt_ids, step, **self._rollout_options())
+        following = self._following_prompts(self._sampler)
+        if following:
+            self._sampler.start_next(model, following, step, **self._rollout_options())
+        self._append_metrics(backend_metrics(batch, step - sampled_at))
+        return Generation(rollouts=batch.rollouts, global_step=sampled_at)
+
+    def _rollout_options(self) -> RolloutOptions:
+        return RolloutOptions(
+            max_new_tokens=self.max_completion_length,
+            temperature=self.temperature,
+            seed=self._rollout_seed(),
+            batch_size=self.args.rollout_batch_size,
+            stop_ids=self.eos_token_ids,
+            kv_log=self.args.kv_log if self.args.reuse_rollout and self.model.training else None,
+        )
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """As TRL's, under the eyes of who samples ahead."""
+        if self._sampler is not None:
+            epoch_iterator = self._sampler.watch(epoch_iterator, self._step + num_batches)
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def _following_prompts(self, sampler: AheadSampler) -> list[list[int]]:
+        """The prompts of the next generation; none at the end of an epoch or run, or where nobody samples ahead."""
+        generate_every = (self.args.steps_per_generation or 1) * self.num_iterations
+        micro_step = (self._step // generate_every + 1) * generate_every
+        batch = sampler.batch_at(micro_step)
+        if batch is None or micro_step >= self.state.max_steps * self.args.gradient_accumulation_steps:
+            return []
+        prompt_ids: list[list[int]] = self._tokenize_prompts(deepcopy([row["prompt"] for row in batch]))[0]
+        return prompt_ids
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         try:
             output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         finally:
             self._scoring = None
+        if self._generations[self._mode].global_step != self.state.global_step:
+            # Stale rollouts: the policy that sampled is the old policy of TRL's importance weights.
+            output["old_per_token_logps"] = output["sampling_per_token_logps"]
         output["rollout_index"] = torch.arange(len(inputs), device=self.accelerator.device)
         return output
 
@@ -283,6 +329,15 @@ def _check_arguments(
             f"{sorted(model.peft_config)}; load it with adapter_name={POLICY_ADAPTER!r} or set beta=0.0"
         )
     return args
+
+
+def _check_backend(backend: RolloutBackend | None, args: ThoughtGRPOConfig) -> None:
+    """Refuse what cannot hold for rollouts that another adapter has sampled."""
+    if backend is not None and backend.ahead and args.reuse_rollout:
+        raise ValueError(
+            "reuse_rollout=True needs rollouts of the current weights; use a backend with ahead=False, or "
+            "reuse_rollout=False"
+        )
 
 
 def _encoders_to_fp32(model: nn.Module) -> None:

@@ -1,0 +1,82 @@
+"""Records survive the wire bit for bit, whatever their fields."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import thoughtcache as tc
+from support.models import tiny_model
+from support.rollouts import ragged_rollouts
+from thoughtcache.scale.wire import _encode, pack_rollouts, unpack_rollouts
+
+
+def same(left: Any, right: Any) -> bool:
+    """Equal in type, dtype and every bit."""
+    if type(left) is not type(right):
+        return False
+    if isinstance(left, Tensor):
+        return left.dtype == right.dtype and left.shape == right.shape and torch.equal(left, right)
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(same(a, b) for a, b in zip(left, right, strict=True))
+    if is_dataclass(left):
+        return all(same(getattr(left, f.name), getattr(right, f.name)) for f in fields(left))
+    return left == right
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("eviction", ["sliding", "random"])
+def test_rollouts_survive_with_everything_they_carry(eviction: str, dtype: torch.dtype) -> None:
+    rollouts = ragged_rollouts(tiny_model(eviction=eviction, dtype=dtype), max_new_tokens=13, kv_log="host")
+    first = rollouts[0]
+    assert first.evictions
+    assert (first.evictions[0].slots is None) is (eviction == "sliding")
+    for name in ("states", "keys_values", "entropies"):
+        assert getattr(first, name) is not None
+    found = unpack_rollouts(pack_rollouts(rollouts))
+    assert same(found, rollouts)
+    changed = [replace(first, logprobs=first.logprobs + 1e-3), *rollouts[1:]]
+    assert not same(found, changed), "the comparison sees nothing"
+
+
+def test_what_is_absent_stays_absent() -> None:
+    model = tiny_model(window=None, initial_state="identity", absorb=False, num_global_tokens=3)
+    rollouts = tc.rollout(model, [[3, 1]], max_new_tokens=2)
+    assert rollouts[0].states is None
+    assert same(unpack_rollouts(pack_rollouts(rollouts)), rollouts)
+    assert unpack_rollouts(pack_rollouts([])) == []
+
+
+def test_views_that_share_memory_are_sent_as_what_they_show() -> None:
+    whole = torch.arange(12.0)
+    record = tc.rollout(tiny_model(), [[3]], max_new_tokens=3)[0]
+    rows = [replace(record, logprobs=whole[0:6:2]), replace(record, logprobs=whole[1:4])]
+    found = unpack_rollouts(pack_rollouts(rows))
+    assert found[0].logprobs.tolist() == [0.0, 2.0, 4.0]
+    assert found[1].logprobs.tolist() == [1.0, 2.0, 3.0]
+
+
+def test_only_what_was_on_the_host_of_the_sender_stays_on_the_host() -> None:
+    record = tc.rollout(tiny_model(), [[3]], max_new_tokens=3)[0]
+    found = unpack_rollouts(pack_rollouts([record]), device="meta")[0]
+    assert found.logprobs.device.type == "cpu"
+    data = pack_rollouts([record])
+    moved = data.replace(b'"host": true', b'"host":false')
+    assert unpack_rollouts(moved, device="meta")[0].logprobs.device.type == "meta"
+
+
+def test_what_has_no_place_on_the_wire_is_refused() -> None:
+    for value in ({1}, {"a": 1}, tc.ThoughtConfig(r=2)):
+        with pytest.raises(ValueError, match=f"{type(value).__name__} cannot be sent"):
+            _encode(value, {})
+
+
+@pytest.mark.parametrize("keep", [0, 5, 30])
+def test_other_bytes_are_refused(keep: int) -> None:
+    data = pack_rollouts(tc.rollout(tiny_model(), [[3]], max_new_tokens=3))
+    with pytest.raises(ValueError, match="no packed rollouts"):
+        unpack_rollouts(data[:keep])
