@@ -17,6 +17,7 @@ from support.models import VOCABULARY, tiny_model
 from thoughtcache.policy import engine
 from thoughtcache.policy.batch import batch_rollouts
 from thoughtcache.policy.handle import open_policy
+from thoughtcache.policy.options import ReplayOptions
 from thoughtcache.policy.replay import run_replay
 from thoughtcache.records import TokenFilters
 
@@ -68,7 +69,7 @@ def naive_sampled_logprobs(model, rollout: tc.Rollout) -> torch.Tensor:
     """[T] by transformers' processors over the logits of a replay, one step at a time."""
     policy = open_policy(model)
     batch = batch_rollouts([rollout], policy.device)
-    (hidden,) = run_replay(model, batch, lambda h, start, stop, known: (h,))
+    (hidden,) = run_replay(model, batch, lambda h, start, stop, known: (h,), ReplayOptions())
     temperature = rollout.settings.scoring_temperature
     found = []
     for step, token in enumerate(rollout.token_ids):

@@ -24,3 +24,4 @@ class RolloutOptions(TypedDict, total=False):
     batch_size: int | None
     stop_ids: Sequence[int] | None
     kv_log: Place | None
+    max_record_bytes: int | None
