@@ -14,6 +14,8 @@ import thoughtcache as tc
 from support.compare import TOLERANCE, max_difference, padded
 from support.grpo import base_with_eos, even_words, make_trainer, prompts, quick_arguments, word_tokenizer
 from support.models import adapt
+from thoughtcache.policy.options import ReplayOptions
+from thoughtcache.policy.replay import score_rollouts
 from thoughtcache.train import grpo
 
 METRICS = (
@@ -130,7 +132,7 @@ def test_reused_rollouts_train_the_same_policy(
         model = adapt(base_with_eos(dtype=torch.float64), evict_fraction=0.4)
         trainer = make_trainer(model, tmp_path, reuse_rollout=reuse, num_iterations=2, max_steps=4, **changes)
         calls = _Calls()
-        monkeypatch.setattr(grpo, "replay", calls)
+        monkeypatch.setattr(grpo, "score_rollouts", calls)
         trainer.train()
         trained[reuse] = _adapter(trainer)
         assert any(calls.reuse) is reuse
@@ -141,18 +143,18 @@ def test_reused_rollouts_train_the_same_policy(
 
 
 class _Calls:
-    """Records how `replay` was called, and calls it."""
+    """Records how `score_rollouts` was called, and calls it."""
 
     def __init__(self) -> None:
         self.anchored: list[bool] = []
         self.full_cache: list[bool] = []
         self.reuse: list[bool] = []
 
-    def __call__(self, model: Any, rollouts: Any, **arguments: Any) -> tc.TokenLogProbs:
-        self.anchored.append(arguments["anchored"])
-        self.full_cache.append(arguments["full_cache"])
-        self.reuse.append(arguments["reuse"])
-        return tc.replay(model, rollouts, **arguments)
+    def __call__(self, model: Any, rollouts: Any, options: ReplayOptions) -> tc.TokenLogProbs:
+        self.anchored.append(options.anchored)
+        self.full_cache.append(options.full_cache)
+        self.reuse.append(options.reuse)
+        return score_rollouts(model, rollouts, options)
 
 
 @pytest.mark.parametrize("reference", ["consistent", "full"])
@@ -165,7 +167,7 @@ def test_recorded_states_serve_the_policy_that_sampled_and_no_other(
     The reference is the base model under a new adapter, and a frozen copy of an adapter that came with the model.
     """
     calls = _Calls()
-    monkeypatch.setattr(grpo, "replay", calls)
+    monkeypatch.setattr(grpo, "score_rollouts", calls)
     settings = {"beta": 0.04, "num_iterations": 2, "reference": reference, "max_steps": 2}
     if new_adapter:
         config = tc.ThoughtConfig(r=3, num_global_tokens=5, window=5)
