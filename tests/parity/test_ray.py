@@ -18,7 +18,7 @@ from support.rollouts import PROMPTS
 from thoughtcache.scale.ray_pool import LostActors
 from thoughtcache.scale.ray_rollouts import RayRollouts
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 PLAIN = "support.ray_model:plain_model"
 TROUBLED = "support.ray_model:troubled_model"
@@ -52,7 +52,7 @@ def assert_same(found: list[tc.Rollout], expected: list[tc.Rollout]) -> None:
 
 def test_two_actors_sample_what_this_process_samples() -> None:
     model = learner()
-    with RayRollouts({}, loader=PLAIN, num_actors=2, num_shards=3, timeout_seconds=100.0) as actors:
+    with RayRollouts({}, loader=PLAIN, num_actors=2, num_shards=3, timeout_seconds=300.0) as actors:
         expected = tc.rollout(model, MORE_PROMPTS, **OPTIONS)
         assert len({len(r.token_ids) for r in expected}) > 1, "no row ended early"
         assert_same(actors.rollout(model, MORE_PROMPTS, **OPTIONS), expected)
@@ -64,7 +64,7 @@ def test_two_actors_sample_what_this_process_samples() -> None:
 def test_a_call_keeps_the_adapter_that_it_began_with() -> None:
     model = learner()
     expected = tc.rollout(model, MORE_PROMPTS, **OPTIONS)
-    with RayRollouts({}, loader=PLAIN, num_actors=1, timeout_seconds=100.0) as actors:
+    with RayRollouts({}, loader=PLAIN, num_actors=1, timeout_seconds=300.0) as actors:
         pending = actors.start(model, MORE_PROMPTS, **OPTIONS)
         with torch.no_grad():
             next(p for n, p in model.named_parameters() if "lora_B" in n).mul_(2.0)
@@ -79,7 +79,7 @@ def test_the_shard_of_an_actor_that_dies_is_sampled_by_another(tmp_path: Path) -
     model = learner()
     flag = tmp_path / "died"
     arguments = {"flag": str(flag)}
-    with RayRollouts(arguments, loader=TROUBLED, num_actors=2, max_replacements=0, timeout_seconds=100.0) as actors:
+    with RayRollouts(arguments, loader=TROUBLED, num_actors=2, max_replacements=0, timeout_seconds=300.0) as actors:
         batch = actors.start(model, MORE_PROMPTS, **OPTIONS).result()
         assert flag.exists()
         assert batch.num_redispatched == 1
@@ -96,7 +96,7 @@ def test_the_shard_of_an_actor_that_dies_is_sampled_by_another(tmp_path: Path) -
 
 def test_a_new_actor_takes_the_place_of_the_only_one(tmp_path: Path) -> None:
     model = learner()
-    with RayRollouts({"flag": str(tmp_path / "died")}, loader=TROUBLED, timeout_seconds=100.0) as actors:
+    with RayRollouts({"flag": str(tmp_path / "died")}, loader=TROUBLED, timeout_seconds=300.0) as actors:
         batch = actors.start(model, MORE_PROMPTS, **OPTIONS).result()
     assert batch.num_redispatched == 1
     assert_same(batch.rollouts, tc.rollout(model, MORE_PROMPTS, **OPTIONS))
@@ -104,7 +104,7 @@ def test_a_new_actor_takes_the_place_of_the_only_one(tmp_path: Path) -> None:
 
 def test_without_a_living_actor_there_is_an_error_and_no_wait() -> None:
     with (
-        RayRollouts({}, loader="support.ray_model:always_dying_model", timeout_seconds=100.0) as actors,
+        RayRollouts({}, loader="support.ray_model:always_dying_model", timeout_seconds=300.0) as actors,
         pytest.raises(LostActors, match="none of 1 rollout actors is left"),
     ):
         actors.rollout(learner(), MORE_PROMPTS, **OPTIONS)
@@ -117,7 +117,7 @@ def test_actors_load_from_folders(tmp_path: Path) -> None:
     with torch.no_grad():
         next(p for n, p in model.named_parameters() if "lora_B" in n).mul_(2.0)  # what is in the folder is replaced
     folders = {"base": str(tmp_path / "base"), "adapter": str(tmp_path / "adapter")}
-    with RayRollouts(folders, timeout_seconds=100.0) as actors:
+    with RayRollouts(folders, timeout_seconds=300.0) as actors:
         found = actors.rollout(model, PROMPTS, max_new_tokens=9, seed=1)
     expected = tc.rollout(model, PROMPTS, max_new_tokens=9, seed=1)
     assert [r.token_ids for r in found] == [r.token_ids for r in expected]
@@ -126,7 +126,7 @@ def test_actors_load_from_folders(tmp_path: Path) -> None:
 
 def test_a_model_that_cannot_be_loaded_is_an_error_that_says_why() -> None:
     with (
-        RayRollouts({"base": "nowhere", "adapter": "nowhere"}, max_replacements=0, timeout_seconds=100.0) as actors,
+        RayRollouts({"base": "nowhere", "adapter": "nowhere"}, max_replacements=0, timeout_seconds=300.0) as actors,
         pytest.raises(LostActors, match=r"(?s)none of 1 rollout actors.*load_from_folders.*OSError"),
     ):
         actors.rollout(learner(), MORE_PROMPTS, **OPTIONS)
@@ -135,18 +135,18 @@ def test_a_model_that_cannot_be_loaded_is_an_error_that_says_why() -> None:
 def test_a_hanging_actor_ends_in_an_error_in_time_and_is_replaced(tmp_path: Path) -> None:
     arguments = {"flag": str(tmp_path / "hung"), "trouble": "hang"}
     model = learner()
-    with RayRollouts(arguments, loader=TROUBLED, num_actors=1, timeout_seconds=100.0) as actors:
+    with RayRollouts(arguments, loader=TROUBLED, num_actors=1, timeout_seconds=300.0) as actors:
         actors.start(model, PROMPTS, max_new_tokens=2).result()  # the model is loaded: what follows is quick
         actors.timeout_seconds = 4.0
         with pytest.raises(LostActors, match=r"time limit is over: shards \[0\]"):
             actors.rollout(model, MORE_PROMPTS, **OPTIONS)
-        actors.timeout_seconds = 100.0
+        actors.timeout_seconds = 300.0
         assert_same(actors.rollout(model, MORE_PROMPTS, **OPTIONS), tc.rollout(model, MORE_PROMPTS, **OPTIONS))
 
 
 def test_errors_of_the_call_are_raised_as_they_are_and_cost_no_actor() -> None:
     model = learner()
-    with RayRollouts({}, loader=PLAIN, num_actors=2, max_replacements=0, timeout_seconds=100.0) as actors:
+    with RayRollouts({}, loader=PLAIN, num_actors=2, max_replacements=0, timeout_seconds=300.0) as actors:
         with pytest.raises(ValueError, match="max_new_tokens must be at least 1, got 0"):
             actors.rollout(model, MORE_PROMPTS, max_new_tokens=0)
         with pytest.raises(ValueError, match="other parameters than the sampler's"):

@@ -196,7 +196,9 @@ class ThoughtModel(LoraModel):
             rotations=self.key_rotations(self.thought_config.positions),
         )
 
-    def new_slots(self, *, num_slots: int, capacity: int, settings: SamplingSettings) -> SlotCache:
+    def new_slots(
+        self, *, num_slots: int, capacity: int, settings: SamplingSettings, static_shapes: bool = False
+    ) -> SlotCache:
         """Empty slots for our own sampler, each starting from the active adapter's initial states."""
         return SlotCache(
             num_layers=self.num_layers,
@@ -209,6 +211,7 @@ class ThoughtModel(LoraModel):
             absorb=self.absorber(),
             device=self.model.device,
             rotations=self.key_rotations(settings.positions),
+            static_shapes=static_shapes,
         )
 
     def _bind_states(

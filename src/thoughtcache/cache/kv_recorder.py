@@ -46,7 +46,7 @@ class KVRecorder:
             # What is missing, rounded up to a block, and never more than the sequence can need.
             size = min(max(num_processed - allocated, BLOCK_COLUMNS), self.columns - allocated)
             self._blocks.append(self._empty(cache.layers[0].keys, len(cache.layers), size))
-        offset = cache.lengths[slot] - num_processed
+        offset = int(cache.lengths[slot]) - num_processed
         start = 0
         for block in self._blocks:
             first, last = max(self.num_recorded, start), min(num_processed, start + block.shape[3])

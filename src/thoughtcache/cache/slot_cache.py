@@ -1,8 +1,12 @@
 """The sampler's cache: a fixed number of slots, each with a sequence of its own length, phase and state.
 
 One slot is one row of every layer's buffer, `[prompt | resident thoughts]` from column 0, without padding. Sequences
-come and go by themselves; the host knows all lengths (the schedule is a function of integers), so nothing here waits
-for the device. Where all slots have the same length the layers hand out plain views and need no mask.
+come and go by themselves. The host knows all lengths (the schedule is a function of integers) and the device keeps
+counters of its own that only an arrival, an eviction or an end touches, so a decode step neither waits for the device
+nor sends it anything, and costs the host the same for every number of slots.
+
+Where all slots have the same length the layers hand out plain views and need no mask. With `static_shapes` every step
+attends to the whole buffer under a mask, so that one compiled graph serves all of them (`policy/compiled.py`).
 """
 
 from __future__ import annotations
@@ -11,14 +15,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from thoughtcache.cache.bounded_cache import AbsorbFn, StatefulCache, States, _Layer
 from thoughtcache.cache.eviction import EvictionPolicy
 from thoughtcache.cache.rotation import Rotations
 from thoughtcache.cache.split import evict_block
+
+Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,17 +72,18 @@ class _Window:
 
     Args:
         cache: with full windows in these slots.
-        slots: ascending.
+        slots: ascending; with static shapes some may stand there twice (what is written twice is the same).
         size: resident thoughts of each.
     """
 
-    def __init__(self, cache: SlotCache, slots: list[int], size: int) -> None:
-        starts = [cache.prompts[slot] for slot in slots]
-        self.rows = cache.index(slots)
-        self.every = len(slots) == cache.num_slots
-        self.first = starts[0] if min(starts) == max(starts) else None
+    def __init__(self, cache: SlotCache, slots: Integers, size: int) -> None:
+        starts = cache.prompts[slots]
+        plain = not cache.static_shapes
+        self.rows = cache.to_device(slots)
+        self.every = plain and len(slots) == cache.num_slots
+        self.first = int(starts[0]) if plain and starts.min() == starts.max() else None
         self.size = size
-        self.columns = cache.index(starts).unsqueeze(1) + torch.arange(size, device=cache.device)
+        self.columns = cache.to_device(starts).unsqueeze(1) + torch.arange(size, device=cache.device)
 
     def read(self, buffer: Float[Tensor, "S H C D"]) -> Float[Tensor, "n H W D"]:
         """The block; a view where it can be one."""
@@ -108,15 +117,19 @@ class SlotCache(StatefulCache):
         absorb: (states, evicted keys, evicted values) -> states, per layer; None where the state never changes.
         device: of all buffers.
         rotations: of every layer with rolling positions; None with absolute ones.
+        static_shapes: attend to the whole buffer in every step.
 
     Attributes:
-        prompts: prompt tokens of each slot.
-        seeds: of the sequence in each slot, for policies that draw random numbers.
-        num_evictions: evictions of the sequence in each slot so far.
+        prompts: prompt tokens of each slot, on the host as the next four.
         lengths: resident tokens of each slot, prompt included; 0 for a free slot.
+        taken: slots that hold a sequence.
+        num_evictions: evictions of the sequence in each slot so far.
+        seeds: of the sequence in each slot, for policies that draw random numbers.
         visible: columns that the running forward pass attends to.
         uniform: whether all slots write to the same column.
-        columns: [slots] where each slot writes.
+        columns: [slots] where each slot writes next, on the device as the next three.
+        positions: [slots] of the token that is written next.
+        occupied: [slots] 1 where there is a sequence.
         every: [slots] 0, 1, 2, ...
     """
 
@@ -133,6 +146,7 @@ class SlotCache(StatefulCache):
         absorb: AbsorbFn | None,
         device: torch.device,
         rotations: Rotations | None = None,
+        static_shapes: bool = False,
     ) -> None:
         states = None if initial_states is None else [s.expand(num_slots, -1, -1).clone() for s in initial_states]
         super().__init__([_SlotLayer(self) for _ in range(num_layers)], states)
@@ -144,14 +158,17 @@ class SlotCache(StatefulCache):
         self.absorb = absorb
         self.device = device
         self.rotations = rotations
-        self.prompts = [0] * num_slots
-        self.lengths = [0] * num_slots
+        self.static_shapes = static_shapes
+        self.prompts, self.lengths, self.num_evictions = (np.zeros(num_slots, np.int64) for _ in range(3))
+        self.taken = np.zeros(num_slots, np.bool_)
         self.seeds = [0] * num_slots
-        self.num_evictions = [0] * num_slots
-        self.visible = 0
-        self.uniform = True
-        self.columns = torch.zeros(num_slots, dtype=torch.long, device=device)
+        self.visible = capacity
+        self.uniform = False
+        self.columns, self.positions, self.occupied = (
+            torch.zeros(num_slots, dtype=torch.long, device=device) for _ in range(3)
+        )
         self.every = torch.arange(num_slots, device=device)
+        self.move = self.move_thoughts
 
     @property
     def physical_length(self) -> int:
@@ -167,113 +184,135 @@ class SlotCache(StatefulCache):
         """Sequences at once, free slots included."""
         return len(self.lengths)
 
-    def fill(
-        self, slots: Sequence[int], past: list[tuple[Tensor, Tensor]], lengths: Sequence[int], seeds: Sequence[int]
-    ) -> None:
-        """Put prefilled prompts into free slots.
+    def fill(self, slots: Sequence[int], past: list[tuple[Tensor, Tensor]], seeds: Sequence[int]) -> None:
+        """Put one prefilled prompt into free slots.
 
         Args:
             slots: where to.
-            past: keys and values per layer, [n, H, width, D], prompts on the right.
-            lengths: prompt tokens of each row.
-            seeds: of each row.
+            past: keys and values per layer, [H, P, D].
+            seeds: of the sequence in each slot.
         """
-        rows = self.index(slots)
-        width = past[0][0].shape[2]
-        longest = max(lengths)
-        aligned = min(lengths) == width
-        columns = torch.arange(longest, device=self.device) + (width - self.index(lengths)).unsqueeze(1)
+        length = past[0][0].shape[1]
+        rows = self.to_device(np.array(slots))
         for layer, pair in zip(self.layers, past, strict=True):
             if layer.keys is None:
-                _, heads, _, size = pair[0].shape
-                shape = (self.num_slots, heads, self.capacity, size)
-                layer.keys, layer.values = (tensor.new_zeros(shape) for tensor in pair)
+                heads, _, size = pair[0].shape
+                layer.keys, layer.values = (t.new_zeros(self.num_slots, heads, self.capacity, size) for t in pair)
                 layer.is_initialized = True
-            for buffer, tensor in zip((layer.keys, layer.values), pair, strict=True):
-                if not aligned:
-                    index = columns.clamp_max(width - 1)[:, None, :, None].expand(
-                        -1, tensor.shape[1], -1, tensor.shape[3]
-                    )
-                    tensor = tensor.gather(2, index)
-                buffer[rows, :, :longest] = tensor
+            layer.keys[rows, :, :length], layer.values[rows, :, :length] = pair
         if self.states is not None and self.initial_states is not None:
             for state, initial in zip(self.states, self.initial_states, strict=True):
                 state[rows] = initial
-        for slot, length, seed in zip(slots, lengths, seeds, strict=True):
-            self.prompts[slot] = self.lengths[slot] = length
+        self.columns[rows], self.positions[rows], self.occupied[rows] = length, length, 1
+        self.prompts[slots], self.lengths[slots], self.num_evictions[slots], self.taken[slots] = length, length, 0, True
+        for slot, seed in zip(slots, seeds, strict=True):
             self.seeds[slot] = seed
-            self.num_evictions[slot] = 0
 
     def free(self, slot: int) -> None:
         """The slot's sequence is over."""
-        self.prompts[slot] = self.lengths[slot] = 0
+        self.prompts[slot], self.lengths[slot], self.taken[slot] = 0, 0, False
+        self.columns[slot], self.positions[slot], self.occupied[slot] = 0, 0, 0
 
-    def keep(self, slots: Sequence[int]) -> None:
+    def keep(self, slots: Integers) -> None:
         """Drop all other slots, so that a step costs what is left."""
-        rows = self.index(slots)
+        rows = self.to_device(slots)
         for layer in self.layers:
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]
         if self.states is not None:
             self.states = [state[rows] for state in self.states]
-        self.prompts = [self.prompts[slot] for slot in slots]
-        self.lengths = [self.lengths[slot] for slot in slots]
+        self.columns, self.positions, self.occupied = (
+            counter[rows] for counter in (self.columns, self.positions, self.occupied)
+        )
+        self.prompts, self.lengths, self.num_evictions, self.taken = (
+            values[slots] for values in (self.prompts, self.lengths, self.num_evictions, self.taken)
+        )
         self.seeds = [self.seeds[slot] for slot in slots]
-        self.num_evictions = [self.num_evictions[slot] for slot in slots]
         self.every = torch.arange(len(slots), device=self.device)
 
-    def prepare_step(self) -> Float[Tensor, "B 1 1 visible"] | None:
-        """Make ready for one token per slot, whose room must exist.
+    def prepare_step(self) -> None:
+        """Make ready for one token per slot, whose room must exist."""
+        if not self.static_shapes:
+            self.visible = int(self.lengths.max()) + 1
+            self.uniform = int(self.lengths.min()) + 1 == self.visible
 
-        Returns:
-            Additive mask, or None where every slot sees all visible columns.
-        """
-        self.visible = max(self.lengths) + 1
-        self.uniform = min(self.lengths) + 1 == self.visible
+    def step_mask(self) -> Float[Tensor, "B 1 1 visible"] | None:
+        """Additive mask of the step, or None where every slot sees all visible columns."""
         if self.uniform:
             return None
-        self.columns = self.index(self.lengths)
         hidden = torch.arange(self.visible, device=self.device) > self.columns.unsqueeze(1)
         dtype = self.layers[0].keys.dtype
         mask = torch.zeros(hidden.shape, dtype=dtype, device=self.device)
-        return mask.masked_fill_(hidden, torch.finfo(dtype).min)[:, None, None]
+        return mask.masked_fill(hidden, torch.finfo(dtype).min)[:, None, None]
 
-    def finish_step(self, active: Sequence[int]) -> None:
-        """Count the token that every active slot has written."""
-        for slot in active:
-            self.lengths[slot] += 1
+    def finish_step(self) -> None:
+        """Count the token that every slot with a sequence has written."""
+        self.lengths += self.taken
+        self.columns += self.occupied
+        self.positions += self.occupied
 
-    def due(self, active: Sequence[int]) -> list[int]:
+    def due(self) -> Integers:
         """Slots whose window is full: they evict before their next token."""
         if self.window is None:
-            return []
-        return [slot for slot in active if self.lengths[slot] - self.prompts[slot] == self.window]
+            return np.zeros(0, np.int64)
+        return np.flatnonzero(self.taken & (self.lengths - self.prompts == self.window))
 
-    def evict(self, slots: list[int]) -> SlotEviction:
+    def evict(self, slots: Integers) -> SlotEviction:
         """Remove `num_evicted` thoughts from these slots and absorb them."""
         assert self.window is not None
         assert self.num_evicted is not None
-        window = _Window(self, slots, self.window)
-        evicted: list[tuple[Tensor, Tensor]] = []
-        chosen: list[Tensor] = []
-        events = [(self.seeds[slot], self.num_evictions[slot]) for slot in slots]
+        padded = self._padded(slots)
+        window = _Window(self, padded, self.window)
+        events = None
+        if self.policy.chooses:
+            events = [(self.seeds[slot], int(self.num_evictions[slot])) for slot in padded]
+        evicted, chosen = self.move(window, events)
+        states = self._absorb(window.rows, evicted)
+        rows = window.rows[: len(slots)]
+        self.columns[rows] -= self.num_evicted
+        if self.rotations is not None:
+            self.positions[rows] -= self.num_evicted
+        self.lengths[slots] -= self.num_evicted
+        self.num_evictions[slots] += 1
+        return SlotEviction(
+            slots=slots.tolist(),
+            states=None if states is None else states[: len(slots)],
+            chosen=torch.stack(chosen, dim=1)[: len(slots)] if chosen else None,
+        )
+
+    def move_thoughts(
+        self, window: _Window, events: list[tuple[int, int]] | None
+    ) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
+        """Close the gap that the leaving thoughts make in every layer.
+
+        Args:
+            window: the thoughts of the slots in question.
+            events: as `EvictionPolicy.select` takes them; None if the oldest leave.
+
+        Returns:
+            Keys and values [n, H, E, D] that left, per layer; and which slots were chosen, if the policy chooses.
+        """
+        assert self.num_evicted is not None
+        evicted, chosen = [], []
         for index, layer in enumerate(self.layers):
             keys, values = window.read(layer.keys), window.read(layer.values)
-            selected = self.policy.select(index, keys, values, self.num_evicted, events)
+            selected = None
+            if events is not None:
+                selected = self.policy.select(index, keys, values, self.num_evicted, events)
+            if selected is not None:
+                chosen.append(selected)
             rotation = None if self.rotations is None else self.rotations[index]
             out, kept = evict_block(keys, values, selected, self.num_evicted, rotation)
             evicted.append((out[0].clone(), out[1].clone()))
             window.write(layer.keys, kept[0])
             window.write(layer.values, kept[1])
-            if selected is not None:
-                chosen.append(selected)
-        for slot in slots:
-            self.lengths[slot] -= self.num_evicted
-            self.num_evictions[slot] += 1
-        return SlotEviction(
-            slots=slots,
-            states=self._absorb(window.rows, evicted),
-            chosen=torch.stack(chosen, dim=1) if chosen else None,
-        )
+        return evicted, chosen
+
+    def _padded(self, slots: Integers) -> Integers:
+        """With static shapes as many slots as the next power of two, the last one repeated: few shapes, few graphs."""
+        if not self.static_shapes or self.num_slots == 1:
+            return slots
+        size = max(2, 1 << (len(slots) - 1).bit_length())
+        return np.pad(slots, (0, size - len(slots)), mode="edge")
 
     def _absorb(self, rows: Tensor, evicted: list[tuple[Tensor, Tensor]]) -> Tensor | None:
         if self.absorb is None or self.states is None:
@@ -283,9 +322,9 @@ class SlotCache(StatefulCache):
             state[rows] = new
         return torch.stack(updated, dim=1)
 
-    def index(self, values: Sequence[int]) -> Int[Tensor, " n"]:
+    def to_device(self, values: Integers) -> Int[Tensor, " n"]:
         """Host integers on the device; on CUDA the copy does not block."""
-        index = torch.tensor(values, dtype=torch.long)
+        index = torch.from_numpy(values.astype(np.int64))
         if self.device.type == "cuda":
             return index.pin_memory().to(self.device, non_blocking=True)
         return index.to(self.device)

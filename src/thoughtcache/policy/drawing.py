@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
+from thoughtcache.cache.slot_cache import Integers
 from thoughtcache.policy.filters import filtered_log_softmax
 from thoughtcache.policy.handle import PolicyHandle
 from thoughtcache.policy.sampling import sample_tokens, uniform_numbers
@@ -46,6 +49,8 @@ class Drawing:
 
     Attributes:
         tokens: [slots, T] what was drawn.
+        counts: [slots, 1] how many tokens each slot has drawn; counted on the device, so that a draw sends it nothing.
+        last: [slots, 1] the token that each slot has drawn last.
     """
 
     def __init__(
@@ -63,6 +68,8 @@ class Drawing:
         device, shape = policy.device, (num_slots, settings.max_new_tokens)
         self.stops = torch.tensor(stop_ids, device=device, dtype=torch.long)
         self.tokens = torch.zeros(shape, dtype=torch.long, device=device)
+        self.counts = torch.zeros(num_slots, 1, dtype=torch.long, device=device)
+        self.last = torch.zeros(num_slots, 1, dtype=torch.long, device=device)
         self.uniform = torch.zeros(shape, dtype=torch.float64, device=device)
         self.stopped = torch.zeros(num_slots, dtype=torch.bool, device=device)
         self.seen: Bool[Tensor, "S V"] | None = None
@@ -92,7 +99,7 @@ class Drawing:
         self.uniform[slots] = torch.cat(
             [uniform_numbers(seed, range(row, row + 1), count, device) for seed, row in seeds]
         )
-        self.stopped[slots] = False
+        self.stopped[slots], self.counts[slots] = False, 0
         for slot in slots:
             self.read[slot], self.text_ends[slot] = [], None
         if self.seen is not None:
@@ -100,13 +107,14 @@ class Drawing:
             for slot, prompt in zip(slots, prompts, strict=True):
                 self.seen[slot, torch.tensor(prompt, device=device)] = True
 
-    def draw(self, hidden: Float[Tensor, "S d"], at: Int[Tensor, "S 1"]) -> None:
+    def draw(self, hidden: Float[Tensor, "S d"]) -> None:
         """One token in every slot; free slots draw one that nobody reads.
 
         Args:
             hidden: of the last token of every slot.
-            at: number of the token to be drawn.
         """
+        # A free slot goes on counting; it writes over its own last token.
+        at = self.counts.clamp_max(self.tokens.shape[1] - 1)
         scored, sampled = self._distributions(hidden, at)
         chosen = sample_tokens(sampled, self.uniform.gather(1, at).squeeze(1), greedy=self.settings.temperature == 0)
         if self.logprobs is None:
@@ -123,6 +131,8 @@ class Drawing:
         if self.seen is not None:
             self.seen.scatter_(1, column, True)
         self.stopped |= torch.isin(chosen, self.stops)
+        self.last = column
+        self.counts += 1
 
     def _distributions(self, hidden: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
         """[S, V] the scored distribution and the one to draw from, the same tensor where no filter is on."""
@@ -137,15 +147,17 @@ class Drawing:
         )
         return scored_distribution(logits, settings.scoring_temperature), sampled
 
-    def ended(self, counts: Sequence[int]) -> list[bool]:
+    def ended(self, counts: Integers) -> NDArray[np.bool_]:
         """Which slots hold a stop token or a stop string; waits for the device.
 
         Args:
             counts: tokens drawn by the sequence in each slot, 0 for a free slot.
         """
-        if self.stop_strings is not None:
-            self._read_text(self.stop_strings, counts)
-        return [stopped or end is not None for stopped, end in zip(self.stopped.tolist(), self.text_ends, strict=True)]
+        stopped: NDArray[np.bool_] = self.stopped.cpu().numpy()
+        if self.stop_strings is None:
+            return stopped
+        self._read_text(self.stop_strings, counts.tolist())
+        return stopped | np.array([end is not None for end in self.text_ends])
 
     def _read_text(self, stop_strings: StopStrings, counts: Sequence[int]) -> None:
         """Look for stop strings in what was drawn since the last look."""
@@ -179,10 +191,11 @@ class Drawing:
             finish_reason="stop" if over else "length",
         )
 
-    def keep(self, slots: list[int], rows: Int[Tensor, " n"]) -> None:
+    def keep(self, slots: Sequence[int], rows: Int[Tensor, " n"]) -> None:
         """Drop all other slots; `rows` are the same numbers on the device."""
         assert self.logprobs is not None
         self.tokens, self.uniform, self.stopped = self.tokens[rows], self.uniform[rows], self.stopped[rows]
+        self.counts, self.last = self.counts[rows], self.last[rows]
         self.logprobs = self.logprobs[rows]
         self.sampled_logprobs = None if self.sampled_logprobs is None else self.sampled_logprobs[rows]
         self.entropies = None if self.entropies is None else self.entropies[rows]

@@ -5,7 +5,8 @@ sequences that ended; evict and absorb where a window is full; one forward pass 
 the forward pass and nothing else: a sequence depends on its prompt, its seed and its row number alone.
 
 The host knows the schedule. It looks at the device only to see which sequences have ended, on a GPU every few rounds;
-what a slot draws after its end is cut off (`drawing.py`).
+what a slot draws after its end is cut off (`drawing.py`). A round has no Python per slot: that is for slots in which a
+sequence begins, evicts or ends.
 """
 
 from __future__ import annotations
@@ -14,17 +15,19 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from thoughtcache.cache.bounded_cache import AbsorbFn
 from thoughtcache.cache.kv_recorder import KVRecorder
 from thoughtcache.cache.schedule import eviction_points
-from thoughtcache.cache.slot_cache import SlotCache, SlotEviction
+from thoughtcache.cache.slot_cache import Integers, SlotCache
+from thoughtcache.policy.decode_step import DecodeStep, compile_evictions
 from thoughtcache.policy.drawing import Drawing
 from thoughtcache.policy.handle import PolicyHandle
 from thoughtcache.policy.kv_log import Place
-from thoughtcache.policy.prefill import Prefilled, prefill, stack_past
+from thoughtcache.policy.prefill import Prefilled, prefill
 from thoughtcache.policy.stop_strings import StopStrings
 from thoughtcache.records import Eviction, Rollout, SamplingSettings
 
@@ -38,14 +41,12 @@ class _Sequence:
 
     Attributes:
         row: its number in the call.
-        num_tokens: thoughts drawn so far.
         evictions: (state [L, G, R], chosen slots [L, H, E]) of each eviction.
         recorder: of its keys and values.
     """
 
     row: int
     prompt: tuple[int, ...]
-    num_tokens: int = 0
     evictions: list[tuple[Tensor | None, Tensor | None]] = field(default_factory=list)
     recorder: KVRecorder | None = None
 
@@ -62,6 +63,8 @@ class Engine:
         stop_strings: texts that end a sequence, or None.
         num_slots: sequences decoded at once.
         kv_log: where keys and values are recorded, None for no record.
+        anchors: record the thought states after each eviction.
+        compiled: static shapes and compiled decode and eviction steps.
         wrap_absorb: decorates the function that absorbs.
         progress: called with the number of sequences that were finished.
     """
@@ -77,10 +80,13 @@ class Engine:
         stop_strings: StopStrings | None,
         num_slots: int,
         kv_log: Place | None,
+        anchors: bool,
+        compiled: bool,
         wrap_absorb: Callable[[AbsorbFn], AbsorbFn] | None,
         progress: Callable[[int], None] | None,
     ) -> None:
         self.policy, self.settings, self.kv_log, self.progress = policy, settings, kv_log, progress
+        self.anchors, self.compiled = anchors, compiled
         self.prompts, self.seeds = [tuple(ids) for ids in prompt_ids], seeds
         self.pending = deque(range(len(self.prompts)))
         self.users = Counter(self.prompts)
@@ -93,61 +99,64 @@ class Engine:
             num_slots=num_slots,
             capacity=max(map(len, self.prompts)) + min(count, settings.window or count),
             settings=settings,
+            static_shapes=compiled,
         )
+        if compiled:
+            compile_evictions(self.cache)
         if wrap_absorb is not None and self.cache.absorb is not None:
             self.cache.absorb = wrap_absorb(self.cache.absorb)
+        self.step = DecodeStep(policy, compiled=compiled)
         self.drawing = Drawing(
             policy, settings, stop_ids, stop_strings, num_slots=num_slots, with_entropies=kv_log is not None
         )
+        self.counts = np.zeros(num_slots, np.int64)
         # Made with the first hidden states, whose dtype it takes.
         self.hidden: Tensor | None = None
 
     def run(self) -> list[Rollout]:
         """All rollouts, in the order of the prompts."""
         rounds = 0
-        while self.pending or self._active():
+        while self.pending or self.cache.taken.any():
             self._admit()
             self._draw()
             rounds += 1
             self._harvest(look=rounds % self.looks_every == 0)
-            active = self._active()
-            if not active:
+            if not self.cache.taken.any():
                 continue
-            if not self.pending and 2 * len(active) <= len(self.slots):
-                self._shrink(active)
-                active = self._active()
-            due = self.cache.due(active)
-            if due:
+            self._shrink()
+            due = self.cache.due()
+            if due.size:
                 self._evict(due)
-            self._forward(active)
+            self.hidden = self.step(self.cache, self.drawing.last)
         return [result for result in self.results if result is not None]
-
-    def _active(self) -> list[int]:
-        return [slot for slot, sequence in enumerate(self.slots) if sequence is not None]
 
     def _admit(self) -> None:
         """Fill free slots; a prompt with several completions is processed once."""
-        free = [slot for slot, sequence in enumerate(self.slots) if sequence is None]
-        rows = [self.pending.popleft() for _ in range(min(len(free), len(self.pending)))]
-        if not rows:
+        if not self.pending:
             return
-        slots = free[: len(rows)]
-        new = list(dict.fromkeys(self.prompts[row] for row in rows if self.prompts[row] not in self.prefilled))
-        if new:
-            self.prefilled.update(zip(new, prefill(self.policy, new), strict=True))
-        entries = [self.prefilled[self.prompts[row]] for row in rows]
-        lengths = [len(self.prompts[row]) for row in rows]
-        seeds = [self.seeds[row] for row in rows]
-        self.cache.fill(slots, stack_past(entries), lengths, [seed for seed, _ in seeds])
-        if self.hidden is None:
-            self.hidden = entries[0].hidden.new_zeros(len(self.slots), entries[0].hidden.shape[0])
-        self.hidden[slots] = torch.stack([entry.hidden for entry in entries])
-        self.drawing.admit(slots, seeds, [self.prompts[row] for row in rows])
+        slots = np.flatnonzero(~self.cache.taken)[: len(self.pending)].tolist()
+        if not slots:
+            return
+        rows = [self.pending.popleft() for _ in slots]
+        by_prompt: dict[tuple[int, ...], list[int]] = {}
         for slot, row in zip(slots, rows, strict=True):
             self.slots[slot] = self._sequence(row)
-            self.users[self.prompts[row]] -= 1
-            if not self.users[self.prompts[row]]:
-                del self.prefilled[self.prompts[row]]
+            by_prompt.setdefault(self.prompts[row], []).append(slot)
+        new = [prompt for prompt in by_prompt if prompt not in self.prefilled]
+        if new:
+            self.prefilled.update(zip(new, prefill(self.policy, new), strict=True))
+        seeds = dict(zip(slots, (self.seeds[row] for row in rows), strict=True))
+        for prompt, places in by_prompt.items():
+            entry = self.prefilled[prompt]
+            self.cache.fill(places, entry.past, [seeds[slot][0] for slot in places])
+            if self.hidden is None:
+                self.hidden = entry.hidden.new_zeros(len(self.slots), entry.hidden.shape[0])
+            self.hidden[places] = entry.hidden
+            self.users[prompt] -= len(places)
+            if not self.users[prompt]:
+                del self.prefilled[prompt]
+        self.counts[slots] = 0
+        self.drawing.admit(slots, list(seeds.values()), [self.prompts[row] for row in rows])
 
     def _sequence(self, row: int) -> _Sequence:
         prompt = self.prompts[row]
@@ -160,31 +169,27 @@ class Engine:
     def _draw(self) -> None:
         """One token in every slot; free slots draw one that nobody reads."""
         assert self.hidden is not None
-        steps = [0 if sequence is None else sequence.num_tokens for sequence in self.slots]
-        self.drawing.draw(self.hidden, self.cache.index(steps).unsqueeze(1))
-        for sequence in self.slots:
-            if sequence is not None:
-                sequence.num_tokens += 1
+        self.drawing.draw(self.hidden)
+        self.counts += self.cache.taken
 
     def _harvest(self, *, look: bool) -> None:
         """Take out the sequences that are over."""
-        counts = [0 if sequence is None else sequence.num_tokens for sequence in self.slots]
-        over = [slot for slot, count in enumerate(counts) if count == self.settings.max_new_tokens]
-        if look or over:
-            ended = self.drawing.ended(counts)
-            over = [slot for slot in self._active() if ended[slot] or slot in over]
-        for slot in over:
+        over = self.counts == self.settings.max_new_tokens
+        if look or over.any():
+            over |= self.drawing.ended(self.counts * self.cache.taken)
+        for slot in np.flatnonzero(over & self.cache.taken).tolist():
             sequence = self.slots[slot]
             assert sequence is not None
             self.results[sequence.row] = self._record(slot, sequence)
-            self.slots[slot] = None
+            self.slots[slot], self.counts[slot] = None, 0
             self.cache.free(slot)
             if self.progress is not None:
                 self.progress(1)
 
     def _record(self, slot: int, sequence: _Sequence) -> Rollout:
         """The rollout of a slot, cut at its end."""
-        drawn = self.drawing.take(slot, sequence.num_tokens)
+        count = int(self.counts[slot])
+        drawn = self.drawing.take(slot, count)
         length = len(drawn.token_ids)
         processed = len(sequence.prompt) + length - 1
         points = eviction_points(length - 1, self.settings.window, self.settings.num_evicted)
@@ -192,7 +197,7 @@ class Engine:
         keys_values = None
         if sequence.recorder is not None:
             if sequence.recorder.num_recorded < processed:
-                sequence.recorder.copy_new(self.cache, slot, len(sequence.prompt) + sequence.num_tokens - 1)
+                sequence.recorder.copy_new(self.cache, slot, len(sequence.prompt) + count - 1)
             keys_values = sequence.recorder.finished(processed)
         return Rollout(
             prompt_ids=list(sequence.prompt),
@@ -210,45 +215,31 @@ class Engine:
             settings=replace(self.settings, seed=self.seeds[sequence.row][0]),
         )
 
-    def _shrink(self, active: list[int]) -> None:
-        """Nobody waits any more: drop the free slots."""
-        self.cache.keep(active)
-        rows = self.cache.index(active)
+    def _shrink(self) -> None:
+        """Nobody waits any more and half of the slots are free: drop those. Static shapes keep them."""
+        active = np.flatnonzero(self.cache.taken)
+        if self.pending or self.compiled or 2 * len(active) > len(self.slots):
+            return
+        rows = self.cache.to_device(active)
         assert self.hidden is not None
+        self.cache.keep(active)
         self.hidden = self.hidden[rows]
-        self.drawing.keep(active, rows)
-        self.slots = [self.slots[slot] for slot in active]
+        self.drawing.keep(active.tolist(), rows)
+        self.slots, self.counts = [self.slots[slot] for slot in active], self.counts[active]
 
-    def _evict(self, due: list[int]) -> None:
-        for slot in due:
+    def _evict(self, due: Integers) -> None:
+        for slot in due.tolist():
             sequence = self.slots[slot]
             if sequence is not None and sequence.recorder is not None:
-                sequence.recorder.copy_new(self.cache, slot, len(sequence.prompt) + sequence.num_tokens - 1)
-        event: SlotEviction = self.cache.evict(due)
-        for place, slot in enumerate(due):
+                sequence.recorder.copy_new(self.cache, slot, len(sequence.prompt) + int(self.counts[slot]) - 1)
+        event = self.cache.evict(due)
+        for place, slot in enumerate(event.slots):
             sequence = self.slots[slot]
             assert sequence is not None
+            keep_state = self.anchors and event.states is not None
             sequence.evictions.append(
                 (
-                    None if event.states is None else event.states[place],
+                    event.states[place] if keep_state and event.states is not None else None,
                     None if event.chosen is None else event.chosen[place],
                 )
             )
-
-    def _forward(self, active: list[int]) -> None:
-        """Process the drawn tokens."""
-        last = [0 if sequence is None else sequence.num_tokens - 1 for sequence in self.slots]
-        if self.settings.positions == "rolling":
-            positions = list(self.cache.lengths)
-        else:
-            positions = [0 if s is None else len(s.prompt) + s.num_tokens - 1 for s in self.slots]
-        mask = self.cache.prepare_step()
-        output = self.policy.backbone(
-            input_ids=self.drawing.tokens.gather(1, self.cache.index(last).unsqueeze(1)),
-            attention_mask=mask,
-            position_ids=self.cache.index(positions).unsqueeze(1),
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        self.hidden = output.last_hidden_state[:, -1]
-        self.cache.finish_step(active)

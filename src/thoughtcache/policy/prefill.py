@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from thoughtcache.cache import ReplayCache
@@ -60,14 +59,3 @@ def prefill(policy: PolicyHandle, prompts: Sequence[tuple[int, ...]]) -> list[Pr
         )
         for row, ids in enumerate(prompts)
     ]
-
-
-def stack_past(prefilled: Sequence[Prefilled]) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values per layer, [n, H, longest, D], prompts on the right."""
-    longest = max(entry.past[0][0].shape[1] for entry in prefilled)
-
-    def column(layer: int, part: int) -> Tensor:
-        pieces = [entry.past[layer][part] for entry in prefilled]
-        return torch.stack([torch.nn.functional.pad(piece, (0, 0, longest - piece.shape[1], 0)) for piece in pieces])
-
-    return [(column(layer, 0), column(layer, 1)) for layer in range(len(prefilled[0].past))]

@@ -86,19 +86,22 @@ def record_bytes(
     )
 
 
-def item_bytes(policy: PolicyHandle, settings: SamplingSettings, *, keys_values: bool) -> ItemBytes:
+def item_bytes(
+    policy: PolicyHandle, settings: SamplingSettings, *, keys_values: bool, anchors: bool = True
+) -> ItemBytes:
     """Sizes of what a model records under some settings.
 
     Args:
         policy: the parts of the model.
         settings: cache, eviction policy and filters.
         keys_values: whether keys, values and entropies are recorded.
+        anchors: whether thought states are.
     """
     tuner, config = policy.tuner, policy.tuner.thought_config
     layers, heads, head_size = tuner.num_layers, *tuner.kv_shape
     dtype = tuner.model.dtype
     state = 0
-    if tuner.absorber() is not None and not config.is_plain_lora:
+    if anchors and tuner.absorber() is not None and not config.is_plain_lora:
         state = layers * config.num_global_tokens * config.r * tuner.encoders()[0].log_write_scale.dtype.itemsize
     num_scores = 1 + settings.filters.active + keys_values
     return ItemBytes(

@@ -5,7 +5,7 @@ adapter reads the state (`adapter/`), the head gives the distribution (`token_lo
 (`drawing.py`), and what the learner needs to repeat the step is recorded (`records.py`). The learner: `replay.py`.
 
 Filters (top-k and the like) are for sampling only: the learner scores the distribution without them, and training
-refuses them. Not covered: compiled decoding.
+refuses them.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def rollout(
     stop_strings: str | Sequence[str] = (),
     tokenizer: PreTrainedTokenizerBase | None = None,
     kv_log: Place | None = None,
+    anchors: bool = True,
     max_record_bytes: int | None = None,
+    compile: bool = False,
     rows: Sequence[int] | None = None,
     wrap_absorb: Callable[[AbsorbFn], AbsorbFn] | None = None,
     progress: Callable[[int], None] | None = None,
@@ -81,8 +83,12 @@ def rollout(
         tokenizer: makes that text; needed with `stop_strings`.
         kv_log: record the keys and values of all tokens on the "device" or the "host", and the entropies, so that
             `replay(reuse=True)` needs no forward pass of its own; None records neither.
+        anchors: record the thought states after each eviction (`Rollout.states`), which keep a replay on the sampled
+            path; they grow with the length. A rollout that no learner will repeat can do without.
         max_record_bytes: refuse the call if what its rollouts carry (states, evicted slots, keys and values, scores;
             on the device and on the host) could outgrow this, were every row to reach `max_new_tokens`.
+        compile: static shapes, and decode and eviction steps compiled by `torch.compile`; the first rounds of a new
+            shape take as long as compiling does, and every slot costs the same whether it is full or free.
         rows: sample only these prompts, by number; seeds, the resolved window and all checks are those of the whole
             call, so that a call can be split over several processes. All of them by default.
         wrap_absorb: decorates the function that absorbs an evicted block, to time it for example.
@@ -127,7 +133,7 @@ def rollout(
     check_positions(max(map(len, prompt_ids)), max_new_tokens, settings, policy.max_positions)
     if max_record_bytes is not None:
         lengths = [len(ids) for ids in prompt_ids]
-        items = item_bytes(policy, settings, keys_values=kv_log is not None)
+        items = item_bytes(policy, settings, keys_values=kv_log is not None, anchors=anchors)
         needed = record_bytes(items, lengths, [max_new_tokens] * len(lengths), resolved, num_evicted)
         check_record_bytes(needed, max_record_bytes, len(lengths))
     chosen = range(len(prompt_ids)) if rows is None else rows
@@ -142,6 +148,8 @@ def rollout(
         stop_strings=texts,
         num_slots=min(batch_size or len(chosen), len(chosen)),
         kv_log=kv_log,
+        anchors=anchors,
+        compiled=compile,
         wrap_absorb=wrap_absorb,
         progress=progress,
     )

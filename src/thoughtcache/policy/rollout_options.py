@@ -24,4 +24,6 @@ class RolloutOptions(TypedDict, total=False):
     batch_size: int | None
     stop_ids: Sequence[int] | None
     kv_log: Place | None
+    anchors: bool
     max_record_bytes: int | None
+    compile: bool

@@ -1,0 +1,50 @@
+"""Samples with compiled steps and prints what came out; a process of its own, without checks of types at run time.
+
+The checks wrap functions in ways that `torch.compile` cannot follow.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+
+import thoughtcache as tc
+from support.models import tiny_model
+
+PROMPTS = [[3, 1, 4, 1, 5], [6, 5], [3, 1, 4, 1, 5], [9], [2, 7, 1, 8]]
+OPTIONS: dict[str, Any] = {"max_new_tokens": 13, "seed": 1, "batch_size": 2, "stop_ids": [3]}
+
+
+def compare(model: Any) -> dict[str, Any]:
+    """Compiled against ordinary rollouts."""
+    expected, found = (tc.rollout(model, PROMPTS, compile=compiled, **OPTIONS) for compiled in (False, True))
+    pairs = [
+        (getattr(one, name), getattr(other, name))
+        for one, other in zip(found, expected, strict=True)
+        for name in ("logprobs", "states")
+        if getattr(other, name) is not None
+    ]
+    return {
+        "lengths": [len(r.token_ids) for r in expected],
+        "same_tokens": [r.token_ids for r in found] == [r.token_ids for r in expected],
+        "gap": max((one - other).abs().max().item() for one, other in pairs),
+        "logprob": expected[0].logprobs[0].item(),
+    }
+
+
+def main() -> None:
+    """Before and after an optimiser step, in which nothing may be compiled again."""
+    torch.set_num_threads(1)
+    model = tiny_model(window=4, evict_fraction=0.5, state_rule="gated")
+    before = compare(model)
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if "lora_B" in name).mul_(3.0)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        after = compare(model)
+    print(json.dumps([before, after]))
+
+
+if __name__ == "__main__":
+    main()
