@@ -159,8 +159,10 @@ class SlotCache(StatefulCache):
         self.device = device
         self.rotations = rotations
         self.static_shapes = static_shapes
-        self.prompts, self.lengths, self.num_evictions = (np.zeros(num_slots, np.int64) for _ in range(3))
-        self.taken = np.zeros(num_slots, np.bool_)
+        self.prompts: Integers = np.zeros(num_slots, np.int64)
+        self.lengths: Integers = np.zeros(num_slots, np.int64)
+        self.num_evictions: Integers = np.zeros(num_slots, np.int64)
+        self.taken: NDArray[np.bool_] = np.zeros(num_slots, np.bool_)
         self.seeds = [0] * num_slots
         self.visible = capacity
         self.uniform = False
@@ -223,9 +225,10 @@ class SlotCache(StatefulCache):
         self.columns, self.positions, self.occupied = (
             counter[rows] for counter in (self.columns, self.positions, self.occupied)
         )
-        self.prompts, self.lengths, self.num_evictions, self.taken = (
-            values[slots] for values in (self.prompts, self.lengths, self.num_evictions, self.taken)
+        self.prompts, self.lengths, self.num_evictions = (
+            values[slots] for values in (self.prompts, self.lengths, self.num_evictions)
         )
+        self.taken = self.taken[slots]
         self.seeds = [self.seeds[slot] for slot in slots]
         self.every = torch.arange(len(slots), device=self.device)
 

@@ -157,7 +157,7 @@ class Drawing:
         if self.stop_strings is None:
             return stopped
         self._read_text(self.stop_strings, counts.tolist())
-        return stopped | np.array([end is not None for end in self.text_ends])
+        return np.logical_or(stopped, [end is not None for end in self.text_ends])
 
     def _read_text(self, stop_strings: StopStrings, counts: Sequence[int]) -> None:
         """Look for stop strings in what was drawn since the last look."""
