@@ -56,17 +56,16 @@ class ThoughtVariant(LoraVariant):
         down = module.lora_A[active_adapter](x)
         up: Any = module.lora_B[active_adapter]
         scaling = module.scaling[active_adapter]
-        if self.binding.states is None:
-            plain: Tensor = result + up(down) * scaling
-            return plain
-        state = self.binding.states[self.layer_index].to(down.dtype)
-        down = torch.matmul(down, state.transpose(1, 2))
-        if result.dtype != down.dtype or torch.is_autocast_enabled(x.device.type):
-            modulated: Tensor = result + up(down) * scaling
-            return modulated
-        # One kernel instead of three, without the two tensors between them.
-        flat = torch.addmm(result.flatten(0, -2), down.flatten(0, -2), up.weight.T, alpha=scaling)
-        return flat.view(result.shape)
+        if self.binding.states is not None:
+            state = self.binding.states[self.layer_index].to(down.dtype)
+            multiply = torch.bmm if state.shape[0] == down.shape[0] else torch.matmul
+            down = multiply(down, state.mT)
+            if result.dtype == down.dtype and not torch.is_autocast_enabled(x.device.type):
+                # One kernel instead of three, without the two tensors between them.
+                rows, size = result.view(-1, result.shape[-1]), down.shape[-1]
+                return torch.addmm(rows, down.view(-1, size), up.weight.T, alpha=scaling).view(result.shape)
+        modulated: Tensor = result + up(down) * scaling
+        return modulated
 
     @staticmethod
     def merge_safe(module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:

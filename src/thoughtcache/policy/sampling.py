@@ -7,10 +7,13 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 _ROW_STRIDE = 1_000_003
 _SEED_BOUND = 2**43
 """Times the stride it stays below the 64 bits of a generator."""
+_BLOCK = 256
+"""Tokens."""
 
 
 def row_seeds(seed: int | Sequence[int], num_rows: int) -> list[tuple[int, int]]:
@@ -38,9 +41,10 @@ def uniform_numbers(seed: int, rows: range, count: int, device: torch.device) ->
 
 
 def sample_tokens(distribution: Float[Tensor, "B V"], uniform: Float[Tensor, " B"], greedy: bool) -> Int[Tensor, " B"]:
-    """One token per row by inversion of the cumulative distribution (fp64), or the most likely one.
+    """One token per row by inversion of the cumulative distribution, or the most likely one.
 
-    A token of probability zero is never drawn.
+    In two steps, a block of tokens and a token in it, so that only sums of blocks and one block are accumulated (in
+    fp64). A token of probability zero is never drawn.
 
     Args:
         distribution: log-probabilities, -inf where a token cannot come.
@@ -49,8 +53,16 @@ def sample_tokens(distribution: Float[Tensor, "B V"], uniform: Float[Tensor, " B
     """
     if greedy:
         return distribution.argmax(dim=-1)
-    cumulative = distribution.double().exp().cumsum(dim=-1)
+    size = distribution.shape[1]
+    probabilities = pad(distribution.exp(), (0, -size % _BLOCK)).unflatten(1, (-1, _BLOCK))
+    up_to_block = probabilities.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
     # Below the total even for the largest number below 1: the product is at least half a unit in its last place away.
-    target = uniform.unsqueeze(-1) * cumulative[:, -1:]
-    tokens = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
-    return tokens.clamp_max(distribution.shape[-1] - 1)
+    target = uniform.unsqueeze(-1) * up_to_block[:, -1:]
+    block = torch.searchsorted(up_to_block, target, right=True).clamp_max(up_to_block.shape[1] - 1)
+    target = target - pad(up_to_block, (1, 0)).gather(1, block)
+    chosen = probabilities.gather(1, block.unsqueeze(-1).expand(-1, -1, _BLOCK)).squeeze(1)
+    up_to_token = chosen.double().cumsum(dim=-1)
+    # The sum of a block and the last of its running sums may differ in rounding.
+    below_total = torch.nextafter(up_to_token[:, -1:], torch.zeros_like(target))
+    inside = torch.searchsorted(up_to_token, torch.minimum(target, below_total), right=True)
+    return (block * _BLOCK + inside).squeeze(-1)
