@@ -1,7 +1,7 @@
 """The share of decoding that eviction and absorption take, and the price of the state against plain LoRA.
 
 `SlotCache.evict`, which absorbs, is timed from outside, between two waits for the device on a GPU. The share is that
-of rounds with a full window; the rounds before the first eviction would only make it smaller.
+of whole eviction cycles with a full window; the rounds before would only make it smaller.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def measure(case: Case) -> Measured:
             with timed_evictions(case.device) as evictions, clock:
                 tc.rollout(model, prompts, seed=repeat, **rollout_options(case))
             decoding = clock.seconds[case.window :]
-            cycles = len(decoding) // case.cycle
-            shares.append(sum(evictions[:cycles]) / sum(decoding[: cycles * case.cycle]))
-            milliseconds += [1000 * value for value in evictions[:cycles]]
+            assert len(decoding) % case.cycle == 0, len(decoding)
+            shares.append(sum(evictions) / sum(decoding))
+            milliseconds += [1000 * value for value in evictions]
         figures.append(over_repeats(f"share of eviction and absorption, {shape} slots", shares, at_most=TARGET))
         figures.append(over_repeats(f"one eviction, {shape} slots", milliseconds, unit="ms"))
         values[f"evictions, {shape}"] = len(milliseconds)

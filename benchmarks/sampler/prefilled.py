@@ -65,5 +65,5 @@ def generate_round(
     rows = [[FIRST_PLAIN_TOKEN] * (depth + 1)] * batch
     with RoundClock(base.get_decoder(), base.device) as clock:
         sample_generate(model, rows, tokens, past_key_values=cache)
-    assert clock.rounds == tokens - 1, clock.rounds
+    assert (clock.rounds, int(cache.get_seq_length())) == (tokens - 1, depth + tokens)
     return sum(clock.seconds[-steps:]) / steps, sum(clock.cpu_seconds[-steps:]) / steps

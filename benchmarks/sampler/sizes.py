@@ -72,14 +72,14 @@ def quick() -> Cases:
             replace(case, tokens=768, window=None, repeats=1),
         ],
         "generate": [
-            replace(case, kind="generate_long", at=(128, 512), repeats=2),
+            replace(case, kind="generate_long", at=(128, 384), repeats=2),
             replace(case, kind="generate_whole", tokens=64, repeats=2),
         ],
         "trl": [replace(case, kind="trl_turn", tokens=64, repeats=2)],
         "absorption": [replace(case, kind="absorption", tokens=64 + 4 * 16 + 1, repeats=2)],
         "batching": [replace(case, kind="batching", tokens=256, mean_length=32, num_prompts=48, repeats=1)],
         "prefill": [replace(case, kind="prefill", batch=16, prompt=400)],
-        "batch_window": _batch_window(case, (64,), (4,)),
+        "batch_window": _batch_window(case, (64,), (4,))[:1],
     }
 
 
