@@ -25,7 +25,7 @@ lint: $(STAMP)  ## style, format, types, import order of the packages
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP)  ## speed and memory, each behind its correctness gate
+bench: $(STAMP)  ## quick sizes of sampler and learner, each behind its correctness gate
 	$(BIN)/python -m benchmarks
 
 reasoner: $(STAMP)  ## train the embedded tiny reasoner again

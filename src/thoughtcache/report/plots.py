@@ -26,12 +26,16 @@ class Panel:
         x_label: with the unit.
         y_label: with the unit.
         series: label -> (x values, y values) of equal lengths.
+        from_zero: whether the y axis begins at zero.
+        legend_below: keep the legend of many series off the curves.
     """
 
     title: str
     x_label: str
     y_label: str
     series: dict[str, Series] = field(default_factory=dict)
+    from_zero: bool = False
+    legend_below: bool = False
 
 
 def plot_curves(path: str | Path, panels: Sequence[Panel]) -> Path:
@@ -79,8 +83,11 @@ def plot_curves(path: str | Path, panels: Sequence[Panel]) -> Path:
         axes.grid(True, color="#dddddd", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
+        if panel.from_zero:
+            axes.set_ylim(bottom=0)
         if panel.series:
-            axes.legend(fontsize=11, framealpha=0.9)
+            place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2} if panel.legend_below else {}
+            axes.legend(**{"fontsize": 9 if panel.legend_below else 11, "framealpha": 0.9, **place})
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=DOTS_PER_INCH, format="png")

@@ -1,0 +1,93 @@
+"""What is measured: the full sizes, which the targets are meant for, and quick ones to try everything.
+
+The embedded reasoner has 512 positions, so its long rollouts keep
+theirs inside the window ("rolling"); SmolLM2 has 8192.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from benchmarks.sampler.case import Case
+
+Cases = dict[str, list[Case]]
+
+BATCHES, WINDOWS = (1, 4, 8, 16, 32), (64, 256, 1024)
+GENERATE_DEPTH = 1024
+
+
+def gates(models: Sequence[str]) -> list[Case]:
+    """What must be green first."""
+    return [
+        Case(
+            kind="gate",
+            model=model,
+            batch=2,
+            window=16,
+            tokens=48 if model == "tiny" else 40,
+            positions="rolling" if model == "tiny" else "absolute",
+        )
+        for model in models
+    ]
+
+
+def full() -> Cases:
+    """By name: what the command line chooses from."""
+    tiny = Case(kind="positions", model="tiny", positions="rolling")
+    real = Case(kind="positions", model="smollm2")
+    return {
+        "positions": [
+            replace(tiny, tokens=17024, at=(1000, 16000), cycles=16),
+            replace(tiny, tokens=65536, repeats=1),
+            replace(tiny, tokens=8192, window=None, repeats=1),
+            replace(real, tokens=8128, prompt=64, at=(500, 4000), repeats=1),
+            replace(real, tokens=4096, prompt=64, window=None, repeats=1),
+        ],
+        "generate": [
+            replace(real, kind="generate_long", at=(512, 1024, 2048, 4096)),
+            replace(real, kind="generate_whole", tokens=256),
+        ],
+        "trl": [replace(real, kind="trl_turn", tokens=256)],
+        "absorption": [
+            replace(tiny, kind="absorption", tokens=256 + 16 * 64 + 1),
+            replace(real, kind="absorption", tokens=256 + 4 * 64 + 1),
+        ],
+        "batching": [
+            replace(tiny, kind="batching", batch=16, tokens=2048),
+            replace(real, kind="batching", batch=16, tokens=2048, repeats=1),
+        ],
+        "prefill": [replace(real, kind="prefill", batch=16, prompt=512)],
+        "batch_window": _batch_window(tiny, WINDOWS, BATCHES) + _batch_window(real, WINDOWS, BATCHES),
+        "compile": [replace(case, kind="compiled", tokens=512) for case in (tiny, real)],
+    }
+
+
+def quick() -> Cases:
+    """Everything once, on the tiny model; nothing is judged. Compilation alone would take longer than all of it."""
+    case = Case(kind="positions", model="tiny", positions="rolling", window=64, prompt=16, judged=False)
+    return {
+        "positions": [
+            replace(case, tokens=1024, at=(200, 900), repeats=1),
+            replace(case, tokens=768, window=None, repeats=1),
+        ],
+        "generate": [
+            replace(case, kind="generate_long", at=(128, 384), repeats=2),
+            replace(case, kind="generate_whole", tokens=64, repeats=2),
+        ],
+        "trl": [replace(case, kind="trl_turn", tokens=64, repeats=2)],
+        "absorption": [replace(case, kind="absorption", tokens=64 + 4 * 16 + 1, repeats=2)],
+        "batching": [replace(case, kind="batching", tokens=256, mean_length=32, num_prompts=48, repeats=1)],
+        "prefill": [replace(case, kind="prefill", batch=16, prompt=400)],
+        "batch_window": _batch_window(case, (64,), (4,))[:1],
+    }
+
+
+def _batch_window(case: Case, windows: Sequence[int], batches: Sequence[int]) -> list[Case]:
+    """Every pair, and `generate` at one depth."""
+    one = replace(case, kind="batch_window")
+    ours = [replace(one, window=window, batch=batch) for window in windows for batch in batches]
+    return ours + [replace(one, window=None, batch=batch, at=(GENERATE_DEPTH,)) for batch in batches]
+
+
+NAMES = tuple(full())
