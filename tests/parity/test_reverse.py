@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import thoughtcache as tc
 from support.compare import assert_close, assert_gradients_match, gradient_error, gradients, weighted_loss
-from support.models import tiny_model
+from support.models import tiny_model, use_norms_without_fp32
 from support.rollouts import ragged_rollouts
 from thoughtcache.cache.eviction import POLICIES
 from thoughtcache.policy import reverse, scores
@@ -24,6 +24,7 @@ NEW_TOKENS = 12
 
 def case(**config):
     model = tiny_model(**{"window": 3, **config})
+    use_norms_without_fp32(model)
     return model, ragged_rollouts(model, max_new_tokens=NEW_TOKENS, prompts=PROMPTS)
 
 
@@ -137,19 +138,22 @@ def test_finished_rows_cost_nothing():
     assert sum(seen) == width * len(PROMPTS) + sum(length - 1 for length in lengths)
 
 
-def test_full_fine_tuning():
-    model, rollouts = case(state_rule="delta")
+@pytest.mark.parametrize("tied", [False, True])
+def test_full_fine_tuning(tied):
+    model, rollouts = case(state_rule="delta", base={"tie_word_embeddings": tied})
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     expected = naive(model, rollouts)
     assert any("embed" in name for name in expected)
+    assert any("lm_head" in name for name in expected) != tied
     assert_gradients_match(replayed(model, rollouts, chunk_tokens=3), expected)
+    assert_gradients_match(replayed(model, rollouts, gradient=2, chunk_tokens=3), naive(model, rollouts, 2))
     assert_gradients_match(replayed(model, rollouts, recompute=False), expected)
 
 
 def test_full_fine_tuning_with_logits_in_chunks(monkeypatch):
     monkeypatch.setattr(scores, "CHUNK_ELEMENTS", 1)  # one row of logits at a time
-    test_full_fine_tuning()
+    test_full_fine_tuning(tied=True)
 
 
 def test_logits_are_formed_twice_and_not_three_times():
@@ -201,6 +205,40 @@ def test_gradients_accumulate_and_scale():
         return 2.0 * weighted_loss(tc.replay(model, rollouts))  # a power of two: norms round in fp32
 
     assert_gradients_match(gradients(model, twice), {name: 3.0 * value for name, value in once.items()})
+
+
+def test_a_gradient_scaler_steps_as_if_there_were_none():
+    model, rollouts = case()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in parameters]
+    optimizer, scaler = torch.optim.SGD(parameters, lr=1e-3), torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    exact = replayed(model, rollouts)
+    scaler.scale(weighted_loss(tc.replay(model, rollouts)).float()).backward()
+    scaler.step(optimizer)
+    for was, now, gradient in zip(before, parameters, exact.values(), strict=True):
+        assert_close(now.detach(), was - 1e-3 * gradient)
+    scaler.update()
+    # A loss that overflows must reach every gradient, or the scaler would not skip the step.
+    optimizer.zero_grad()
+    scaler.scale(float("inf") * weighted_loss(tc.replay(model, rollouts)).float()).backward()
+    moved = [p.detach().clone() for p in parameters]
+    scaler.step(optimizer)
+    assert all(torch.equal(now, was) for now, was in zip(parameters, moved, strict=True))
+
+
+def test_what_runs_again_runs_under_the_autocast_of_the_first_pass():
+    model, rollouts = case()
+    model.float()
+    found = []
+    layer = model.base_model.backbone.layers[-1].mlp.act_fn
+    hook = layer.register_forward_hook(lambda module, args, output: found.append(output.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = tc.replay(model, rollouts).logprobs.sum()
+    first = len(found)
+    loss.backward()
+    hook.remove()
+    assert len(found) == 2 * first
+    assert set(found) == {torch.bfloat16}
 
 
 class SeenLog(KVLog):

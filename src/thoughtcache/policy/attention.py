@@ -60,13 +60,16 @@ def _attention(
     bias = attention_mask
     if bias is None and 1 < queries < columns:
         bias = causal_lower_right(queries, columns)
+    is_causal = False
+    if bias is None and queries > 1:  # a branch: while a compiler has symbols for shapes, the condition is one as well
+        is_causal = True
     output = scaled_dot_product_attention(
         query,
         key,
         value,
         attn_mask=bias,
         dropout_p=dropout,
-        is_causal=bias is None and queries > 1,
+        is_causal=is_causal,
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
