@@ -27,8 +27,13 @@ from thoughtcache.planning.layer_memory import (
     logits_bytes,
     saved_bytes,
 )
+from thoughtcache.planning.model_size import model_size
 from thoughtcache.planning.parts import Parts, highest
 from thoughtcache.planning.setting import PlanSetting
+from thoughtcache.policy.record_bytes import SLOT_BYTES
+
+COLUMN_BYTES = 4
+"""Of the number of one resident column in the K/V log."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +86,9 @@ def _learner(setting: PlanSetting) -> _Learner:
         checkpoint_layers=setting.checkpoint_layers,
         adapter_bytes=adapter_bytes(setting),
         anchors=_entry_state_bytes(setting, len(chunks)),
-        log=kv_bytes(numbers, setting.batch, columns) if setting.logs_on_device else 0,
+        log=kv_bytes(numbers, setting.batch, columns) + _resident_columns_bytes(setting, chunks)
+        if setting.logs_on_device
+        else 0,
     )
 
 
@@ -91,6 +98,28 @@ def _entry_state_bytes(setting: PlanSetting, num_chunks: int) -> int:
     if not setting.reuse or anchors == 0:
         return anchors
     return int(num_chunks * setting.batch * setting.model.num_hidden_layers * _state_bytes(setting))
+
+
+def _resident_columns_bytes(setting: PlanSetting, chunks: list[ChunkShape]) -> int:
+    """Which thoughts every chunk finds resident, as int32 by layer and head, where evictions choose them."""
+    if not setting.chooses or num_evictions(setting.max_new_tokens - 1, setting.window, setting.num_evicted) == 0:
+        return 0
+    thoughts = sum(max(0, chunk.entry - setting.prompt_tokens) for chunk in chunks)
+    return setting.batch * thoughts * layer_heads(setting) * COLUMN_BYTES
+
+
+def slot_bytes(setting: PlanSetting, rows: int) -> int:
+    """Recorded slots of all evictions, where evictions choose them."""
+    if not setting.chooses:
+        return 0
+    events = num_evictions(setting.max_new_tokens - 1, setting.window, setting.num_evicted)
+    return events * rows * (setting.num_evicted or 0) * layer_heads(setting) * SLOT_BYTES
+
+
+def layer_heads(setting: PlanSetting) -> int:
+    """Key-value heads of all layers."""
+    size = model_size(setting.model)
+    return size.layers * size.kv // size.head_size
 
 
 def _state_bytes(setting: PlanSetting) -> int:
