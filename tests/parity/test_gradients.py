@@ -9,7 +9,7 @@ import torch
 
 import thoughtcache as tc
 from support.compare import assert_gradients_match, gradient_error, gradients, weighted_loss
-from support.models import CONTROLS, FAMILIES, tiny_model, trainable
+from support.models import CONTROLS, FAMILIES, tiny_model, trainable, use_norms_without_fp32
 from support.rollouts import ragged_rollouts
 from thoughtcache.cache.eviction import POLICIES
 from thoughtcache.state import STATE_RULES
@@ -106,16 +106,6 @@ def test_gradients_at_the_values_of_the_record_when_weights_have_moved():
     assert_gradients_match(replay_gradients(model, rollouts, anchored=False), naive_gradients(model, rollouts))
     without = [replace(rollout, states=None) for rollout in rollouts]
     assert_gradients_match(replay_gradients(model, without), naive_gradients(model, rollouts))
-
-
-def use_norms_without_fp32(model):
-    """transformers normalises in fp32 whatever the model's dtype; that noise would drown a finite difference."""
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if type(child).__name__.endswith("RMSNorm"):
-                exact = torch.nn.RMSNorm(child.weight.numel(), eps=child.variance_epsilon, dtype=torch.float64)
-                exact.weight = child.weight
-                setattr(module, name, exact)
 
 
 def test_directional_derivative_by_finite_differences():

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+from typing import ClassVar
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import thoughtcache as tc
 from support.compare import assert_close, assert_gradients_match, gradient_error, gradients, weighted_loss
-from support.models import tiny_model
+from support.models import tiny_model, use_norms_without_fp32
 from support.rollouts import ragged_rollouts
 from thoughtcache.cache.eviction import POLICIES
 from thoughtcache.policy import reverse, scores
-from thoughtcache.policy.batch import batch_rollouts
 from thoughtcache.policy.kv_log import KVLog, check_place
-from thoughtcache.policy.segment import plan_chunks
 from thoughtcache.state import STATE_RULES
 
 PROMPTS = [[3, 1, 4, 1], [6, 5], [9]]
@@ -22,6 +24,7 @@ NEW_TOKENS = 12
 
 def case(**config):
     model = tiny_model(**{"window": 3, **config})
+    use_norms_without_fp32(model)
     return model, ragged_rollouts(model, max_new_tokens=NEW_TOKENS, prompts=PROMPTS)
 
 
@@ -88,10 +91,15 @@ def test_rolling_positions(eviction, gradient):
         assert_gradients_match(found, expected)
 
 
-@pytest.mark.parametrize("rule", sorted(STATE_RULES))
-def test_chunked_state_rules(rule):
-    model, rollouts = case(state_rule=rule)
-    assert_gradients_match(replayed(model, rollouts, chunk_tokens=2), naive(model, rollouts))
+@pytest.mark.parametrize("positions", ["absolute", "rolling"])
+@pytest.mark.parametrize("eviction", sorted(POLICIES))
+def test_every_state_rule_eviction_policy_and_kind_of_positions(eviction, positions):
+    # The first segment has 4 + 5 columns, the others 3: no size divides them, and the smaller ones leave rests of 1.
+    for rule, chunk_tokens in zip(sorted(STATE_RULES), cycle((2, 4, 5, 7)), strict=False):
+        config = {"state_rule": rule, "eviction": eviction, "positions": positions}
+        model, rollouts = case(**config, window=5, evict_fraction=0.6)
+        found = replayed(model, rollouts, chunk_tokens=chunk_tokens, kv_log="host")
+        assert_gradients_match(found, naive(model, rollouts))
 
 
 @pytest.mark.parametrize("gradient", ["detached", 1, 2, 3])
@@ -130,19 +138,22 @@ def test_finished_rows_cost_nothing():
     assert sum(seen) == width * len(PROMPTS) + sum(length - 1 for length in lengths)
 
 
-def test_full_fine_tuning():
-    model, rollouts = case(state_rule="delta")
+@pytest.mark.parametrize("tied", [False, True])
+def test_full_fine_tuning(tied):
+    model, rollouts = case(state_rule="delta", base={"tie_word_embeddings": tied})
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     expected = naive(model, rollouts)
     assert any("embed" in name for name in expected)
+    assert any("lm_head" in name for name in expected) != tied
     assert_gradients_match(replayed(model, rollouts, chunk_tokens=3), expected)
+    assert_gradients_match(replayed(model, rollouts, gradient=2, chunk_tokens=3), naive(model, rollouts, 2))
     assert_gradients_match(replayed(model, rollouts, recompute=False), expected)
 
 
 def test_full_fine_tuning_with_logits_in_chunks(monkeypatch):
     monkeypatch.setattr(scores, "CHUNK_ELEMENTS", 1)  # one row of logits at a time
-    test_full_fine_tuning()
+    test_full_fine_tuning(tied=True)
 
 
 def test_logits_are_formed_twice_and_not_three_times():
@@ -196,16 +207,97 @@ def test_gradients_accumulate_and_scale():
     assert_gradients_match(gradients(model, twice), {name: 3.0 * value for name, value in once.items()})
 
 
-def test_the_log_holds_every_token_once():
+def test_a_gradient_scaler_steps_as_if_there_were_none():
     model, rollouts = case()
-    batch = batch_rollouts(rollouts, torch.device("cpu"))
-    chunks = plan_chunks(batch)
-    log = KVLog(batch, chunks, "host")
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in parameters]
+    optimizer, scaler = torch.optim.SGD(parameters, lr=1e-3), torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    exact = replayed(model, rollouts)
+    scaler.scale(weighted_loss(tc.replay(model, rollouts)).float()).backward()
+    scaler.step(optimizer)
+    for was, now, gradient in zip(before, parameters, exact.values(), strict=True):
+        assert_close(now.detach(), was - 1e-3 * gradient)
+    scaler.update()
+    # A loss that overflows must reach every gradient, or the scaler would not skip the step.
+    optimizer.zero_grad()
+    scaler.scale(float("inf") * weighted_loss(tc.replay(model, rollouts)).float()).backward()
+    moved = [p.detach().clone() for p in parameters]
+    scaler.step(optimizer)
+    assert all(torch.equal(now, was) for now, was in zip(parameters, moved, strict=True))
+
+
+def test_what_runs_again_runs_under_the_autocast_of_the_first_pass():
+    model, rollouts = case()
+    model.float()
+    found = []
+    layer = model.base_model.backbone.layers[-1].mlp.act_fn
+    hook = layer.register_forward_hook(lambda module, args, output: found.append(output.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = tc.replay(model, rollouts).logprobs.sum()
+    first = len(found)
+    loss.backward()
+    hook.remove()
+    assert len(found) == 2 * first
+    assert set(found) == {torch.bfloat16}
+
+
+class SeenLog(KVLog):
+    """Remembers the logs that replays make, and that everything moves in contiguous memory."""
+
+    made: ClassVar[list[KVLog]] = []
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.made.append(self)
+
+
+@pytest.fixture
+def logs(monkeypatch):
+    monkeypatch.setattr(reverse, "KVLog", SeenLog)
+    SeenLog.made.clear()
+    return SeenLog.made
+
+
+@pytest.mark.parametrize("place", ["device", "host"])
+def test_the_log_holds_every_token_once_and_no_others(place, logs):
+    model = tiny_model(window=3)
+    lengths = [5, 11, 8]
+    rollouts = [
+        tc.rollout(model, [prompt], max_new_tokens=length, ignore_eos=True)[0]
+        for prompt, length in zip(PROMPTS, lengths, strict=True)
+    ]
+    tc.replay(model, rollouts, kv_log=place, chunk_tokens=1)
+    (log,) = logs
+    tokens = max(len(prompt) for prompt in PROMPTS) * 3 + sum(length - 1 for length in lengths)
     config = model.config
-    pair = (torch.zeros(3, config.num_key_value_heads, chunks[0].stop, 8, dtype=torch.float64),) * 2
-    log.write(chunks[0], [pair] * config.num_hidden_layers)
-    columns = max(len(prompt) for prompt in PROMPTS) + batch.longest - 1
-    assert log.num_bytes == 2 * config.num_hidden_layers * 3 * config.num_key_value_heads * columns * 8 * 8
+    assert log.num_bytes == 2 * config.num_hidden_layers * tokens * config.num_key_value_heads * 4 * 8
+
+
+class Copies(TorchDispatchMode):
+    """Layouts of the log's side of all copies to it, and of everything that is taken from it."""
+
+    def __init__(self, logs):
+        super().__init__()
+        self.logs, self.written, self.read = logs, [], []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kept = {id(tensor.untyped_storage()) for log in self.logs for pair in log.layers for tensor in pair}
+        if func is torch.ops.aten.copy_.default and id(args[0].untyped_storage()) in kept:
+            self.written.append(args[0].is_contiguous())
+        if func is torch.ops.aten.slice.Tensor and id(args[0].untyped_storage()) in kept and args[0].ndim == 3:
+            self.read.append(func(*args, **(kwargs or {})).is_contiguous())
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_moves_between_device_and_host_is_contiguous(logs):
+    # Otherwise the copies on CUDA would go through memory that is not pinned, and the CPU would wait for each.
+    model, rollouts = case()
+    with Copies(logs) as copies:
+        tc.replay(model, rollouts, kv_log="host", chunk_tokens=2).logprobs.sum().backward()
+    assert copies.written
+    assert all(copies.written)
+    assert copies.read
+    assert all(copies.read)
 
 
 def test_unknown_options_are_refused():

@@ -6,6 +6,7 @@ Run by `torchrun`; prints one line of JSON per rank.
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import thoughtcache as tc
 from support.compare import gradient_error, gradients
-from support.models import tiny_model
+from support.models import tiny_model, use_norms_without_fp32
 
 # Rank 0 replays rows with evictions, rank 1 rows that end before the first one: their gates and projections of
 # evicted tokens take no part there, and the processes must not wait for each other for ever.
@@ -21,33 +22,67 @@ PROMPTS = [[3, 1, 4, 1], [6, 5], [9], [2, 7, 1]]
 LENGTHS = (11, 11, 3, 2)
 
 
-def negative_mean(model: torch.nn.Module, rollouts: list[tc.Rollout], gradient: str | int) -> torch.Tensor:
+# name -> (adapter, options of the replay, whether the base is trained as well)
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
+    "exact": ({}, {}, False),
+    "detached": ({}, {"gradient": "detached"}, False),
+    "blocks": ({}, {"gradient": 2}, False),
+    "rolling, chunks": (
+        {"eviction": "random", "positions": "rolling"}, {"chunk_tokens": 2, "kv_log": "host"}, False,
+    ),
+    "full fine-tuning, checkpoints of layers": ({"state_rule": "delta"}, {"checkpoint_layers": True}, True),
+    "one graph": ({}, {"recompute": False}, False),
+}  # fmt: skip
+
+
+def negative_mean(model: torch.nn.Module, rollouts: list[tc.Rollout], options: dict[str, Any]) -> torch.Tensor:
     """Minus the sum of the log-probabilities over the number of tokens of the *whole* batch."""
-    return -tc.replay(model, rollouts, gradient=gradient).logprobs.sum() / sum(LENGTHS)
+    return -tc.replay(model, rollouts, **options).logprobs.sum() / sum(LENGTHS)
 
 
-def main() -> None:
-    """Compare both sides in every gradient mode."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    rank, world = dist.get_rank(), dist.get_world_size()
-    model = tiny_model(state_rule="gated", window=3)
+def build(adapter: dict[str, Any], train_base: bool) -> tuple[torch.nn.Module, list[tc.Rollout]]:
+    """The same model and rollouts on every rank."""
+    model = tiny_model(**{"state_rule": "gated", "window": 3, **adapter})
+    use_norms_without_fp32(model)
     rollouts = [
         tc.rollout(model, [prompt], max_new_tokens=length, seed=row, ignore_eos=True)[0]
         for row, (prompt, length) in enumerate(zip(PROMPTS, LENGTHS, strict=True))
     ]
+    if train_base:
+        model.requires_grad_(True)
+    return model, rollouts
+
+
+def errors_of(case: tuple[dict[str, Any], dict[str, Any], bool], rank: int, world: int) -> tuple[float, float, float]:
+    """Relative errors of this rank's gradient: synchronised; accumulated under `no_sync` first; left alone."""
+    adapter, options, train_base = case
+    model, rollouts = build(adapter, train_base)
     mine = rollouts[:2] if rank == 0 else rollouts[2:]
-    errors, local_errors = {}, {}
-    for mode in ("exact", "detached", 2):
-        wrapped = DistributedDataParallel(model)
-        # DDP averages over ranks, the loss is a sum over them.
-        found = gradients(wrapped, lambda: world * negative_mean(wrapped, mine, mode))  # noqa: B023  called at once
-        whole = gradients(model, lambda: negative_mean(model, rollouts, mode))  # noqa: B023
-        local = gradients(model, lambda: negative_mean(model, mine, mode))  # noqa: B023
-        errors[str(mode)] = gradient_error({name.removeprefix("module."): g for name, g in found.items()}, whole)
-        local_errors[str(mode)] = gradient_error(local, whole)
-    report = {"rank": rank, "world": world, "evictions": len(mine[0].evictions)}
-    print(json.dumps({**report, "errors": errors, "local_errors": local_errors}), flush=True)
+    wrapped = DistributedDataParallel(model)
+
+    def accumulated() -> torch.Tensor:
+        with wrapped.no_sync():
+            (world * negative_mean(wrapped, mine[:1], options)).backward()
+        return world * negative_mean(wrapped, mine[1:], options)
+
+    # DDP averages over ranks, the loss is a sum over them.
+    at_once = gradients(wrapped, lambda: world * negative_mean(wrapped, mine, options))
+    in_parts = gradients(wrapped, accumulated)
+    local = gradients(model, lambda: negative_mean(model, mine, options))
+    whole = gradients(model, lambda: negative_mean(model, rollouts, options))
+    at_once, in_parts = ({n.removeprefix("module."): g for n, g in found.items()} for found in (at_once, in_parts))
+    return gradient_error(at_once, whole), gradient_error(in_parts, whole), gradient_error(local, whole)
+
+
+def main() -> None:
+    """Compare both sides in every case."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
+    _, rollouts = build({}, train_base=False)
+    report = {"rank": rank, "world": world, "evictions": len(rollouts[2 * rank].evictions)}
+    errors = {name: errors_of(case, rank, world) for name, case in CASES.items()}
+    print(json.dumps({**report, "errors": errors}), flush=True)
     dist.barrier()
     dist.destroy_process_group()
 

@@ -109,3 +109,17 @@ def tiny_model(
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Trainable parameters by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def use_norms_without_fp32(model: nn.Module) -> None:
+    """Exact norms in fp64.
+
+    transformers normalises in fp32 whatever the model's dtype. Two orders of the same sums then differ by 1e-16 until a
+    number falls on the other side of an fp32 step, and by 1e-8 from there on; a finite difference drowns in it anyway.
+    """
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child).__name__.endswith("RMSNorm"):
+                exact = nn.RMSNorm(child.weight.numel(), eps=child.variance_epsilon, dtype=torch.float64)
+                exact.weight = child.weight
+                setattr(module, name, exact)

@@ -17,7 +17,8 @@ def stop_token(rollouts: Sequence[tc.Rollout], not_before: int) -> int:
     """A token that ends some of these rows early, but none before thought `not_before`, and not all of them."""
     for token in sorted({token for rollout in rollouts for token in rollout.token_ids}):
         ends = [r.token_ids.index(token) for r in rollouts if token in r.token_ids[:-1]]
-        if 0 < len(ends) < len(rollouts) and min(ends) >= not_before:
+        never = [r for r in rollouts if token not in r.token_ids]
+        if ends and never and min(ends) >= not_before:
             return token
     raise AssertionError("no token ends only some of the rows; use another seed")
 

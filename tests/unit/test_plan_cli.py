@@ -61,6 +61,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(folder: Path) -> dict[str, Finished]:
     commands = {name: case[0] for name, case in WRONG.items()}
     commands["plan"] = [*MODEL, "--gpu", "24GB", "--max-new-tokens", "8000", "--json", "plan.json"]
+    commands["long"] = [*MODEL, "--gpu", "24GB", "--max-new-tokens", "40000", "--kv-log", "host"]
+    commands["rolling"] = [*commands["long"], "--positions", "rolling"]
     commands["small"] = [*SMALL, "--sweep", "--picture", "sweep.png", "--json", "sweep.json"]
     commands["checked"] = [*SMALL, "--trace", "--measure", "--json", "checked.json"]
     commands["distill"] = [*SMALL, "--objective", "distill", "--measure", "--json", "distill.json"]
@@ -93,6 +95,14 @@ def test_a_plan_has_a_column_per_system_and_says_what_fits(finished: dict[str, F
     assert numbers["environment"]["versions"]["torch"]
 
 
+def test_lengths_beyond_the_positions_are_named(finished: dict[str, Finished]) -> None:
+    note = "40,512 positions are needed and the model has 32,768"
+    for name in ("long", "rolling"):
+        assert (finished[name].code, finished[name].stderr) == (0, "")
+        assert (note in finished[name].stdout) == (name == "long")
+    assert "--positions rolling" in finished["long"].stdout
+
+
 def test_a_sweep_is_drawn(finished: dict[str, Finished], folder: Path) -> None:
     done = finished["small"]
     assert (done.code, done.stderr) == (0, "")
@@ -109,6 +119,7 @@ def test_three_sources(finished: dict[str, Finished], folder: Path) -> None:
     assert "child process on" in done.stdout
     numbers = json.loads((folder / "checked.json").read_text())
     assert set(numbers["traced"]) == {"LoRA, full cache", "LoRA_c", "PTE"}
+    assert re.search(r"arithmetic.*TFLOP.*learner of PTE", done.stdout, re.DOTALL)
     assert numbers["measured"]["live_bytes"] > 0
 
 
@@ -136,6 +147,15 @@ def test_the_paper_stands_beside_ours(finished: dict[str, Finished], folder: Pat
     by_length = [row["pte_chunked_percent"] for row in rows["longer"][:4]]
     assert max(by_length) < 1.1 * min(by_length)
     assert rows["longer"][3]["lora_percent"] > 100
+    # The same at 8K, 32K and 64K, in print: with 64K the full cache does not fit on any of them, our chunks do on all.
+    for figure in FIGURES:
+        for length in (8192, 32768, 65536):
+            assert re.search(rf"{figure.model.rsplit('/', 1)[-1]}\s+│\s+{length}\s+│", done.stdout)
+    longest = [row for row in rows["longer"] if row["new_tokens"] == 65536]
+    assert len(longest) == len(FIGURES)
+    assert all(row["lora_percent"] > 100 > row["pte_chunked_percent"] for row in longest)
+    assert "Qwen2.5-3B-Instruct: 32768 and 65536 tokens are beyond its positions" in done.stdout
+    assert "Llama-8B: " not in done.stdout.split("(no): more")[1]
 
 
 def test_amounts_of_memory() -> None:

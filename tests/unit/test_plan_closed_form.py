@@ -12,17 +12,18 @@ from thoughtcache.config import ThoughtConfig
 from thoughtcache.planning import fit
 from thoughtcache.planning.chunk_shapes import chunk_shapes
 from thoughtcache.planning.fit import DoesNotFitError, check_fit, free_bytes
-from thoughtcache.planning.limits import largest, with_field
+from thoughtcache.planning.limits import largest, max_length, with_field
 from thoughtcache.planning.live_bytes import LiveBytes
 from thoughtcache.planning.memory import kv_cache_bytes
 from thoughtcache.planning.model_configs import load_config
 from thoughtcache.planning.operator_flops import OperatorFlops
 from thoughtcache.planning.plan import GIB, make_plan, resident_parts
-from thoughtcache.planning.replay_memory import anchor_bytes, backward_parts, forward_parts
+from thoughtcache.planning.replay_memory import anchor_bytes, backward_parts, forward_parts, slot_bytes
 from thoughtcache.planning.rollout_memory import rollout_parts
 from thoughtcache.planning.setting import PlanSetting, side_by_side
 from thoughtcache.planning.trace import blank_rollouts
 from thoughtcache.policy.batch import batch_rollouts
+from thoughtcache.policy.kv_log import KVLog
 from thoughtcache.policy.segment import plan_chunks
 
 
@@ -81,6 +82,43 @@ def test_states():
     # 8191 inputs, window 1024, 256 leave at once: 28 evictions of [32, 32] in fp32, 36 layers, 3 rows
     assert anchor_bytes(qwen(), 3) == 28 * 3 * 36 * 32 * 32 * 4
     assert anchor_bytes(side_by_side(qwen())["LoRA_c"], 3) == 0
+
+
+def test_slots_of_evictions_that_choose():
+    chosen = qwen(thought=ThoughtConfig(eviction="random"), batch=3, group=3)
+    # 28 evictions of 256 thoughts, 36 layers of 2 heads, 8 bytes
+    assert slot_bytes(chosen, 3) == 28 * 3 * 256 * 36 * 2 * 8
+    assert slot_bytes(qwen(), 3) == 0
+    assert {phase.parts.get("evicted slots") for phase in make_plan(chosen).phases[2:]} == {slot_bytes(chosen, 3)}
+    # The log notes 4 bytes for each thought that a chunk finds resident; on the host it takes nothing of the device.
+    resident = sum(max(0, shape.entry - 512) for shape in chunk_shapes(512, 8192, 1024, 256, 256))
+    with_columns, without = (
+        backward_parts(qwen(thought=t, batch=3))["K/V log"] for t in (chosen.thought, ThoughtConfig())
+    )
+    assert with_columns - without == 3 * resident * 36 * 2 * 4
+    assert backward_parts(replace(chosen, kv_log="host"))["K/V log"] == 0
+
+
+def test_the_log_notes_what_the_plan_counts():
+    setting = cpu_setting(thought={"eviction": "random"}, max_new_tokens=150, chunk_tokens=32)
+    batch = batch_rollouts(blank_rollouts(setting), torch.device("cpu"))
+    log = KVLog(batch, plan_chunks(batch, setting.chunk_tokens), "device")
+    noted = sum(columns.nbytes for columns in log.resident if columns is not None)
+    plain = replace(setting, thought=replace(setting.thought, eviction="sliding"))
+    assert noted == backward_parts(setting)["K/V log"] - backward_parts(plain)["K/V log"]
+    recorded = sum(eviction.slots.nbytes for rollout in batch.rollouts for eviction in rollout.evictions)
+    assert recorded == slot_bytes(setting, setting.batch)
+
+
+def test_rolling_positions_bound_nothing_but_the_window():
+    rolling = qwen(thought=ThoughtConfig(positions="rolling"), kv_log="host", max_new_tokens=65536)
+    assert rolling.positions_needed == 512 + 1024
+    assert replace(rolling, max_new_tokens=100).positions_needed == 512 + 100
+    assert qwen(max_new_tokens=65536).positions_needed == 512 + 65536
+    assert max_length(qwen()) == 32768 - 512
+    assert max_length(rolling) > 10**6
+    assert side_by_side(rolling)["LoRA, full cache"].positions_needed == 512 + 65536
+    assert side_by_side(rolling)["LoRA_c"].positions_needed == 512 + 1024
 
 
 def test_logits_come_in_chunks():

@@ -31,6 +31,11 @@ CASES = {
     "everything kept": cpu_setting(recompute=False),
     "everything kept, large head": cpu_setting("qwen2", recompute=False, batch=12),
     "window of one": cpu_setting("qwen2", thought={"window": 1}, max_new_tokens=6),
+    "rolling positions": cpu_setting("qwen2", thought={"positions": "rolling"}, dtype="bfloat16", chunk_tokens=16),
+    "chosen evictions": cpu_setting("qwen2", thought={"eviction": "random"}, dtype="bfloat16", chunk_tokens=16),
+    "both, everything kept": cpu_setting(
+        "qwen2", thought={"eviction": "random", "positions": "rolling"}, recompute=False
+    ),
     "no eviction": cpu_setting("qwen2", thought={"window": 200}),
     "few targets": cpu_setting("qwen2", thought={"target_modules": ["q_proj", "v_proj"]}, dtype="bfloat16"),
     "blocks": cpu_setting("qwen2", gradient=2),

@@ -24,8 +24,6 @@ ADAPTER_BYTES = FP32
 SCORE_TENSORS = {"grpo": 2, "distill": 5}
 """fp32 tensors of the size of the logits at the highest point of scoring a chunk of them, forward and backward. The KL:
 both distributions in logarithms, the teacher's own, their difference and the product."""
-KEPT_SCORE_TENSORS = {"grpo": 1, "distill": 2}
-"""Those that a graph keeps: the (log-)softmax; for the KL, the student's and the teacher's."""
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
 UP, DOWN = "mlp.up_proj", "mlp.down_proj"
@@ -47,7 +45,6 @@ class LayerNumbers:
         repeats_kv: whether keys and values are repeated for every query head.
         unequal_prompts: whether even the first chunk gets a dense mask.
         score_bytes: per logit, while a chunk of them is scored.
-        kept_score_bytes: per logit, what a graph keeps of the scores.
     """
 
     size: ModelSize
@@ -61,7 +58,6 @@ class LayerNumbers:
     repeats_kv: bool
     unequal_prompts: bool
     score_bytes: int
-    kept_score_bytes: int
 
     def linear(self, name: str) -> int:
         """Bytes per token while an adapted linear runs: its output and two adapter terms."""
@@ -90,7 +86,6 @@ def layer_numbers(setting: PlanSetting) -> LayerNumbers:
         repeats_kv=setting.unequal_prompts and not on_cpu and size.heads * size.head_size != size.kv,
         unequal_prompts=setting.unequal_prompts,
         score_bytes=FP32 * SCORE_TENSORS[setting.objective],
-        kept_score_bytes=FP32 * KEPT_SCORE_TENSORS[setting.objective],
     )
 
 

@@ -27,7 +27,7 @@ def largest(
 
     Returns:
         The value, 0 if not even the smallest fits; and whether the search ended at its own bound (4096 rows, the
-        positions of the model, or a window as long as the rollout) rather than at the memory.
+        positions of the model, 2^20 tokens, or a window as long as the rollout) rather than at the memory.
 
     Raises:
         ValueError: for another field.
@@ -48,8 +48,10 @@ def largest(
 
 
 def max_length(setting: PlanSetting) -> int:
-    """Thought tokens that the positions of the model allow."""
-    positions = getattr(setting.model, "max_position_embeddings", None) or HIGHEST_LENGTH
+    """Thought tokens that the positions of the model allow; with rolling positions the window counts instead."""
+    positions = getattr(setting.model, "max_position_embeddings", None)
+    if positions is None or setting.rolls:
+        return HIGHEST_LENGTH
     return max(1, int(positions) - setting.prompt_tokens)
 
 

@@ -32,8 +32,8 @@ Work = Literal["learner", "rollout"]
 ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 TIMEOUT_SECONDS = 600.0
 _THOUGHT_FIELDS = (
-    "r", "lora_alpha", "num_global_tokens", "window", "evict_fraction", "eviction", "initial_state", "absorb",
-    "state_rule", "state_norm",
+    "r", "lora_alpha", "num_global_tokens", "window", "evict_fraction", "eviction", "positions", "initial_state",
+    "absorb", "state_rule", "state_norm",
 )  # fmt: skip
 
 

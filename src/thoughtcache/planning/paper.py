@@ -71,6 +71,7 @@ class PaperRow:
         pte_percent: ours, whole segments, keys and values on the device.
         pte_chunked_percent: ours in chunks of `CHUNK_TOKENS`, keys and values of all tokens on the host.
         weights_percent: the base alone.
+        within_positions: whether the model has a position for every token.
     """
 
     figure: PaperFigure
@@ -81,6 +82,7 @@ class PaperRow:
     pte_percent: float
     pte_chunked_percent: float
     weights_percent: float
+    within_positions: bool
 
     def is_close(self, points: float) -> bool:
         """Whether both systems lie within so many points of what the paper reports, with either head."""
@@ -128,4 +130,5 @@ def _row(figure: PaperFigure, batch: int, new_tokens: int) -> PaperRow:
         pte_percent=percent(setting, SYSTEMS[2]),
         pte_chunked_percent=percent(chunked, SYSTEMS[2]),
         weights_percent=100 * resident_parts(setting)["weights"] / GPU_BYTES,
+        within_positions=setting.positions_needed <= setting.model.max_position_embeddings,
     )

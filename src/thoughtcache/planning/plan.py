@@ -19,7 +19,7 @@ from thoughtcache.planning.flops import linear_shapes
 from thoughtcache.planning.layer_memory import adapter_bytes, kv_bytes, layer_numbers
 from thoughtcache.planning.model_size import model_size
 from thoughtcache.planning.parts import Parts, add, highest, total
-from thoughtcache.planning.replay_memory import anchor_bytes, backward_parts, forward_parts
+from thoughtcache.planning.replay_memory import anchor_bytes, backward_parts, forward_parts, slot_bytes
 from thoughtcache.planning.rollout_memory import recorded_kv_bytes, rollout_parts
 from thoughtcache.planning.setting import PlanSetting
 
@@ -92,6 +92,7 @@ def make_plan(setting: PlanSetting, *, reserve_bytes: int | None = None) -> Plan
     records: Parts = {
         "recorded K/V": recorded_kv_bytes(setting, setting.completions),
         "thought states": 0 if setting.distills else anchor_bytes(setting, setting.completions),
+        "evicted slots": 0 if setting.distills else slot_bytes(setting, setting.completions),
     }
 
     def phase(name: str, *parts: Parts, runs_model: bool = True) -> Phase:

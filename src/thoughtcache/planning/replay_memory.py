@@ -26,10 +26,14 @@ from thoughtcache.planning.layer_memory import (
     layer_numbers,
     logits_bytes,
     saved_bytes,
-    score_rows,
 )
+from thoughtcache.planning.model_size import model_size
 from thoughtcache.planning.parts import Parts, highest
 from thoughtcache.planning.setting import PlanSetting
+from thoughtcache.policy.record_bytes import SLOT_BYTES
+
+COLUMN_BYTES = 4
+"""Of the number of one resident column in the K/V log."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,10 +66,10 @@ def backward_parts(setting: PlanSetting) -> Parts:
     """The highest point of the backward pass (with `recompute=False`: of the one graph)."""
     learner = _learner(setting)
     if not setting.recompute:
-        return _graph(learner, learner.chunks, gradients=0, scores_known=False)
+        return _graph(learner, learner.chunks, gradients=0)
     if isinstance(setting.gradient, int):
         blocks = groupby(learner.chunks, key=lambda chunk: chunk.segment // int(setting.gradient))
-        return highest(_graph(learner, list(block), gradients=2, scores_known=True) for _, block in blocks)
+        return highest(_graph(learner, list(block), gradients=2) for _, block in blocks)
     last = learner.chunks[-1]
     shapes = {(_key(chunk), chunk is last): chunk for chunk in learner.chunks}
     return highest(_backward_chunk(learner, chunk, is_last=is_last) for (_, is_last), chunk in shapes.items())
@@ -82,7 +86,9 @@ def _learner(setting: PlanSetting) -> _Learner:
         checkpoint_layers=setting.checkpoint_layers,
         adapter_bytes=adapter_bytes(setting),
         anchors=_entry_state_bytes(setting, len(chunks)),
-        log=kv_bytes(numbers, setting.batch, columns) if setting.logs_on_device else 0,
+        log=kv_bytes(numbers, setting.batch, columns) + _resident_columns_bytes(setting, chunks)
+        if setting.logs_on_device
+        else 0,
     )
 
 
@@ -92,6 +98,28 @@ def _entry_state_bytes(setting: PlanSetting, num_chunks: int) -> int:
     if not setting.reuse or anchors == 0:
         return anchors
     return int(num_chunks * setting.batch * setting.model.num_hidden_layers * _state_bytes(setting))
+
+
+def _resident_columns_bytes(setting: PlanSetting, chunks: list[ChunkShape]) -> int:
+    """Which thoughts every chunk finds resident, as int32 by layer and head, where evictions choose them."""
+    if not setting.chooses or num_evictions(setting.max_new_tokens - 1, setting.window, setting.num_evicted) == 0:
+        return 0
+    thoughts = sum(max(0, chunk.entry - setting.prompt_tokens) for chunk in chunks)
+    return setting.batch * thoughts * layer_heads(setting) * COLUMN_BYTES
+
+
+def slot_bytes(setting: PlanSetting, rows: int) -> int:
+    """Recorded slots of all evictions, where evictions choose them."""
+    if not setting.chooses:
+        return 0
+    events = num_evictions(setting.max_new_tokens - 1, setting.window, setting.num_evicted)
+    return events * rows * (setting.num_evicted or 0) * layer_heads(setting) * SLOT_BYTES
+
+
+def layer_heads(setting: PlanSetting) -> int:
+    """Key-value heads of all layers."""
+    size = model_size(setting.model)
+    return size.layers * size.kv // size.head_size
 
 
 def _state_bytes(setting: PlanSetting) -> int:
@@ -173,39 +201,27 @@ def _kept_and_running(learner: _Learner, chunk: ChunkShape) -> tuple[int, int, i
     )
 
 
-def _graph(learner: _Learner, chunks: list[ChunkShape], *, gradients: int, scores_known: bool) -> Parts:
-    """All of these chunks under one graph: at the head or in the layers of the last one."""
+def _graph(learner: _Learner, chunks: list[ChunkShape], *, gradients: int) -> Parts:
+    """All of these chunks under one graph: at the head or in the layers of each, from the last one to the first."""
     numbers, rows, last = learner.numbers, learner.rows, chunks[-1]
-    saved = sum(saved_bytes(numbers, rows, chunk) for chunk in chunks)
-    norms = sum(final_norm_bytes(numbers, rows * chunk.columns) for chunk in chunks)
-    kept = 0 if scores_known else sum(_kept_logits(numbers, rows, chunk) for chunk in chunks[:-1])
-    common = {
-        "gradients": gradients * learner.adapter_bytes,
-        "thought states": learner.anchors,
-        "resident K/V": kv_bytes(numbers, rows, sum(chunk.leaving for chunk in chunks)),
-    }
-    head: Parts = {
-        **common,
-        "activations": saved + norms + rows * last.scored * _head_gradient(numbers),
-        "logits": kept + logits_bytes(numbers, rows, last),
-    }
-    layers: Parts = {
-        **common,
-        "activations": saved
-        + norms
-        - final_norm_bytes(numbers, rows * last.columns)
-        + graph_backward_bytes(numbers, rows * last.columns),
-        "logits": kept,
-    }
-    return highest([head, layers])
-
-
-def _kept_logits(numbers: LayerNumbers, rows: int, chunk: ChunkShape) -> int:
-    """What a graph keeps of the scores where all logits of a chunk are formed at once."""
-    rows_at_once = score_rows(numbers, rows, chunk)
-    if rows * chunk.scored > rows_at_once:
-        return 0
-    return numbers.kept_score_bytes * rows_at_once * numbers.size.vocabulary
+    saved, norms, resident = 0, 0, 0
+    moments: list[Parts] = []
+    for chunk in chunks:
+        tokens = rows * chunk.columns
+        saved += saved_bytes(numbers, rows, chunk)
+        norms += final_norm_bytes(numbers, tokens)
+        resident += chunk.leaving
+        arriving = 0 if chunk is last else chunk.leaving
+        common = {
+            "gradients": max(gradients, 0 if chunk is last else 1) * learner.adapter_bytes,
+            "thought states": learner.anchors,
+            "resident K/V": kv_bytes(numbers, rows, resident + arriving),
+        }
+        at_head = saved + norms + rows * chunk.scored * _head_gradient(numbers)
+        in_layers = saved + norms - final_norm_bytes(numbers, tokens) + graph_backward_bytes(numbers, tokens)
+        moments.append({**common, "activations": at_head, "logits": logits_bytes(numbers, rows, chunk)})
+        moments.append({**common, "activations": in_layers, "logits": 0})
+    return highest(moments)
 
 
 def _head_gradient(numbers: LayerNumbers) -> int:

@@ -14,7 +14,7 @@ from thoughtcache.planning.layer_memory import (
     layer_numbers,
 )
 from thoughtcache.planning.parts import Parts
-from thoughtcache.planning.replay_memory import anchor_bytes
+from thoughtcache.planning.replay_memory import anchor_bytes, slot_bytes
 from thoughtcache.planning.setting import PlanSetting
 from thoughtcache.policy.prefill import CHUNK_COLUMNS
 
@@ -32,9 +32,14 @@ def rollout_parts(setting: PlanSetting) -> dict[str, Parts]:
     anchors, earlier = anchor_bytes(setting, slots), anchor_bytes(setting, waiting)
     cache = {"rollout K/V": kv_bytes(numbers, slots, prompt + window)}
     scores = slots * setting.max_new_tokens * (FP64 + 8 + FP32)  # uniform numbers, tokens, log-probabilities
-    before = {"recorded K/V": recorded_kv_bytes(setting, waiting), "thought states": earlier}
+    before = {
+        "recorded K/V": recorded_kv_bytes(setting, waiting),
+        "thought states": earlier,
+        "evicted slots": slot_bytes(setting, waiting),
+    }
     during = {
         "recorded K/V": recorded_kv_bytes(setting, slots + waiting),
+        "evicted slots": slot_bytes(setting, slots + waiting),
         "thought states": anchors + earlier,
     }
     token = forward_transient_bytes(numbers, slots) + final_norm_bytes(numbers, slots)
@@ -62,6 +67,7 @@ def rollout_parts(setting: PlanSetting) -> dict[str, Parts]:
             # The blocks of one sequence are joined at a time.
             "recorded K/V": recorded_kv_bytes(setting, slots + waiting + 1),
             "thought states": 2 * anchors + earlier,
+            "evicted slots": slot_bytes(setting, slots + waiting),
             "activations": scores,
         },
     }

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from transformers import PretrainedConfig
 
+from thoughtcache.cache.eviction import POLICIES
 from thoughtcache.cache.schedule import evict_count
 from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.config import DTYPES, TEACHER_BATCHES, GradientMode, ThoughtConfig
@@ -111,6 +112,23 @@ class PlanSetting:
         return self.prompt_tokens if isinstance(wanted, str) else wanted
 
     @property
+    def rolls(self) -> bool:
+        """Whether positions stay inside the window, however long the thoughts are."""
+        return self.thought.positions == "rolling" and self.window is not None
+
+    @property
+    def chooses(self) -> bool:
+        """Whether evictions are recorded slot by slot."""
+        return self.window is not None and POLICIES[self.thought.eviction].chooses
+
+    @property
+    def positions_needed(self) -> int:
+        """Positions that the prompt and the thoughts take; with rolling ones, those that are resident."""
+        window = self.window
+        resident = self.max_new_tokens if window is None or not self.rolls else min(window, self.max_new_tokens)
+        return self.prompt_tokens + resident
+
+    @property
     def distills(self) -> bool:
         """Whether this is distillation."""
         return self.objective == "distill"
@@ -157,6 +175,7 @@ def plain_lora(thought: ThoughtConfig, window: int | str | None) -> ThoughtConfi
         window=window,
         evict_fraction=thought.evict_fraction,
         eviction=thought.eviction,
+        positions="absolute" if window is None else thought.positions,
         initial_state="identity",
         absorb=False,
     )

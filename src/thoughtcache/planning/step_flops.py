@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from thoughtcache.planning.chunk_shapes import ChunkShape, learner_chunks
+from thoughtcache.planning.chunk_shapes import learner_chunks
 from thoughtcache.planning.distill_memory import teacher_setting
 from thoughtcache.planning.flops import FlopsPerToken, absorption_flops, flops_per_token, rollout_flops_per_token
-from thoughtcache.planning.layer_memory import layer_numbers, score_rows
 from thoughtcache.planning.model_size import model_size
 from thoughtcache.planning.setting import PlanSetting
 
@@ -81,7 +80,7 @@ def learner_flops_per_row(setting: PlanSetting) -> float:
         tokens * (one.linears * (forwards + again + 1) + adapter * (forwards + again + 2))
         + attention * (forwards + again + BACKWARD_OF_ATTENTION)
         + absorbed * (forwards + 2)
-        + one.head * sum(_head_passes(setting, chunk) * chunk.scored for chunk in chunks)
+        + one.head * _head_passes(setting) * sum(chunk.scored for chunk in chunks)
     )
 
 
@@ -94,12 +93,11 @@ def _teacher_flops_per_row(setting: PlanSetting) -> float:
     return one.linears * sum(chunk.columns for chunk in chunks) + attention
 
 
-def _head_passes(setting: PlanSetting, chunk: ChunkShape) -> int:
+def _head_passes(setting: PlanSetting) -> int:
     """Products with the vocabulary per scored token: scores, scores again, gradient; the teacher's scores as often."""
     if setting.learner == "checkpointed":
         return 2 if setting.logits == "materialised" else 3
-    at_once = setting.batch * chunk.scored <= score_rows(layer_numbers(setting), setting.batch, chunk)
-    passes = 2 if setting.reuse or (not setting.recompute and at_once) else 3
+    passes = 2 if setting.reuse else 3
     return 2 * passes - 1 if setting.distills else passes
 
 

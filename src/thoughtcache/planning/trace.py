@@ -115,7 +115,12 @@ def blank_rollouts(setting: PlanSetting) -> list[Rollout]:
     With `unequal_prompts` every other prompt is a token shorter; with `reuse` each carries its record.
     """
     count, evicted, config = setting.max_new_tokens, setting.num_evicted, setting.model
+    size, dtype = model_size(config), getattr(torch, setting.dtype)
+    heads = size.kv // size.head_size
     evictions = sliding_evictions(count - 1, setting.window, evicted)
+    if setting.chooses:
+        slots = torch.arange(evicted or 0).expand(size.layers, heads, -1)
+        evictions = tuple(replace(eviction, slots=slots.clone()) for eviction in evictions)
     thought = setting.thought
     shape = (len(evictions), config.num_hidden_layers, thought.num_global_tokens, thought.r)
     has_states = bool(evictions) and setting.absorbs and not thought.is_plain_lora
@@ -124,13 +129,12 @@ def blank_rollouts(setting: PlanSetting) -> list[Rollout]:
         max_new_tokens=count,
         window=setting.window,
         num_evicted=evicted,
-        eviction="sliding",
+        eviction=setting.thought.eviction,
         seed=0,
         ignore_eos=True,
+        positions="rolling" if setting.rolls else "absolute",
     )
-    size, dtype = model_size(config), getattr(torch, setting.dtype)
     prompts = [max(1, setting.prompt_tokens - row % 2 * setting.unequal_prompts) for row in range(setting.batch)]
-    heads = size.kv // size.head_size
 
     def record(prompt: int) -> torch.Tensor:
         return torch.zeros(size.layers, 2, heads, prompt + count - 1, size.head_size, dtype=dtype)

@@ -2,7 +2,8 @@
 
 transformers' own `sdpa` forms a dense mask for this case and then repeats keys and values for every query head.
 Here CUDA gets a lower-right causal bias, which FlashAttention takes, and no mask where no row is padded; the CPU gets
-the mask but no copies. The same numbers up to rounding. Models loaded with another implementation keep it.
+the mask but no copies. The same numbers up to rounding. Models loaded with another implementation keep it. Inside
+`torch.compile` CUDA gets a dense mask as well, so that the backbone of a chunk is one graph.
 
 Not run on CUDA by the tests of this project.
 """
@@ -54,19 +55,26 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """[B, heads, n, D] queries over [B, H, m, D] keys and values -> [B, n, heads, D]."""
+    queries, columns = query.shape[2], key.shape[2]
+    if attention_mask is None and 1 < queries < columns and torch.compiler.is_compiling():
+        # The bias below is a class of tensor that would end a compiled graph in every layer.
+        attention_mask = torch.ones(queries, columns, dtype=torch.bool, device=query.device).tril(columns - queries)
+        attention_mask = attention_mask[None, None]
     if attention_mask is not None and query.is_cuda:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    queries, columns = query.shape[2], key.shape[2]
     bias = attention_mask
     if bias is None and 1 < queries < columns:
         bias = causal_lower_right(queries, columns)
+    is_causal = False
+    if bias is None and queries > 1:  # a branch: while a compiler has symbols for shapes, the condition is one as well
+        is_causal = True
     output = scaled_dot_product_attention(
         query,
         key,
         value,
         attn_mask=bias,
         dropout_p=dropout,
-        is_causal=bias is None and queries > 1,
+        is_causal=is_causal,
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )

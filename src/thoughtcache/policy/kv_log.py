@@ -1,8 +1,13 @@
 """The keys and values of every token of a replay, so that any chunk can be entered again.
 
-Memory: `2 * L * B * H * (P + T - 1) * D` numbers in the model's dtype, on the model's device or on the host. This is
-the only part of an exact replay that grows with the rollout. On CUDA the host copy is pinned and the copies are
-asynchronous; they are ordered with the compute stream, so nothing waits for them but their readers.
+Memory: `2 * L * H * D` numbers in the model's dtype for every token that a chunk ran, on the model's device or on the
+host. This is the only part of an exact replay that grows with the rollout.
+
+What a chunk adds, and what one finds resident, are contiguous blocks (log_layout.py). On CUDA, where the host copy is
+pinned, such blocks move without the CPU waiting; scattered memory would go through unpinned buffers, one wait each.
+The copies are ordered with the compute stream. They have no stream of their own that would hide them behind it.
+
+Not run on CUDA by the tests of this project.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ from torch import Tensor
 from thoughtcache.cache.rotation import Rotations
 from thoughtcache.cache.split import split_slots
 from thoughtcache.policy.batch import RolloutBatch
+from thoughtcache.policy.log_layout import LogLayout
 from thoughtcache.policy.segment import Chunk, Past, recorded_slots
 
 Place = Literal["device", "host"]
@@ -30,6 +36,9 @@ class KVLog:
         place: "device" or "host".
         rotations: of every layer with rolling positions; None with absolute ones.
 
+    Attributes:
+        layers: keys and values of every layer, [tokens, H, D] each; empty until something is kept.
+
     Raises:
         ValueError: for another place.
     """
@@ -38,15 +47,15 @@ class KVLog:
         self, batch: RolloutBatch, chunks: list[Chunk], place: Place, rotations: Rotations | None = None
     ) -> None:
         check_place(place)
-        self.rollouts = batch.rollouts
+        self.rollouts, self.chunks = batch.rollouts, chunks
         self.width = batch.prompts.ids.shape[1]
         self.device = batch.prompts.ids.device
-        self.columns = chunks[-1].stop
-        self.on_host = place == "host" and self.device != HOST
+        self.where = HOST if place == "host" else self.device
         self.window, self.num_evicted = batch.settings.window, batch.settings.num_evicted or 0
         self.rotations = rotations
+        self.layout = LogLayout(chunks)
         self.layers: list[tuple[Tensor, Tensor]] = []
-        self.resident = _resident_columns(batch, chunks)
+        self.resident = _resident_columns(batch, chunks, self.where)
 
     @property
     def num_bytes(self) -> int:
@@ -55,19 +64,18 @@ class KVLog:
 
     def write(self, chunk: Chunk, past: Past) -> None:
         """Keep what a chunk has added: the last columns of its exit."""
-        added = chunk.stop - chunk.start
         if not self.layers:
             self.layers = [(self._empty(keys), self._empty(values)) for keys, values in past]
+        added = chunk.stop - chunk.start
         for kept, new in zip(self.layers, past, strict=True):
             for log, tensor in zip(kept, new, strict=True):
-                block = tensor[:, :, tensor.shape[2] - added :]
-                log[: chunk.rows, :, chunk.start : chunk.stop].copy_(block, non_blocking=True)
+                self._store(log, chunk, tensor[:, :, tensor.shape[2] - added :])
 
     def fill(self) -> None:
         """Take the record that sampling left (`Rollout.keys_values`) instead of a forward pass.
 
         Raises:
-            ValueError: if a rollout carries none, or one of another model.
+            ValueError: if a rollout carries none, or one of another length.
         """
         records: list[Tensor] = []
         for row, rollout in enumerate(self.rollouts):
@@ -79,20 +87,20 @@ class KVLog:
                     'rollout(kv_log="device") or "host", or replay with reuse=False'
                 )
             records.append(record)
-        num_layers, _, heads, _, size = records[0].shape
-        target = torch.device("cpu") if self.on_host else self.device
-        shape = (len(records), num_layers, 2, heads, self.columns, size)
-        log = torch.zeros(shape, dtype=records[0].dtype, device=target, pin_memory=self.on_host)
-        for row, (record, rollout) in enumerate(zip(records, self.rollouts, strict=True)):
-            first = self.width - len(rollout.prompt_ids)
-            log[row, ..., first : first + record.shape[3], :].copy_(record, non_blocking=True)
-        self.layers = [(log[:, layer, 0], log[:, layer, 1]) for layer in range(num_layers)]
+        for layer in range(records[0].shape[0]):
+            pair = self._empty(records[0][layer, 0]), self._empty(records[0][layer, 1])
+            for chunk in self.chunks:
+                for log, block in zip(pair, self._recorded(records, chunk, layer), strict=True):
+                    self._store(log, chunk, block)
+            self.layers.append(pair)
 
     def read(self, index: int, chunk: Chunk) -> Past | None:
         """What chunk number `index` finds resident on entry, before its own eviction; None before the first."""
         if chunk.start == 0:
             return None
         resident = self.resident[index]
+        if resident is not None and self._is_pinned:
+            torch.cuda.current_stream(self.device).synchronize()  # the host itself reads the log
         found = []
         for layer, (keys, values) in enumerate(self.layers):
             past = self._gather(keys, chunk, resident, layer), self._gather(values, chunk, resident, layer)
@@ -111,7 +119,7 @@ class KVLog:
         if resident is None:
             tokens = (places + self._num_evictions(chunk) * self.num_evicted)[None, None]
         else:
-            tokens = resident[: chunk.rows, layer].long()
+            tokens = resident[: chunk.rows, layer].long().to(keys.device)
         evictions_before = ((tokens - self.window) // self.num_evicted + 1).clamp_min(0)
         shift = places - (tokens - evictions_before * self.num_evicted)
         moved = rotation.shift(keys[:, :, self.width :], shift)
@@ -122,23 +130,53 @@ class KVLog:
         """Evictions before the entry of a chunk."""
         return chunk.segment - (1 if chunk.evicts else 0)
 
+    @property
+    def _is_pinned(self) -> bool:
+        return self.where == HOST and self.device.type == "cuda"
+
     def _empty(self, like: Tensor) -> Tensor:
-        rows, heads, _, size = like.shape
-        shape = (rows, heads, self.columns, size)
-        if self.on_host:
-            return torch.empty(shape, dtype=like.dtype, device=HOST, pin_memory=True)
-        return like.new_empty(shape)
+        """[tokens, H, D] for one layer's [..., H, n, D]."""
+        shape = (self.layout.num_tokens, like.shape[-3], like.shape[-1])
+        return torch.empty(shape, dtype=like.dtype, device=self.where, pin_memory=self._is_pinned)
+
+    def _store(self, log: Tensor, chunk: Chunk, block: Tensor) -> None:
+        """Keep [rows, H, n, D] of one chunk."""
+        (place,) = self.layout.blocks(chunk.start, chunk.stop)
+        kept = log[place.first : place.last].view(place.columns, place.rows, *log.shape[1:])
+        kept.copy_(block.permute(2, 0, 1, 3), non_blocking=True)
+
+    def _recorded(self, records: list[Tensor], chunk: Chunk, layer: int) -> Tensor:
+        """[2, rows, H, n, D] of one chunk from the records [L, 2, H, n, D] of its rows; zero where a row has none."""
+        _, _, heads, _, size = records[0].shape
+        block = records[0].new_zeros(2, chunk.rows, heads, chunk.stop - chunk.start, size)
+        for row, rollout in enumerate(self.rollouts[: chunk.rows]):
+            padding, record = self.width - len(rollout.prompt_ids), records[row]
+            begin, end = max(chunk.start, padding), min(chunk.stop, padding + record.shape[3])
+            if begin < end:
+                part = record[layer, :, :, begin - padding : end - padding]
+                block[:, row, :, begin - chunk.start : end - chunk.start] = part
+        return block
 
     def _gather(self, log: Tensor, chunk: Chunk, resident: Tensor | None, layer: int) -> Tensor:
-        prompt = log[: chunk.rows, :, : min(self.width, chunk.start)]
+        """[rows, H, n, D] of the prompt so far and of the resident thoughts."""
+        found = self._columns(log, chunk.rows, 0, min(self.width, chunk.start))
         if resident is None:
-            first = self.width + self._num_evictions(chunk) * self.num_evicted
-            thoughts = log[: chunk.rows, :, first : max(first, chunk.start)]
+            found += self._columns(
+                log, chunk.rows, self.width + self._num_evictions(chunk) * self.num_evicted, chunk.start
+            )
         else:
-            columns = (self.width + resident[: chunk.rows, layer].long()).unsqueeze(-1).to(log.device)
-            thoughts = log[: chunk.rows].gather(2, columns.expand(-1, -1, -1, log.shape[3]))
-        pieces = [piece.to(self.device, non_blocking=True) for piece in (prompt, thoughts)]
-        return torch.cat(pieces, dim=2)
+            tokens = self.layout.tokens(self.width + resident[: chunk.rows, layer].long())
+            thoughts = log[tokens, torch.arange(log.shape[1], device=log.device)[:, None]]
+            found.append(thoughts.to(self.device, non_blocking=True))
+        return torch.cat(found, dim=2)
+
+    def _columns(self, log: Tensor, rows: int, start: int, stop: int) -> list[Tensor]:
+        """Columns `start..stop` of the first rows, on the device, in pieces [rows, H, n, D]."""
+        pieces = []
+        for place in self.layout.blocks(start, stop):
+            block = log[place.first : place.last].to(self.device, non_blocking=True)
+            pieces.append(block.view(place.columns, place.rows, *log.shape[1:])[:, :rows].permute(1, 2, 0, 3))
+        return pieces
 
 
 def check_place(place: str) -> None:
@@ -151,11 +189,14 @@ def check_place(place: str) -> None:
         raise ValueError(f'kv_log={place!r} is not known; use "device" or "host"')
 
 
-def _resident_columns(batch: RolloutBatch, chunks: list[Chunk]) -> list[Tensor | None]:
-    """[rows, L, H, n] thought columns that each chunk finds resident on entry; None where they are a plain range."""
+def _resident_columns(batch: RolloutBatch, chunks: list[Chunk], device: torch.device) -> list[Tensor | None]:
+    """[rows, L, H, n] thought columns that each chunk finds resident on entry; None where they are a plain range.
+
+    They lie where the log is, because they grow with the rollout as it does.
+    """
     if all(eviction.slots is None for rollout in batch.rollouts for eviction in rollout.evictions):
         return [None] * len(chunks)
-    width, device = batch.prompts.ids.shape[1], batch.prompts.ids.device
+    width = batch.prompts.ids.shape[1]
     found: list[Tensor | None] = []
     resident: Tensor | None = None
     for chunk in chunks:

@@ -2,8 +2,9 @@
 
 A *score function* turns the hidden states of some columns into tensors [rows, n]. The first of them carries a gradient,
 the others are reports (entropies). `row_scores` runs it over chunks of rows: the forward pass keeps nothing but the
-hidden states, the backward pass forms each chunk of logits again. Where the values are known from an earlier pass,
-the forward pass costs nothing, so that a recomputed segment multiplies with the vocabulary once, not twice.
+hidden states, however few the rows are (a graph over many chunks would add them up to `[T, V]`); the backward pass
+forms each chunk of logits again. Where the values are known from an earlier pass, the forward pass costs nothing, so
+that a recomputed segment multiplies with the vocabulary once, not twice.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def row_scores(
     """
     flat = [tensor.flatten(0, 1) for tensor in (hidden, *others)]
     size = max(1, CHUNK_ELEMENTS // int(head.out_features))  # type: ignore[arg-type]
-    if known is None and flat[0].shape[0] <= size:
+    if known is None and flat[0].shape[0] <= size and not torch.is_grad_enabled():
         found = function(*flat)
     else:
         parameters = [p for p in head.parameters() if p.requires_grad]

@@ -17,9 +17,18 @@ from thoughtcache.planning.model_size import adapter_size, model_size
 from thoughtcache.planning.paper import length_rows, paper_rows
 from thoughtcache.planning.plan import GIB, Plan, learner_bytes, make_plan
 from thoughtcache.planning.setting import PlanSetting, side_by_side
+from thoughtcache.planning.step_flops import learner_flops_per_row
 from thoughtcache.planning.trace import trace_learner
 from thoughtcache.recipes.measure_distill import DISTILL_CHILD
-from thoughtcache.report.plan import print_flops, print_limits, print_paper, print_plans, print_sources, print_sweep
+from thoughtcache.report.plan import (
+    print_flops,
+    print_limits,
+    print_paper,
+    print_plans,
+    print_positions,
+    print_sources,
+    print_sweep,
+)
 from thoughtcache.report.results import environment, write_results
 
 SWEEP_LENGTHS = (3072, 8192, 32768, 65536)
@@ -119,6 +128,7 @@ def _plans(
         f"{setting.thought.window}, {rows}, {setting.dtype}, GPU {gpu_bytes / GIB:g} GiB"
     )
     print_plans(plans, gpu_bytes, title, console)
+    print_positions(setting, console)
     limits = print_limits(settings, gpu_bytes, reserve_bytes, console)
     flops = print_flops(settings, console)
     return {
@@ -145,12 +155,15 @@ def _numbers(plan: Plan) -> dict[str, Any]:
 def _traced(setting: PlanSetting, console: Console) -> dict[str, Any]:
     """The learner of every system in the layout of the CPU, whose masks the closed form then counts as well."""
     rows: list[tuple[str, float, float | None]] = []
+    arithmetic: list[tuple[str, float, float | None]] = []
     numbers: dict[str, Any] = {}
     for name, chosen in side_by_side(replace(setting, device_type="cpu", load_in_4bit=False, reuse=False)).items():
         traced = trace_learner(chosen)
         rows.append((f"learner of {name}", learner_bytes(chosen), traced.peak_bytes))
+        arithmetic.append((f"learner of {name}", chosen.batch * learner_flops_per_row(chosen), traced.flops))
         numbers[name] = asdict(traced)
     print_sources(rows, "Check: the real code under fake tensors (in the layout of the CPU)", console)
+    print_sources(arithmetic, "Check: its arithmetic", console, unit=("TFLOP", 1e12))
     return numbers
 
 

@@ -26,6 +26,7 @@ LABELS = {
 }
 OURS = ("LoRA, logits in tiles", "LoRA, logits whole", "PTE, segments", "PTE, chunks")
 CLOSE_POINTS = 10.0
+POSITIONS_REMEDY = "load the model with rope scaling, or use --positions rolling with a window"
 
 
 def print_plans(plans: Mapping[str, Plan], gpu_bytes: int, title: str, console: Console) -> None:
@@ -48,6 +49,17 @@ def print_plans(plans: Mapping[str, Plan], gpu_bytes: int, title: str, console: 
         totals = [{p.name: p.total_bytes for p in plan.phases}.get(phase) for plan in plans.values()]
         table.add_row(phase, *[MISSING if total is None else _gib(total) for total in totals])
     print_wide(table, console)
+
+
+def print_positions(setting: PlanSetting, console: Console) -> None:
+    """Say so if the model has too few positions; training would refuse the lengths, whatever the memory."""
+    available = getattr(setting.model, "max_position_embeddings", None)
+    if available is not None and setting.positions_needed > available:
+        plain_line(
+            console,
+            f"note: {setting.positions_needed:,} positions are needed and the model has {available:,}; "
+            f"{POSITIONS_REMEDY}, or lower --max-new-tokens",
+        )
 
 
 def print_limits(
@@ -95,14 +107,21 @@ def print_flops(settings: Mapping[str, PlanSetting], console: Console) -> dict[s
     }
 
 
-def print_sources(rows: Sequence[tuple[str, float, float | None]], title: str, console: Console) -> None:
-    """Closed form beside another source: (what, closed bytes, other bytes)."""
+def print_sources(
+    rows: Sequence[tuple[str, float, float | None]],
+    title: str,
+    console: Console,
+    *,
+    unit: tuple[str, float] = ("GiB over the model", GIB),
+) -> None:
+    """Closed form beside another source: (what, closed, other), in bytes or in whatever `unit` divides."""
+    name_of_unit, size = unit
     table = Table(title=title, title_justify="left")
-    for column in ("GiB over the model", "closed form", "other source", "difference"):
-        table.add_column(column, justify="left" if column.startswith("GiB") else "right")
+    for column in (name_of_unit, "closed form", "other source", "difference"):
+        table.add_column(column, justify="left" if column == name_of_unit else "right")
     for name, closed, other in rows:
         difference = MISSING if not other else f"{100 * (closed / other - 1):+.1f} %"
-        table.add_row(name, f"{closed / GIB:.3f}", MISSING if other is None else f"{other / GIB:.3f}", difference)
+        table.add_row(name, f"{closed / size:.3f}", MISSING if other is None else f"{other / size:.3f}", difference)
     print_wide(table, console)
 
 
@@ -166,7 +185,13 @@ def print_paper(rows: Sequence[PaperRow], longer: Sequence[PaperRow], console: C
         cells = [f"{value:.1f}{'' if value <= 100 else ' (no)'}" for value in (*_lora(row), *_pte(row))]
         table.add_row(_short(row), str(row.new_tokens), *cells)
     print_wide(table, console)
-    plain_line(console, "(no): more than the GPU has. 65536 tokens are beyond the positions of Qwen2.5: rope scaling.")
+    plain_line(console, "(no): more than the GPU has.")
+    beyond: dict[str, list[str]] = {}
+    for row in longer:
+        if not row.within_positions:
+            beyond.setdefault(_short(row), []).append(str(row.new_tokens))
+    for name, lengths in beyond.items():
+        plain_line(console, f"{name}: {' and '.join(lengths)} tokens are beyond its positions; {POSITIONS_REMEDY}")
 
 
 def _columns(table: Table, *names: str) -> None:
