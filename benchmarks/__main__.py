@@ -33,6 +33,10 @@ def make_parser() -> argparse.ArgumentParser:
     learners = names.add_parser("learner", parents=[shared], help="learner steps against TRL's learner")
     learners.add_argument("--cases", nargs="+", choices=list(learner.CASES), default=["quick"], help="sizes")
     learners.add_argument("--learners", nargs="+", choices=LEARNERS, default=list(LEARNERS), help="what to compare")
+    learners.add_argument("--lengths", nargs="+", type=int, metavar="TOKENS", help="only these of the sizes")
+    learners.add_argument(
+        "--one-child", action="store_true", help="time and memory from the same process: half the time, rougher times"
+    )
     learners.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the base")
     return parser
 
@@ -48,7 +52,10 @@ def run_sampler(console: Console, options: argparse.Namespace) -> None:
 
 def run_learner(console: Console, options: argparse.Namespace) -> None:
     """What `learner` names."""
-    learner.run(console, options.cases, options.learners, options.threads, options.dtype, Path(options.output))
+    learner.run(
+        console, options.cases, options.learners, Path(options.output), threads=options.threads, dtype=options.dtype,
+        lengths=options.lengths, one_child=options.one_child,
+    )  # fmt: skip
 
 
 def main() -> None:

@@ -118,9 +118,12 @@ def measure_case(case: Case, memory: bool) -> dict[str, float]:
 
 
 def benchmark_learner(
-    console: Console, cases: Sequence[Case], learners: Sequence[str] = LEARNERS
+    console: Console, cases: Sequence[Case], learners: Sequence[str] = LEARNERS, *, one_child: bool = False
 ) -> list[dict[str, Any]]:
-    """One record per case and learner: peak, log and seconds, and ratios to TRL's learner on the same tokens."""
+    """One record per case and learner: peak, log and seconds, and ratios to TRL's learner on the same tokens.
+
+    With `one_child` the time is that of the process whose memory is measured: fair where single tensors are large.
+    """
     check_gates(console)
     jobs = [
         replace(case, learner=learner)
@@ -133,7 +136,7 @@ def benchmark_learner(
         for job in jobs:
             memory = measure_case(job, memory=True)
             advance(1)
-            timed = measure_case(job, memory=False)
+            timed = memory if one_child else measure_case(job, memory=False)
             advance(1)
             records.append(
                 {
@@ -200,11 +203,27 @@ def plot_records(records: list[dict[str, Any]], path: Path) -> Path:
 
 
 def run(
-    console: Console, names: Sequence[str], learners: Sequence[str], threads: int, dtype: str, output: Path
+    console: Console,
+    names: Sequence[str],
+    learners: Sequence[str],
+    output: Path,
+    *,
+    threads: int,
+    dtype: str,
+    lengths: Sequence[int] | None,
+    one_child: bool,
 ) -> None:
-    """Measure, print, and write results.json and a picture."""
-    cases = [replace(case, threads=threads, dtype=dtype) for name in names for case in CASES[name]]
-    records = benchmark_learner(console, cases, learners)
+    """Measure, print, and write results.json and a picture.
+
+    Raises:
+        ValueError: if none of the sizes has one of the lengths.
+    """
+    sizes = [case for name in names for case in CASES[name] if lengths is None or case.tokens in lengths]
+    if not sizes:
+        known = sorted({case.tokens for name in names for case in CASES[name]})
+        raise ValueError(f"lengths {list(lengths or ())} are none of {known}, which {list(names)} has")
+    cases = [replace(case, threads=threads, dtype=dtype) for case in sizes]
+    records = benchmark_learner(console, cases, learners, one_child=one_child)
     print_records(console, records)
     write_results(output / "learner.json", {"records": records, "environment": environment()})
     console.print(
