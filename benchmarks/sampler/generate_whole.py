@@ -1,8 +1,8 @@
 """Whole generations from short prompts, before any eviction: our rollout against `generate`, taking turns.
 
 Here the bounded cache wins nothing; what is compared is the price of a round. `generate` runs the bare base (a merged
-LoRA would cost the same) and PEFT's LoRA of our rank, with its default cache. Like for like are the bare base in both, and
-PEFT's LoRA against our adapter; our adapter against the bare base also pays for the adapter.
+LoRA would cost the same) and PEFT's LoRA of our rank, with its default cache. Like for like are the bare base in both,
+and PEFT's LoRA against our adapter; our adapter against the bare base also pays for the adapter.
 """
 
 from __future__ import annotations

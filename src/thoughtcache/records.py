@@ -134,7 +134,7 @@ class Rollout:
             `settings.filters`; None where none was on, because `logprobs` is that already.
         evictions: the evictions in order (N of them).
         states: [N, L, G, R] thought state after each eviction, at least fp32 (the *anchors*); None if the policy
-            that sampled has no evolving state.
+            that sampled has no evolving state, or they were not asked for; on the host.
         keys_values: [L, 2, H, P + T - 1, D] keys and values of all processed tokens, if `rollout` was asked to record
             them.
         entropies: [T] entropy (nats) of each scored distribution, recorded together with `keys_values`.

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import thoughtcache as tc
 from support.compare import assert_close, assert_gradients_match, gradients, padded, weighted_loss
 from support.models import VOCABULARY, tiny_model
+from support.operators import WAITING, Operators
 from thoughtcache.policy import prefill as prefill_module
 
 PROMPTS = [[3, 1, 4, 1, 5], [6, 5], [3, 1, 4, 1, 5], [9], [2, 7, 1, 8], [6, 5], [4]]
@@ -137,3 +138,55 @@ def test_slots_are_refilled_at_once():
     assert useful <= sum(decoded) <= useful + len(rollouts) + 2 * LENGTH
     static = sum(4 * (max(len(r.token_ids) for r in rollouts[i : i + 4]) - 1) for i in range(0, 24, 4))
     assert sum(decoded) < static
+
+
+def test_a_round_asks_nothing_of_the_device_and_sends_it_nothing(monkeypatch):
+    """Except when sequences begin, evict or are looked at: 40 rounds of three slots, an eviction every two of them."""
+    from thoughtcache.cache.slot_cache import SlotCache
+    from thoughtcache.policy import engine
+
+    sent, original = [], SlotCache.to_device
+
+    def counted(self, values):
+        sent.append(len(values))
+        return original(self, values)
+
+    monkeypatch.setattr(SlotCache, "to_device", counted)
+    monkeypatch.setattr(engine.Engine, "_harvest", lambda self, look: None)
+    evictions = []
+    evict = engine.Engine._evict
+    monkeypatch.setattr(engine.Engine, "_evict", lambda self, due: (evictions.append(len(due)), evict(self, due)))
+
+    class _Enough(Exception):
+        pass
+
+    steps = []
+
+    def step(self, cache, tokens):
+        if len(steps) == 40:
+            raise _Enough
+        with Operators() as seen:
+            hidden = run(self, cache, tokens)
+        steps.append(seen.names & WAITING)
+        return hidden
+
+    run = engine.DecodeStep.__call__
+    monkeypatch.setattr(engine.DecodeStep, "__call__", step)
+    with pytest.raises(_Enough):
+        tc.rollout(MODELS["rolling"], PROMPTS[:3], max_new_tokens=60, ignore_eos=True)
+    assert len(evictions) > 10
+    # Arrivals: one call per different prompt. Evictions: slots and where their thoughts begin.
+    assert len(sent) == len({tuple(p) for p in PROMPTS[:3]}) + 2 * len(evictions)
+    assert not set().union(*steps)
+
+
+def test_rollouts_without_anchors_are_the_same_and_replay_from_their_own_states():
+    model = MODELS["sliding"]
+    with_anchors, without = (stopping(model, PROMPTS, anchors=anchors) for anchors in (True, False))
+    assert [r.token_ids for r in without] == [r.token_ids for r in with_anchors]
+    assert any(r.states is not None for r in with_anchors)
+    assert all(
+        r.states is None and len(r.evictions) == len(o.evictions) for r, o in zip(without, with_anchors, strict=True)
+    )
+    with torch.no_grad():
+        assert_close(tc.replay(model, without).logprobs, padded(with_anchors))

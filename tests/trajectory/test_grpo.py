@@ -14,6 +14,7 @@ import thoughtcache as tc
 from support.compare import TOLERANCE, max_difference, padded
 from support.grpo import base_with_eos, even_words, make_trainer, prompts, quick_arguments, word_tokenizer
 from support.models import adapt
+from thoughtcache.policy import decode_step
 from thoughtcache.policy.options import ReplayOptions
 from thoughtcache.policy.replay import score_rollouts
 from thoughtcache.train import grpo
@@ -178,6 +179,16 @@ def test_recorded_states_serve_the_policy_that_sampled_and_no_other(
     trainer.train()
     assert calls.anchored == [True, False, True, False]
     assert calls.full_cache == [False, reference == "full", False, False]
+
+
+def test_sampling_is_compiled_if_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[Any] = []
+    monkeypatch.setattr(decode_step, "compile_whole", lambda function, device: compiled.append(function) or function)
+    expected = _generate(make_trainer(_model(), tmp_path))
+    assert not compiled
+    found = _generate(make_trainer(_model(), tmp_path, compile_rollout=True))
+    assert len(compiled) == 3, "decode step, moving thoughts, absorbing them"
+    assert torch.equal(found["completion_ids"], expected["completion_ids"])
 
 
 def test_references_are_the_ones_that_were_asked_for(tmp_path: Path) -> None:

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from support.models import VOCABULARY, tiny_model
+from support.operators import WAITING, Operators
 from thoughtcache.policy.drawing import Drawing
 from thoughtcache.policy.handle import open_policy
 from thoughtcache.policy.stop_strings import StopStrings
 from thoughtcache.records import SamplingSettings, TokenFilters
 
-WAITING = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2", "bincount", "item"}
 SLOTS, LENGTH = 3, 5
-
-
-class Operators(TorchDispatchMode):
-    """Names of the operators that were called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.add(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
 
 
 def drawing(filters: TokenFilters, stop_strings: StopStrings | None = None) -> Drawing:

@@ -93,6 +93,7 @@ def exact_match_accuracy(
         seed=seed,
         window=window,
         batch_size=batch_size,
+        anchors=False,
         progress=progress,
     )
     elapsed_seconds = time.perf_counter() - started

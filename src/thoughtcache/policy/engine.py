@@ -233,13 +233,18 @@ class Engine:
             if sequence is not None and sequence.recorder is not None:
                 sequence.recorder.copy_new(self.cache, slot, len(sequence.prompt) + int(self.counts[slot]) - 1)
         event = self.cache.evict(due)
+        states, chosen = _to_host(event.states if self.anchors else None), _to_host(event.chosen)
         for place, slot in enumerate(event.slots):
             sequence = self.slots[slot]
             assert sequence is not None
-            keep_state = self.anchors and event.states is not None
             sequence.evictions.append(
-                (
-                    event.states[place] if keep_state and event.states is not None else None,
-                    None if event.chosen is None else event.chosen[place],
-                )
+                (None if states is None else states[place], None if chosen is None else chosen[place])
             )
+
+
+def _to_host(record: Tensor | None) -> Tensor | None:
+    """Records grow with the length, so they leave a GPU at once; nothing waits until a sequence is taken out."""
+    if record is None or record.device.type != "cuda":
+        return record
+    host = torch.empty(record.shape, dtype=record.dtype, pin_memory=True)
+    return host.copy_(record, non_blocking=True)

@@ -202,6 +202,7 @@ def answer(
         seed=seed,
         stop_strings=stop,
         tokenizer=tokenizer,
+        anchors=False,
     )
     return str(tokenizer.decode(result.token_ids, skip_special_tokens=True))
 

@@ -173,6 +173,7 @@ class ThoughtGRPOTrainer(GRPOTrainer):
             temperature=self.temperature,
             seed=self._rollout_seed(),
             batch_size=self.args.rollout_batch_size,
+            compile=self.args.compile_rollout,
             stop_ids=self.eos_token_ids,
             kv_log=self.args.kv_log if self.args.reuse_rollout and self.model.training else None,
         )

@@ -45,6 +45,7 @@ class ThoughtGRPOConfig(GRPOConfig):
             "full": adapter off, full cache (the paper's).
         profile_memory: keep a timeline of the memory in use in `trainer.memory.timeline`.
         rollout_batch_size: sequences decoded at once; None decodes the generation batch of a process in one go.
+        compile_rollout: static shapes and compiled steps in sampling; see `rollout(compile=True)`.
         gradient_checkpointing: refused, because transformers then drops the cache.
         bf16: refused with `fp16`; load the model in the dtype that it should compute in.
     """
@@ -62,6 +63,7 @@ class ThoughtGRPOConfig(GRPOConfig):
     reference: str = field(default="consistent", metadata={"help": "consistent (same evictions) or full (full cache)"})
     profile_memory: bool = field(default=False, metadata={"help": "keep a timeline of the memory in use"})
     rollout_batch_size: int | None = field(default=None, metadata={"help": "sequences decoded at once"})
+    compile_rollout: bool = field(default=False, metadata={"help": "sample with compiled steps of static shapes"})
     # None becomes False; an explicit False would make transformers warn about the option's old name.
     gradient_checkpointing: bool | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "must stay off: it drops the cache"}
