@@ -30,7 +30,7 @@ STATIC = ("static, dropping free slots", "static, plain")
 def keeping_free_slots() -> Iterator[None]:
     """The engine does not drop slots in this block."""
     plain: Callable[..., None] = Engine._shrink
-    Engine._shrink = lambda self, active: None  # type: ignore[method-assign]
+    Engine._shrink = lambda self: None  # type: ignore[method-assign]
     try:
         yield
     finally:
