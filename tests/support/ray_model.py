@@ -26,9 +26,17 @@ def trainer_model(**config: Any) -> PeftModel:
     return adapt(base_with_eos(dtype=torch.float32), seed=9, **config)
 
 
-def troubled_model(flag: str, trouble: str = "die", forward_pass: int = 5) -> PeftModel:
-    """Dies or hangs once: the actor that creates the file `flag` first."""
-    model = plain_model()
+def troubled_model(flag: str, trouble: str = "die") -> PeftModel:
+    """`plain_model` that dies or hangs once: the actor that creates the file `flag` first."""
+    return _in_trouble(plain_model(), flag, trouble)
+
+
+def troubled_trainer_model(flag: str, **config: Any) -> PeftModel:
+    """`trainer_model` that dies once."""
+    return _in_trouble(trainer_model(**config), flag, "die")
+
+
+def _in_trouble(model: PeftModel, flag: str, trouble: str, forward_pass: int = 5) -> PeftModel:
     count = iter(range(10**6))
 
     def hook(*_: Any) -> None:

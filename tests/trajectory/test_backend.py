@@ -144,7 +144,7 @@ def _ray() -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(500)
 @pytest.mark.usefixtures("_ray")
 def test_ray_actors_train_the_same_adapter_as_this_process(tmp_path: Path) -> None:
     """Ahead as well: the same rollouts, one step stale, whoever samples them."""
@@ -155,10 +155,31 @@ def test_ray_actors_train_the_same_adapter_as_this_process(tmp_path: Path) -> No
             loader="support.ray_model:trainer_model",
             num_actors=2,
             ahead=ahead,
-            timeout_seconds=100.0,
+            timeout_seconds=240.0,
         ) as actors:
             found, logged = trained(make_trainer(tmp_path, actors))
         assert [entry["rollout/staleness"] for entry in logged] == ([0.0, 1.0, 1.0] if ahead else [0.0, 0.0, 0.0])
         assert [entry["rollout/adapter_version"] for entry in logged] == ([1.0, 1.0, 2.0] if ahead else [1.0, 2.0, 3.0])
         # Two actors batch the rows otherwise: fp32 rounding, through three steps of Adam.
         assert max(max_difference(found[name], value) for name, value in expected.items()) < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+@pytest.mark.usefixtures("_ray")
+def test_a_step_whose_actor_is_killed_is_completed(tmp_path: Path) -> None:
+    """The other actor takes its rows over, no third one is started, and training ends as if nothing had happened."""
+    expected, _ = trained(make_trainer(tmp_path, Here(ahead=False)))
+    with RayRollouts(
+        {"evict_fraction": 0.4, "flag": str(tmp_path / "died")},
+        loader="support.ray_model:troubled_trainer_model",
+        num_actors=2,
+        max_replacements=0,
+        ahead=False,
+        timeout_seconds=240.0,
+    ) as actors:
+        found, logged = trained(make_trainer(tmp_path, actors))
+    assert (tmp_path / "died").exists()
+    assert sum(entry["rollout/redispatched"] for entry in logged) == 1
+    assert len(logged) == 3
+    assert max(max_difference(found[name], value) for name, value in expected.items()) < 1e-3
