@@ -31,6 +31,7 @@ class Case:
         rank: r and G.
         rule: of the state.
         at: positions in a rollout at which to look.
+        depth: tokens in the caches of `generate`, while ours is where `at` says; None for the same place.
         cycles: eviction cycles around a position that its speed is taken from.
         steps: tokens per look at another sampler.
         num_prompts: of continuous batching.
@@ -53,6 +54,7 @@ class Case:
     rank: int = 32
     rule: str = "delta"
     at: tuple[int, ...] = ()
+    depth: int | None = None
     cycles: int = 4
     steps: int = 16
     num_prompts: int = 96

@@ -3,7 +3,9 @@
 One rollout of ours really goes there. At the positions `case.at` its clock stops and `generate` decodes a few tokens
 from caches of that depth (`prefilled.py`); our speed is that of the eviction cycles right before and behind the stop.
 `generate` runs the bare base (a merged LoRA would cost the same) and PEFT's LoRA of our rank. At the last position the
-stop is repeated, `case.repeats` times, a cycle apart.
+stop is repeated, `case.repeats` times, a cycle apart. With `case.depth` the caches of `generate` are that deep wherever
+our rollout is: under a full window our rounds do not depend on the position (`positions.py`), and this takes a tenth
+of the time.
 """
 
 from __future__ import annotations
@@ -29,12 +31,13 @@ def measure(case: Case) -> Measured:
     model, base, lora = thought_model(case), load_base(case), lora_model(case)
     models = {"base": (base, base), "LoRA": (lora, lora.get_base_model())}
     stops = stop_rounds(case)
+    place = case.depth or case.at[-1]
     theirs: dict[tuple[str, str, int], tuple[float, float]] = {}
 
     def stop(at: int) -> None:
         for kind, name in product(CACHES, BASELINES):
             theirs[kind, name, at] = generate_round(
-                *models[name], kind, batch=case.batch, depth=case.prompt + at, steps=case.steps
+                *models[name], kind, batch=case.batch, depth=case.depth or case.prompt + at, steps=case.steps
             )
 
     prompts = make_prompts(base, [case.prompt] * case.batch)
@@ -47,7 +50,7 @@ def measure(case: Case) -> Measured:
     ours_cpu = [beside(clock.cpu_seconds, at, case.cycle) for at in last]
     figures = [
         over_repeats(
-            f"speed at {case.at[-1]} / generate, {kind} cache, {name}",
+            f"speed at {place} / generate, {kind} cache, {name}",
             ratios([theirs[kind, name, at][0] for at in last], ours),
             cpu=ratios([theirs[kind, name, at][1] for at in last], ours_cpu),
             at_least=TARGETS[kind],
@@ -55,10 +58,10 @@ def measure(case: Case) -> Measured:
         )
         for kind, name in product(CACHES, BASELINES)
     ]
-    figures.append(Figure(name=f"tokens per second at {case.at[-1]}", value=case.batch / median(ours)))
+    figures.append(Figure(name=f"tokens per second at {place}", value=case.batch / median(ours)))
     curves: dict[str, Curve] = {
         f"speed: generate, {kind} cache, {name}": (
-            [float(at) for at in case.at],
+            [float(case.depth or at) for at in case.at],
             [case.batch / theirs[kind, name, at][0] for at in case.at],
         )
         for kind, name in product(CACHES, BASELINES)
