@@ -54,7 +54,7 @@ def check_gates(console: Console) -> None:
         RuntimeError: if a gate is not green.
     """
     found = {}
-    for learner in LEARNERS:
+    for learner in [name for name in LEARNERS if name != "reuse"]:  # random records: tests/parity/test_reuse.py
         case = Case(shape="smollm2_slice", learner=learner, tokens=96, window=128 if learner in TRL_LEARNERS else 32)
         model = build_model(case)
         _same_adapter(model)

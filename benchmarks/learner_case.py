@@ -30,7 +30,7 @@ from thoughtcache.policy.token_logprobs import token_logprobs
 from thoughtcache.records import Rollout, SamplingSettings
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-LEARNERS = ("reverse", "layers", "plain", "checkpoint", "trl", "trl_tiles")
+LEARNERS = ("reverse", "layers", "reuse", "plain", "checkpoint", "trl", "trl_tiles")
 TRL_LEARNERS = ("trl", "trl_tiles")
 TRL_TILE_TOKENS = 256
 
@@ -41,7 +41,8 @@ class Case:
 
     Attributes:
         shape: "smollm2", "smollm2_slice" (4 layers) or "qwen3b_slice" (4 layers).
-        learner: "reverse" (ours), "layers" (ours, with checkpoints of layers), "plain" (autograd through our segments),
+        learner: "reverse" (ours), "layers" (ours, with checkpoints of layers), "reuse" (ours, on records such as sampling
+            leaves, here of random numbers, instead of a forward pass), "plain" (autograd through our segments),
             "checkpoint" (one checkpoint per segment), "trl" (full cache, TRL's fused head and gradient checkpointing)
             or "trl_tiles" (the same, but its head in tiles of `TRL_TILE_TOKENS` tokens, which is no option of TRL's).
         tokens: thought tokens.
@@ -96,15 +97,29 @@ def build_model(case: Case) -> peft.PeftModel:
 
 
 def build_rollout(case: Case, tokens: int) -> Rollout:
-    """Random tokens with the record that sampling under the window would have left; no anchors."""
+    """Random tokens with the record that sampling under the window would have left; states and K/V for "reuse"."""
     generator = torch.Generator().manual_seed(1)
     drawn = torch.randint(4, build_config(case.shape).vocab_size, (case.prompt + tokens,), generator=generator).tolist()
     evicted = evict_count(case.window, 0.25)
+    evictions = sliding_evictions(tokens - 1, case.window, evicted)
+    records: dict[str, Tensor] = {}
+    if case.learner == "reuse":
+        config, dtype = build_config(case.shape), getattr(torch, case.dtype)
+        layers, heads = config.num_hidden_layers, config.num_key_value_heads
+        size = config.hidden_size // config.num_attention_heads
+        columns = case.prompt + tokens - 1
+        records = {
+            "keys_values": torch.randn(layers, 2, heads, columns, size, generator=generator).to(dtype),
+            "entropies": torch.zeros(tokens),
+        }
+        if evictions:
+            records["states"] = torch.randn(len(evictions), layers, case.rank, case.rank, generator=generator)
     return Rollout(
         prompt_ids=drawn[: case.prompt],
         token_ids=drawn[case.prompt :],
         logprobs=torch.zeros(tokens),
-        evictions=sliding_evictions(tokens - 1, case.window, evicted),
+        evictions=evictions,
+        **records,
         finish_reason="length",
         settings=SamplingSettings(
             temperature=1.0, max_new_tokens=tokens, window=case.window, num_evicted=evicted, eviction="sliding",
@@ -141,8 +156,9 @@ def logprobs_of(model: peft.PeftModel, rollout: Rollout, case: Case) -> Tensor:
     return tc.replay(
         model,
         [rollout],
-        anchored=False,
-        recompute=case.learner in ("reverse", "layers"),
+        anchored=case.learner == "reuse",
+        reuse=case.learner == "reuse",
+        recompute=case.learner in ("reverse", "layers", "reuse"),
         checkpoint_layers=case.learner == "layers",
         chunk_tokens=case.chunk_tokens,
         kv_log="host",
