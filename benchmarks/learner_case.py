@@ -41,10 +41,11 @@ class Case:
 
     Attributes:
         shape: "smollm2", "smollm2_slice" (4 layers) or "qwen3b_slice" (4 layers).
-        learner: "reverse" (ours), "layers" (ours, with checkpoints of layers), "reuse" (ours, on records such as sampling
-            leaves, here of random numbers, instead of a forward pass), "plain" (autograd through our segments),
-            "checkpoint" (one checkpoint per segment), "trl" (full cache, TRL's fused head and gradient checkpointing)
-            or "trl_tiles" (the same, but its head in tiles of `TRL_TILE_TOKENS` tokens, which is no option of TRL's).
+        learner: "reverse" (ours), "layers" (ours, with checkpoints of layers), "reuse" (ours, on records such as
+            sampling leaves, here of random numbers, instead of a forward pass), "plain" (autograd through our
+            segments), "checkpoint" (one checkpoint per segment), "trl" (full cache, TRL's fused head and gradient
+            checkpointing) or "trl_tiles" (the same, but its head in tiles of `TRL_TILE_TOKENS` tokens, which is no
+            option of TRL's).
         tokens: thought tokens.
         window: resident thoughts.
         prompt: prompt tokens.
