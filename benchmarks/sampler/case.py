@@ -37,6 +37,7 @@ class Case:
         num_prompts: of continuous batching.
         mean_length: of random lengths.
         repeats: interleaved repetitions; the median counts.
+        anchors: record the states, which grow with the length.
         compile: hand `compile=True` to `rollout`; only where True.
         judged: whether the sizes are those that the targets are meant for.
         threads: of PyTorch.
@@ -60,6 +61,7 @@ class Case:
     num_prompts: int = 96
     mean_length: int = 256
     repeats: int = 3
+    anchors: bool = True
     compile: bool = False
     judged: bool = True
     threads: int = 1

@@ -96,7 +96,9 @@ def uneven_lengths(batch: int, prompt: int) -> list[int]:
 
 def rollout_options(case: Case) -> dict[str, Any]:
     """Of `rollout`. `compile` is named only where it is asked for."""
-    options: dict[str, Any] = {"max_new_tokens": case.tokens, "window": case.window, "ignore_eos": True}
+    options: dict[str, Any] = {
+        "max_new_tokens": case.tokens, "window": case.window, "ignore_eos": True, "anchors": case.anchors,
+    }  # fmt: skip
     if case.compile:
         options["compile"] = True
     return options

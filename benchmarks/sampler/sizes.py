@@ -40,7 +40,7 @@ def full() -> Cases:
     return {
         "positions": [
             replace(tiny, tokens=17024, at=(1000, 16000), cycles=16),
-            replace(tiny, tokens=65536, repeats=1),
+            replace(tiny, tokens=65536, repeats=1, anchors=False),
             replace(tiny, tokens=8192, window=None, repeats=1),
             replace(real, tokens=8128, prompt=64, at=(500, 4000), repeats=1),
             replace(real, tokens=1536, prompt=64, window=None, repeats=1),

@@ -19,8 +19,8 @@ from thoughtcache.planning.setting import PlanSetting
 from thoughtcache.policy.prefill import CHUNK_COLUMNS
 
 FP64 = 8
-DRAW_BYTES = 2 * FP64 + FP32
-"""Bytes per vocabulary entry and slot while a token is drawn: the distribution, and two tensors in fp64."""
+DRAW_BYTES = 3 * FP32
+"""Bytes per vocabulary entry and slot while a token is drawn: the distribution, and its probabilities in blocks."""
 
 
 def rollout_parts(setting: PlanSetting) -> dict[str, Parts]:
@@ -51,8 +51,8 @@ def rollout_parts(setting: PlanSetting) -> dict[str, Parts]:
         },
         "filling slots": {
             **before,
-            # Each prompt once, then once per slot, then in the slots.
-            "rollout K/V": cache["rollout K/V"] + kv_bytes(numbers, prompts + slots, prompt),
+            # Each prompt once, and in the slots.
+            "rollout K/V": cache["rollout K/V"] + kv_bytes(numbers, prompts, prompt),
             "activations": scores,
         },
         "drawing": {

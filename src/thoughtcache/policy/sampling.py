@@ -55,7 +55,7 @@ def sample_tokens(distribution: Float[Tensor, "B V"], uniform: Float[Tensor, " B
         return distribution.argmax(dim=-1)
     size = distribution.shape[1]
     probabilities = pad(distribution.exp(), (0, -size % _BLOCK)).reshape(len(distribution), -1, _BLOCK)
-    up_to_block = probabilities.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    up_to_block = probabilities.sum(dim=-1).double().cumsum(dim=-1)
     # Below the total even for the largest number below 1: the product is at least half a unit in its last place away.
     target = uniform.unsqueeze(-1) * up_to_block[:, -1:]
     block = torch.searchsorted(up_to_block, target, right=True).clamp_max(up_to_block.shape[1] - 1)
