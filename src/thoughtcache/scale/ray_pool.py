@@ -71,6 +71,8 @@ class ActorPool:
                     continue
                 except self._ray.exceptions.RayTaskError as error:
                     self._idle.append(actor)
+                    if finished is None:
+                        continue  # of an earlier call, which has raised its own error
                     raise error.cause from error
                 self._idle.append(actor)
                 if finished is not None:
