@@ -86,13 +86,17 @@ def test_compiled_steps_give_the_same_rollouts() -> None:
         timeout=850,
     )
     assert run.returncode == 0, run.stderr[-4000:]
-    before, after = json.loads(run.stdout.splitlines()[-1])
+    before, after, graphs = json.loads(run.stdout.splitlines()[-1])
     assert len(set(before["lengths"])) > 2, "slots are not refilled in turn"
     for one in (before, after):
         assert one["same_tokens"]
         assert one["gap"] < COMPILED_GAP
     # New weights, the same graphs: an optimiser step compiles nothing and is seen.
     assert abs(before["logprob"] - after["logprob"]) > COMPILED_GAP
+    # A CUDA graph is only made of a graph that writes to fixed addresses.
+    assert sum(bool(written) for written, _ in graphs) == 2, "the step and the eviction write to the cache"
+    for written, fixed in graphs:
+        assert set(written) <= set(fixed)
 
 
 def test_what_cannot_be_compiled_whole_is_an_error() -> None:

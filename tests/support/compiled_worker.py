@@ -6,9 +6,12 @@ The checks wrap functions in ways that `torch.compile` cannot follow.
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from torch._dynamo.backends.common import aot_autograd
 
 import thoughtcache as tc
 from support.models import tiny_model
@@ -34,6 +37,22 @@ def compare(model: Any) -> dict[str, Any]:
     }
 
 
+def written_inputs(model: Any) -> list[tuple[list[int], list[int]]]:
+    """Of every graph: the inputs that it writes to, and those whose address is fixed."""
+    found: list[tuple[list[int], list[int]]] = []
+
+    def look(graph: torch.fx.GraphModule, inputs: list[Any]) -> torch.fx.GraphModule:
+        context = torch._guards.TracingContext.get()
+        assert context.fw_metadata is not None
+        found.append((context.fw_metadata.mutated_inp_runtime_indices, context.fw_metadata.static_input_indices))
+        return graph
+
+    backend = aot_autograd(fw_compiler=look, inference_compiler=look)
+    with patch.object(torch, "compile", partial(torch.compile, backend=backend)):
+        tc.rollout(model, PROMPTS, compile=True, **OPTIONS)
+    return found
+
+
 def main() -> None:
     """Before and after an optimiser step, in which nothing may be compiled again."""
     torch.set_num_threads(1)
@@ -43,7 +62,7 @@ def main() -> None:
         next(p for name, p in model.named_parameters() if "lora_B" in name).mul_(3.0)
     with torch._dynamo.config.patch(error_on_recompile=True):
         after = compare(model)
-    print(json.dumps([before, after]))
+    print(json.dumps([before, after, written_inputs(model)]))
 
 
 if __name__ == "__main__":

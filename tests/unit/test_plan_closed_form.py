@@ -89,7 +89,9 @@ def test_slots_of_evictions_that_choose():
     # 28 evictions of 256 thoughts, 36 layers of 2 heads, 8 bytes
     assert slot_bytes(chosen, 3) == 28 * 3 * 256 * 36 * 2 * 8
     assert slot_bytes(qwen(), 3) == 0
-    assert {phase.parts.get("evicted slots") for phase in make_plan(chosen).phases[2:]} == {slot_bytes(chosen, 3)}
+    on_cpu = make_plan(replace(chosen, device_type="cpu"))
+    assert {phase.parts.get("evicted slots") for phase in on_cpu.phases[2:]} == {slot_bytes(chosen, 3)}
+    assert on_cpu.host_bytes == 0
     # The log notes 4 bytes for each thought that a chunk finds resident; on the host it takes nothing of the device.
     resident = sum(max(0, shape.entry - 512) for shape in chunk_shapes(512, 8192, 1024, 256, 256))
     with_columns, without = (
@@ -97,6 +99,17 @@ def test_slots_of_evictions_that_choose():
     )
     assert with_columns - without == 3 * resident * 36 * 2 * 4
     assert backward_parts(replace(chosen, kv_log="host"))["K/V log"] == 0
+
+
+def test_records_of_evictions_leave_a_gpu():
+    setting = qwen(thought=ThoughtConfig(eviction="random"), batch=3, group=3)
+    plan = make_plan(setting)
+    assert all("evicted slots" not in phase.parts for phase in plan.phases)
+    states = {phase.name for phase in plan.phases if "thought states" in phase.parts}
+    assert states == {"learner: forward", "learner: backward"}, "not those on entry to the chunks"
+    assert plan.host_bytes == anchor_bytes(setting, 3) + slot_bytes(setting, 3)
+    logged = make_plan(replace(setting, kv_log="host")).host_bytes - plan.host_bytes
+    assert logged == 2 * 36 * 3 * (512 + 8192) * 256 * 2
 
 
 def test_the_log_notes_what_the_plan_counts():

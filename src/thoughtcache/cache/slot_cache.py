@@ -6,7 +6,7 @@ counters of its own that only an arrival, an eviction or an end touches, so a de
 nor sends it anything, and costs the host the same for every number of slots.
 
 Where all slots have the same length the layers hand out plain views and need no mask. With `static_shapes` every step
-attends to the whole buffer under a mask, so that one compiled graph serves all of them (`policy/compiled.py`).
+attends to the whole buffer under a mask, so that one compiled graph serves all of them (`policy/decode_step.py`).
 """
 
 from __future__ import annotations
@@ -170,6 +170,7 @@ class SlotCache(StatefulCache):
             torch.zeros(num_slots, dtype=torch.long, device=device) for _ in range(3)
         )
         self.every = torch.arange(num_slots, device=device)
+        self._fix_addresses(self.columns, self.positions, self.occupied, self.every, *(states or ()))
         self.move = self.move_thoughts
 
     @property
@@ -201,6 +202,7 @@ class SlotCache(StatefulCache):
                 heads, _, size = pair[0].shape
                 layer.keys, layer.values = (t.new_zeros(self.num_slots, heads, self.capacity, size) for t in pair)
                 layer.is_initialized = True
+                self._fix_addresses(layer.keys, layer.values)
             layer.keys[rows, :, :length], layer.values[rows, :, :length] = pair
         if self.states is not None and self.initial_states is not None:
             for state, initial in zip(self.states, self.initial_states, strict=True):
@@ -209,6 +211,12 @@ class SlotCache(StatefulCache):
         self.prompts[slots], self.lengths[slots], self.num_evictions[slots], self.taken[slots] = length, length, 0, True
         for slot, seed in zip(slots, seeds, strict=True):
             self.seeds[slot] = seed
+
+    def _fix_addresses(self, *buffers: Tensor) -> None:
+        """Tell the compiler that these stay where they are: a CUDA graph writes only to what it need not copy."""
+        if self.static_shapes:
+            for buffer in buffers:
+                torch._dynamo.mark_static_address(buffer)
 
     def free(self, slot: int) -> None:
         """The slot's sequence is over."""

@@ -19,7 +19,13 @@ from thoughtcache.planning.flops import linear_shapes
 from thoughtcache.planning.layer_memory import adapter_bytes, kv_bytes, layer_numbers
 from thoughtcache.planning.model_size import model_size
 from thoughtcache.planning.parts import Parts, add, highest, total
-from thoughtcache.planning.replay_memory import anchor_bytes, backward_parts, forward_parts, slot_bytes
+from thoughtcache.planning.replay_memory import (
+    anchor_bytes,
+    backward_parts,
+    forward_parts,
+    record_parts,
+    slot_bytes,
+)
 from thoughtcache.planning.rollout_memory import recorded_kv_bytes, rollout_parts
 from thoughtcache.planning.setting import PlanSetting
 
@@ -54,7 +60,7 @@ class Plan:
 
     Attributes:
         phases: in the order in which they run.
-        host_bytes: keys and values that wait on the host.
+        host_bytes: records, and keys and values, that wait on the host of a GPU.
     """
 
     phases: tuple[Phase, ...]
@@ -91,8 +97,7 @@ def make_plan(setting: PlanSetting, *, reserve_bytes: int | None = None) -> Plan
     accumulated = gradients if setting.completions > setting.batch else 0
     records: Parts = {
         "recorded K/V": recorded_kv_bytes(setting, setting.completions),
-        "thought states": 0 if setting.distills else anchor_bytes(setting, setting.completions),
-        "evicted slots": 0 if setting.distills else slot_bytes(setting, setting.completions),
+        **({} if setting.distills else record_parts(setting, setting.completions)),
     }
 
     def phase(name: str, *parts: Parts, runs_model: bool = True) -> Phase:
@@ -160,7 +165,12 @@ def _rollout(setting: PlanSetting) -> dict[str, Parts]:
 
 
 def _host_bytes(setting: PlanSetting) -> int:
-    if setting.learner != "replay" or setting.logs_on_device:
+    """What a run on a GPU keeps on the host: records of evictions, and keys and values with `kv_log="host"`."""
+    if setting.device_type == "cpu":
         return 0
-    rows = setting.batch + (setting.completions if setting.reuse else 0)
-    return kv_bytes(layer_numbers(setting), rows, setting.prompt_tokens + setting.max_new_tokens)
+    rows = 0 if setting.distills else setting.completions
+    records = anchor_bytes(setting, rows) + slot_bytes(setting, rows)
+    if setting.learner != "replay" or setting.logs_on_device:
+        return records
+    logged = setting.batch + (setting.completions if setting.reuse else 0)
+    return records + kv_bytes(layer_numbers(setting), logged, setting.prompt_tokens + setting.max_new_tokens)

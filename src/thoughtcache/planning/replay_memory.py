@@ -108,6 +108,13 @@ def _resident_columns_bytes(setting: PlanSetting, chunks: list[ChunkShape]) -> i
     return setting.batch * thoughts * layer_heads(setting) * COLUMN_BYTES
 
 
+def record_parts(setting: PlanSetting, rows: int) -> Parts:
+    """What evictions record of so many rows, as far as it stays on the device; a GPU hands it to the host at once."""
+    if setting.device_type == "cuda":
+        return {}
+    return {"thought states": anchor_bytes(setting, rows), "evicted slots": slot_bytes(setting, rows)}
+
+
 def slot_bytes(setting: PlanSetting, rows: int) -> int:
     """Recorded slots of all evictions, where evictions choose them."""
     if not setting.chooses:

@@ -14,7 +14,7 @@ from thoughtcache.planning.layer_memory import (
     layer_numbers,
 )
 from thoughtcache.planning.parts import Parts
-from thoughtcache.planning.replay_memory import anchor_bytes, slot_bytes
+from thoughtcache.planning.replay_memory import record_parts
 from thoughtcache.planning.setting import PlanSetting
 from thoughtcache.policy.prefill import CHUNK_COLUMNS
 
@@ -29,19 +29,12 @@ def rollout_parts(setting: PlanSetting) -> dict[str, Parts]:
     window = setting.max_new_tokens if setting.window is None else min(setting.window, setting.max_new_tokens)
     prompts = -(-slots // setting.group)
     waiting = max(0, setting.completions - slots)
-    anchors, earlier = anchor_bytes(setting, slots), anchor_bytes(setting, waiting)
     cache = {"rollout K/V": kv_bytes(numbers, slots, prompt + window)}
     scores = slots * setting.max_new_tokens * (FP64 + 8 + FP32)  # uniform numbers, tokens, log-probabilities
-    before = {
-        "recorded K/V": recorded_kv_bytes(setting, waiting),
-        "thought states": earlier,
-        "evicted slots": slot_bytes(setting, waiting),
-    }
-    during = {
-        "recorded K/V": recorded_kv_bytes(setting, slots + waiting),
-        "evicted slots": slot_bytes(setting, slots + waiting),
-        "thought states": anchors + earlier,
-    }
+    before = {"recorded K/V": recorded_kv_bytes(setting, waiting), **record_parts(setting, waiting)}
+    records = record_parts(setting, slots + waiting)
+    joined = record_parts(setting, slots).get("thought states", 0)
+    during = {"recorded K/V": recorded_kv_bytes(setting, slots + waiting), **records}
     token = forward_transient_bytes(numbers, slots) + final_norm_bytes(numbers, slots)
     return {
         "prefill": {
@@ -64,10 +57,12 @@ def rollout_parts(setting: PlanSetting) -> dict[str, Parts]:
         "evicting": {**cache, **during, "activations": _eviction_bytes(setting, numbers) + scores},
         "collecting": {
             **cache,
-            # The blocks of one sequence are joined at a time.
+            **records,
+            # The blocks of one sequence are joined at a time; the states of all that end together exist twice.
             "recorded K/V": recorded_kv_bytes(setting, slots + waiting + 1),
-            "thought states": 2 * anchors + earlier,
-            "evicted slots": slot_bytes(setting, slots + waiting),
+            "thought states": sum(
+                record_parts(setting, rows).get("thought states", 0) for rows in (slots + waiting, slots)
+            ),
             "activations": scores,
         },
     }

@@ -83,13 +83,18 @@ def compile_whole(function: Callable[..., Any], device: torch.device | None) -> 
         function: of tensors, modules and caches.
         device: replay CUDA graphs if it is a GPU; None never does.
     """
+    from torch._inductor import config as inductor  # takes a second to import
+
     on_gpu = device is not None and device.type == "cuda"
     compiled = torch.compile(function, fullgraph=True, mode="reduce-overhead" if on_gpu else None)
+    limits = torch._dynamo.config.patch(
+        recompile_limit=GRAPHS_PER_FUNCTION, accumulated_recompile_limit=256, fail_on_recompile_limit_hit=True
+    )
+    # Without it PyTorch leaves graphs out with a warning.
+    graphs = inductor.patch({"triton.cudagraph_or_error": on_gpu})
 
     def run(*args: Any) -> Any:
-        with torch._dynamo.config.patch(
-            recompile_limit=GRAPHS_PER_FUNCTION, accumulated_recompile_limit=256, fail_on_recompile_limit_hit=True
-        ):
+        with limits, graphs:
             return compiled(*args)
 
     return run
