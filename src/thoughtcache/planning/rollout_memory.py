@@ -60,9 +60,7 @@ def rollout_parts(setting: PlanSetting) -> dict[str, Parts]:
             **records,
             # The blocks of one sequence are joined at a time; the states of all that end together exist twice.
             "recorded K/V": recorded_kv_bytes(setting, slots + waiting + 1),
-            "thought states": sum(
-                record_parts(setting, rows).get("thought states", 0) for rows in (slots + waiting, slots)
-            ),
+            "thought states": records.get("thought states", 0) + joined,
             "activations": scores,
         },
     }
