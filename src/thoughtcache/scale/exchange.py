@@ -105,6 +105,21 @@ def failures_told(group: dist.ProcessGroup) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def lost_in_collectives() -> Iterator[None]:
+    """Name what a collective raises in the body when a process of the run is gone: it says neither who nor what to do.
+
+    Raises:
+        LostProcess: in place of the errors of gloo and NCCL.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo/" in str(error):
+            raise LostProcess(f"another process of this run was killed or is late ({error}). {REMEDY}") from error
+        raise
+
+
 def _message(status: int, payload: bytes) -> Tensor:
     return torch.frombuffer(bytearray([status]) + payload, dtype=torch.uint8)
 

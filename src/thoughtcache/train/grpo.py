@@ -32,6 +32,7 @@ from thoughtcache.policy.replay import score_rollouts
 from thoughtcache.policy.rollout_options import RolloutOptions
 from thoughtcache.records import Rollout
 from thoughtcache.scale.backend import RolloutBackend
+from thoughtcache.scale.exchange import lost_in_collectives
 from thoughtcache.train.ahead import AheadSampler, backend_metrics
 from thoughtcache.train.grpo_config import ThoughtGRPOConfig
 from thoughtcache.train.kept_rollouts import Generation, Scoring, check_same_tokens
@@ -177,6 +178,15 @@ class ThoughtGRPOTrainer(GRPOTrainer):
             stop_ids=self.eos_token_ids,
             kv_log=self.args.kv_log if self.args.reuse_rollout and self.model.training else None,
         )
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As TRL's.
+
+        Raises:
+            LostProcess: if another process of the run is gone, at the latest after `ddp_timeout` seconds.
+        """
+        with lost_in_collectives():
+            return super().train(*args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """As TRL's, under the eyes of who samples ahead."""
