@@ -105,7 +105,9 @@ def test_gradients_at_the_values_of_the_record_when_weights_have_moved():
             parameter.add_(0.05 * torch.randn_like(parameter))
     assert_gradients_match(replay_gradients(model, rollouts, anchored=False), naive_gradients(model, rollouts))
     without = [replace(rollout, states=None) for rollout in rollouts]
-    assert_gradients_match(replay_gradients(model, without), naive_gradients(model, rollouts))
+    assert_gradients_match(replay_gradients(model, without, anchored=False), naive_gradients(model, rollouts))
+    with pytest.raises(ValueError, match="rollout 0 carries no recorded states; replay it with anchored=False"):
+        replay_gradients(model, without)
 
 
 def test_directional_derivative_by_finite_differences():

@@ -226,6 +226,18 @@ def test_a_gradient_scaler_steps_as_if_there_were_none():
     assert all(torch.equal(now, was) for now, was in zip(parameters, moved, strict=True))
 
 
+def test_without_recomputation_too_logits_are_formed_again_under_the_autocast_of_the_first_pass():
+    model, rollouts = case()
+    model.float()
+    found = []
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = tc.replay(model, rollouts, recompute=False).logprobs.sum()
+    hook = model.get_output_embeddings().register_forward_hook(lambda module, args, output: found.append(output.dtype))
+    loss.backward()
+    hook.remove()
+    assert set(found) == {torch.bfloat16}
+
+
 def test_what_runs_again_runs_under_the_autocast_of_the_first_pass():
     model, rollouts = case()
     model.float()

@@ -10,6 +10,7 @@ import torch
 from thoughtcache.policy.log_layout import LogLayout
 from thoughtcache.policy.segment import Chunk
 
+CPU = torch.device("cpu")
 # (columns, rows) of every chunk
 PLANS = [
     [(4, 3), (3, 3), (1, 2), (5, 2), (2, 1)],
@@ -41,7 +42,7 @@ def naive_numbers(chunks: list[Chunk]) -> dict[tuple[int, int], int]:
 @pytest.mark.parametrize("plan", PLANS)
 def test_blocks_hold_the_columns_in_order(plan: list[tuple[int, int]]) -> None:
     chunks = chunks_of(plan)
-    layout, numbers = LogLayout(chunks), naive_numbers(chunks)
+    layout, numbers = LogLayout(chunks, CPU), naive_numbers(chunks)
     assert layout.num_tokens == len(numbers)
     last = chunks[-1].stop
     for start in range(last):
@@ -56,13 +57,13 @@ def test_blocks_hold_the_columns_in_order(plan: list[tuple[int, int]]) -> None:
 
 
 def test_an_empty_range_has_no_blocks() -> None:
-    assert LogLayout(chunks_of(PLANS[0])).blocks(9, 4) == []
+    assert LogLayout(chunks_of(PLANS[0]), CPU).blocks(9, 4) == []
 
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_tokens_of_chosen_columns(plan: list[tuple[int, int]]) -> None:
     chunks = chunks_of(plan)
-    layout, numbers = LogLayout(chunks), naive_numbers(chunks)
+    layout, numbers = LogLayout(chunks, CPU), naive_numbers(chunks)
     generator = torch.Generator().manual_seed(0)
     for chunk in chunks:
         columns = torch.randint(0, chunk.stop, (chunk.rows, 2, 7), generator=generator)

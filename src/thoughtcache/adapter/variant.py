@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import LoraLayer, LoraVariant
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from thoughtcache.adapter.binding import StateBinding
 from thoughtcache.config import ThoughtConfig
@@ -53,19 +54,15 @@ class ThoughtVariant(LoraVariant):
         self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
     ) -> Tensor:
         """`result` plus the modulated low-rank term; x [B, T, d_in], result [B, T, d_out]."""
-        down = module.lora_A[active_adapter](x)
-        up: Any = module.lora_B[active_adapter]
-        scaling = module.scaling[active_adapter]
-        if self.binding.states is not None:
-            state = self.binding.states[self.layer_index].to(down.dtype)
-            multiply = torch.bmm if state.shape[0] == down.shape[0] else torch.matmul
-            down = multiply(down, state.mT)
-            if result.dtype == down.dtype and not torch.is_autocast_enabled(x.device.type):
-                # One kernel instead of three, without the two tensors between them.
-                rows, size = result.view(-1, result.shape[-1]), down.shape[-1]
-                return torch.addmm(rows, down.view(-1, size), up.weight.T, alpha=scaling).view(result.shape)
-        modulated: Tensor = result + up(down) * scaling
-        return modulated
+        states, up = self.binding.states, module.lora_B[active_adapter]
+        assert isinstance(up, nn.Linear)
+        return modulate(
+            result,
+            module.lora_A[active_adapter](x),
+            None if states is None else states[self.layer_index],
+            up.weight,
+            module.scaling[active_adapter],
+        )
 
     @staticmethod
     def merge_safe(module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:
@@ -76,3 +73,31 @@ class ThoughtVariant(LoraVariant):
     def merge_unsafe(module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> None:
         """Refused."""
         raise ValueError(MERGE_REFUSAL)
+
+
+def modulate(
+    result: Tensor, down: Tensor, state: Tensor | None, up_weight: Tensor, scaling: float, *, in_place: bool = False
+) -> Tensor:
+    """`result + scaling * up(S down)`.
+
+    Args:
+        result: [B, T, d_out] of the base.
+        down: [B, T, R] what the first matrix makes of the input.
+        state: [B or 1, G, R], or None for the identity, where G = R.
+        up_weight: [d_out, G].
+        scaling: alpha / R.
+        in_place: whether `result` may be written to.
+
+    Returns:
+        [B, T, d_out], in the dtype of `result` where the adapter has it too, else in the wider one of both.
+    """
+    if state is not None:
+        state = state.to(down.dtype)
+        multiply = torch.bmm if state.shape[0] == down.shape[0] else torch.matmul
+        down = multiply(down, state.mT)
+        if result.dtype == down.dtype and not torch.is_autocast_enabled(result.device.type):
+            # One kernel instead of three, without the two tensors between them.
+            rows, down = result.reshape(-1, result.shape[-1]), down.reshape(-1, down.shape[-1])
+            add = rows.addmm_ if in_place else rows.addmm
+            return add(down, up_weight.T, alpha=scaling).view(result.shape)
+    return result + linear(down, up_weight) * scaling

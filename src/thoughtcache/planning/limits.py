@@ -37,7 +37,7 @@ def largest(
         "batch": HIGHEST_BATCH,
         "group": HIGHEST_BATCH,
         "max_new_tokens": max_length(setting),
-        "window": setting.max_new_tokens,
+        "window": max_window(setting),
     }[field]
 
     def fits(value: int) -> bool:
@@ -48,11 +48,18 @@ def largest(
 
 
 def max_length(setting: PlanSetting) -> int:
-    """Thought tokens that the positions of the model allow; with rolling positions the window counts instead."""
-    positions = getattr(setting.model, "max_position_embeddings", None)
-    if positions is None or setting.rolls:
+    """Thought tokens that the positions of the model allow: any number, if they roll and the window fits."""
+    positions = setting.max_positions
+    if positions is None or replace(setting, max_new_tokens=HIGHEST_LENGTH).positions_needed <= positions:
         return HIGHEST_LENGTH
-    return max(1, int(positions) - setting.prompt_tokens)
+    return max(1, positions - setting.prompt_tokens)
+
+
+def max_window(setting: PlanSetting) -> int:
+    """The widest window that makes a difference, and that rolling positions leave room for."""
+    if setting.max_positions is None or not setting.rolls:
+        return setting.max_new_tokens
+    return max(1, min(setting.max_new_tokens, setting.max_positions - setting.prompt_tokens))
 
 
 def with_field(setting: PlanSetting, field: str, value: int) -> PlanSetting:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from thoughtcache.planning.checkpointed_memory import checkpointed_parts, reference_parts
+from thoughtcache.planning.chunk_shapes import learner_chunks
 from thoughtcache.planning.distill_memory import kept_for_student, teacher_parts, teacher_setting
 from thoughtcache.planning.flops import linear_shapes
 from thoughtcache.planning.layer_memory import adapter_bytes, kv_bytes, layer_numbers
@@ -24,6 +25,7 @@ from thoughtcache.planning.replay_memory import (
     backward_parts,
     forward_parts,
     record_parts,
+    resident_columns_bytes,
     slot_bytes,
 )
 from thoughtcache.planning.rollout_memory import recorded_kv_bytes, rollout_parts
@@ -173,4 +175,5 @@ def _host_bytes(setting: PlanSetting) -> int:
     if setting.learner != "replay" or setting.logs_on_device:
         return records
     logged = setting.batch + (setting.completions if setting.reuse else 0)
-    return records + kv_bytes(layer_numbers(setting), logged, setting.prompt_tokens + setting.max_new_tokens)
+    columns = resident_columns_bytes(setting, learner_chunks(setting))
+    return records + columns + kv_bytes(layer_numbers(setting), logged, setting.prompt_tokens + setting.max_new_tokens)

@@ -86,7 +86,7 @@ def _learner(setting: PlanSetting) -> _Learner:
         checkpoint_layers=setting.checkpoint_layers,
         adapter_bytes=adapter_bytes(setting),
         anchors=_entry_state_bytes(setting, len(chunks)),
-        log=kv_bytes(numbers, setting.batch, columns) + _resident_columns_bytes(setting, chunks)
+        log=kv_bytes(numbers, setting.batch, columns) + resident_columns_bytes(setting, chunks)
         if setting.logs_on_device
         else 0,
     )
@@ -97,10 +97,10 @@ def _entry_state_bytes(setting: PlanSetting, num_chunks: int) -> int:
     anchors = anchor_bytes(setting, setting.batch)
     if not setting.reuse or anchors == 0:
         return anchors
-    return int(num_chunks * setting.batch * setting.model.num_hidden_layers * _state_bytes(setting))
+    return num_chunks * slot_state_bytes(setting, setting.batch)
 
 
-def _resident_columns_bytes(setting: PlanSetting, chunks: list[ChunkShape]) -> int:
+def resident_columns_bytes(setting: PlanSetting, chunks: list[ChunkShape]) -> int:
     """Which thoughts every chunk finds resident, as int32 by layer and head, where evictions choose them."""
     if not setting.chooses or num_evictions(setting.max_new_tokens - 1, setting.window, setting.num_evicted) == 0:
         return 0
@@ -133,12 +133,17 @@ def _state_bytes(setting: PlanSetting) -> int:
     return setting.thought.r * setting.thought.num_global_tokens * FP32
 
 
-def anchor_bytes(setting: PlanSetting, rows: int) -> int:
-    """Thought states after every eviction, of all layers."""
+def slot_state_bytes(setting: PlanSetting, rows: int) -> int:
+    """Thought states of so many sequences, of all layers."""
     if setting.thought.is_plain_lora or not setting.absorbs:
         return 0
+    return int(rows * setting.model.num_hidden_layers * _state_bytes(setting))
+
+
+def anchor_bytes(setting: PlanSetting, rows: int) -> int:
+    """Thought states after every eviction, of all layers."""
     events = num_evictions(setting.max_new_tokens - 1, setting.window, setting.num_evicted)
-    return int(events * rows * setting.model.num_hidden_layers * _state_bytes(setting))
+    return events * slot_state_bytes(setting, rows)
 
 
 def _forward_chunk(learner: _Learner, chunk: ChunkShape, log: int, states: int) -> Parts:

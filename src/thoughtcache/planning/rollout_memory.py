@@ -13,8 +13,8 @@ from thoughtcache.planning.layer_memory import (
     kv_bytes,
     layer_numbers,
 )
-from thoughtcache.planning.parts import Parts
-from thoughtcache.planning.replay_memory import record_parts
+from thoughtcache.planning.parts import Parts, add
+from thoughtcache.planning.replay_memory import record_parts, slot_state_bytes
 from thoughtcache.planning.setting import PlanSetting
 from thoughtcache.policy.prefill import CHUNK_COLUMNS
 
@@ -29,12 +29,13 @@ def rollout_parts(setting: PlanSetting) -> dict[str, Parts]:
     window = setting.max_new_tokens if setting.window is None else min(setting.window, setting.max_new_tokens)
     prompts = -(-slots // setting.group)
     waiting = max(0, setting.completions - slots)
-    cache = {"rollout K/V": kv_bytes(numbers, slots, prompt + window)}
+    states = slot_state_bytes(setting, slots)
+    cache = {"rollout K/V": kv_bytes(numbers, slots, prompt + window), "thought states": states}
     scores = slots * setting.max_new_tokens * (FP64 + 8 + FP32)  # uniform numbers, tokens, log-probabilities
     before = {"recorded K/V": recorded_kv_bytes(setting, waiting), **record_parts(setting, waiting)}
     records = record_parts(setting, slots + waiting)
-    joined = record_parts(setting, slots).get("thought states", 0)
-    during = {"recorded K/V": recorded_kv_bytes(setting, slots + waiting), **records}
+    joined = {"thought states": record_parts(setting, slots).get("thought states", 0)}
+    during = add(cache, records, {"recorded K/V": recorded_kv_bytes(setting, slots + waiting)})
     token = forward_transient_bytes(numbers, slots) + final_norm_bytes(numbers, slots)
     return {
         "prefill": {
@@ -42,27 +43,17 @@ def rollout_parts(setting: PlanSetting) -> dict[str, Parts]:
             "rollout K/V": kv_bytes(numbers, prompts, prompt),
             "activations": forward_transient_bytes(numbers, prompts * min(prompt, CHUNK_COLUMNS)) + scores,
         },
-        "filling slots": {
-            **before,
-            # Each prompt once, and in the slots.
-            "rollout K/V": cache["rollout K/V"] + kv_bytes(numbers, prompts, prompt),
-            "activations": scores,
-        },
+        # Each prompt once, and in the slots.
+        "filling slots": add(cache, before, {"rollout K/V": kv_bytes(numbers, prompts, prompt), "activations": scores}),
         "drawing": {
-            **cache,
             **during,
             "activations": token + scores,
             "logits": DRAW_BYTES * slots * numbers.size.vocabulary,
         },
-        "evicting": {**cache, **during, "activations": _eviction_bytes(setting, numbers) + scores},
-        "collecting": {
-            **cache,
-            **records,
-            # The blocks of one sequence are joined at a time; the states of all that end together exist twice.
-            "recorded K/V": recorded_kv_bytes(setting, slots + waiting + 1),
-            "thought states": records.get("thought states", 0) + joined,
-            "activations": scores,
-        },
+        # The states before and after it are copies.
+        "evicting": {**during, "activations": _eviction_bytes(setting, numbers) + 2 * states + scores},
+        # The pieces of one sequence are joined at a time; the states of all that end together exist twice.
+        "collecting": add(during, joined, {"recorded K/V": recorded_kv_bytes(setting, 1), "activations": scores}),
     }
 
 

@@ -13,6 +13,7 @@ from thoughtcache.cache.schedule import evict_count
 from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.config import DTYPES, TEACHER_BATCHES, GradientMode, ThoughtConfig
 from thoughtcache.policy.kv_log import Place
+from thoughtcache.policy.limits import positions_needed
 from thoughtcache.policy.options import CHUNK_TOKENS, ReplayOptions
 
 Objective = Literal["grpo", "distill"]
@@ -124,9 +125,13 @@ class PlanSetting:
     @property
     def positions_needed(self) -> int:
         """Positions that the prompt and the thoughts take; with rolling ones, those that are resident."""
-        window = self.window
-        resident = self.max_new_tokens if window is None or not self.rolls else min(window, self.max_new_tokens)
-        return self.prompt_tokens + resident
+        return positions_needed(self.prompt_tokens, self.max_new_tokens, self.window, rolling=self.rolls)
+
+    @property
+    def max_positions(self) -> int | None:
+        """Positions of the model, None if its configuration does not say."""
+        found: int | None = getattr(self.model, "max_position_embeddings", None)
+        return found
 
     @property
     def distills(self) -> bool:

@@ -94,7 +94,13 @@ def compile_whole(function: Callable[..., Any], device: torch.device | None) -> 
     graphs = inductor.patch({"triton.cudagraph_or_error": on_gpu})
 
     def run(*args: Any) -> Any:
-        with limits, graphs:
-            return compiled(*args)
+        try:
+            with limits, graphs:
+                return compiled(*args)
+        except torch._dynamo.exc.FailOnRecompileLimitHit as error:
+            raise RuntimeError(
+                f"sampling was compiled for {GRAPHS_PER_FUNCTION} shapes in this process (numbers of slots, windows, "
+                f"lengths of the longest prompt), and no more are; use fewer, or compile=False"
+            ) from error
 
     return run

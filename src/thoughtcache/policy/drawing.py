@@ -177,12 +177,21 @@ class Drawing:
         Args:
             slot: where it is.
             count: tokens that it has drawn.
+
+        Raises:
+            FloatingPointError: if a log-probability is not finite.
         """
         assert self.logprobs is not None
         tokens = self.tokens[slot, :count]
         ends = torch.isin(tokens, self.stops).tolist()
         length = min(ends.index(True) + 1 if any(ends) else count, self.text_ends[slot] or count)
         over = any(ends) or self.text_ends[slot] is not None
+        finite = torch.isfinite(self.logprobs[slot, :length]).tolist()
+        if not all(finite):
+            raise FloatingPointError(
+                f"the log-probability of sampled token {finite.index(False)} of a sequence is not finite, so the "
+                "logits are not; look for diverged adapter weights, or load the model in another dtype than float16"
+            )
         return Drawn(
             token_ids=tokens[:length].tolist(),
             logprobs=self.logprobs[slot, :length].clone(),

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from thoughtcache.adapter.direct import direct_linears
 from thoughtcache.cache.bounded_cache import AbsorbFn
 from thoughtcache.cache.kv_recorder import KVRecorder
 from thoughtcache.cache.schedule import eviction_points
@@ -33,6 +35,8 @@ from thoughtcache.records import Eviction, Rollout, SamplingSettings
 
 ROUNDS_BETWEEN_LOOKS = 16
 """On a GPU; elsewhere looking costs nothing."""
+COMPILED_COLUMNS = 64
+"""With static shapes the columns of a slot are a multiple of this."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -41,13 +45,18 @@ class _Sequence:
 
     Attributes:
         row: its number in the call.
-        evictions: (state [L, G, R], chosen slots [L, H, E]) of each eviction.
+        num_evictions: so far.
+        states: [evictions, L, G, R] on the host, with room for all that can come: one piece, so that it does not lie
+            between what decoding allocates and frees.
+        chosen: [L, H, E] slots of each eviction, on the host; None where the oldest left.
         recorder: of its keys and values.
     """
 
     row: int
     prompt: tuple[int, ...]
-    evictions: list[tuple[Tensor | None, Tensor | None]] = field(default_factory=list)
+    num_evictions: int = 0
+    states: Tensor | None = None
+    chosen: list[Tensor | None] = field(default_factory=list)
     recorder: KVRecorder | None = None
 
 
@@ -94,10 +103,12 @@ class Engine:
         self.slots: list[_Sequence | None] = [None] * num_slots
         self.results: list[Rollout | None] = [None] * len(self.prompts)
         device, count = policy.device, settings.max_new_tokens
+        capacity = max(map(len, self.prompts)) + min(count, settings.window or count)
         self.looks_every = ROUNDS_BETWEEN_LOOKS if device.type == "cuda" else 1
         self.cache: SlotCache = policy.tuner.new_slots(
             num_slots=num_slots,
-            capacity=max(map(len, self.prompts)) + min(count, settings.window or count),
+            # Few shapes, few graphs: prompts of many lengths share one.
+            capacity=capacity + (-capacity % COMPILED_COLUMNS if compiled else 0),
             settings=settings,
             static_shapes=compiled,
         )
@@ -115,6 +126,12 @@ class Engine:
 
     def run(self) -> list[Rollout]:
         """All rollouts, in the order of the prompts."""
+        # A compiler follows PEFT's own calls, and would take new ones for new code.
+        with nullcontext() if self.compiled else direct_linears(self.policy.tuner):
+            self._run()
+        return [result for result in self.results if result is not None]
+
+    def _run(self) -> None:
         rounds = 0
         while self.pending or self.cache.taken.any():
             self._admit()
@@ -128,7 +145,6 @@ class Engine:
             if due.size:
                 self._evict(due)
             self.hidden = self.step(self.cache, self.drawing.last)
-        return [result for result in self.results if result is not None]
 
     def _admit(self) -> None:
         """Fill free slots; a prompt with several completions is processed once."""
@@ -162,8 +178,7 @@ class Engine:
         prompt = self.prompts[row]
         recorder = None
         if self.kv_log is not None:
-            columns = len(prompt) + self.settings.max_new_tokens - 1
-            recorder = KVRecorder(columns, self.cache.device, on_host=self.kv_log == "host")
+            recorder = KVRecorder(self.cache.device, on_host=self.kv_log == "host")
         return _Sequence(row=row, prompt=prompt, recorder=recorder)
 
     def _draw(self) -> None:
@@ -193,7 +208,9 @@ class Engine:
         length = len(drawn.token_ids)
         processed = len(sequence.prompt) + length - 1
         points = eviction_points(length - 1, self.settings.window, self.settings.num_evicted)
-        states = [state for state, _ in sequence.evictions[: len(points)] if state is not None]
+        if self.cache.device.type == "cuda" and sequence.num_evictions:
+            # The host is about to read what the device was asked to write.
+            torch.cuda.current_stream(self.cache.device).synchronize()
         keys_values = None
         if sequence.recorder is not None:
             if sequence.recorder.num_recorded < processed:
@@ -207,9 +224,9 @@ class Engine:
             entropies=drawn.entropies,
             evictions=tuple(
                 Eviction(before_token=point, num_tokens=self.settings.num_evicted or 0, slots=chosen)
-                for point, (_, chosen) in zip(points, sequence.evictions, strict=False)
+                for point, chosen in zip(points, sequence.chosen, strict=False)
             ),
-            states=torch.stack(states) if states else None,
+            states=None if sequence.states is None or not points else sequence.states[: len(points)].clone(),
             keys_values=keys_values,
             finish_reason=drawn.finish_reason,
             settings=replace(self.settings, seed=self.seeds[sequence.row][0]),
@@ -233,18 +250,25 @@ class Engine:
             if sequence is not None and sequence.recorder is not None:
                 sequence.recorder.copy_new(self.cache, slot, len(sequence.prompt) + int(self.counts[slot]) - 1)
         event = self.cache.evict(due)
-        states, chosen = _to_host(event.states if self.anchors else None), _to_host(event.chosen)
         for place, slot in enumerate(event.slots):
             sequence = self.slots[slot]
             assert sequence is not None
-            sequence.evictions.append(
-                (None if states is None else states[place], None if chosen is None else chosen[place])
-            )
+            if self.anchors and event.states is not None:
+                self._anchor(sequence, event.states[place])
+            sequence.chosen.append(None if event.chosen is None else self._to_host(event.chosen[place]))
+            sequence.num_evictions += 1
 
+    def _anchor(self, sequence: _Sequence, state: Tensor) -> None:
+        """Record the state [L, G, R] after an eviction; nothing waits until the sequence is taken out."""
+        if sequence.states is None:
+            settings = self.settings
+            count = len(eviction_points(settings.max_new_tokens - 1, settings.window, settings.num_evicted))
+            sequence.states = self._on_host((count, *state.shape), state.dtype)
+        sequence.states[sequence.num_evictions].copy_(state, non_blocking=True)
 
-def _to_host(record: Tensor | None) -> Tensor | None:
-    """Records grow with the length, so they leave a GPU at once; nothing waits until a sequence is taken out."""
-    if record is None or record.device.type != "cuda":
-        return record
-    host = torch.empty(record.shape, dtype=record.dtype, pin_memory=True)
-    return host.copy_(record, non_blocking=True)
+    def _to_host(self, record: Tensor) -> Tensor:
+        """Records grow with the length, so they leave a GPU at once."""
+        return self._on_host(record.shape, record.dtype).copy_(record, non_blocking=True)
+
+    def _on_host(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return torch.empty(tuple(shape), dtype=dtype, pin_memory=self.cache.device.type == "cuda")

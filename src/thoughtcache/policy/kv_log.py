@@ -53,9 +53,10 @@ class KVLog:
         self.where = HOST if place == "host" else self.device
         self.window, self.num_evicted = batch.settings.window, batch.settings.num_evicted or 0
         self.rotations = rotations
-        self.layout = LogLayout(chunks)
+        self.layout = LogLayout(chunks, self.where)
         self.layers: list[tuple[Tensor, Tensor]] = []
         self.resident = _resident_columns(batch, chunks, self.where)
+        self._is_moving = False
 
     @property
     def num_bytes(self) -> int:
@@ -99,11 +100,13 @@ class KVLog:
         if chunk.start == 0:
             return None
         resident = self.resident[index]
-        if resident is not None and self._is_pinned:
+        if resident is not None and self._is_pinned and self._is_moving:
             torch.cuda.current_stream(self.device).synchronize()  # the host itself reads the log
+            self._is_moving = False
         found = []
         for layer, (keys, values) in enumerate(self.layers):
-            past = self._gather(keys, chunk, resident, layer), self._gather(values, chunk, resident, layer)
+            tokens = None if resident is None else self.layout.tokens(self.width + resident[: chunk.rows, layer].long())
+            past = self._gather(keys, chunk, tokens), self._gather(values, chunk, tokens)
             found.append(past if self.rotations is None else self._rolled(past, chunk, resident, layer))
         return found
 
@@ -144,6 +147,7 @@ class KVLog:
         (place,) = self.layout.blocks(chunk.start, chunk.stop)
         kept = log[place.first : place.last].view(place.columns, place.rows, *log.shape[1:])
         kept.copy_(block.permute(2, 0, 1, 3), non_blocking=True)
+        self._is_moving = True
 
     def _recorded(self, records: list[Tensor], chunk: Chunk, layer: int) -> Tensor:
         """[2, rows, H, n, D] of one chunk from the records [L, 2, H, n, D] of its rows; zero where a row has none."""
@@ -157,15 +161,14 @@ class KVLog:
                 block[:, row, :, begin - chunk.start : end - chunk.start] = part
         return block
 
-    def _gather(self, log: Tensor, chunk: Chunk, resident: Tensor | None, layer: int) -> Tensor:
-        """[rows, H, n, D] of the prompt so far and of the resident thoughts."""
+    def _gather(self, log: Tensor, chunk: Chunk, tokens: Tensor | None) -> Tensor:
+        """[rows, H, n, D] of the prompt so far and of the resident thoughts, by number if they were chosen."""
         found = self._columns(log, chunk.rows, 0, min(self.width, chunk.start))
-        if resident is None:
+        if tokens is None:
             found += self._columns(
                 log, chunk.rows, self.width + self._num_evictions(chunk) * self.num_evicted, chunk.start
             )
         else:
-            tokens = self.layout.tokens(self.width + resident[: chunk.rows, layer].long())
             thoughts = log[tokens, torch.arange(log.shape[1], device=log.device)[:, None]]
             found.append(thoughts.to(self.device, non_blocking=True))
         return _side_by_side(found)

@@ -5,6 +5,11 @@ from __future__ import annotations
 from thoughtcache.records import SamplingSettings
 
 
+def positions_needed(prompt_tokens: int, thought_tokens: int, window: int | None, *, rolling: bool) -> int:
+    """Positions that a prompt and its thoughts take; with rolling ones, those of the thoughts that are resident."""
+    return prompt_tokens + (min(window, thought_tokens) if rolling and window is not None else thought_tokens)
+
+
 def check_positions(
     prompt_tokens: int, thought_tokens: int, settings: SamplingSettings, max_positions: int | None
 ) -> None:
@@ -20,8 +25,8 @@ def check_positions(
         ValueError: with the number that is needed, the number that there is, and the remedies.
     """
     rolling = settings.positions == "rolling" and settings.window is not None
-    resident = min(thought_tokens, settings.window or thought_tokens) if rolling else thought_tokens
-    if max_positions is None or prompt_tokens + resident <= max_positions:
+    needed = positions_needed(prompt_tokens, thought_tokens, settings.window, rolling=rolling)
+    if max_positions is None or needed <= max_positions:
         return
     if rolling:
         raise ValueError(

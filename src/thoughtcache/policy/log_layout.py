@@ -43,12 +43,13 @@ class LogLayout:
 
     Args:
         chunks: all chunks, in order.
+        device: where the log lies.
 
     Attributes:
         num_tokens: of all chunks.
     """
 
-    def __init__(self, chunks: Sequence[Chunk]) -> None:
+    def __init__(self, chunks: Sequence[Chunk], device: torch.device) -> None:
         self._starts = [chunk.start for chunk in chunks]
         self._stops = [chunk.stop for chunk in chunks]
         self._rows = [chunk.rows for chunk in chunks]
@@ -57,6 +58,7 @@ class LogLayout:
         for chunk in chunks:
             self._first.append(self.num_tokens)
             self.num_tokens += chunk.rows * (chunk.stop - chunk.start)
+        self._tables = torch.tensor([self._starts, self._rows, self._first], device=device)
 
     def blocks(self, start: int, stop: int) -> list[Block]:
         """Columns `start..stop` as the fewest blocks, in order; none for an empty range."""
@@ -74,8 +76,8 @@ class LogLayout:
 
     def tokens(self, columns: Int[Tensor, "R H n"]) -> Int[Tensor, "R H n"]:
         """Numbers of the tokens of row `i` that stand in the columns `columns[i]`."""
-        device = columns.device
-        starts, rows, first = (torch.tensor(v, device=device) for v in (self._starts, self._rows, self._first))
+        starts, rows, first = self._tables
         chunk = torch.searchsorted(starts, columns.contiguous(), right=True) - 1
-        row = torch.arange(columns.shape[0], device=device)[:, None, None]
-        return first[chunk] + (columns - starts[chunk]) * rows[chunk] + row
+        row = torch.arange(columns.shape[0], device=columns.device)[:, None, None]
+        numbers: Tensor = first[chunk] + (columns - starts[chunk]) * rows[chunk] + row
+        return numbers

@@ -45,10 +45,13 @@ def entry_states(tuner: ThoughtModel, batch: RolloutBatch, chunk: Chunk) -> Stat
     rows = []
     for row, rollout in enumerate(batch.rollouts[: chunk.rows]):
         if rollout.states is None and rollout.evictions:
-            raise ValueError(f"rollout {row} carries no recorded states; replay with reuse=False")
+            raise ValueError(
+                f"rollout {row} carries no recorded states; sample it with anchors=True, or replay with reuse=False"
+            )
         reached = rollout.states is not None and rollout.states.shape[0] >= num_evictions
         # A row that ended before stays in its chunk only between longer ones, and nothing reads its state.
         rows.append(rollout.states[num_evictions - 1] if reached and rollout.states is not None else None)
     example = next(states for states in rows if states is not None)
-    stacked = torch.stack([torch.zeros_like(example) if states is None else states for states in rows])
-    return [stacked[:, layer].to(initial[layer]) for layer in range(stacked.shape[1])]
+    # One transfer for all layers: the records of a GPU lie on the host.
+    stacked = torch.stack([torch.zeros_like(example) if states is None else states for states in rows]).to(initial[0])
+    return [stacked[:, layer] for layer in range(stacked.shape[1])]

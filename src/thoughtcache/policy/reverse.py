@@ -27,7 +27,7 @@ from thoughtcache.policy.handle import PolicyHandle
 from thoughtcache.policy.kv_log import KVLog
 from thoughtcache.policy.options import ReplayOptions
 from thoughtcache.policy.recorded import entry_states, recorded_scores
-from thoughtcache.policy.scores import ScoreFunction
+from thoughtcache.policy.scores import ScoreFunction, running_autocast
 from thoughtcache.policy.segment import Boundary, Chunk, cut, cuts_past, cuts_states, join_scores, run_chunk, with_rows
 
 
@@ -100,12 +100,7 @@ class _Replay:
 
     def forward(self) -> tuple[Tensor, ...]:
         """Run all chunks without a graph."""
-        kind = self.policy.device.type
-        self.autocast = {
-            "device_type": kind,
-            "enabled": torch.is_autocast_enabled(kind),
-            "dtype": torch.get_autocast_dtype(kind),
-        }
+        self.autocast = running_autocast(self.policy.device.type)
         if not isinstance(self.options.gradient, int):
             self.log = KVLog(
                 self.batch,

@@ -65,4 +65,5 @@ def sample_tokens(distribution: Float[Tensor, "B V"], uniform: Float[Tensor, " B
     # The sum of a block and the last of its running sums may differ in rounding.
     below_total = torch.nextafter(up_to_token[:, -1:], torch.zeros_like(target))
     inside = torch.searchsorted(up_to_token, torch.minimum(target, below_total), right=True)
-    return (block * _BLOCK + inside).squeeze(-1)
+    # Numbers that are not finite are found by whoever reads the log-probability; until then a token is a token.
+    return (block * _BLOCK + inside).squeeze(-1).clamp_max(size - 1)

@@ -59,6 +59,15 @@ def row_scores(
     return tuple(column.view(hidden.shape[:2]) for column in found)
 
 
+def running_autocast(device_type: str) -> dict[str, Any]:
+    """Arguments of the autocast region that is open now, so that a later pass can run under the same."""
+    return {
+        "device_type": device_type,
+        "enabled": torch.is_autocast_enabled(device_type),
+        "dtype": torch.get_autocast_dtype(device_type),
+    }
+
+
 class _RowScores(torch.autograd.Function):
     """Scores whose logits are formed again in the backward pass, chunk by chunk of rows."""
 
@@ -68,6 +77,7 @@ class _RowScores(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         rows = tensors[:num_rows]
         ctx.function, ctx.size, ctx.num_rows = function, size, num_rows
+        ctx.autocast = running_autocast(rows[0].device.type)
         ctx.save_for_backward(*tensors)
         if known is not None:
             outputs = tuple(value.flatten() for value in known)
@@ -86,7 +96,7 @@ class _RowScores(torch.autograd.Function):
         start = 0
         for part, *chunk in zip(*(torch.split(tensor, ctx.size) for tensor in (gradient, *rows)), strict=True):
             hidden = chunk[0].detach().requires_grad_()
-            with torch.enable_grad():
+            with torch.enable_grad(), torch.autocast(**ctx.autocast):
                 score = ctx.function(hidden, *chunk[1:])[0]
             found = torch.autograd.grad(score, (hidden, *parameters), part, allow_unused=True)
             hidden_gradient[start : start + len(part)] = found[0]

@@ -237,16 +237,27 @@ def _evict(
 
 def _anchor(states: list[Tensor], batch: RolloutBatch, event: int) -> list[Tensor]:
     """Recorded values, recomputed gradients (straight-through), on rows that recorded this eviction."""
+    shape, found = states[0].shape[1:], {}
+    for row, record in enumerate(batch.rollouts[: states[0].shape[0]]):
+        if record.states is None and event < len(record.evictions):
+            raise ValueError(
+                f"rollout {row} carries no recorded states; replay it with anchored=False, or sample with anchors=True"
+            )
+        if record.states is None or event >= record.states.shape[0]:
+            continue
+        if record.states.shape[2:] != shape:
+            raise ValueError(
+                f"rollout {row} recorded states of shape {tuple(record.states.shape[2:])}, the adapter has "
+                f"{tuple(shape)}; replay it with the adapter that sampled it"
+            )
+        found[row] = record.states[event]
+    if not found:
+        return states
+    # One transfer for all layers: the records of a GPU lie on the host.
+    recorded = torch.stack(list(found.values())).to(states[0])
+    rows = torch.tensor(list(found), device=recorded.device)
     anchored = []
     for layer, state in enumerate(states):
-        value = state.detach().clone()
-        for row, record in enumerate(batch.rollouts[: state.shape[0]]):
-            if record.states is not None and event < record.states.shape[0]:
-                if record.states.shape[2:] != state.shape[1:]:
-                    raise ValueError(
-                        f"rollout {row} recorded states of shape {tuple(record.states.shape[2:])}, the adapter has "
-                        f"{tuple(state.shape[1:])}; replay it with the adapter that sampled it"
-                    )
-                value[row] = record.states[event, layer].to(value)
+        value = state.detach().index_copy(0, rows, recorded[:, layer])
         anchored.append(state + (value - state.detach()))
     return anchored

@@ -53,13 +53,11 @@ def print_plans(plans: Mapping[str, Plan], gpu_bytes: int, title: str, console: 
 
 def print_positions(setting: PlanSetting, console: Console) -> None:
     """Say so if the model has too few positions; training would refuse the lengths, whatever the memory."""
-    available = getattr(setting.model, "max_position_embeddings", None)
+    available = setting.max_positions
     if available is not None and setting.positions_needed > available:
-        plain_line(
-            console,
-            f"note: {setting.positions_needed:,} positions are needed and the model has {available:,}; "
-            f"{POSITIONS_REMEDY}, or lower --max-new-tokens",
-        )
+        remedy = "lower --window" if setting.rolls else f"{POSITIONS_REMEDY}, or lower --max-new-tokens"
+        needed = f"{setting.positions_needed:,} positions are needed and the model has {available:,}"
+        plain_line(console, f"note: {needed}; {remedy}")
 
 
 def print_limits(

@@ -109,11 +109,16 @@ def failures_told(group: dist.ProcessGroup) -> Iterator[None]:
 def lost_in_collectives() -> Iterator[None]:
     """Name what a collective raises in the body when a process of the run is gone: it says neither who nor what to do.
 
+    With NCCL only what is raised at once comes here; after the time limit PyTorch's watchdog ends the process itself,
+    unless TORCH_NCCL_BLOCKING_WAIT=1.
+
     Raises:
         LostProcess: in place of the errors of gloo and NCCL.
     """
     try:
         yield
+    except LostProcess:
+        raise
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo/" in str(error):
             raise LostProcess(f"another process of this run was killed or is late ({error}). {REMEDY}") from error

@@ -60,6 +60,7 @@ class ActorPool:
                     actor, task = self._idle.popleft(), waiting.popleft()
                     self._busy[tasks[task](actor)] = (actor, task)
                 event = self._next_event(deadline, [task for task in range(len(tasks)) if task not in done])
+                is_old = event in self._busy and self._busy[event][1] is None
                 actor, finished = self._busy.pop(event) if event in self._busy else (self._starting.pop(event), None)
                 try:
                     result = self._ray.get(event)
@@ -71,7 +72,7 @@ class ActorPool:
                     continue
                 except self._ray.exceptions.RayTaskError as error:
                     self._idle.append(actor)
-                    if finished is None:
+                    if is_old:
                         continue  # of an earlier call, which has raised its own error
                     raise error.cause from error
                 self._idle.append(actor)
