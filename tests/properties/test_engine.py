@@ -190,3 +190,11 @@ def test_rollouts_without_anchors_are_the_same_and_replay_from_their_own_states(
     )
     with torch.no_grad():
         assert_close(tc.replay(model, without, anchored=False).logprobs, padded(with_anchors))
+
+
+def test_logits_that_are_not_finite_are_refused_by_name():
+    model = tiny_model(window=4)
+    with torch.no_grad():
+        next(p for n, p in model.named_parameters() if "lora_B" in n).fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="sampled token 0 of a sequence is not finite"):
+        tc.rollout(model, PROMPTS[:2], max_new_tokens=3, ignore_eos=True)

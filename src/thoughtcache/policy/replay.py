@@ -71,8 +71,8 @@ def replay(
             returned scores are the recorded ones. Without gradients the flag has no effect.
 
     Raises:
-        ValueError: for unknown modes, empty input, mixed settings, anchors of another shape, or `reuse` without
-            records or together with what was not sampled.
+        ValueError: for unknown modes, empty input, mixed settings, anchors that are missing or of another shape, or
+            `reuse` without records or together with what was not sampled.
     """
     options = ReplayOptions(
         gradient=gradient,
