@@ -16,8 +16,9 @@ import torch
 from support.compare import max_difference
 
 WORKER = str(Path(__file__).parents[1] / "support" / "grpo_worker.py")
-LIMIT = 120.0
-"""Seconds for a collective where nobody hangs."""
+LIMIT, SHORT = 120.0, 30.0
+"""Seconds for a collective, and where somebody hangs: more than two processes differ by when they start."""
+LONGEST_WAIT = 100.0
 
 
 def launch(folder: Path, happens: str, limit: float = LIMIT) -> list[dict[str, Any]]:
@@ -45,8 +46,12 @@ def launch(folder: Path, happens: str, limit: float = LIMIT) -> list[dict[str, A
         )
         for rank in range(2)
     ]
+    printed = []
     try:
-        printed = [process.communicate(timeout=200) for process in running]
+        for process in running:
+            printed.append(process.communicate(timeout=250))
+            if process.returncode:  # the survivor has spoken; who hangs would go on
+                break
     finally:
         for process in running:
             process.kill()
@@ -61,14 +66,14 @@ def launch(folder: Path, happens: str, limit: float = LIMIT) -> list[dict[str, A
 def test_a_lost_rank_ends_the_step_with_an_error_and_the_run_resumes(tmp_path: Path) -> None:
     expected = launch(tmp_path / "undisturbed", "nothing")
     assert [one["step"] for one in expected] == [3, 3]
-    for happens, limit in (("die", LIMIT), ("hang", 10.0)):
+    for happens, limit in (("die", LIMIT), ("hang", SHORT)):
         folder = tmp_path / happens
         found = launch(folder, happens, limit)
         assert [one["rank"] for one in found] == [0], "the process in trouble reports nothing"
         assert found[0]["step"] == 1
         assert "another process of this run was killed or is late" in found[0]["error"]
         assert "continues from its last checkpoint" in found[0]["error"]
-        assert found[0]["seconds"] < 60, "one process waited too long"
+        assert found[0]["seconds"] < LONGEST_WAIT, "one process waited too long"
         resumed = launch(folder, "nothing")
         assert [one["step"] for one in resumed] == [3, 3]
         for one, other in zip(resumed, expected, strict=True):
