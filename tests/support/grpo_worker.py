@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -28,10 +29,10 @@ def main() -> None:
     """Train, and report how far it came."""
     folder, happens, limit = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
     torch.set_num_threads(1)
+    # transformers hands `ddp_timeout` on where there are GPUs only.
+    dist.init_process_group("gloo", timeout=timedelta(seconds=limit))
     model = adapt(base_with_eos(dtype=torch.float32), evict_fraction=0.4)
-    trainer = make_trainer(
-        model, folder, max_steps=STEPS, save_strategy="steps", save_steps=1, ddp_backend="gloo", ddp_timeout=int(limit)
-    )
+    trainer = make_trainer(model, folder, max_steps=STEPS, save_strategy="steps", save_steps=1, ddp_backend="gloo")
     if happens in TROUBLES and dist.get_rank() == dist.get_world_size() - 1:
 
         def trouble(*_: object) -> None:

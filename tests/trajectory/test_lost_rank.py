@@ -55,7 +55,8 @@ def launch(folder: Path, happens: str, limit: float = LIMIT) -> list[dict[str, A
     finally:
         for process in running:
             process.kill()
-            process.wait()
+            with process:  # closes its pipes
+                process.wait()
     lines = [output.splitlines()[-1] for output, _ in printed if output.startswith("{") or "\n{" in output]
     assert lines, printed[0][1][-4000:]
     return [json.loads(line) for line in lines]

@@ -98,6 +98,7 @@ def modulate(
         if result.dtype == down.dtype and not torch.is_autocast_enabled(result.device.type):
             # One kernel instead of three, without the two tensors between them.
             rows, down = result.reshape(-1, result.shape[-1]), down.reshape(-1, down.shape[-1])
-            add = rows.addmm_ if in_place else rows.addmm
-            return add(down, up_weight.T, alpha=scaling).view(result.shape)
+            # Not `addmm_`, which PyTorch's FLOP counter does not know.
+            out = rows if in_place else None
+            return torch.addmm(rows, down, up_weight.T, alpha=scaling, out=out).view(result.shape)
     return result + linear(down, up_weight) * scaling

@@ -183,7 +183,7 @@ class ThoughtGRPOTrainer(GRPOTrainer):
         """As TRL's.
 
         Raises:
-            LostProcess: if another process of the run is gone, at the latest after `ddp_timeout` seconds.
+            LostProcess: if another process of the run is gone, at the latest after the time limit of the process group.
         """
         with lost_in_collectives():
             return super().train(*args, **kwargs)
