@@ -100,7 +100,7 @@ def compile_whole(function: Callable[..., Any], device: torch.device | None) -> 
         except torch._dynamo.exc.FailOnRecompileLimitHit as error:
             raise RuntimeError(
                 f"sampling was compiled for {GRAPHS_PER_FUNCTION} shapes in this process (numbers of slots, windows, "
-                f"lengths of the longest prompt), and no more are; use fewer, or compile=False"
+                "lengths of the longest prompt), and no more are; use fewer, or compile=False"
             ) from error
 
     return run

@@ -45,16 +45,14 @@ class _Sequence:
 
     Attributes:
         row: its number in the call.
-        num_evictions: so far.
         states: [evictions, L, G, R] on the host, with room for all that can come: one piece, so that it does not lie
             between what decoding allocates and frees.
-        chosen: [L, H, E] slots of each eviction, on the host; None where the oldest left.
+        chosen: [L, H, E] slots of each eviction so far, on the host; None where the oldest left.
         recorder: of its keys and values.
     """
 
     row: int
     prompt: tuple[int, ...]
-    num_evictions: int = 0
     states: Tensor | None = None
     chosen: list[Tensor | None] = field(default_factory=list)
     recorder: KVRecorder | None = None
@@ -208,7 +206,7 @@ class Engine:
         length = len(drawn.token_ids)
         processed = len(sequence.prompt) + length - 1
         points = eviction_points(length - 1, self.settings.window, self.settings.num_evicted)
-        if self.cache.device.type == "cuda" and sequence.num_evictions:
+        if self.cache.device.type == "cuda" and sequence.chosen:
             # The host is about to read what the device was asked to write.
             torch.cuda.current_stream(self.cache.device).synchronize()
         keys_values = None
@@ -256,7 +254,6 @@ class Engine:
             if self.anchors and event.states is not None:
                 self._anchor(sequence, event.states[place])
             sequence.chosen.append(None if event.chosen is None else self._to_host(event.chosen[place]))
-            sequence.num_evictions += 1
 
     def _anchor(self, sequence: _Sequence, state: Tensor) -> None:
         """Record the state [L, G, R] after an eviction; nothing waits until the sequence is taken out."""
@@ -264,7 +261,7 @@ class Engine:
             settings = self.settings
             count = len(eviction_points(settings.max_new_tokens - 1, settings.window, settings.num_evicted))
             sequence.states = self._on_host((count, *state.shape), state.dtype)
-        sequence.states[sequence.num_evictions].copy_(state, non_blocking=True)
+        sequence.states[len(sequence.chosen)].copy_(state, non_blocking=True)
 
     def _to_host(self, record: Tensor) -> Tensor:
         """Records grow with the length, so they leave a GPU at once."""
