@@ -87,7 +87,7 @@ def test_recorded_states_do_not_cut_the_gradient():
 
     def cut(self):
         absorb = absorber(self)
-        return lambda *block: [state.detach() for state in absorb(*block)]
+        return lambda *block: absorb(*block).detach()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(tuner), "absorber", cut)

@@ -28,7 +28,7 @@ METRICS = (
     "state/norm_mean",
     "state/norm_max",
     "time/rollout",
-    "time/absorb",
+    "time/evict",
     "time/replay",
     "time/rewards",
     "time/backward",
@@ -90,7 +90,7 @@ def test_three_steps(run: str, tmp_path: Path) -> None:
     assert logged[0]["cache/evictions"] > 1
     # A normalised state has norm sqrt(min(G, R)).
     assert logged[0]["state/norm_max"] == pytest.approx(math.sqrt(3), abs=1e-5)
-    assert 0 < logged[0]["time/absorb"] < logged[0]["time/rollout"]
+    assert 0 < logged[0]["time/evict"] < logged[0]["time/rollout"]
     unchanged = [name for name, value in _adapter(trainer).items() if torch.equal(value, before[name])]
     # A rule other than the gated one leaves some encoder parameters unused.
     assert not [name for name in unchanged if "encoder" not in name]
@@ -187,7 +187,7 @@ def test_sampling_is_compiled_if_asked(tmp_path: Path, monkeypatch: pytest.Monke
     expected = _generate(make_trainer(_model(), tmp_path))
     assert not compiled
     found = _generate(make_trainer(_model(), tmp_path, compile_rollout=True))
-    assert len(compiled) == 3, "decode step, moving thoughts, absorbing them"
+    assert len(compiled) == 2, "decode step, eviction"
     assert torch.equal(found["completion_ids"], expected["completion_ids"])
 
 

@@ -158,17 +158,15 @@ class ThoughtModel(LoraModel):
         return [make(*shape, dtype=ref.dtype, device=ref.device).unsqueeze(0) for ref in reference]
 
     def absorber(self) -> AbsorbFn | None:
-        """Function (states, evicted keys, evicted values) -> states of the active adapter; None if nothing absorbs."""
+        """What makes a layer's next state of what leaves, by the active adapter; None if nothing absorbs."""
         config = self.thought_config
         if not config.absorb or not self.adapter_enabled:
             return None
         weights = [encoder.weights() for encoder in self.encoders()]
 
-        def absorb_block(states: list[Tensor], keys: list[Tensor], values: list[Tensor]) -> list[Tensor]:
-            return [
-                absorb(w, s, k, v, rule=config.state_rule, norm=config.state_norm)  # type: ignore[arg-type]
-                for w, s, k, v in zip(weights, states, keys, values, strict=True)
-            ]
+        def absorb_block(layer: int, state: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            rule, norm = config.state_rule, config.state_norm
+            return absorb(weights[layer], state, keys, values, rule=rule, norm=norm)  # type: ignore[arg-type]
 
         return absorb_block
 

@@ -21,7 +21,8 @@ from thoughtcache.cache.rotation import KeyRotation, Rotations
 from thoughtcache.cache.split import evict_block
 
 States = list[Tensor] | None
-AbsorbFn = Callable[[list[Tensor], list[Tensor], list[Tensor]], list[Tensor]]
+AbsorbFn = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer, state [B or 1, G, R], evicted keys, evicted values [B, H, E, D]) -> state [B, G, R]."""
 
 
 class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
@@ -79,13 +80,13 @@ class _PreallocatedLayer(_Layer):  # type: ignore[no-untyped-call]
         self, start: int, slots: Tensor | None, num_evicted: int, rotation: KeyRotation | None
     ) -> tuple[Tensor, Tensor]:
         """Remove slots (counted from `start`) and close the gap; returns copies of what left."""
-        keys, values = (buffer[:, :, start : self.length] for buffer in (self.keys, self.values))
-        evicted, kept = evict_block(keys, values, slots, num_evicted, rotation)
-        removed = evicted[0].clone(), evicted[1].clone()
-        for buffer, block in zip((self.keys, self.values), kept, strict=True):
-            buffer[:, :, start : self.length - num_evicted] = block.clone()
+        removed = []
+        for buffer, turn in ((self.keys, rotation), (self.values, None)):
+            evicted, kept = evict_block(buffer[:, :, start : self.length], slots, num_evicted, turn)
+            removed.append(evicted.clone())
+            buffer[:, :, start : self.length - num_evicted] = kept.clone()
         self.length -= num_evicted
-        return removed
+        return removed[0], removed[1]
 
 
 class _FunctionalLayer(_Layer):  # type: ignore[no-untyped-call]
@@ -172,7 +173,7 @@ class BoundedCache(StatefulCache):
         window: resident thoughts; None keeps everything.
         num_evicted: thoughts that leave at once; None with a full cache.
         policy: chooses which thoughts leave.
-        absorb: (states, evicted keys, evicted values) -> states, per layer; None where the state never changes.
+        absorb: makes a layer's next state of what leaves; None where the state never changes.
         max_new_tokens: bound on the thoughts, which sizes the buffer of a full cache.
         seed: for policies that draw random numbers.
         rotations: of every layer with rolling positions; None with absolute ones.
@@ -230,24 +231,20 @@ class BoundedCache(StatefulCache):
                 f"{num_new_tokens} thought tokens arrived at once at a window of {self.window}; "
                 "feed them one at a time (no prefill chunks, no assistant model)"
             )
-        keys, values = self._evict(self.num_evicted)
-        if self.absorb is not None and self.states is not None:
-            self.states = self.absorb(self.states, keys, values)
+        self._evict(self.num_evicted)
 
-    def _evict(self, num_evicted: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Remove `num_evicted` thoughts from every layer; returns the keys and the values that left."""
-        keys, values = [], []
+    def _evict(self, num_evicted: int) -> None:
+        """Remove `num_evicted` thoughts from every layer and absorb them."""
         for index, layer in enumerate(self.layers):
             resident = slice(self.prompt_length, layer.length)
             keys_now, values_now = layer.keys[:, :, resident], layer.values[:, :, resident]
             events = [(self.seed, self.num_evictions)] * keys_now.shape[0]
             slots = self.policy.select(index, keys_now, values_now, num_evicted, events)
             rotation = None if self.rotations is None else self.rotations[index]
-            evicted_keys, evicted_values = layer.evict(self.prompt_length, slots, num_evicted, rotation)
-            keys.append(evicted_keys)
-            values.append(evicted_values)
+            evicted = layer.evict(self.prompt_length, slots, num_evicted, rotation)
+            if self.absorb is not None and self.states is not None:
+                self.states[index] = self.absorb(index, self.states[index], *evicted)
         self.num_evictions += 1
-        return keys, values
 
     def compact_mask(self, mask: Tensor, num_new_tokens: int) -> Tensor:
         """Drop the columns of evicted tokens from a 2D mask over all tokens seen; keep physical ones."""

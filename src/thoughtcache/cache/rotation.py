@@ -43,8 +43,9 @@ class KeyRotation:
         dtype = torch.promote_types(keys.dtype, torch.float32)
         cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
         first, second = keys[..., :size].to(dtype), keys[..., size : 2 * size].to(dtype)
-        turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(keys.dtype)
-        return turned if keys.shape[-1] == 2 * size else torch.cat([turned, keys[..., 2 * size :]], dim=-1)
+        turned = [torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)]
+        moved = torch.cat(turned, dim=-1).to(keys.dtype)
+        return moved if keys.shape[-1] == 2 * size else torch.cat([moved, keys[..., 2 * size :]], dim=-1)
 
 
 Rotations = list[KeyRotation | None]

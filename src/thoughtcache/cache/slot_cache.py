@@ -11,7 +11,7 @@ attends to the whole buffer under a mask, so that one compiled graph serves all 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,12 +35,12 @@ class SlotEviction:
 
     Attributes:
         slots: which ones, ascending.
-        states: [n, L, G, R] their new states; None where nothing absorbs.
+        states: [n, G, R] their new states per layer; None where nothing absorbs.
         chosen: [n, L, H, E] resident thoughts that left; None means the oldest.
     """
 
     slots: list[int]
-    states: Float[Tensor, "n L G R"] | None
+    states: list[Float[Tensor, "n G R"]] | None
     chosen: Int[Tensor, "n L H E"] | None
 
 
@@ -74,33 +74,56 @@ class _Window:
         cache: with full windows in these slots.
         slots: ascending; with static shapes some may stand there twice (what is written twice is the same).
         size: resident thoughts of each.
+
+    Attributes:
+        rows: [n] the slots, on the device.
+        span: the slots as a range, where they are one.
+        aligned: whether the block is a plain part of the buffer in these slots: all thoughts begin in one column.
     """
 
     def __init__(self, cache: SlotCache, slots: Integers, size: int) -> None:
         starts = cache.prompts[slots]
-        plain = not cache.static_shapes
         self.rows = cache.to_device(slots)
-        self.every = plain and len(slots) == cache.num_slots
-        self.first = int(starts[0]) if plain and starts.min() == starts.max() else None
-        self.size = size
-        self.columns = cache.to_device(starts).unsqueeze(1) + torch.arange(size, device=cache.device)
+        self.span = None
+        if not cache.static_shapes and slots[-1] - slots[0] == len(slots) - 1:
+            self.span = slice(int(slots[0]), int(slots[-1]) + 1)
+        self.aligned = not cache.static_shapes and bool(starts.min() == starts.max())
+        self.first, self.size = int(starts[0]), size
+        if not self.aligned:
+            columns = cache.to_device(starts).unsqueeze(1) + torch.arange(size, device=cache.device)
+            _, heads, capacity, _ = cache.layers[0].keys.shape
+            every_head = torch.arange(heads, device=cache.device)
+            lines = (self.rows[:, None] * heads + every_head) * capacity
+            self.lines = lines.unsqueeze(2) + columns.unsqueeze(1)  # [n, H, W] in [S H C]
 
     def read(self, buffer: Float[Tensor, "S H C D"]) -> Float[Tensor, "n H W D"]:
-        """The block; a view where it can be one."""
-        if self.first is None:
-            return buffer[self.rows[:, None], :, self.columns].transpose(1, 2)
-        block = buffer[:, :, self.first : self.first + self.size]
-        return block if self.every else block[self.rows]
+        """The block; a view of the buffer where `is_view`."""
+        if not self.aligned:
+            return buffer.flatten(0, 2).index_select(0, self.lines.flatten()).view(*self.lines.shape, -1)
+        return buffer[self.index, :, self.first : self.first + self.size]
 
     def write(self, buffer: Float[Tensor, "S H C D"], kept: Float[Tensor, "n H K D"]) -> None:
         """Put what stays at the front."""
         count = kept.shape[2]
-        if self.first is None:
-            buffer[self.rows[:, None], :, self.columns[:, :count]] = kept.transpose(1, 2)
-        elif self.every:
-            buffer[:, :, self.first : self.first + count] = kept.clone()
+        if not self.aligned:
+            buffer.flatten(0, 2).index_copy_(0, self.lines[:, :, :count].flatten(), kept.flatten(0, 2))
         else:
-            buffer[self.rows, :, self.first : self.first + count] = kept
+            # What stays may be a view of where it goes.
+            buffer[self.index, :, self.first : self.first + count] = kept.clone() if self.is_view else kept
+
+    @property
+    def index(self) -> slice | Int[Tensor, " n"]:
+        """Of the slots in a tensor with one row per slot."""
+        return self.rows if self.span is None else self.span
+
+    @property
+    def is_view(self) -> bool:
+        """Whether `read` copies nothing."""
+        return self.aligned and self.span is not None
+
+
+MoveFn = Callable[["_Window", list[Tensor] | None], list[Tensor] | None]
+"""As `SlotCache.move_thoughts`."""
 
 
 class SlotCache(StatefulCache):
@@ -114,7 +137,7 @@ class SlotCache(StatefulCache):
         window: resident thoughts of a slot; None keeps everything.
         num_evicted: thoughts that leave at once; None with a full cache.
         policy: chooses which thoughts leave.
-        absorb: (states, evicted keys, evicted values) -> states, per layer; None where the state never changes.
+        absorb: makes a layer's next state of what leaves; None where the state never changes.
         device: of all buffers.
         rotations: of every layer with rolling positions; None with absolute ones.
         static_shapes: attend to the whole buffer in every step.
@@ -171,7 +194,7 @@ class SlotCache(StatefulCache):
         )
         self.every = torch.arange(num_slots, device=device)
         self._fix_addresses(self.columns, self.positions, self.occupied, self.every, *(states or ()))
-        self.move = self.move_thoughts
+        self.move: MoveFn = self.move_thoughts
 
     @property
     def physical_length(self) -> int:
@@ -273,12 +296,9 @@ class SlotCache(StatefulCache):
         assert self.num_evicted is not None
         padded = self._padded(slots)
         window = _Window(self, padded, self.window)
-        events = None
-        if self.policy.chooses:
-            events = [(self.seeds[slot], int(self.num_evictions[slot])) for slot in padded]
-        evicted, chosen = self.move(window, events)
-        states = self._absorb(window.rows, evicted)
-        rows = window.rows[: len(slots)]
+        chosen = self._choose(window, padded) if self.policy.chooses else None
+        states = self.move(window, chosen)
+        rows = window.index if window.span is not None else window.rows[: len(slots)]
         self.columns[rows] -= self.num_evicted
         if self.rotations is not None:
             self.positions[rows] -= self.num_evicted
@@ -286,37 +306,46 @@ class SlotCache(StatefulCache):
         self.num_evictions[slots] += 1
         return SlotEviction(
             slots=slots.tolist(),
-            states=None if states is None else states[: len(slots)],
+            states=None if states is None else [state[: len(slots)] for state in states],
             chosen=torch.stack(chosen, dim=1)[: len(slots)] if chosen else None,
         )
 
-    def move_thoughts(
-        self, window: _Window, events: list[tuple[int, int]] | None
-    ) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
-        """Close the gap that the leaving thoughts make in every layer.
+    def _choose(self, window: _Window, slots: Integers) -> list[Tensor]:
+        """[n, H, E] per layer: which thoughts leave."""
+        assert self.num_evicted is not None
+        events = [(self.seeds[slot], int(self.num_evictions[slot])) for slot in slots]
+        chosen = []
+        for index, layer in enumerate(self.layers):
+            keys, values = window.read(layer.keys), window.read(layer.values)
+            selected = self.policy.select(index, keys, values, self.num_evicted, events)
+            assert selected is not None, f"the policy {self.policy.name} chooses"
+            chosen.append(selected)
+        return chosen
+
+    def move_thoughts(self, window: _Window, chosen: list[Tensor] | None) -> list[Tensor] | None:
+        """Close the gap that the leaving thoughts make and absorb them; never holds copies of more than one layer.
 
         Args:
             window: the thoughts of the slots in question.
-            events: as `EvictionPolicy.select` takes them; None if the oldest leave.
+            chosen: [n, H, E] which of them leave, per layer; None if the oldest do.
 
         Returns:
-            Keys and values [n, H, E, D] that left, per layer; and which slots were chosen, if the policy chooses.
+            The new states [n, G, R] per layer; None where nothing absorbs.
         """
         assert self.num_evicted is not None
-        evicted, chosen = [], []
+        states = []
         for index, layer in enumerate(self.layers):
-            keys, values = window.read(layer.keys), window.read(layer.values)
-            selected = None
-            if events is not None:
-                selected = self.policy.select(index, keys, values, self.num_evicted, events)
-            if selected is not None:
-                chosen.append(selected)
+            slots = None if chosen is None else chosen[index]
             rotation = None if self.rotations is None else self.rotations[index]
-            out, kept = evict_block(keys, values, selected, self.num_evicted, rotation)
-            evicted.append((out[0].clone(), out[1].clone()))
-            window.write(layer.keys, kept[0])
-            window.write(layer.values, kept[1])
-        return evicted, chosen
+            removed = []
+            for buffer, turn in ((layer.keys, rotation), (layer.values, None)):
+                evicted, kept = evict_block(window.read(buffer), slots, self.num_evicted, turn)
+                removed.append(evicted.clone())
+                window.write(buffer, kept)
+            if self.absorb is not None and self.states is not None:
+                states.append(self.absorb(index, self.states[index][window.index], *removed))
+                self.states[index][window.index] = states[-1]
+        return states or None
 
     def _padded(self, slots: Integers) -> Integers:
         """With static shapes as many slots as the next power of two, the last one repeated: few shapes, few graphs."""
@@ -324,14 +353,6 @@ class SlotCache(StatefulCache):
             return slots
         size = max(2, 1 << (len(slots) - 1).bit_length())
         return np.pad(slots, (0, size - len(slots)), mode="edge")
-
-    def _absorb(self, rows: Tensor, evicted: list[tuple[Tensor, Tensor]]) -> Tensor | None:
-        if self.absorb is None or self.states is None:
-            return None
-        updated = self.absorb([s[rows] for s in self.states], [k for k, _ in evicted], [v for _, v in evicted])
-        for state, new in zip(self.states, updated, strict=True):
-            state[rows] = new
-        return torch.stack(updated, dim=1)
 
     def to_device(self, values: Integers) -> Int[Tensor, " n"]:
         """Host integers on the device; on CUDA the copy does not block."""

@@ -25,28 +25,23 @@ def split_slots(
 
 
 def evict_block(
-    keys: Float[Tensor, "B H W D"],
-    values: Float[Tensor, "B H W D"],
-    slots: Int[Tensor, "B H E"] | None,
-    num_evicted: int,
-    rotation: KeyRotation | None,
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """((evicted keys, values), (kept keys, values)) of one layer's resident thoughts; differentiable.
+    block: Float[Tensor, "B H W D"], slots: Int[Tensor, "B H E"] | None, num_evicted: int, rotation: KeyRotation | None
+) -> tuple[Float[Tensor, "B H E D"], Float[Tensor, "B H K D"]]:
+    """(evicted, kept) of one layer's resident keys, or values; differentiable. Without rotation and slots, views.
 
     Args:
-        keys: of the resident thoughts.
-        values: of the resident thoughts.
+        block: keys or values of the resident thoughts.
         slots: which ones leave, ascending; None means the oldest.
         num_evicted: E.
-        rotation: moves the kept keys to the positions of the slots that they now have; None leaves them.
+        rotation: moves kept keys to the positions of the slots that they now have; None for values, and for keys that
+            keep their positions.
     """
-    evicted_keys, kept_keys = split_slots(keys, slots, num_evicted)
-    evicted_values, kept_values = split_slots(values, slots, num_evicted)
+    evicted, kept = split_slots(block, slots, num_evicted)
     if rotation is not None and slots is None:
-        kept_keys = rotation.shift(kept_keys, -num_evicted)
+        kept = rotation.shift(kept, -num_evicted)
     elif rotation is not None and slots is not None:
-        places = torch.arange(keys.shape[2], device=keys.device)
-        before = places.expand(*keys.shape[:3]).unsqueeze(-1)
+        places = torch.arange(block.shape[2], device=block.device)
+        before = places.expand(*block.shape[:3]).unsqueeze(-1)
         _, stayed = split_slots(before, slots, num_evicted)
-        kept_keys = rotation.shift(kept_keys, places[: stayed.shape[2]] - stayed.squeeze(-1))
-    return (evicted_keys, evicted_values), (kept_keys, kept_values)
+        kept = rotation.shift(kept, places[: stayed.shape[2]] - stayed.squeeze(-1))
+    return evicted, kept

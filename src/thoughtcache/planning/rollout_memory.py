@@ -34,7 +34,7 @@ def rollout_parts(setting: PlanSetting) -> dict[str, Parts]:
     scores = slots * setting.max_new_tokens * (FP64 + 8 + FP32)  # uniform numbers, tokens, log-probabilities
     before = {"recorded K/V": recorded_kv_bytes(setting, waiting), **record_parts(setting, waiting)}
     records = record_parts(setting, slots + waiting)
-    joined = {"thought states": record_parts(setting, slots).get("thought states", 0)}
+    joined = {"thought states": record_parts(setting, 1).get("thought states", 0)}
     during = add(cache, records, {"recorded K/V": recorded_kv_bytes(setting, slots + waiting)})
     token = forward_transient_bytes(numbers, slots) + final_norm_bytes(numbers, slots)
     return {
@@ -52,20 +52,20 @@ def rollout_parts(setting: PlanSetting) -> dict[str, Parts]:
         },
         # The states before and after it are copies.
         "evicting": {**during, "activations": _eviction_bytes(setting, numbers) + 2 * states + scores},
-        # The pieces of one sequence are joined at a time; the states of all that end together exist twice.
+        # Of one sequence at a time the pieces are joined and the states copied.
         "collecting": add(during, joined, {"recorded K/V": recorded_kv_bytes(setting, 1), "activations": scores}),
     }
 
 
 def _eviction_bytes(setting: PlanSetting, numbers: LayerNumbers) -> int:
-    """One eviction of all slots: copies of what leaves in all layers, and one layer's absorption or shift."""
+    """One eviction of all slots: in one layer, copies of what leaves, and its absorption or the shift of what stays."""
     window, evicted, slots = setting.window, setting.num_evicted, setting.decoded_at_once
     if window is None or evicted is None or setting.max_new_tokens - 1 <= window:
         return 0
     tokens = slots * numbers.size.kv
     shift = tokens * (window - evicted) * numbers.base
     absorption = tokens * evicted * 2 * (numbers.base + 2 * FP32) if setting.absorbs else 0
-    return kv_bytes(numbers, slots, evicted) + max(shift, absorption)
+    return 2 * tokens * evicted * numbers.base + max(shift, absorption)
 
 
 def recorded_kv_bytes(setting: PlanSetting, rows: int) -> int:

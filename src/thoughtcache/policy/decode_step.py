@@ -4,8 +4,8 @@ Compiled (`torch.compile`, on a GPU with CUDA graphs) the step has static shapes
 under a mask, free slots run along, and nothing but tensors changes from round to round. The same policy up to rounding:
 tests/parity/test_compiled.py. What cannot be compiled whole is an error, never a slower run in silence.
 
-Not covered: compiled prefill; compiled evictions of policies that choose (they draw or sort on their own). The part for
-CUDA was never run by the tests of this project.
+Not covered: compiled prefill; compiled choices of policies that choose. The part for CUDA was never run by the tests of
+this project.
 """
 
 from __future__ import annotations
@@ -69,11 +69,8 @@ def _step(backbone: nn.Module, cache: SlotCache, tokens: Tensor) -> Tensor:
 
 
 def compile_evictions(cache: SlotCache) -> None:
-    """Compile what an eviction does to keys and values, and what absorbs them."""
-    if not cache.policy.chooses:
-        cache.move = compile_whole(cache.move_thoughts, None)
-    if cache.absorb is not None:
-        cache.absorb = compile_whole(cache.absorb, None)
+    """Compile what an eviction does after the choice of what leaves."""
+    cache.move = compile_whole(cache.move_thoughts, None)
 
 
 def compile_whole(function: Callable[..., Any], device: torch.device | None) -> Callable[..., Any]:

@@ -21,10 +21,9 @@ import torch
 from torch import Tensor
 
 from thoughtcache.adapter.direct import direct_linears
-from thoughtcache.cache.bounded_cache import AbsorbFn
 from thoughtcache.cache.kv_recorder import KVRecorder
 from thoughtcache.cache.schedule import eviction_points
-from thoughtcache.cache.slot_cache import Integers, SlotCache
+from thoughtcache.cache.slot_cache import Integers, MoveFn, SlotCache
 from thoughtcache.policy.decode_step import DecodeStep, compile_evictions
 from thoughtcache.policy.drawing import Drawing
 from thoughtcache.policy.handle import PolicyHandle
@@ -72,7 +71,7 @@ class Engine:
         kv_log: where keys and values are recorded, None for no record.
         anchors: record the thought states after each eviction.
         compiled: static shapes and compiled decode and eviction steps.
-        wrap_absorb: decorates the function that absorbs.
+        wrap_eviction: decorates the function that evicts and absorbs.
         progress: called with the number of sequences that were finished.
     """
 
@@ -89,7 +88,7 @@ class Engine:
         kv_log: Place | None,
         anchors: bool,
         compiled: bool,
-        wrap_absorb: Callable[[AbsorbFn], AbsorbFn] | None,
+        wrap_eviction: Callable[[MoveFn], MoveFn] | None,
         progress: Callable[[int], None] | None,
     ) -> None:
         self.policy, self.settings, self.kv_log, self.progress = policy, settings, kv_log, progress
@@ -112,8 +111,8 @@ class Engine:
         )
         if compiled:
             compile_evictions(self.cache)
-        if wrap_absorb is not None and self.cache.absorb is not None:
-            self.cache.absorb = wrap_absorb(self.cache.absorb)
+        if wrap_eviction is not None:
+            self.cache.move = wrap_eviction(self.cache.move)
         self.step = DecodeStep(policy, compiled=compiled)
         self.drawing = Drawing(
             policy, settings, stop_ids, stop_strings, num_slots=num_slots, with_entropies=kv_log is not None
@@ -248,11 +247,12 @@ class Engine:
             if sequence is not None and sequence.recorder is not None:
                 sequence.recorder.copy_new(self.cache, slot, len(sequence.prompt) + int(self.counts[slot]) - 1)
         event = self.cache.evict(due)
+        states = torch.stack(event.states, dim=1) if self.anchors and event.states else None
         for place, slot in enumerate(event.slots):
             sequence = self.slots[slot]
             assert sequence is not None
-            if self.anchors and event.states is not None:
-                self._anchor(sequence, event.states[place])
+            if states is not None:
+                self._anchor(sequence, states[place])
             sequence.chosen.append(None if event.chosen is None else self._to_host(event.chosen[place]))
 
     def _anchor(self, sequence: _Sequence, state: Tensor) -> None:

@@ -137,7 +137,7 @@ def run_chunk(
         past, evicted = _evict(past, width, slots, batch.settings.num_evicted, rotations)
         absorb = tuner.absorber()
         if absorb is not None and states is not None:
-            states = absorb(states, [k for k, _ in evicted], [v for _, v in evicted])
+            states = [absorb(layer, states[layer], *block) for layer, block in enumerate(evicted)]
             states = _anchor(states, batch, chunk.segment - 1) if anchored else states
     cache = ReplayCache(tuner.num_layers, past, chunk.start, states)
     columns = cache.physical_length + chunk.stop - chunk.start
@@ -227,10 +227,11 @@ def _evict(
     for layer, (keys, values) in enumerate(past):
         chosen = None if slots is None else slots[:, layer]
         rotation = None if rotations is None else rotations[layer]
-        evicted, kept = evict_block(keys[:, :, width:], values[:, :, width:], chosen, num_evicted, rotation)
-        evicted_layers.append(evicted)
+        evicted_keys, kept_keys = evict_block(keys[:, :, width:], chosen, num_evicted, rotation)
+        evicted_values, kept_values = evict_block(values[:, :, width:], chosen, num_evicted, None)
+        evicted_layers.append((evicted_keys, evicted_values))
         kept_layers.append(
-            (torch.cat([keys[:, :, :width], kept[0]], dim=2), torch.cat([values[:, :, :width], kept[1]], dim=2))
+            (torch.cat([keys[:, :, :width], kept_keys], dim=2), torch.cat([values[:, :, :width], kept_values], dim=2))
         )
     return kept_layers, evicted_layers
 

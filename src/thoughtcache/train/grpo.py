@@ -155,8 +155,8 @@ class ThoughtGRPOTrainer(GRPOTrainer):
         """Here, or through the backend; a training batch of the backend may have been started a batch ago."""
         train, step = self.model.training, self.state.global_step
         if self._sampler is None:
-            absorb = (lambda function: self._timer.timed("absorb", function)) if train else None
-            rollouts = rollout(model, prompt_ids, wrap_absorb=absorb, **self._rollout_options())
+            timed = (lambda function: self._timer.timed("evict", function)) if train else None
+            rollouts = rollout(model, prompt_ids, wrap_eviction=timed, **self._rollout_options())
             return Generation(rollouts=rollouts, global_step=step)
         if not train:
             batch = self._sampler.sample_now(model, prompt_ids, **self._rollout_options())

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from thoughtcache.train.phase_memory import PhaseMemory
 
-PHASES = ("rollout", "absorb", "replay", "rewards", "backward", "optimizer")
+PHASES = ("rollout", "evict", "replay", "rewards", "backward", "optimizer")
 P = ParamSpec("P")
 R = TypeVar("R")
 Mark = Any
@@ -23,7 +23,7 @@ Mark = Any
 
 
 class PhaseTimer:
-    """Adds up the seconds of each phase until they are flushed. Phases may nest (absorb runs inside rollout).
+    """Adds up the seconds of each phase until they are flushed. Phases may nest (evict runs inside rollout).
 
     Args:
         device: where the phases run.
