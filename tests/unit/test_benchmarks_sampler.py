@@ -28,6 +28,7 @@ from support.models import tiny_model
 from thoughtcache.planning.memory import MIB
 from thoughtcache.policy.sampling import sample_tokens, uniform_numbers
 from thoughtcache.policy.token_logprobs import scaled_log_softmax
+from thoughtcache.tasks.reasoner import load_reasoner
 
 
 def test_the_median_of_paired_ratios_is_judged():
@@ -126,6 +127,15 @@ def test_every_size_travels_as_json_and_looks_only_where_its_rollout_goes(chosen
         if case.kind == "generate_long":
             assert stop_rounds(case)[0] - case.cycle >= case.window
             assert case.at[-1] in stop_rounds(case)
+
+
+def test_windows_fit_the_positions_of_the_embedded_reasoner():
+    positions = load_reasoner()[0].config.max_position_embeddings
+    for cases in (*sizes.full().values(), *sizes.quick().values()):
+        for case in cases:
+            if case.model == "tiny" and case.window is not None:
+                assert case.positions == "rolling"
+                assert case.prompt + case.window <= positions, case.title
 
 
 def test_compile_is_named_only_where_it_is_asked_for():
