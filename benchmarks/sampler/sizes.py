@@ -47,7 +47,7 @@ def full() -> Cases:
         ],
         "generate": [
             replace(real, kind="generate_long", at=(512, 1024, 2048, 4096)),
-            replace(real, kind="generate_long", at=(512,), depth=4096),
+            replace(real, kind="generate_long", at=(512,), depth=4096, repeats=7),
             replace(real, kind="generate_whole", tokens=256),
         ],
         "trl": [replace(real, kind="trl_turn", tokens=256)],
