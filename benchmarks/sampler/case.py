@@ -32,7 +32,7 @@ class Case:
         rule: of the state.
         at: positions in a rollout at which to look.
         depth: tokens in the caches of `generate`, while ours is where `at` says; None for the same place.
-        cycles: eviction cycles around a position that its speed is taken from.
+        cycles: eviction cycles at a position that its speed is taken from.
         steps: tokens per look at another sampler.
         num_prompts: of continuous batching.
         mean_length: of random lengths.

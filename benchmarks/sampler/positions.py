@@ -1,9 +1,12 @@
 """Speed and memory against position in one long rollout.
 
-Speed at a position: batch over the time of a round, from whole eviction cycles around it (`timing.py`). Flat memory:
-the most in use during the last three quarters of a run over that at the end of the first quarter, once as it is and
-once without what the sampler must hand back in the end, which grows with the tokens: the state after every eviction,
-and a token and a log-probability per step.
+Late against early: a rollout stops at its late position and a fresh one of the same prompts goes to the early position;
+then the last eviction cycle of the fresh one is compared with the next but one of the stopped one (the next begins with
+cold caches). That is done several times, so a machine that changes its speed during a long run meets both.
+
+The curve and memory are those of a run without stops. Flat memory: the most in use during the last three quarters of a
+run over that at the end of the first quarter, once as it is and once without what the sampler must hand back in the
+end, which grows with the tokens: the state after every eviction, and a token and a log-probability per step.
 """
 
 from __future__ import annotations
@@ -16,9 +19,9 @@ import torch
 import thoughtcache as tc
 from benchmarks.sampler.case import Case
 from benchmarks.sampler.clock import RoundClock, used_mib
-from benchmarks.sampler.figures import Curve, Figure, Measured, over_repeats
+from benchmarks.sampler.figures import Curve, Figure, Measured, over_repeats, ratios
 from benchmarks.sampler.models import make_prompts, rollout_options, thought_model
-from benchmarks.sampler.timing import round_seconds, speed_curve
+from benchmarks.sampler.timing import speed_curve
 from thoughtcache.planning.memory import MIB
 from thoughtcache.records import Rollout
 
@@ -32,22 +35,14 @@ def measure(case: Case) -> Measured:
     model = thought_model(case)
     prompts = make_prompts(model.get_base_model(), [case.prompt] * case.batch)
     first = 0 if case.window is None else case.window
-    wall, cpu, completed, flat = [], [], 0, (math.nan, math.nan)
     at_rest = used_mib(torch.device(case.device))
-    for repeat in range(case.repeats):
-        clock = RoundClock(model.base_model.backbone, case.device, memory_every=8)
-        with clock:
-            rollouts = tc.rollout(model, prompts, seed=repeat, **rollout_options(case))
-        completed = min(len(rollout.token_ids) for rollout in rollouts)
-        if repeat == 0:
-            flat = flatness(clock.memory, rollouts)
-        for rounds, found in ((clock.seconds, wall), (clock.cpu_seconds, cpu)):
-            found.append(late_over_early(rounds, case, first))
-    figures = [_count(case, completed)]
+    with RoundClock(model.base_model.backbone, case.device, memory_every=8) as clock:
+        rollouts = tc.rollout(model, prompts, **rollout_options(case))
+    figures = [_count(case, min(len(rollout.token_ids) for rollout in rollouts))]
     if case.at and case.window is not None:
-        name = f"speed at {case.at[-1]} / speed at {case.at[0]}"
-        figures.append(over_repeats(name, wall, cpu=cpu, at_least=SPEED_TARGET, unit="x"))
+        figures.append(late_over_early(case, model, prompts))
     if case.window is not None:
+        flat = flatness(clock.memory, rollouts)
         name = "memory, last 3/4 over the end of the first 1/4"
         figures.append(Figure(name=f"{name}, without records", value=flat[1], at_most=MEMORY_TARGET, unit="x"))
         figures.append(Figure(name=name, value=flat[0], unit="x"))
@@ -76,13 +71,26 @@ def _count(case: Case, completed: int) -> Figure:
     return Figure(name="tokens per row, completed", value=completed, at_least=case.tokens)
 
 
-def late_over_early(rounds: list[float], case: Case, first: int) -> float:
-    """Speed at the last position over that at the first."""
-    if not case.at:
-        return math.nan
-    options: dict[str, Any] = {"cycle": case.cycle, "cycles": case.cycles, "first": first}
-    early, late = (round_seconds(rounds, around=at, **options) for at in (case.at[0], case.at[-1]))
-    return early / late
+def late_over_early(case: Case, model: Any, prompts: list[list[int]]) -> Figure:
+    """Speed at the last position over that at the first, `case.cycles` pairs."""
+    other, (early, late), options = thought_model(case), (case.at[0], case.at[-1]), rollout_options(case)
+    pairs: list[tuple[float, float]] = []
+
+    def stop() -> None:
+        with RoundClock(other.base_model.backbone, case.device) as clock:
+            tc.rollout(other, prompts, **{**options, "max_new_tokens": early + case.cycle + 2})
+        span = slice(early, early + case.cycle)
+        pairs.append((sum(clock.seconds[span]), sum(clock.cpu_seconds[span])))
+
+    stops = [late + 2 * case.cycle * index for index in range(case.cycles)]
+    counted = [slice(at + case.cycle, at + 2 * case.cycle) for at in stops]
+    with RoundClock(model.base_model.backbone, case.device, interrupt=dict.fromkeys(stops, stop)) as clock:
+        tc.rollout(model, prompts, **{**options, "max_new_tokens": counted[-1].stop + 2})
+    wall, cpu = (
+        ratios([pair[kind] for pair in pairs], [sum(seconds[span]) for span in counted])
+        for kind, seconds in enumerate((clock.seconds, clock.cpu_seconds))
+    )
+    return over_repeats(f"speed at {late} / speed at {early}", wall, cpu=cpu, at_least=SPEED_TARGET, unit="x")
 
 
 def flatness(memory: list[tuple[int, float]], rollouts: list[Rollout]) -> tuple[float, float]:

@@ -121,9 +121,8 @@ def test_every_size_travels_as_json_and_looks_only_where_its_rollout_goes(chosen
         assert Case.from_json(case.to_json()) == case
         assert case.kind in KINDS
         if case.kind == "positions" and case.at:
-            half = case.cycle * case.cycles // 2
-            assert case.at[0] - half >= case.window
-            assert case.at[-1] + half <= case.tokens - 1
+            assert case.at[0] >= case.window
+            assert case.at[-1] < case.tokens
         if case.kind == "generate_long":
             assert stop_rounds(case)[0] - case.cycle >= case.window
             assert case.at[-1] in stop_rounds(case)
