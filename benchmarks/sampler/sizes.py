@@ -39,7 +39,7 @@ def full() -> Cases:
     real = Case(kind="positions", model="smollm2")
     return {
         "positions": [
-            replace(tiny, tokens=17024, at=(1000, 16000), cycles=16),
+            replace(tiny, tokens=17024, at=(1000, 16000), cycles=64),
             replace(tiny, tokens=65536, repeats=1, anchors=False),
             replace(tiny, tokens=8192, window=None, repeats=1),
             replace(real, tokens=8128, prompt=64, at=(500, 4000), repeats=1),
