@@ -40,10 +40,10 @@ def full() -> Cases:
     return {
         "positions": [
             replace(tiny, tokens=17024, at=(1000, 16000), cycles=64),
-            replace(tiny, tokens=65536, repeats=1, anchors=False),
-            replace(tiny, tokens=8192, window=None, repeats=1),
-            replace(real, tokens=8128, prompt=64, at=(500, 4000), repeats=1),
-            replace(real, tokens=1536, prompt=64, window=None, repeats=1),
+            replace(tiny, tokens=65536, anchors=False),
+            replace(tiny, tokens=8192, window=None),
+            replace(real, tokens=8128, prompt=64, at=(500, 4000)),
+            replace(real, tokens=1536, prompt=64, window=None),
         ],
         "generate": [
             replace(real, kind="generate_long", at=(512, 1024, 2048, 4096)),
@@ -67,8 +67,8 @@ def quick() -> Cases:
     case = Case(kind="positions", model="tiny", positions="rolling", window=64, prompt=16, judged=False)
     return {
         "positions": [
-            replace(case, tokens=1024, at=(200, 900), repeats=1),
-            replace(case, tokens=768, window=None, repeats=1),
+            replace(case, tokens=1024, at=(200, 900)),
+            replace(case, tokens=768, window=None),
         ],
         "generate": [
             replace(case, kind="generate_long", at=(128, 384), repeats=2),

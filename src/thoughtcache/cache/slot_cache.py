@@ -122,8 +122,8 @@ class _Window:
         return self.aligned and self.span is not None
 
 
-MoveFn = Callable[["_Window", list[Tensor] | None], list[Tensor] | None]
-"""As `SlotCache.move_thoughts`."""
+EvictFn = Callable[[Integers], SlotEviction]
+"""As `SlotCache.evict`."""
 
 
 class SlotCache(StatefulCache):
@@ -194,7 +194,7 @@ class SlotCache(StatefulCache):
         )
         self.every = torch.arange(num_slots, device=device)
         self._fix_addresses(self.columns, self.positions, self.occupied, self.every, *(states or ()))
-        self.move: MoveFn = self.move_thoughts
+        self.move = self.move_thoughts
 
     @property
     def physical_length(self) -> int:
@@ -298,7 +298,7 @@ class SlotCache(StatefulCache):
         window = _Window(self, padded, self.window)
         chosen = self._choose(window, padded) if self.policy.chooses else None
         states = self.move(window, chosen)
-        rows = window.index if window.span is not None else window.rows[: len(slots)]
+        rows = window.rows[: len(slots)]
         self.columns[rows] -= self.num_evicted
         if self.rotations is not None:
             self.positions[rows] -= self.num_evicted

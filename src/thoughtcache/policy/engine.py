@@ -23,7 +23,7 @@ from torch import Tensor
 from thoughtcache.adapter.direct import direct_linears
 from thoughtcache.cache.kv_recorder import KVRecorder
 from thoughtcache.cache.schedule import eviction_points
-from thoughtcache.cache.slot_cache import Integers, MoveFn, SlotCache
+from thoughtcache.cache.slot_cache import EvictFn, Integers, SlotCache
 from thoughtcache.policy.decode_step import DecodeStep, compile_evictions
 from thoughtcache.policy.drawing import Drawing
 from thoughtcache.policy.handle import PolicyHandle
@@ -71,7 +71,7 @@ class Engine:
         kv_log: where keys and values are recorded, None for no record.
         anchors: record the thought states after each eviction.
         compiled: static shapes and compiled decode and eviction steps.
-        wrap_eviction: decorates the function that evicts and absorbs.
+        wrap_eviction: decorates the function that evicts: choice, move and absorption.
         progress: called with the number of sequences that were finished.
     """
 
@@ -88,7 +88,7 @@ class Engine:
         kv_log: Place | None,
         anchors: bool,
         compiled: bool,
-        wrap_eviction: Callable[[MoveFn], MoveFn] | None,
+        wrap_eviction: Callable[[EvictFn], EvictFn] | None,
         progress: Callable[[int], None] | None,
     ) -> None:
         self.policy, self.settings, self.kv_log, self.progress = policy, settings, kv_log, progress
@@ -111,8 +111,7 @@ class Engine:
         )
         if compiled:
             compile_evictions(self.cache)
-        if wrap_eviction is not None:
-            self.cache.move = wrap_eviction(self.cache.move)
+        self.evict = self.cache.evict if wrap_eviction is None else wrap_eviction(self.cache.evict)
         self.step = DecodeStep(policy, compiled=compiled)
         self.drawing = Drawing(
             policy, settings, stop_ids, stop_strings, num_slots=num_slots, with_entropies=kv_log is not None
@@ -246,7 +245,7 @@ class Engine:
             sequence = self.slots[slot]
             if sequence is not None and sequence.recorder is not None:
                 sequence.recorder.copy_new(self.cache, slot, len(sequence.prompt) + int(self.counts[slot]) - 1)
-        event = self.cache.evict(due)
+        event = self.evict(due)
         states = torch.stack(event.states, dim=1) if self.anchors and event.states else None
         for place, slot in enumerate(event.slots):
             sequence = self.slots[slot]

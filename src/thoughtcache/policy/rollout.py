@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from thoughtcache.cache.schedule import evict_count
-from thoughtcache.cache.slot_cache import MoveFn
+from thoughtcache.cache.slot_cache import EvictFn
 from thoughtcache.policy.engine import Engine
 from thoughtcache.policy.handle import PolicyHandle, open_policy
 from thoughtcache.policy.kv_log import Place, check_place
@@ -55,7 +55,7 @@ def rollout(
     max_record_bytes: int | None = None,
     compile: bool = False,
     rows: Sequence[int] | None = None,
-    wrap_eviction: Callable[[MoveFn], MoveFn] | None = None,
+    wrap_eviction: Callable[[EvictFn], EvictFn] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Rollout]:
     """Sample one thought sequence per prompt.
@@ -91,7 +91,7 @@ def rollout(
             shape take as long as compiling does, and every slot costs the same whether it is full or free.
         rows: sample only these prompts, by number; seeds, the resolved window and all checks are those of the whole
             call, so that a call can be split over several processes. All of them by default.
-        wrap_eviction: decorates the function that evicts and absorbs, to time it for example.
+        wrap_eviction: decorates the function that evicts (choice, move and absorption), to time it for example.
         progress: called with the number of rows that were finished.
 
     Returns:
