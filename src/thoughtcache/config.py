@@ -160,6 +160,7 @@ class RunConfig:
         checkpoint_layers: inside a chunk keep the inputs of the layers only, for one more forward pass.
         chunk_tokens: bound on the tokens of a row whose activations live at once; None keeps segments whole.
         kv_log: where keys and values wait for the backward pass, "device" or "host".
+        pack_weights: on a CPU, sample from a faster copy of the weights.
         force: train even if the planner says that the run does not fit.
         profile_memory: leave a timeline of the memory in use during GRPO, as JSON and as a picture.
         reuse_rollout: let GRPO's learner start from the sampler's own keys, values and log-probabilities.
@@ -196,6 +197,7 @@ class RunConfig:
     chunk_tokens: int | None = 256
     kv_log: Literal["device", "host"] = "device"
     reuse_rollout: bool = False
+    pack_weights: bool = True
     profile_memory: bool = False
     force: bool = False
     evaluation_size: int = 1000

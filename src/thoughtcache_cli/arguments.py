@@ -87,6 +87,9 @@ def _base_options(group: argparse._ArgumentGroup, dtypes: str) -> None:
 def _learner_options(parser: argparse.ArgumentParser, *, reuse_field: str) -> None:
     group = parser.add_argument_group("rollout and learner")
     group.add_argument("--max-new-tokens", type=int, help="length of the thoughts (3072)")
+    group.add_argument(
+        "--no-pack-weights", dest="pack_weights", action="store_false", help="on a CPU: sample slower, in less memory"
+    )
     group.add_argument("--beta", type=float, help="weight of the KL to the reference (0)")
     group.add_argument("--gradient", type=gradient, help="exact (default), detached, or segments per exact block")
     group.add_argument(

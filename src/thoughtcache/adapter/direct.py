@@ -48,10 +48,10 @@ def _direct_forward(module: Linear) -> Callable[[Tensor], Tensor] | None:
     if not isinstance(variant, ThoughtVariant) or not (_is_plain(base) and _is_plain(down) and _is_plain(up)):
         return None
     binding, layer, scaling = variant.binding, variant.layer_index, module.scaling[active[0]]
-    weight, bias, down_weight, up_weight = base.weight, base.bias, down.weight, up.weight
+    base_forward, down_weight, up_weight = base.forward, down.weight, up.weight
 
     def forward(x: Tensor) -> Tensor:
-        result = linear(x, weight, bias)
+        result = base_forward(x)
         states = binding.states
         state = None if states is None else states[layer]
         down = linear(x.to(down_weight.dtype), down_weight)

@@ -24,6 +24,7 @@ OPTION_NAMES = {
     "chunk_tokens": "--chunk-tokens",
     "checkpoint_layers": "--checkpoint-layers",
     "kv_log": "--kv-log",
+    "pack_weights": "--no-pack-weights",
     "window": "--window",
     "max_new_tokens": "--max-new-tokens",
 }
@@ -146,21 +147,25 @@ def _changes(setting: PlanSetting, names: Mapping[str, str]) -> Iterator[tuple[P
         return
     if setting.decoded_at_once > setting.batch and not setting.distills:
         yield replace(setting, rollout_batch=setting.batch), f"set {names['rollout_batch']} {setting.batch}"
+    before: list[str] = []
     if not setting.recompute:
-        setting = replace(setting, recompute=True)
-        yield setting, "leave out --no-recompute"
+        setting, before = replace(setting, recompute=True), ["leave out --no-recompute"]
+        yield setting, before[0]
     sizes = [None, *(size for size in CHUNKS if size < (setting.chunk_tokens or CHUNKS[0] + 1))]
     places = [None, "host"] if setting.kv_log == "device" and setting.device_type == "cuda" else [None]
     layers = [False] if setting.checkpoint_layers else [False, True]
-    for checkpoint, size, place in product(layers, sizes, places):
-        changed, texts = setting, []
+    packs = [True, False] if setting.pack_weights and setting.device_type == "cpu" else [setting.pack_weights]
+    for checkpoint, size, place, pack in product(layers, sizes, places, packs):
+        changed, texts = setting, before
         if checkpoint:
-            changed, texts = replace(changed, checkpoint_layers=True), [f"set {names['checkpoint_layers']}"]
+            changed, texts = replace(changed, checkpoint_layers=True), [*texts, f"set {names['checkpoint_layers']}"]
         if size is not None:
             changed, texts = replace(changed, chunk_tokens=size), [*texts, f"set {names['chunk_tokens']} {size}"]
         if place is not None:
             changed, texts = replace(changed, kv_log="host"), [*texts, f"set {names['kv_log']} host"]
-        if texts:
+        if pack != setting.pack_weights:
+            changed, texts = replace(changed, pack_weights=False), [*texts, f"set {names['pack_weights']}"]
+        if len(texts) > len(before):
             yield changed, " and ".join(texts)
 
 

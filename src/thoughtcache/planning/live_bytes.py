@@ -46,10 +46,10 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operation and count its new storages."""
-        before = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        before = {id(_owner(t)) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and id(tensor.untyped_storage()) not in before:
+            if isinstance(tensor, Tensor) and id(_owner(tensor)) not in before:
                 self._count(tensor)
         return result
 
@@ -57,14 +57,19 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # A fake tensor knows its device, its storage does not.
         if self.device_type is not None and tensor.device.type != self.device_type:
             return
-        storage = tensor.untyped_storage()
-        key = id(storage)
+        owner = _owner(tensor)
+        key = id(owner)
         if key in self._sizes:
             return
-        self._sizes[key] = storage.nbytes()
-        weakref.finalize(storage, self._forget, key)
+        self._sizes[key] = tensor.nbytes if owner is tensor else owner.nbytes()
+        weakref.finalize(owner, self._forget, key)
         self.live_bytes += self._sizes[key]
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
 
     def _forget(self, key: int) -> None:
         self.live_bytes -= self._sizes.pop(key, 0)
+
+
+def _owner(tensor: Tensor) -> Any:
+    """What the memory belongs to: the storage, or the tensor itself in oneDNN's own layout, which has none."""
+    return tensor if tensor.is_mkldnn else tensor.untyped_storage()

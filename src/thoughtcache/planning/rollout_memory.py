@@ -5,6 +5,8 @@ Letters: P prompt, W window, E evicted, V vocabulary.
 
 from __future__ import annotations
 
+import torch
+
 from thoughtcache.planning.layer_memory import (
     FP32,
     LayerNumbers,
@@ -16,6 +18,7 @@ from thoughtcache.planning.layer_memory import (
 from thoughtcache.planning.parts import Parts, add
 from thoughtcache.planning.replay_memory import record_parts, slot_state_bytes
 from thoughtcache.planning.setting import PlanSetting
+from thoughtcache.policy.packed_linears import DTYPES, SMALLEST, worth_packing
 from thoughtcache.policy.prefill import CHUNK_COLUMNS
 
 FP64 = 8
@@ -37,7 +40,7 @@ def rollout_parts(setting: PlanSetting) -> dict[str, Parts]:
     joined = {"thought states": record_parts(setting, 1).get("thought states", 0)}
     during = add(cache, records, {"recorded K/V": recorded_kv_bytes(setting, slots + waiting)})
     token = forward_transient_bytes(numbers, slots) + final_norm_bytes(numbers, slots)
-    return {
+    phases: dict[str, Parts] = {
         "prefill": {
             **before,
             "rollout K/V": kv_bytes(numbers, prompts, prompt),
@@ -55,6 +58,21 @@ def rollout_parts(setting: PlanSetting) -> dict[str, Parts]:
         # Of one sequence at a time the pieces are joined and the states copied.
         "collecting": add(during, joined, {"recorded K/V": recorded_kv_bytes(setting, 1), "activations": scores}),
     }
+    packed = {"packed weights": packed_bytes(setting)}
+    return {name: add(parts, packed) for name, parts in phases.items()}
+
+
+def packed_bytes(setting: PlanSetting) -> int:
+    """The copy of the weights that sampling on a CPU reads: linears of the layers and the head, without small ones."""
+    wanted = setting.pack_weights and setting.device_type == "cpu" and setting.learner == "replay"
+    takes_dtype = getattr(torch, setting.dtype) in DTYPES
+    if not (wanted and takes_dtype and worth_packing(setting.decoded_at_once, setting.max_new_tokens)):
+        return 0
+    numbers = layer_numbers(setting)
+    sizes = [numbers.size.hidden * numbers.size.vocabulary]
+    if not setting.load_in_4bit:
+        sizes += numbers.size.layers * [inputs * outputs for inputs, outputs in numbers.shapes.values()]
+    return numbers.base * sum(size for size in sizes if size >= SMALLEST)
 
 
 def _eviction_bytes(setting: PlanSetting, numbers: LayerNumbers) -> int:

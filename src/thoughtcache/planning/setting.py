@@ -48,6 +48,7 @@ class PlanSetting:
         kv_log: of the replay, "device" or "host".
         gradient: of the replay.
         reuse: of the replay; sampling then records the keys and values of all completions.
+        pack_weights: whether sampling on a CPU has a packed copy of the weights; TRL's own sampling never has.
         logits: of the checkpointed learner: "chunked" (TRL 1.16) or "materialised" ([B, T, V], earlier versions).
         beta: weight of the KL term; above 0 TRL keeps a copy of the adapter and runs a pass without gradient.
         unequal_prompts: whether prompts of one batch differ in length, which brings dense attention masks.
@@ -71,6 +72,7 @@ class PlanSetting:
     kv_log: Place = "device"
     gradient: GradientMode = "exact"
     reuse: bool = False
+    pack_weights: bool = True
     logits: Logits = "chunked"
     beta: float = 0.0
     unequal_prompts: bool = False

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -28,6 +28,7 @@ from thoughtcache.policy.decode_step import DecodeStep, compile_evictions
 from thoughtcache.policy.drawing import Drawing
 from thoughtcache.policy.handle import PolicyHandle
 from thoughtcache.policy.kv_log import Place
+from thoughtcache.policy.packed_linears import packed_linears, worth_packing
 from thoughtcache.policy.prefill import Prefilled, prefill
 from thoughtcache.policy.stop_strings import StopStrings
 from thoughtcache.records import Eviction, Rollout, SamplingSettings
@@ -71,6 +72,7 @@ class Engine:
         kv_log: where keys and values are recorded, None for no record.
         anchors: record the thought states after each eviction.
         compiled: static shapes and compiled decode and eviction steps.
+        pack_weights: on a CPU, decode from packed copies of the weights; not with compiled steps.
         wrap_eviction: decorates the function that evicts: choice, move and absorption.
         progress: called with the number of sequences that were finished.
     """
@@ -88,11 +90,12 @@ class Engine:
         kv_log: Place | None,
         anchors: bool,
         compiled: bool,
+        pack_weights: bool,
         wrap_eviction: Callable[[EvictFn], EvictFn] | None,
         progress: Callable[[int], None] | None,
     ) -> None:
         self.policy, self.settings, self.kv_log, self.progress = policy, settings, kv_log, progress
-        self.anchors, self.compiled = anchors, compiled
+        self.anchors, self.compiled, self.pack_weights = anchors, compiled, pack_weights
         self.prompts, self.seeds = [tuple(ids) for ids in prompt_ids], seeds
         self.pending = deque(range(len(self.prompts)))
         self.users = Counter(self.prompts)
@@ -122,8 +125,13 @@ class Engine:
 
     def run(self) -> list[Rollout]:
         """All rollouts, in the order of the prompts."""
-        # A compiler follows PEFT's own calls, and would take new ones for new code.
-        with nullcontext() if self.compiled else direct_linears(self.policy.tuner):
+        with ExitStack() as faster:
+            # A compiler follows the modules' own calls, and would take new ones for new code.
+            if not self.compiled:
+                tuner = self.policy.tuner
+                if self.pack_weights and worth_packing(len(self.slots), self.settings.max_new_tokens):
+                    faster.enter_context(packed_linears(tuner.model, tuner.prefix))
+                faster.enter_context(direct_linears(tuner))
             self._run()
         return [result for result in self.results if result is not None]
 

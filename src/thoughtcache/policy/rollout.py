@@ -54,6 +54,7 @@ def rollout(
     anchors: bool = True,
     max_record_bytes: int | None = None,
     compile: bool = False,
+    pack_weights: bool = True,
     rows: Sequence[int] | None = None,
     wrap_eviction: Callable[[EvictFn], EvictFn] | None = None,
     progress: Callable[[int], None] | None = None,
@@ -89,6 +90,8 @@ def rollout(
             on the device and on the host) could outgrow this, were every row to reach `max_new_tokens`.
         compile: static shapes, and decode and eviction steps compiled by `torch.compile`; the first rounds of a new
             shape take as long as compiling does, and every slot costs the same whether it is full or free.
+        pack_weights: on a CPU, decode from a copy of the weights in the layout that is fastest there (fp32 and bf16;
+            the same up to rounding); False saves the memory of the copy. Nothing elsewhere, or with `compile`.
         rows: sample only these prompts, by number; seeds, the resolved window and all checks are those of the whole
             call, so that a call can be split over several processes. All of them by default.
         wrap_eviction: decorates the function that evicts (choice, move and absorption), to time it for example.
@@ -150,6 +153,7 @@ def rollout(
         kv_log=kv_log,
         anchors=anchors,
         compiled=compile,
+        pack_weights=pack_weights,
         wrap_eviction=wrap_eviction,
         progress=progress,
     )

@@ -27,3 +27,4 @@ class RolloutOptions(TypedDict, total=False):
     anchors: bool
     max_record_bytes: int | None
     compile: bool
+    pack_weights: bool

@@ -71,6 +71,7 @@ def _shared(
         max_new_tokens=run.max_new_tokens,
         dtype=run.dtype,
         load_in_4bit=run.load_in_4bit,
+        pack_weights=run.pack_weights,
         unequal_prompts=len(lengths) > 1,
         device_type="cuda" if torch.cuda.is_available() else "cpu",
         **learner_options(run),

@@ -276,6 +276,7 @@ def _distill(
         warmup_steps=min(20, run.distill_steps // 5),
         max_new_tokens=run.max_new_tokens,
         sample_batch_size=run.distill_batch_size * TEACHER_BATCHES,
+        pack_weights=run.pack_weights,
         seed=run.seed,
         save_every=run.save_every,
         log_every=1,
@@ -325,6 +326,7 @@ def _grpo(
         learning_rate=run.grpo_learning_rate,
         beta=run.beta,
         reuse_rollout=run.reuse_rollout,
+        pack_weights=run.pack_weights,
         **learner_options(run),
     )
     return {

@@ -61,6 +61,7 @@ class DistillConfig:
         temperature: of the teacher's samples and of both distributions.
         samples_per_prompt: teacher samples per prompt.
         sample_batch_size: rows sampled at once.
+        pack_weights: on a CPU, sample from a faster copy of the weights; see `rollout`.
         seed: of sampling, data order and initialisation inside the trainer.
         evaluate_every: steps between evaluations, 0 for none.
         save_every: steps between checkpoints, 0 for none.
@@ -86,6 +87,7 @@ class DistillConfig:
     temperature: float = 1.0
     samples_per_prompt: int = 1
     sample_batch_size: int = 256
+    pack_weights: bool = True
     seed: int = 0
     evaluate_every: int = 0
     save_every: int = 0
@@ -147,6 +149,7 @@ def sample_teacher(
             seed=config.seed,
             window=None,
             batch_size=config.sample_batch_size,
+            pack_weights=config.pack_weights,
             progress=progress,
         )
 

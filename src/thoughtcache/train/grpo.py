@@ -175,6 +175,7 @@ class ThoughtGRPOTrainer(GRPOTrainer):
             seed=self._rollout_seed(),
             batch_size=self.args.rollout_batch_size,
             compile=self.args.compile_rollout,
+            pack_weights=self.args.pack_weights,
             stop_ids=self.eos_token_ids,
             kv_log=self.args.kv_log if self.args.reuse_rollout and self.model.training else None,
         )

@@ -46,6 +46,7 @@ class ThoughtGRPOConfig(GRPOConfig):
         profile_memory: keep a timeline of the memory in use in `trainer.memory.timeline`.
         rollout_batch_size: sequences decoded at once; None decodes the generation batch of a process in one go.
         compile_rollout: static shapes and compiled steps in sampling; see `rollout(compile=True)`.
+        pack_weights: on a CPU, sample from a faster copy of the weights; see `rollout(pack_weights=True)`.
         gradient_checkpointing: refused, because transformers then drops the cache.
         bf16: refused with `fp16`; load the model in the dtype that it should compute in.
     """
@@ -64,6 +65,7 @@ class ThoughtGRPOConfig(GRPOConfig):
     profile_memory: bool = field(default=False, metadata={"help": "keep a timeline of the memory in use"})
     rollout_batch_size: int | None = field(default=None, metadata={"help": "sequences decoded at once"})
     compile_rollout: bool = field(default=False, metadata={"help": "sample with compiled steps of static shapes"})
+    pack_weights: bool = field(default=True, metadata={"help": "on a CPU, sample from a faster copy of the weights"})
     # None becomes False; an explicit False would make transformers warn about the option's old name.
     gradient_checkpointing: bool | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "must stay off: it drops the cache"}
