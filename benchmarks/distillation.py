@@ -35,7 +35,8 @@ from thoughtcache.policy.replay import run_replay
 from thoughtcache.records import Rollout, SamplingSettings
 from thoughtcache.report.plots import Panel, plot_curves
 from thoughtcache.report.results import environment, write_results
-from thoughtcache.train.distill import DistillConfig, sample_teacher, teacher_hidden, under_window
+from thoughtcache.train.distill import sample_teacher, teacher_hidden, under_window
+from thoughtcache.train.distill_config import DistillConfig
 from thoughtcache.train.divergence import divergence
 
 FORMS = (

@@ -23,6 +23,7 @@ class Case:
         kind: the file that measures.
         model: "tiny" (the embedded reasoner) or "smollm2" (the folder given by `--model`).
         folder: of "smollm2".
+        layers: only the first ones of "smollm2", where all would take hours; None for all.
         batch: sequences, or slots.
         window: resident thoughts; None for the full cache.
         tokens: thought tokens per sequence, or the cap of random lengths.
@@ -47,6 +48,7 @@ class Case:
     kind: str
     model: str = "tiny"
     folder: str | None = None
+    layers: int | None = None
     batch: int = 8
     window: int | None = 256
     tokens: int = 1024
@@ -84,7 +86,8 @@ class Case:
         window = f"window {self.window}" if self.window is not None else "full cache"
         if self.kind == "batch_window" and self.window is None:
             window = "generate"
-        return f"{self.model}, batch {self.batch}, {window}"
+        model = self.model if self.layers is None else f"{self.layers} layers of {self.model}"
+        return f"{model}, batch {self.batch}, {window}"
 
     @property
     def label(self) -> str:

@@ -31,7 +31,8 @@ def load_base(case: Case) -> PreTrainedModel:
     elif case.folder is None:
         raise ValueError("this case needs a model; name its folder with --model")
     else:
-        base = AutoModelForCausalLM.from_pretrained(case.folder, dtype=torch.float32)
+        layers = {} if case.layers is None else {"num_hidden_layers": case.layers}
+        base = AutoModelForCausalLM.from_pretrained(case.folder, dtype=torch.float32, **layers)
     base.generation_config = GenerationConfig(pad_token_id=base.config.pad_token_id or 0)
     if case.window is None:
         base.config.max_position_embeddings = ROOM

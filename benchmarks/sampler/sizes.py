@@ -1,8 +1,9 @@
 """What is measured: the full sizes, which the targets are meant for, and quick ones to try everything.
 
 The embedded reasoner has 512 positions, so its long rollouts keep theirs inside the window ("rolling"), and no window
-is longer; SmolLM2 has 8192. Batching is measured on the reasoner alone: the gain is one of rounds, and 96 long
-sequences of SmolLM2 take more than an hour here.
+is longer; SmolLM2 has 8192. 65536 tokens under a window of 1024 are sampled by four of its layers, all would take
+two hours. Batching is measured on the reasoner alone: the gain is one of rounds, and 96 long sequences of SmolLM2 take
+more than an hour here.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def full() -> Cases:
             replace(tiny, tokens=8192, window=None),
             replace(real, tokens=8128, prompt=64, at=(500, 4000)),
             replace(real, tokens=1536, prompt=64, window=None),
+            replace(real, tokens=65536, prompt=64, window=1024, positions="rolling", layers=4),
         ],
         "generate": [
             replace(real, kind="generate_long", at=(512, 1024, 2048, 4096)),

@@ -43,7 +43,7 @@ def train(options: dict[str, Any]) -> None:
 
 def generate(options: dict[str, Any]) -> None:
     """`thoughtcache generate`: print one answer."""
-    from thoughtcache.recipes.real_model import answer
+    from thoughtcache.recipes.answer import answer
 
     print(answer(**options))
 

@@ -11,7 +11,8 @@ from support.models import tiny_model, use_norms_without_fp32
 from support.rollouts import ragged_rollouts
 from thoughtcache.planning.live_bytes import LiveBytes
 from thoughtcache.policy import scores
-from thoughtcache.train.distill import DistillConfig, distill_loss
+from thoughtcache.train.distill import distill_loss
+from thoughtcache.train.distill_config import DistillConfig
 
 VOCABULARY = 97  # the only size of this kind in the model
 ROWS = 2

@@ -142,16 +142,17 @@ def test_slots_are_refilled_at_once():
 
 def test_a_round_asks_nothing_of_the_device_and_sends_it_nothing(monkeypatch):
     """Except when sequences begin, evict or are looked at: 40 rounds of three slots, an eviction every two of them."""
-    from thoughtcache.cache.slot_cache import SlotCache
+    from thoughtcache.cache import slot_cache, window_block
     from thoughtcache.policy import engine
 
-    sent, original = [], SlotCache.to_device
+    sent, original = [], window_block.to_device
 
-    def counted(self, values):
+    def counted(values, device):
         sent.append(len(values))
-        return original(self, values)
+        return original(values, device)
 
-    monkeypatch.setattr(SlotCache, "to_device", counted)
+    for module in (window_block, slot_cache, engine):
+        monkeypatch.setattr(module, "to_device", counted)
     monkeypatch.setattr(engine.Engine, "_harvest", lambda self, look: None)
     evictions = []
     evict = engine.Engine._evict

@@ -15,9 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import thoughtcache as tc
 from support.smollm2 import smollm2_folder
 from thoughtcache.config import RunConfig, ThoughtConfig
-from thoughtcache.recipes.real_model import answer, run_real_model
+from thoughtcache.recipes.answer import answer
+from thoughtcache.recipes.real_model import run_real_model
 from thoughtcache.tasks.chat import encode_prompt
-from thoughtcache.train.distill import DistillConfig, distill
+from thoughtcache.train.distill import distill
+from thoughtcache.train.distill_config import DistillConfig
 
 pytestmark = [
     pytest.mark.real_model,

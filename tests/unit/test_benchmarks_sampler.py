@@ -18,7 +18,7 @@ from benchmarks.sampler.compiled import logprob_gap
 from benchmarks.sampler.figures import Figure, Measured, over_repeats, ratios
 from benchmarks.sampler.generate_long import stop_rounds
 from benchmarks.sampler.models import geometric_head, rollout_options, uneven_lengths
-from benchmarks.sampler.picture import merged
+from benchmarks.sampler.picture import merged, panels
 from benchmarks.sampler.positions import BYTES_PER_TOKEN, flatness, records_bytes
 from benchmarks.sampler.suite import record
 from benchmarks.sampler.timing import round_seconds, speed_curve
@@ -160,6 +160,14 @@ def test_curves_of_one_label_become_one_series():
     ]
     assert merged("speed", curves) == {"ours": ([1.0, 9.0], [6.0, 6.0])}
     assert merged("batch", curves) == {"window 64": ([1.0, 4.0], [7.0, 8.0])}
+
+
+def test_the_picture_shows_whole_models_only():
+    curves = {"speed: ours": ([1.0, 2.0], [5.0, 5.0])}
+    cases = [{"model": "smollm2"}, {"model": "smollm2", "layers": 4}]
+    whole, part = ({"case": case, "curves": curves} for case in cases)
+    assert len(panels([whole])) == 1
+    assert panels([part]) == []
 
 
 def test_a_record_holds_verdicts_and_no_path():

@@ -27,7 +27,8 @@ from thoughtcache.recipes.arms import thought_best
 from thoughtcache.tasks.problem import sample_problems
 from thoughtcache.tasks.reasoner import encode_prompt, load_reasoner
 from thoughtcache.train import distill as module
-from thoughtcache.train.distill import DistillConfig, DistillTrainer, distill, sample_teacher, under_window
+from thoughtcache.train.distill import DistillTrainer, distill, sample_teacher, under_window
+from thoughtcache.train.distill_config import DistillConfig
 from thoughtcache.train.divergence import DIVERGENCES
 
 LENGTH = 12

@@ -9,9 +9,11 @@ import pytest
 from rich.console import Console
 
 import thoughtcache as tc
+from support.plans import cpu_setting
 from thoughtcache.config import RunConfig
-from thoughtcache.planning.fit import DoesNotFitError
+from thoughtcache.planning.fit import DoesNotFitError, check_fit
 from thoughtcache.planning.model_configs import load_config
+from thoughtcache.planning.plan import make_plan
 from thoughtcache.recipes.fit import refuse_what_does_not_fit
 
 RUN = RunConfig(model="m", dataset="d", max_new_tokens=4096, dtype="bfloat16", grpo_batch_size=16, group_size=16)
@@ -85,3 +87,23 @@ def test_a_group_never_splits() -> None:
     run = replace(RUN, distill_steps=0, grpo_batch_size=64, chunk_tokens=64)
     with pytest.raises(DoesNotFitError, match=r"lower --grpo-batch-size to (16|32|48), or"):
         refuse(run, 8 * GIB)
+
+
+def test_on_a_cpu_the_packed_copy_goes_first_if_that_is_enough() -> None:
+    setting = cpu_setting(max_new_tokens=64, batch=2, group=2)
+    peak = make_plan(setting)
+    assert peak.peak.parts["packed weights"] > 0
+    without = replace(setting, pack_weights=False)
+    with pytest.raises(DoesNotFitError, match=r"; set --no-pack-weights$"):
+        check_fit(setting, available_bytes=peak.total_bytes - 1)
+    check_fit(without, available_bytes=peak.total_bytes - 1)
+
+
+def test_a_remedy_names_every_change_that_it_takes() -> None:
+    setting = cpu_setting(max_new_tokens=512, batch=32, group=32, recompute=False, pack_weights=False)
+    smaller = replace(setting, recompute=True, checkpoint_layers=True)
+    available = make_plan(smaller).total_bytes
+    assert available < make_plan(replace(setting, recompute=True)).total_bytes
+    with pytest.raises(DoesNotFitError, match="leave out --no-recompute and set --checkpoint-layers") as caught:
+        check_fit(setting, available_bytes=available)
+    assert "pack" not in str(caught.value)

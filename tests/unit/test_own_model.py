@@ -18,7 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import thoughtcache as tc
 from thoughtcache.config import RunConfig
 from thoughtcache.recipes import real_model
-from thoughtcache.recipes.real_model import answer, load_base, run_real_model
+from thoughtcache.recipes.answer import answer
+from thoughtcache.recipes.load_model import load_base
+from thoughtcache.recipes.real_model import run_real_model
 
 WINDOW, LENGTH = 4, 9
 

@@ -19,7 +19,8 @@ from thoughtcache.planning.rollout_memory import rollout_parts
 from thoughtcache.planning.setting import PlanSetting, side_by_side
 from thoughtcache.planning.step_flops import step_flops
 from thoughtcache.planning.trace import blank_rollouts, with_layers
-from thoughtcache.train.distill import DistillConfig, distill_loss, sample_teacher
+from thoughtcache.train.distill import distill_loss, sample_teacher
+from thoughtcache.train.distill_config import DistillConfig
 
 TOLERANCE = 0.05
 CASES = {

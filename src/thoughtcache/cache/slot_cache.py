@@ -25,8 +25,7 @@ from thoughtcache.cache.bounded_cache import AbsorbFn, StatefulCache, States, _L
 from thoughtcache.cache.eviction import EvictionPolicy
 from thoughtcache.cache.rotation import Rotations
 from thoughtcache.cache.split import evict_block
-
-Integers = NDArray[np.int64]
+from thoughtcache.cache.window_block import Integers, WindowBlock, to_device
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,61 +64,6 @@ class _SlotLayer(_Layer):  # type: ignore[no-untyped-call]
 
     def get_seq_length(self) -> int:
         return self.cache.visible - 1
-
-
-class _Window:
-    """The thoughts of some slots as one block, by the cheapest indexing that reaches them.
-
-    Args:
-        cache: with full windows in these slots.
-        slots: ascending; with static shapes some may stand there twice (what is written twice is the same).
-        size: resident thoughts of each.
-
-    Attributes:
-        rows: [n] the slots, on the device.
-        span: the slots as a range, where they are one.
-        aligned: whether the block is a plain part of the buffer in these slots: all thoughts begin in one column.
-    """
-
-    def __init__(self, cache: SlotCache, slots: Integers, size: int) -> None:
-        starts = cache.prompts[slots]
-        self.rows = cache.to_device(slots)
-        self.span = None
-        if not cache.static_shapes and slots[-1] - slots[0] == len(slots) - 1:
-            self.span = slice(int(slots[0]), int(slots[-1]) + 1)
-        self.aligned = not cache.static_shapes and bool(starts.min() == starts.max())
-        self.first, self.size = int(starts[0]), size
-        if not self.aligned:
-            columns = cache.to_device(starts).unsqueeze(1) + torch.arange(size, device=cache.device)
-            _, heads, capacity, _ = cache.layers[0].keys.shape
-            every_head = torch.arange(heads, device=cache.device)
-            lines = (self.rows[:, None] * heads + every_head) * capacity
-            self.lines = lines.unsqueeze(2) + columns.unsqueeze(1)  # [n, H, W] in [S H C]
-
-    def read(self, buffer: Float[Tensor, "S H C D"]) -> Float[Tensor, "n H W D"]:
-        """The block; a view of the buffer where `is_view`."""
-        if not self.aligned:
-            return buffer.flatten(0, 2).index_select(0, self.lines.flatten()).view(*self.lines.shape, -1)
-        return buffer[self.index, :, self.first : self.first + self.size]
-
-    def write(self, buffer: Float[Tensor, "S H C D"], kept: Float[Tensor, "n H K D"]) -> None:
-        """Put what stays at the front."""
-        count = kept.shape[2]
-        if not self.aligned:
-            buffer.flatten(0, 2).index_copy_(0, self.lines[:, :, :count].flatten(), kept.flatten(0, 2))
-        else:
-            # What stays may be a view of where it goes.
-            buffer[self.index, :, self.first : self.first + count] = kept.clone() if self.is_view else kept
-
-    @property
-    def index(self) -> slice | Int[Tensor, " n"]:
-        """Of the slots in a tensor with one row per slot."""
-        return self.rows if self.span is None else self.span
-
-    @property
-    def is_view(self) -> bool:
-        """Whether `read` copies nothing."""
-        return self.aligned and self.span is not None
 
 
 EvictFn = Callable[[Integers], SlotEviction]
@@ -219,7 +163,7 @@ class SlotCache(StatefulCache):
             seeds: of the sequence in each slot.
         """
         length = past[0][0].shape[1]
-        rows = self.to_device(np.array(slots))
+        rows = to_device(np.array(slots), self.device)
         for layer, pair in zip(self.layers, past, strict=True):
             if layer.keys is None:
                 heads, _, size = pair[0].shape
@@ -248,7 +192,7 @@ class SlotCache(StatefulCache):
 
     def keep(self, slots: Integers) -> None:
         """Drop all other slots, so that a step costs what is left."""
-        rows = self.to_device(slots)
+        rows = to_device(slots, self.device)
         for layer in self.layers:
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]
         if self.states is not None:
@@ -295,7 +239,15 @@ class SlotCache(StatefulCache):
         assert self.window is not None
         assert self.num_evicted is not None
         padded = self._padded(slots)
-        window = _Window(self, padded, self.window)
+        _, heads, capacity, _ = self.layers[0].keys.shape
+        window = WindowBlock(
+            padded,
+            self.prompts[padded],
+            self.window,
+            shape=(heads, capacity),
+            device=self.device,
+            static_shapes=self.static_shapes,
+        )
         chosen = self._choose(window, padded) if self.policy.chooses else None
         states = self.move(window, chosen)
         rows = window.rows[: len(slots)]
@@ -310,7 +262,7 @@ class SlotCache(StatefulCache):
             chosen=torch.stack(chosen, dim=1)[: len(slots)] if chosen else None,
         )
 
-    def _choose(self, window: _Window, slots: Integers) -> list[Tensor]:
+    def _choose(self, window: WindowBlock, slots: Integers) -> list[Tensor]:
         """[n, H, E] per layer: which thoughts leave."""
         assert self.num_evicted is not None
         events = [(self.seeds[slot], int(self.num_evictions[slot])) for slot in slots]
@@ -322,7 +274,7 @@ class SlotCache(StatefulCache):
             chosen.append(selected)
         return chosen
 
-    def move_thoughts(self, window: _Window, chosen: list[Tensor] | None) -> list[Tensor] | None:
+    def move_thoughts(self, window: WindowBlock, chosen: list[Tensor] | None) -> list[Tensor] | None:
         """Close the gap that the leaving thoughts make and absorb them; never holds copies of more than one layer.
 
         Args:
@@ -353,10 +305,3 @@ class SlotCache(StatefulCache):
             return slots
         size = max(2, 1 << (len(slots) - 1).bit_length())
         return np.pad(slots, (0, size - len(slots)), mode="edge")
-
-    def to_device(self, values: Integers) -> Int[Tensor, " n"]:
-        """Host integers on the device; on CUDA the copy does not block."""
-        index = torch.from_numpy(values.astype(np.int64))
-        if self.device.type == "cuda":
-            return index.pin_memory().to(self.device, non_blocking=True)
-        return index.to(self.device)

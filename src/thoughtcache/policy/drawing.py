@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from thoughtcache.cache.slot_cache import Integers
+from thoughtcache.cache.window_block import Integers
 from thoughtcache.policy.filters import filtered_log_softmax
 from thoughtcache.policy.handle import PolicyHandle
 from thoughtcache.policy.sampling import sample_tokens, uniform_numbers

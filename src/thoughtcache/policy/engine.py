@@ -23,7 +23,8 @@ from torch import Tensor
 from thoughtcache.adapter.direct import direct_linears
 from thoughtcache.cache.kv_recorder import KVRecorder
 from thoughtcache.cache.schedule import eviction_points
-from thoughtcache.cache.slot_cache import EvictFn, Integers, SlotCache
+from thoughtcache.cache.slot_cache import EvictFn, SlotCache
+from thoughtcache.cache.window_block import Integers, to_device
 from thoughtcache.policy.decode_step import DecodeStep, compile_evictions
 from thoughtcache.policy.drawing import Drawing
 from thoughtcache.policy.handle import PolicyHandle
@@ -241,7 +242,7 @@ class Engine:
         active = np.flatnonzero(self.cache.taken)
         if self.pending or self.compiled or 2 * len(active) > len(self.slots):
             return
-        rows = self.cache.to_device(active)
+        rows = to_device(active, self.cache.device)
         assert self.hidden is not None
         self.cache.keep(active)
         self.hidden = self.hidden[rows]

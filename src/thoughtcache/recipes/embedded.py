@@ -106,7 +106,8 @@ class _Job:
 
     def teacher_samples(self) -> list[Rollout]:
         """Sampled once, shared by all students, so that they differ in nothing but the adapter."""
-        from thoughtcache.train.distill import DistillConfig, sample_teacher
+        from thoughtcache.train.distill import sample_teacher
+        from thoughtcache.train.distill_config import DistillConfig
 
         if self._samples is None:
             model = self.new_model(lora_window(self.task.window, RANK, lora_alpha=LORA_ALPHA))
@@ -186,7 +187,8 @@ def _distil(job: _Job, model: PeftModel, folder: Path, steps: int, resume: bool,
 
     The adapter is saved to `folder/adapter`; the first one that passed 50 % on its way, to `folder/partly_distilled`.
     """
-    from thoughtcache.train.distill import DistillConfig, distill
+    from thoughtcache.train.distill import distill
+    from thoughtcache.train.distill_config import DistillConfig
 
     evaluation_seconds = 0.0
 

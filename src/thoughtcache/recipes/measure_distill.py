@@ -13,7 +13,8 @@ DISTILL_CHILD = "thoughtcache.recipes.measure_distill"
 
 def _run(model: PeftModel, setting: PlanSetting, work: Work) -> None:
     """The teacher's pass, and forward and backward pass of the student."""
-    from thoughtcache.train.distill import DistillConfig, distill_loss
+    from thoughtcache.train.distill import distill_loss
+    from thoughtcache.train.distill_config import DistillConfig
 
     config = DistillConfig(
         output_dir="",

@@ -6,27 +6,21 @@ Same stages and same trainers as the embedded job; only the model, the data and 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from peft import load_peft_weights, set_peft_model_state_dict
 from rich.console import Console
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from thoughtcache.adapter.support import check_model
-from thoughtcache.checks import one_of
-from thoughtcache.config import DTYPES, TEACHER_BATCHES, RunConfig, ThoughtConfig
-from thoughtcache.policy.handle import find_tuner
+from thoughtcache.config import TEACHER_BATCHES, RunConfig, ThoughtConfig
 from thoughtcache.policy.options import ReplayOptions
-from thoughtcache.policy.rollout import rollout
 from thoughtcache.recipes.builders import learner_options, train_grpo
 from thoughtcache.recipes.fit import refuse_what_does_not_fit
+from thoughtcache.recipes.load_model import load_base, load_tokenizer
 from thoughtcache.recipes.run_folder import PhaseResult, RunFolder
 from thoughtcache.report.plots import Panel, plot_curves
 from thoughtcache.report.progress import progress_bar
@@ -34,61 +28,6 @@ from thoughtcache.report.results import environment, write_results
 from thoughtcache.report.trainer_progress import RichProgressCallback
 from thoughtcache.tasks.chat import encode_prompt, plain_prompt
 from thoughtcache.tasks.datasets import MathExample, load_prompts
-
-
-def load_tokenizer(model: str) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The configuration and the tokenizer of a supported base model; its weights are not read.
-
-    Raises:
-        ValueError: if the folder or hub id cannot be read, or holds a model that the adapter does not support.
-    """
-    path = Path(model).expanduser()
-    if not path.is_dir() and (path.is_absolute() or model.startswith((".", "~")) or len(path.parts) > 2):
-        raise ValueError(f"the model folder {model!r} does not exist; pass an existing folder, or a model of the hub")
-    with _readable(model):
-        config = AutoConfig.from_pretrained(model)
-        tokenizer = AutoTokenizer.from_pretrained(model)
-    check_model(config)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return config, tokenizer
-
-
-@contextmanager
-def _readable(model: str) -> Iterator[None]:
-    """Say which model it was, in one sentence, where transformers says why in several."""
-    try:
-        yield
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
-        raise ValueError(
-            f"the model {model!r} cannot be loaded ({reason}); pass the folder of a transformers model, or a hub id"
-        ) from error
-
-
-def load_base(model: str, dtype: str, load_in_4bit: bool = False) -> Any:
-    """The base model, on the GPU if there is one.
-
-    Raises:
-        ValueError: if the model cannot be read, the dtype is unknown, or bitsandbytes is asked for and missing.
-    """
-    one_of("dtype", dtype, DTYPES)
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
-    if load_in_4bit:
-        try:
-            import bitsandbytes  # noqa: F401
-        except ImportError as error:
-            raise ValueError("--load-in-4bit needs bitsandbytes; pip install 'thoughtcache[quantized]'") from error
-        from transformers import BitsAndBytesConfig
-
-        options["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-            load_in_4bit=True, bnb_4bit_compute_dtype=options["dtype"]
-        )
-    with _readable(model):
-        base: Any = AutoModelForCausalLM.from_pretrained(model, **options)
-    if torch.cuda.is_available() and not load_in_4bit:
-        base = base.to("cuda")
-    return base
 
 
 def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | None = None) -> dict[str, Any]:
@@ -150,104 +89,6 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     return payload
 
 
-def answer(
-    *,
-    prompt: str,
-    model: str,
-    adapter: str,
-    max_new_tokens: int,
-    temperature: float,
-    dtype: str,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    min_new_tokens: int = 0,
-    seed: int = 0,
-    stop: Sequence[str] = (),
-) -> str:
-    """One completion of a saved adapter under its own window.
-
-    Args:
-        prompt: the question.
-        model: folder or hub id of the base model.
-        adapter: folder of the adapter.
-        max_new_tokens: length of the thoughts.
-        temperature: 0 decodes greedily.
-        dtype: dtype of the base model.
-        top_k: see `thoughtcache.rollout`, as the next five.
-        top_p: see there.
-        min_p: see there.
-        repetition_penalty: see there.
-        min_new_tokens: see there.
-        seed: see there.
-        stop: texts that end the completion, which ends with them.
-
-    Raises:
-        ValueError: for what `thoughtcache.rollout` refuses, or if the folder holds no adapter, a damaged one, or one
-            for another base model.
-    """
-    adapted, tokenizer = _load_adapted(model, adapter, dtype)
-    prompt_ids = encode_prompt(tokenizer, [{"role": "user", "content": prompt}])
-    (result,) = rollout(
-        adapted,
-        [prompt_ids],
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        min_new_tokens=min_new_tokens,
-        seed=seed,
-        stop_strings=stop,
-        tokenizer=tokenizer,
-        anchors=False,
-    )
-    return str(tokenizer.decode(result.token_ids, skip_special_tokens=True))
-
-
-def _load_adapted(model: str, adapter: str, dtype: str) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """A base model with a saved adapter that fits it, and the tokenizer. The adapter's files are looked at first."""
-    if not (Path(adapter) / "adapter_config.json").is_file():
-        raise ValueError(f"{adapter} holds no adapter (no adapter_config.json); give the folder that training saved")
-    try:
-        config = PeftConfig.from_pretrained(adapter)
-        saved = load_peft_weights(adapter, device="cpu")
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ValueError(
-            f"the adapter in {adapter} is damaged ({' '.join(str(error).split())}); copy it again, or train it again"
-        ) from error
-    if not isinstance(config, ThoughtConfig):
-        raise ValueError(f"{adapter} holds a {config.peft_type} adapter; give one that `thoughtcache train` saved")
-    _, tokenizer = load_tokenizer(model)
-    base = load_base(model, dtype)
-    config.base_model_name_or_path = base.name_or_path  # a moved folder is fine; whether it fits is checked below
-    adapted: Any = peft.get_peft_model(base, config)
-    expected = {name: tensor.shape for name, tensor in get_peft_model_state_dict(adapted).items()}
-    found = {name: tensor.shape for name, tensor in saved.items()}
-    different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    if different:
-        name = different[0]
-        raise ValueError(
-            f"the adapter in {adapter} does not fit {model}: {len(different)} tensors differ, first {name} "
-            f"(model {_shape(expected.get(name))}, adapter {_shape(found.get(name))}); "
-            "use the base model it was trained on"
-        )
-    try:
-        find_tuner(adapted).encoders()
-    except ValueError as error:
-        raise ValueError(
-            f"the adapter in {adapter} does not fit {model} ({error}); use the base model it was trained on"
-        ) from error
-    set_peft_model_state_dict(adapted, saved)
-    return adapted.eval(), tokenizer
-
-
-def _shape(shape: torch.Size | None) -> str:
-    return "missing" if shape is None else "x".join(map(str, shape))
-
-
 def _check_lengths(prompts: list[list[int]], run: RunConfig, config: Any) -> None:
     longest = max(len(prompt) for prompt in prompts)
     positions = getattr(config, "max_position_embeddings", None)
@@ -266,7 +107,8 @@ def _load_finished(model: Any, folder: Path) -> None:
 def _distill(
     run: RunConfig, model: Any, prompts: list[list[int]], folder: Path, resume: bool, console: Console
 ) -> PhaseResult:
-    from thoughtcache.train.distill import DistillConfig, distill, sample_teacher
+    from thoughtcache.train.distill import distill, sample_teacher
+    from thoughtcache.train.distill_config import DistillConfig
 
     config = DistillConfig(
         output_dir=str(folder),
