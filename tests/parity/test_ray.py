@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from support.local_ray import local_ray
 from support.models import tiny_base, tiny_model
 from support.rollouts import PROMPTS
 from thoughtcache.scale.ray_pool import LostActors
-from thoughtcache.scale.ray_rollouts import RayRollouts
+from thoughtcache.scale.ray_rollouts import RayRollouts, _Pending
+from thoughtcache.tasks.reasoner import load_reasoner
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -151,7 +153,27 @@ def test_errors_of_the_call_are_raised_as_they_are_and_cost_no_actor() -> None:
             actors.rollout(model, MORE_PROMPTS, max_new_tokens=0)
         with pytest.raises(ValueError, match="other parameters than the sampler's"):
             actors.rollout(tiny_model(r=4), MORE_PROMPTS, **OPTIONS)
+        with pytest.raises(ValueError, match="no prompts were given"):
+            actors.rollout(model, [], **OPTIONS)
+        with model.disable_adapter(), pytest.raises(ValueError, match="adapter, which is disabled here"):
+            actors.rollout(model, MORE_PROMPTS, **OPTIONS)
+        with pytest.raises(ValueError, match=r"made with window=7 \(the sampler has \d+\)"):
+            actors.rollout(learner(window=7), MORE_PROMPTS, **OPTIONS)
         assert_same(actors.rollout(model, MORE_PROMPTS, **OPTIONS), tc.rollout(model, MORE_PROMPTS, **OPTIONS))
+
+
+def test_stop_strings_and_seeds_travel() -> None:
+    model, tokenizer = learner(), load_reasoner()[1]
+    options: dict[str, Any] = {"max_new_tokens": 17, "seed": [4, 4, 9], "stop_strings": ["="], "tokenizer": tokenizer}
+    options |= {"kv_log": "host"}
+    expected = tc.rollout(model, PROMPTS[:3], **options)
+    with RayRollouts({}, loader=PLAIN, timeout_seconds=300.0) as actors:
+        assert_same(actors.rollout(model, PROMPTS[:3], **options), expected)
+
+
+def test_a_result_that_does_not_come_is_an_error_of_the_pool() -> None:
+    with pytest.raises(LostActors, match="no rollouts after 0 seconds, calls before this one included"):
+        _Pending(Future(), 0.01).result()
 
 
 @pytest.mark.parametrize(

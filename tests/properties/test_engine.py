@@ -12,6 +12,7 @@ from support.compare import assert_close, assert_gradients_match, gradients, pad
 from support.models import VOCABULARY, tiny_model
 from support.operators import WAITING, Operators
 from thoughtcache.policy import prefill as prefill_module
+from thoughtcache.policy.engine import Engine
 
 PROMPTS = [[3, 1, 4, 1, 5], [6, 5], [3, 1, 4, 1, 5], [9], [2, 7, 1, 8], [6, 5], [4]]
 LENGTH = 17
@@ -114,6 +115,34 @@ def test_a_prompt_is_processed_once_for_all_its_completions(monkeypatch):
     assert sorted(seen) == sorted({tuple(prompt) for prompt in PROMPTS})
     assert [r.prompt_ids for r in rollouts] == PROMPTS * 3
     assert len({tuple(r.token_ids) for r in rollouts if r.prompt_ids == [9]}) > 1  # seeds differ by row
+
+
+def test_a_waiting_prompt_keeps_its_own_keys_and_values_only(monkeypatch):
+    """Not those of the longer prompt that was processed with it."""
+    model, sizes = MODELS["sliding"], []
+    original = Engine._draw
+
+    def looked_at(engine):
+        for entry in engine.prefilled.values():
+            tensors = [entry.hidden, *(tensor for pair in entry.past for tensor in pair)]
+            sizes.extend((tensor.untyped_storage().nbytes(), tensor.nbytes) for tensor in tensors)
+        original(engine)
+
+    monkeypatch.setattr(Engine, "_draw", looked_at)
+    prompts = [[6, 5], [3, 1, 4, 1, 5, 9], [6, 5], [6, 5]]
+    found = stopping(model, prompts, batch_size=2)
+    assert sizes
+    assert all(held == own for held, own in sizes)
+    assert_same(found, stopping(model, prompts))
+
+
+def test_a_model_samples_for_one_call_at_a_time():
+    model = MODELS["sliding"]
+    expected = stopping(model, PROMPTS)
+    with pytest.raises(RuntimeError, match="this model is sampling already"):
+        stopping(model, PROMPTS, progress=lambda _: stopping(model, PROMPTS))
+    assert not [name for name, module in model.named_modules() if "forward" in vars(module)]
+    assert_same(stopping(model, PROMPTS), expected)
 
 
 @pytest.mark.parametrize("columns", [1, 2, 3, 100])

@@ -13,7 +13,9 @@ from support.compare import assert_close, padded
 from support.models import tiny_model
 from support.rollouts import PROMPTS
 from thoughtcache.policy.rollout_options import RolloutOptions
+from thoughtcache.scale.processes import _digest
 from thoughtcache.scale.shards import plan_shards
+from thoughtcache.tasks.reasoner import load_reasoner
 
 rows = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=5), min_size=1, max_size=24)
 
@@ -40,6 +42,8 @@ def test_groups_stay_together_and_long_prompts_are_spread() -> None:
 def test_no_shards_are_refused() -> None:
     with pytest.raises(ValueError, match="num_shards must be at least 1, got 0"):
         plan_shards([[1]], 0)
+    with pytest.raises(ValueError, match="no prompts were given"):
+        plan_shards([], 2)
 
 
 @pytest.mark.parametrize("eviction", ["sliding", "random"])
@@ -66,6 +70,19 @@ def test_rows_that_are_not_there_are_refused(wrong: list[int]) -> None:
 
 def test_options_are_the_arguments_of_rollout_that_can_be_sent() -> None:
     """A new argument of `rollout` must be entered in `RolloutOptions`, or among those that cannot be sent."""
-    here_only = {"model", "prompt_ids", "rows", "stop_strings", "tokenizer", "wrap_eviction", "progress"}
+    here_only = {"model", "prompt_ids", "rows", "wrap_eviction", "progress"}
     parameters = inspect.signature(tc.rollout).parameters
     assert set(parameters) - here_only == set(RolloutOptions.__annotations__)
+
+
+def test_calls_that_differ_are_told_apart() -> None:
+    """The tokenizer has no value that could be compared."""
+    one = _digest([[1, 2]], None, RolloutOptions(max_new_tokens=3, stop_strings=["="], tokenizer=load_reasoner()[1]))
+    assert _digest([(1, 2)], None, RolloutOptions(max_new_tokens=3, stop_strings=("=",))) == one
+    others = [
+        _digest([[1, 2]], 0, RolloutOptions(max_new_tokens=3, stop_strings=["="])),
+        _digest([[1, 2]], None, RolloutOptions(max_new_tokens=3, stop_strings=["+"])),
+        _digest([[1], [2]], None, RolloutOptions(max_new_tokens=3, stop_strings=["="])),
+    ]
+    assert one not in others
+    assert len(set(others)) == len(others)

@@ -6,7 +6,9 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-WAITING = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2", "bincount", "item"}
+WAITING = {
+    "_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2", "bincount", "item", "isin",
+}  # fmt: skip
 
 
 class Operators(TorchDispatchMode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import peft
@@ -82,6 +83,22 @@ def test_what_is_not_plain_keeps_its_way() -> None:
     assert direct[:3] == [True, False, False]
     assert all(direct[3:])
     assert set(seen) == {"module", "down"}
+
+
+def test_a_forward_of_somebody_else_stays() -> None:
+    """As accelerate's, which brings weights to the device when they are needed."""
+    model = tiny_model(r=4, num_global_tokens=4)
+    linear, inner = linears(model)[:2]
+    down = inner.lora_A["default"]
+    theirs = [partial(type(module).forward, module) for module in (linear, down)]
+    linear.forward, down.forward = theirs
+    with direct_linears(model):
+        direct = ["forward" in vars(module) for module in linears(model)]
+        assert linear.forward is theirs[0]
+    assert direct[1] is False
+    assert all(direct[2:])
+    assert linear.forward is theirs[0]
+    assert down.forward is theirs[1]
 
 
 def test_without_the_adapter_nothing_is_direct() -> None:

@@ -13,7 +13,11 @@ import pytest
 from thoughtcache.scale.ray_pool import ActorPool, LostActors
 
 
-class TaskError(Exception):
+class AnyRayError(Exception):
+    """As Ray's: the class of all its errors."""
+
+
+class TaskError(AnyRayError):
     """As Ray's: the error of a task, with its cause."""
 
     def __init__(self, cause: Exception) -> None:
@@ -21,8 +25,12 @@ class TaskError(Exception):
         self.cause = cause
 
 
-class ActorError(Exception):
+class ActorError(AnyRayError):
     """As Ray's: the actor died."""
+
+
+class OutOfMemory(AnyRayError):
+    """As Ray's: the actor was killed for want of memory."""
 
 
 @dataclass(eq=False, slots=True)
@@ -38,11 +46,7 @@ class FakeRay:
     """Ray without processes: what was started first is over first; "never" is not over."""
 
     killed: list[Any] = field(default_factory=list)
-    exceptions: Any = field(
-        default_factory=lambda: SimpleNamespace(
-            RayActorError=ActorError, ObjectLostError=ActorError, RayTaskError=TaskError
-        )
-    )
+    exceptions: Any = field(default_factory=lambda: SimpleNamespace(RayError=AnyRayError, RayTaskError=TaskError))
 
     def wait(self, events: Sequence[Event], *, num_returns: int, timeout: float) -> tuple[list[Event], list[Event]]:
         """The earliest event that is over, if there is one."""
@@ -95,10 +99,25 @@ def test_the_error_of_one_call_is_not_raised_in_the_next() -> None:
     assert ray.killed == []
 
 
-def test_the_task_of_a_lost_actor_is_started_again() -> None:
+@pytest.mark.parametrize("loss", [ActorError, OutOfMemory])
+def test_the_task_of_a_lost_actor_is_started_again(loss: type[Exception]) -> None:
     ray, pool = make_pool(2)
-    assert pool.run([task(ActorError("died"), "a"), task("b")], 1.0) == (["a", "b"], 1)
+    assert pool.run([task(loss("died"), "a"), task("b")], 1.0) == (["a", "b"], 1)
     assert len(ray.killed) == 1
+
+
+def test_a_pool_that_is_closed_under_a_call_ends_it() -> None:
+    ray, pool = make_pool(2)
+
+    def closing(_: Any) -> Event:
+        pool.close()
+        return Event("late")
+
+    with pytest.raises(LostActors, match="pool of rollout actors is closed"):
+        pool.run([task("x"), closing], 1.0)
+    assert len(set(map(id, ray.killed))) == 2
+    with pytest.raises(LostActors, match="pool of rollout actors is closed"):
+        pool.run([task("x")], 1.0)
 
 
 def test_the_loss_of_an_actor_at_work_for_an_earlier_call_costs_nothing_but_the_actor() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 import thoughtcache as tc
 from support.models import tiny_model
 from support.rollouts import ragged_rollouts
+from thoughtcache.scale.adapter_weights import SETTINGS, load_adapter, pack_adapter
 from thoughtcache.scale.wire import _encode, pack_rollouts, unpack_rollouts
 
 
@@ -49,6 +51,21 @@ def test_what_is_absent_stays_absent() -> None:
     assert rollouts[0].states is None
     assert same(unpack_rollouts(pack_rollouts(rollouts)), rollouts)
     assert unpack_rollouts(pack_rollouts([])) == []
+
+
+def test_every_setting_travels_with_the_adapter_or_shows_in_its_shapes() -> None:
+    """A new field of `ThoughtConfig` must be entered in one of the two."""
+    shown = {"r", "target_modules", "task_type", "num_global_tokens", "write_scale"}  # the last one is a start value
+    assert set(tc.ThoughtConfig.__annotations__) - shown <= set(SETTINGS)
+
+
+@pytest.mark.parametrize("other", [{"lora_alpha": 7}, {"evict_fraction": 0.75}, {"state_norm": "none"}])
+def test_an_adapter_of_other_settings_is_refused(other: dict[str, Any]) -> None:
+    (name, value), model = next(iter(other.items())), tiny_model()
+    before = getattr(model.peft_config["default"], name)
+    load_adapter(model, pack_adapter(tiny_model()))
+    with pytest.raises(ValueError, match=re.escape(f"{name}={value!r} (the sampler has {before!r})")):
+        load_adapter(model, pack_adapter(tiny_model(**other)))
 
 
 def test_views_that_share_memory_are_sent_as_what_they_show() -> None:

@@ -7,7 +7,8 @@ first and lends its states; any other cache, or none, means that nothing was eve
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ class ThoughtModel(LoraModel):
 
     def __init__(self, model: nn.Module, config: Any, adapter_name: str, **kwargs: Any) -> None:
         self.binding = StateBinding()
+        self._sampling = False
         super().__init__(model, config, adapter_name, **kwargs)
         self.backbone.register_forward_pre_hook(self._bind_states, with_kwargs=True)
         self.backbone.register_forward_hook(self._release_states, always_call=True)
@@ -62,6 +64,24 @@ class ThoughtModel(LoraModel):
     def adapter_enabled(self) -> bool:
         """False inside `disable_adapter()`."""
         return not next(m for m in self.model.modules() if isinstance(m, LoraLayer)).disable_adapters
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Sample in this block: the model runs for one sampler alone.
+
+        Raises:
+            RuntimeError: if it is sampling already.
+        """
+        if self._sampling:
+            raise RuntimeError(
+                "this model is sampling already; let that rollout end before the next one begins (in a callback or "
+                "another thread: collect what is to be sampled, or use a model of its own)"
+            )
+        self._sampling = True
+        try:
+            yield
+        finally:
+            self._sampling = False
 
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
         check_model(model.config)

@@ -38,7 +38,7 @@ class KeyRotation:
         Angles are formed in fp64 and the product in at least fp32, so that many small shifts equal one large one.
         """
         size = self.frequencies.shape[0]
-        steps = torch.as_tensor(by, device=keys.device).unsqueeze(-1)
+        steps = by if isinstance(by, int) else by.unsqueeze(-1)
         angles = steps * self.frequencies.to(keys.device)
         dtype = torch.promote_types(keys.dtype, torch.float32)
         cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)

@@ -14,7 +14,7 @@ from torch import Tensor
 Integers = NDArray[np.int64]
 
 
-def to_device(values: Integers, device: torch.device) -> Int[Tensor, " n"]:
+def to_device(values: Integers, device: torch.device) -> Int[Tensor, "..."]:
     """Host integers on the device; on CUDA the copy does not block."""
     index = torch.from_numpy(values.astype(np.int64))
     if device.type == "cuda":

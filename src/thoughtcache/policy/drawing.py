@@ -130,7 +130,7 @@ class Drawing:
             self.entropies.scatter_(1, at, entropy_of(scored).unsqueeze(1))
         if self.seen is not None:
             self.seen.scatter_(1, column, True)
-        self.stopped |= torch.isin(chosen, self.stops)
+        self.stopped |= (column == self.stops).any(dim=1)  # `isin` would sort many stops, and wait for the device
         self.last = column
         self.counts += 1
 

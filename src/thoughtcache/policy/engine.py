@@ -126,10 +126,10 @@ class Engine:
 
     def run(self) -> list[Rollout]:
         """All rollouts, in the order of the prompts."""
-        with ExitStack() as faster:
+        tuner = self.policy.tuner
+        with tuner.sampling(), ExitStack() as faster:
             # A compiler follows the modules' own calls, and would take new ones for new code.
             if not self.compiled:
-                tuner = self.policy.tuner
                 if self.pack_weights and worth_packing(len(self.slots), self.settings.max_new_tokens):
                     faster.enter_context(packed_linears(tuner.model, tuner.prefix))
                 faster.enter_context(direct_linears(tuner))
@@ -176,6 +176,8 @@ class Engine:
             self.users[prompt] -= len(places)
             if not self.users[prompt]:
                 del self.prefilled[prompt]
+            elif len(new) > 1 and prompt in new:
+                self.prefilled[prompt] = entry.copied()  # of the padded batch it would keep all rows
         self.counts[slots] = 0
         self.drawing.admit(slots, list(seeds.values()), [self.prompts[row] for row in rows])
 

@@ -20,12 +20,17 @@ class Prefilled:
     """One prompt that was processed.
 
     Attributes:
-        past: keys and values per layer, [H, P, D].
-        hidden: [d] hidden state of its last token.
+        past: keys and values per layer, [H, P, D], views of the batch that was processed.
+        hidden: [d] hidden state of its last token, a view as well.
     """
 
     past: list[tuple[Tensor, Tensor]]
     hidden: Tensor
+
+    def copied(self) -> Prefilled:
+        """In memory of its own."""
+        past = [(keys.clone(), values.clone()) for keys, values in self.past]
+        return Prefilled(past=past, hidden=self.hidden.clone())
 
 
 def prefill(policy: PolicyHandle, prompts: Sequence[tuple[int, ...]]) -> list[Prefilled]:

@@ -103,6 +103,7 @@ def rollout(
     Raises:
         ValueError: for an empty prompt, a length beyond the model's positions, values out of range, or records that
             could outgrow `max_record_bytes`.
+        RuntimeError: if this model is sampling already.
     """
     policy = open_policy(model)
     if kv_log is not None:

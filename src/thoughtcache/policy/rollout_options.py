@@ -1,9 +1,11 @@
-"""The settings of a `rollout` call that can be sent to another process: everything but callables and row numbers."""
+"""The arguments of a `rollout` call that can be sent to another process: everything but callables and row numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Required, TypedDict
+
+from transformers import PreTrainedTokenizerBase
 
 from thoughtcache.policy.kv_log import Place
 
@@ -17,12 +19,14 @@ class RolloutOptions(TypedDict, total=False):
     top_p: float
     min_p: float
     repetition_penalty: float
-    seed: int
+    seed: int | Sequence[int]
     ignore_eos: bool
     min_new_tokens: int
     window: int | str | None
     batch_size: int | None
     stop_ids: Sequence[int] | None
+    stop_strings: str | Sequence[str]
+    tokenizer: PreTrainedTokenizerBase | None
     kv_log: Place | None
     anchors: bool
     max_record_bytes: int | None

@@ -63,15 +63,15 @@ def rollout_across_processes(
     if world == 1:
         return rollout(model, prompt_ids, **options)
     rank = dist.get_rank()
-    shards = plan_shards(prompt_ids, world)
     with process_group(timeout_seconds) as group:
-        call = _digest(prompt_ids, options)
+        call = _digest(prompt_ids, to_rank, options)
         for other, theirs in enumerate(exchange([call] * world, group, timeout_seconds)):
             if theirs != call:
                 raise ValueError(
                     f"process {other} called with other prompts or options than process {rank}; give every process all "
                     "prompts in the same order, not its own share of them"
                 )
+        shards = plan_shards(prompt_ids, world)
         with failures_told(group):
             mine = rollout(model, prompt_ids, rows=shards[rank], **options) if rank < len(shards) else []
         packed = pack_rollouts(mine)
@@ -85,7 +85,8 @@ def rollout_across_processes(
     return [by_row[row] for row in range(len(prompt_ids))]
 
 
-def _digest(prompt_ids: Sequence[Sequence[int]], options: RolloutOptions) -> bytes:
-    """What a call asks for, as 32 bytes."""
-    call = json.dumps([[list(ids) for ids in prompt_ids], sorted(options.items())], default=list)
+def _digest(prompt_ids: Sequence[Sequence[int]], to_rank: int | None, options: RolloutOptions) -> bytes:
+    """What a call asks for, as 32 bytes; the tokenizer, like the weights, is taken on trust."""
+    plain = sorted((name, value) for name, value in options.items() if name != "tokenizer")
+    call = json.dumps([[list(ids) for ids in prompt_ids], to_rank, plain], default=list)
     return hashlib.blake2b(call.encode(), digest_size=32).digest()

@@ -31,7 +31,7 @@ class ActorPool:
 
     def __init__(self, ray: Any, make_actor: Callable[[], Any], *, num_actors: int, max_replacements: int) -> None:
         self._ray, self._make_actor, self._replacements_left = ray, make_actor, max_replacements
-        self._num_actors = num_actors
+        self._num_actors, self._closed = num_actors, False
         self._idle: deque[Any] = deque()
         self._starting: dict[Any, Any] = {}
         self._busy: dict[Any, tuple[Any, int | None]] = {}
@@ -50,7 +50,8 @@ class ActorPool:
             Their results, in order, and how many tasks were started again because their actor was lost.
 
         Raises:
-            LostActors: if no actor is left or the time limit is over; late actors are stopped.
+            LostActors: if no actor is left, the time limit is over (late actors are stopped), or the pool is closed,
+                before or meanwhile.
         """
         deadline = monotonic() + timeout_seconds
         waiting, done, num_again = deque(range(len(tasks))), dict[int, Any](), 0
@@ -64,17 +65,18 @@ class ActorPool:
                 actor, finished = self._busy.pop(event) if event in self._busy else (self._starting.pop(event), None)
                 try:
                     result = self._ray.get(event)
-                except (self._ray.exceptions.RayActorError, self._ray.exceptions.ObjectLostError) as error:
-                    self._replace(actor, error)
-                    if finished is not None:
-                        waiting.appendleft(finished)
-                        num_again += 1
-                    continue
                 except self._ray.exceptions.RayTaskError as error:
                     self._idle.append(actor)
                     if is_old:
                         continue  # of an earlier call, which has raised its own error
                     raise error.cause from error
+                except self._ray.exceptions.RayError as error:
+                    # Anything else that Ray says: the actor died, was killed for want of memory, cannot be placed, ...
+                    self._replace(actor, error)
+                    if finished is not None:
+                        waiting.appendleft(finished)
+                        num_again += 1
+                    continue
                 self._idle.append(actor)
                 if finished is not None:
                     done[finished] = result
@@ -84,13 +86,9 @@ class ActorPool:
         return [done[task] for task in range(len(tasks))], num_again
 
     def close(self) -> None:
-        """Stop all actors and start no other."""
-        self._replacements_left = 0
-        for actor in [*self._idle, *self._starting.values(), *(actor for actor, _ in self._busy.values())]:
-            self._ray.kill(actor)
-        self._idle.clear()
-        self._starting.clear()
-        self._busy.clear()
+        """Stop all actors and start no other; a call that is under way ends with an error."""
+        self._closed = True
+        self._kill_all()
 
     def _add(self) -> None:
         actor = self._make_actor()
@@ -103,8 +101,19 @@ class ActorPool:
             self._replacements_left -= 1
             self._add()
 
+    def _kill_all(self) -> None:
+        busy = [*self._busy.values()]
+        for actor in [*self._idle, *self._starting.values(), *(actor for actor, _ in busy)]:
+            self._ray.kill(actor)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            self._kill_all()  # also one that was given a task in the moment of closing
+            raise LostActors("the pool of rollout actors is closed; wait for result() before you leave the `with`")
+
     def _next_event(self, deadline: float, missing: list[int]) -> Any:
-        """What is over first; raises if there is nothing to wait for, or no time left."""
+        """What is over first; raises if there is nothing to wait for, no time left, or the pool is closed."""
+        self._check_open()
         under_way = [*self._busy, *self._starting]
         if not under_way:
             raise LostActors(
@@ -113,6 +122,7 @@ class ActorPool:
                 f"last checkpoint. The last loss: {self._last_loss}"
             ) from self._last_loss
         ready, _ = self._ray.wait(under_way, num_returns=1, timeout=max(deadline - monotonic(), 0.0))
+        self._check_open()
         if ready:
             return ready[0]
         late = [actor for actor, _ in self._busy.values()]

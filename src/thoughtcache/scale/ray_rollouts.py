@@ -25,11 +25,13 @@ from thoughtcache.records import Rollout
 from thoughtcache.scale.adapter_weights import pack_adapter
 from thoughtcache.scale.backend import SampledBatch
 from thoughtcache.scale.ray_actor import RolloutActor
-from thoughtcache.scale.ray_pool import ActorPool
+from thoughtcache.scale.ray_pool import ActorPool, LostActors
 from thoughtcache.scale.shards import plan_shards
 from thoughtcache.scale.wire import unpack_rollouts
 
 LOADER = "thoughtcache.scale.ray_actor:load_from_folders"
+GRACE_SECONDS = 60.0
+"""For what surrounds the sampling of a call: sending, receiving."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,8 +53,20 @@ class _Pending:
         self._future, self._timeout_seconds = future, timeout_seconds
 
     def result(self) -> SampledBatch:
-        """The rollouts; raises what the dispatch raised."""
-        return self._future.result(timeout=self._timeout_seconds)
+        """The rollouts.
+
+        Raises:
+            LostActors: if no actor is left or the time limit is over.
+        """
+        try:
+            return self._future.result(timeout=self._timeout_seconds)
+        except TimeoutError as error:
+            if self._future.done():
+                raise
+            raise LostActors(
+                f"no rollouts after {self._timeout_seconds:.0f} seconds, calls before this one included; raise "
+                "timeout_seconds, or look why the actors hang"
+            ) from error
 
 
 class RayRollouts:
@@ -107,6 +121,7 @@ class RayRollouts:
         self.ahead, self.timeout_seconds = ahead, timeout_seconds
         self.num_shards = num_shards or num_actors
         self._ray, self._lock = ray, Lock()
+        self._under_way: list[Future[SampledBatch]] = []
         self._version, self._adapter, self._adapter_ref = 0, b"", None
         actor_class = ray.remote(RolloutActor).options(num_cpus=num_cpus, num_gpus=num_gpus)
         self._pool = ActorPool(
@@ -119,7 +134,18 @@ class RayRollouts:
     def start(
         self, model: nn.Module, prompt_ids: Sequence[Sequence[int]], **options: Unpack[RolloutOptions]
     ) -> _Pending:
-        """Push the adapter if it has changed, and begin; see `RolloutBackend`."""
+        """Push the adapter if it has changed, and begin; see `RolloutBackend`.
+
+        Raises:
+            ValueError: without prompts, for a model without a thought adapter, or inside `disable_adapter()`.
+        """
+        policy = open_policy(model)
+        if not policy.tuner.adapter_enabled:
+            raise ValueError(
+                "the actors sample with the adapter, which is disabled here; leave disable_adapter(), or call "
+                "thoughtcache.rollout for the base model"
+            )
+        shards = plan_shards(prompt_ids, self.num_shards)
         adapter = pack_adapter(model)
         if adapter != self._adapter:
             self._version, self._adapter, self._adapter_ref = self._version + 1, adapter, self._ray.put(adapter)
@@ -128,19 +154,19 @@ class RayRollouts:
             version=self._version,
             prompt_ids=self._ray.put([list(ids) for ids in prompt_ids]),
             options=self._ray.put(dict(options)),
-            shards=plan_shards(prompt_ids, self.num_shards),
-            device=open_policy(model).device,
+            shards=shards,
+            device=policy.device,
         )
         future: Future[SampledBatch] = Future()
+        self._under_way = [*(earlier for earlier in self._under_way if not earlier.done()), future]
         # A daemon: an interrupted program does not wait for its actors.
         Thread(target=self._fulfil, args=(future, call), daemon=True).start()
-        # Twice: the call before this one may still be under way.
-        return _Pending(future, 2 * self.timeout_seconds)
+        return _Pending(future, len(self._under_way) * self.timeout_seconds + GRACE_SECONDS)
 
     def rollout(
         self, model: nn.Module, prompt_ids: Sequence[Sequence[int]], **options: Unpack[RolloutOptions]
     ) -> list[Rollout]:
-        """As `thoughtcache.rollout`, sampled by the actors with the adapter of `model`.
+        """As `thoughtcache.rollout`, sampled by the actors with the adapter of `model`, which must be enabled.
 
         Raises:
             LostActors: if no actor is left or the time limit is over.

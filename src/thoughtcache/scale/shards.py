@@ -25,8 +25,10 @@ def plan_shards(prompt_ids: Sequence[Sequence[int]], num_shards: int) -> list[li
         Row numbers of each shard, ascending; no shard is empty.
 
     Raises:
-        ValueError: for fewer than one shard.
+        ValueError: for fewer than one shard, or no prompts.
     """
+    if not prompt_ids:
+        raise ValueError("no prompts were given; pass at least one list of token ids")
     if num_shards < 1:
         raise ValueError(f"num_shards must be at least 1, got {num_shards}")
     groups: dict[tuple[int, ...], list[int]] = {}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from thoughtcache.cache.eviction.policy import EvictionPolicy
+from thoughtcache.cache.window_block import to_device
 
 
 class RandomEviction(EvictionPolicy):
@@ -22,7 +23,7 @@ class RandomEviction(EvictionPolicy):
         """[B, H, E] ascending slots, uniform without replacement; `(seed, event, layer)` decides."""
         _, heads, resident, _ = keys.shape
         drawn = {event: self._draw(*event, layer_index, heads, resident, num_evicted) for event in set(events)}
-        return torch.stack([drawn[event] for event in events]).to(keys.device)
+        return to_device(torch.stack([drawn[event] for event in events]).numpy(), keys.device)
 
     def _draw(self, seed: int, event: int, layer_index: int, heads: int, resident: int, num_evicted: int) -> Tensor:
         generator = torch.Generator().manual_seed((seed * 1_000_003 + event * 10_007 + layer_index) % 2**63)
