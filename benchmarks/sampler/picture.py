@@ -19,10 +19,10 @@ KINDS = (
 def panels(records: Sequence[dict[str, Any]]) -> list[Panel]:
     """One row of panels per kind of curve, one column per whole model; what was not measured is left out."""
     found = []
+    whole = [record for record in records if record["case"].get("layers") is None]
     for kind, subject, x_label, y_label in KINDS:
         for model, name in MODEL_TITLES.items():
-            cases = [(record["case"], record) for record in records]
-            own = [record for case, record in cases if case["model"] == model and case.get("layers") is None]
+            own = [record for record in whole if record["case"]["model"] == model]
             series = merged(kind, (record["curves"] for record in own))
             if any(len(x) > 1 for x, _ in series.values()):
                 title = f"{name}: {subject}"

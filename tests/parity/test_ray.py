@@ -164,8 +164,9 @@ def test_errors_of_the_call_are_raised_as_they_are_and_cost_no_actor() -> None:
 
 def test_stop_strings_and_seeds_travel() -> None:
     model, tokenizer = learner(), load_reasoner()[1]
-    options: dict[str, Any] = {"max_new_tokens": 17, "seed": [4, 4, 9], "stop_strings": ["="], "tokenizer": tokenizer}
-    options |= {"kv_log": "host"}
+    options: dict[str, Any] = {
+        "max_new_tokens": 17, "seed": [4, 4, 9], "stop_strings": ["="], "tokenizer": tokenizer, "kv_log": "host",
+    }  # fmt: skip
     expected = tc.rollout(model, PROMPTS[:3], **options)
     with RayRollouts({}, loader=PLAIN, timeout_seconds=300.0) as actors:
         assert_same(actors.rollout(model, PROMPTS[:3], **options), expected)

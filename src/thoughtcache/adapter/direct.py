@@ -43,13 +43,12 @@ def _direct_forward(module: Linear) -> Callable[[Tensor], Tensor] | None:
     active = module.active_adapters
     if module.disable_adapters or module.merged or len(active) != 1 or active[0] not in module.lora_A:
         return None
-    if "forward" in vars(module):  # somebody else's, for example of weights that are loaded when they are needed
-        return None
     variant: Any = module.lora_variant.get(active[0])
     base, down, up = module.get_base_layer(), module.lora_A[active[0]], module.lora_B[active[0]]
     if not isinstance(variant, ThoughtVariant) or not (_is_plain(base) and _is_plain(down) and _is_plain(up)):
         return None
-    if "forward" in vars(down) or "forward" in vars(up):
+    # Somebody else's forward, for example of weights that are loaded when they are needed.
+    if any("forward" in vars(part) for part in (module, down, up)):
         return None
     binding, layer, scaling = variant.binding, variant.layer_index, module.scaling[active[0]]
     base_forward, down_weight, up_weight = base.forward, down.weight, up.weight

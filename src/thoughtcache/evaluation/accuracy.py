@@ -63,8 +63,8 @@ def exact_match_accuracy(
 ) -> Accuracy:
     """Sample one completion per problem and count exact answers.
 
-    The result does not depend on `batch_size`. Inside `disable_adapter()` the base model is evaluated. All rollouts
-    and their states are held until the end (`num evictions x L x G x R` fp32 numbers per problem).
+    The result does not depend on `batch_size`, rounding aside. Inside `disable_adapter()` the base model is evaluated.
+    All rollouts and their states are held until the end (`num evictions x L x G x R` fp32 numbers per problem).
 
     Args:
         model: a PEFT model with a `ThoughtConfig` adapter.

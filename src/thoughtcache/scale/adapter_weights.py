@@ -1,26 +1,24 @@
-"""The adapter of a learner as bytes (safetensors), and back into the model of a sampler.
+"""The adapter of a learner as bytes (`wire.py`), and back into the model of a sampler.
 
-Settings that decide how the weights are used travel in the header; a sampler with others is refused, because it would
+Settings that decide how the weights are used travel with them; a sampler with others is refused, because it would
 sample another policy than the one that learns.
 """
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-import safetensors.torch
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
+
+from thoughtcache.scale.wire import join, split
 
 SETTINGS = (
     "lora_alpha", "use_rslora", "alpha_pattern", "window", "evict_fraction", "eviction", "positions", "initial_state",
     "absorb", "state_rule", "state_norm",
 )  # fmt: skip
 """Fields of `ThoughtConfig` that no shape of a weight tells."""
-HEADER_SIZE_BYTES = 8
-"""A safetensors file begins with the length of its JSON header, little-endian."""
 
 
 def pack_adapter(model: nn.Module) -> bytes:
@@ -35,8 +33,7 @@ def pack_adapter(model: nn.Module) -> bytes:
     peft_model = _peft_model(model)
     state = get_peft_model_state_dict(peft_model, adapter_name=peft_model.active_adapter, save_embedding_layers=False)
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    # One entry: several would come in another order each time, and the same adapter would look like a new one.
-    return safetensors.torch.save(tensors, metadata={"settings": json.dumps(_settings(peft_model))})
+    return join(_settings(peft_model), tensors)
 
 
 @torch.no_grad()
@@ -52,14 +49,14 @@ def load_adapter(model: nn.Module, data: bytes) -> None:
     """
     peft_model = _peft_model(model)
     name = peft_model.active_adapter
-    state = safetensors.torch.load(data)
+    theirs, state = split(data, "adapter")
     own = get_peft_model_state_dict(peft_model, adapter_name=name, save_embedding_layers=False)
     if {key: value.shape for key, value in own.items()} != {key: value.shape for key, value in state.items()}:
         raise ValueError(
             "the adapter that was sent has other parameters than the sampler's; load the sampler's model with the "
             "ThoughtConfig of the learner (r, num_global_tokens, target_modules, state_rule)"
         )
-    theirs, ours = _sent_settings(data), _settings(peft_model)
+    ours = _settings(peft_model)
     different = [
         f"{key}={theirs[key]!r} (the sampler has {ours[key]!r})" for key in SETTINGS if ours[key] != theirs[key]
     ]
@@ -75,12 +72,6 @@ def _settings(model: PeftModel) -> dict[str, Any]:
     """What decides how the weights are used."""
     config = model.peft_config[model.active_adapter]
     return {name: getattr(config, name) for name in SETTINGS}
-
-
-def _sent_settings(data: bytes) -> dict[str, Any]:
-    size = int.from_bytes(data[:HEADER_SIZE_BYTES], "little")
-    header = json.loads(data[HEADER_SIZE_BYTES : HEADER_SIZE_BYTES + size])
-    return dict(json.loads(header["__metadata__"]["settings"]))
 
 
 def _peft_model(model: nn.Module) -> PeftModel:

@@ -102,7 +102,7 @@ class ActorPool:
             self._add()
 
     def _kill_all(self) -> None:
-        busy = [*self._busy.values()]
+        busy = [*self._busy.values()]  # at once: the thread of a call may change it
         for actor in [*self._idle, *self._starting.values(), *(actor for actor, _ in busy)]:
             self._ray.kill(actor)
 

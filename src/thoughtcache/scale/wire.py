@@ -32,8 +32,7 @@ def pack_rollouts(rollouts: Sequence[Rollout]) -> bytes:
         ValueError: for a field of a type that has no place on the wire.
     """
     tensors: dict[str, Tensor] = {}
-    text = json.dumps([_encode(rollout, tensors) for rollout in rollouts]).encode()
-    return len(text).to_bytes(_LENGTH_BYTES, "little") + text + safetensors.torch.save(tensors)
+    return join([_encode(rollout, tensors) for rollout in rollouts], tensors)
 
 
 def unpack_rollouts(data: bytes, device: torch.device | str = "cpu") -> list[Rollout]:
@@ -46,14 +45,27 @@ def unpack_rollouts(data: bytes, device: torch.device | str = "cpu") -> list[Rol
     Raises:
         ValueError: for bytes that `pack_rollouts` did not write.
     """
+    plain, tensors = split(data, "rollouts")
+    rollouts: list[Rollout] = [_decode(item, tensors, torch.device(device)) for item in plain]
+    return rollouts
+
+
+def join(plain: Any, tensors: dict[str, Tensor]) -> bytes:
+    """What is plain, as JSON, and tensors of the host in one piece; equal values give equal bytes."""
+    text = json.dumps(plain).encode()
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text + safetensors.torch.save(tensors)
+
+
+def split(data: bytes, what: str) -> tuple[Any, dict[str, Tensor]]:
+    """What `join` joined; `what` names it in the error.
+
+    Raises:
+        ValueError: for fewer bytes.
+    """
     start = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
     if len(data) <= start:
-        raise ValueError(f"{len(data)} bytes are no packed rollouts; pass what pack_rollouts returned, unshortened")
-    tensors = safetensors.torch.load(data[start:])
-    rollouts: list[Rollout] = [
-        _decode(item, tensors, torch.device(device)) for item in json.loads(data[_LENGTH_BYTES:start])
-    ]
-    return rollouts
+        raise ValueError(f"{len(data)} bytes are no packed {what}; pass what pack_{what} returned, unshortened")
+    return json.loads(data[_LENGTH_BYTES:start]), safetensors.torch.load(data[start:])
 
 
 def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
