@@ -125,6 +125,18 @@ def test_recorded_states_keep_bf16_close():
         assert_close(tc.replay(model, rollouts).logprobs, padded(rollouts), torch.bfloat16)
 
 
+@pytest.mark.parametrize("rule", sorted(STATE_RULES))
+def test_the_naive_form_runs_in_bf16(rule):
+    # Up to one eviction: without recorded states the rounding of one reaches the next.
+    model = tiny_model(dtype=torch.bfloat16, state_rule=rule)
+    rollouts = tc.rollout(model, PROMPTS, max_new_tokens=7, ignore_eos=True)
+    assert [len(rollout.evictions) for rollout in rollouts] == [1] * len(PROMPTS)
+    with torch.no_grad():
+        naive = tc.naive_logprobs(model, rollouts)
+    assert naive.logprobs.dtype == torch.float32
+    assert_close(naive.logprobs, padded(rollouts), torch.bfloat16)
+
+
 def test_fp32_policy_is_the_fp64_policy():
     # The same weights in both precisions: what is left is rounding, not another algorithm.
     exact, rounded = tiny_model().float().double(), tiny_model().float()

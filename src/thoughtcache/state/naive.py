@@ -57,7 +57,8 @@ def naive_initial_state(encoder: ThoughtEncoder) -> Tensor:
 
 
 def naive_absorb(encoder: ThoughtEncoder, S: Tensor, K_e: Tensor, V_e: Tensor, rule: str, norm: str) -> Tensor:
-    """S after the tokens (K_e, V_e) have left, by `rule`; `norm` as in `rules.absorb`."""
+    """S after the tokens (K_e, V_e) have left, by `rule`; `norm` as in `rules.absorb`. In the precision of S."""
+    K_e, V_e = K_e.to(S.dtype), V_e.to(S.dtype)
     Q = projected_queries(encoder)
     w = encoder.log_write_scale.exp()
     if rule == "linear":
