@@ -7,9 +7,12 @@ from contextlib import suppress
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from transformers import LlamaConfig
 
 from support.compare import assert_close
+from thoughtcache.planning.live_bytes import LiveBytes
+from thoughtcache.planning.operator_flops import OperatorFlops
 from thoughtcache.policy.attention import NAME, REPLACED, _attention, lower_right_attention
 
 SCALING = 0.3
@@ -45,6 +48,15 @@ def test_values_and_gradients(queries: int, columns: int, compiled: bool) -> Non
     assert_close(
         torch.autograd.grad((weights * found).sum(), tensors), torch.autograd.grad((weights * expected).sum(), tensors)
     )
+
+
+@pytest.mark.parametrize("watcher", [LiveBytes, OperatorFlops, FakeTensorMode])
+def test_attention_without_a_mask_can_be_watched(watcher: type) -> None:
+    # Memory and arithmetic are counted by dispatch modes, under which PyTorch makes no tensors of the bias's class.
+    with watcher():
+        query, key = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 7, 8)
+        found = _attention(nn.Identity(), query, key, key, None, scaling=SCALING)[0]
+    assert found.shape == (1, 3, 4, 8)
 
 
 def test_the_model_has_its_own_attention_back_even_after_an_error() -> None:

@@ -5,7 +5,7 @@ Here CUDA gets a lower-right causal bias, which FlashAttention takes, and no mas
 the mask but no copies. The same numbers up to rounding. Models loaded with another implementation keep it. Inside
 `torch.compile` CUDA gets a dense mask as well, so that the backbone of a chunk is one graph.
 
-Not run on CUDA by the tests of this project.
+On CUDA: benchmarks/gpu/parity.py and profiled.py.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils._python_dispatch import _disable_current_modes
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -64,7 +65,8 @@ def _attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     bias = attention_mask
     if bias is None and 1 < queries < columns:
-        bias = causal_lower_right(queries, columns)
+        with _disable_current_modes():  # what watches operators (memory, arithmetic) would get a tensor of no class
+            bias = causal_lower_right(queries, columns)
     is_causal = False
     if bias is None and queries > 1:  # a branch: while a compiler has symbols for shapes, the condition is one as well
         is_causal = True
