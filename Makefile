@@ -5,13 +5,14 @@ PYTHON ?= python3
 NUM_PROCESSES ?= 2
 PYTEST_ARGS ?=
 TRAIN_ARGS ?=
+GPU_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test lint bench reasoner docs clean
+.PHONY: train test lint bench gpu-check reasoner docs clean
 
 train: $(STAMP)  ## the embedded training job, end to end; one thread, because waiting threads cost more on shared cores
 	OMP_NUM_THREADS=1 $(BIN)/thoughtcache train $(TRAIN_ARGS)
@@ -27,6 +28,9 @@ lint: $(STAMP)  ## style, format, types, import order of the packages
 
 bench: $(STAMP)  ## quick sizes of sampler and learner, each behind its correctness gate
 	$(BIN)/python -m benchmarks
+
+gpu-check: $(STAMP)  ## what only a GPU can show, in eight minutes; on a CPU everything else, at small sizes
+	$(BIN)/python -m benchmarks.gpu $(GPU_ARGS)
 
 reasoner: $(STAMP)  ## train the embedded tiny reasoner again
 	$(BIN)/python -m thoughtcache.tasks.build_reasoner

@@ -24,7 +24,7 @@ from thoughtcache.cache.schedule import evict_count
 from thoughtcache.planning.memory import MIB, PeakMemory
 from thoughtcache.policy.batch import batch_rollouts
 from thoughtcache.policy.handle import open_policy
-from thoughtcache.policy.kv_log import KVLog
+from thoughtcache.policy.kv_log import KVLog, Place
 from thoughtcache.policy.segment import Boundary, join_scores, plan_chunks, run_chunk
 from thoughtcache.policy.token_logprobs import token_logprobs
 from thoughtcache.records import Rollout, SamplingSettings
@@ -40,7 +40,7 @@ class Case:
     """What one process measures.
 
     Attributes:
-        shape: "smollm2", "smollm2_slice" (4 layers) or "qwen3b_slice" (4 layers).
+        shape: "smollm2", "smollm2_slice" (4 layers), "qwen3b_slice" (4 layers), "0.5b" (Qwen2.5-0.5B) or "tiny".
         learner: "reverse" (ours), "layers" (ours, with checkpoints of layers), "reuse" (ours, on records such as
             sampling leaves, here of random numbers, instead of a forward pass), "plain" (autograd through our
             segments), "checkpoint" (one checkpoint per segment), "trl" (full cache, TRL's fused head and gradient
@@ -51,7 +51,9 @@ class Case:
         prompt: prompt tokens.
         rank: r and G.
         chunk_tokens: of the reverse replay, with checkpoints of layers as well.
+        kv_log: where the reverse replay keeps keys and values.
         dtype: of base and activations.
+        device: of the model.
         threads: of PyTorch.
         repeats: timed steps; the fastest counts.
     """
@@ -63,7 +65,9 @@ class Case:
     prompt: int = 64
     rank: int = 16
     chunk_tokens: int | None = 256
+    kv_log: Place = "host"
     dtype: str = "float32"
+    device: str = "cpu"
     threads: int = 1
     repeats: int = 1
 
@@ -81,6 +85,16 @@ def build_config(shape: str) -> PretrainedConfig:
             vocab_size=151936, hidden_size=2048, intermediate_size=11008, num_attention_heads=16, num_key_value_heads=2,
             num_hidden_layers=4, max_position_embeddings=65536, tie_word_embeddings=True,
         )  # fmt: skip
+    if shape == "0.5b":
+        return Qwen2Config(
+            vocab_size=151936, hidden_size=896, intermediate_size=4864, num_attention_heads=14, num_key_value_heads=2,
+            num_hidden_layers=24, max_position_embeddings=65536, tie_word_embeddings=True,
+        )  # fmt: skip
+    if shape == "tiny":
+        return LlamaConfig(
+            vocab_size=61, hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2,
+            num_hidden_layers=2, max_position_embeddings=65536, tie_word_embeddings=True,
+        )  # fmt: skip
     raise ValueError(f"shape {shape!r} is not known")
 
 
@@ -89,7 +103,8 @@ def build_model(case: Case) -> peft.PeftModel:
     torch.manual_seed(0)
     config = build_config(case.shape)
     kind = LlamaForCausalLM if isinstance(config, LlamaConfig) else Qwen2ForCausalLM
-    base = kind(config).to(getattr(torch, case.dtype))
+    with torch.device(case.device):
+        base = kind(config).to(getattr(torch, case.dtype))
     lora = {"r": case.rank, "lora_alpha": 2 * case.rank, "target_modules": TARGETS}
     if case.learner in TRL_LEARNERS:
         return peft.get_peft_model(base, peft.LoraConfig(**lora))
@@ -146,7 +161,7 @@ def prepare(model: peft.PeftModel, case: Case) -> None:
 def logprobs_of(model: peft.PeftModel, rollout: Rollout, case: Case) -> Tensor:
     """[1, T] log-probabilities with gradient."""
     if case.learner in TRL_LEARNERS:
-        ids = torch.tensor([rollout.prompt_ids + rollout.token_ids])
+        ids = torch.tensor([rollout.prompt_ids + rollout.token_ids], device=case.device)
         labels = ids.clone()
         labels[:, : len(rollout.prompt_ids)] = -100
         output = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels, fused_lm_head=True)
@@ -162,7 +177,7 @@ def logprobs_of(model: peft.PeftModel, rollout: Rollout, case: Case) -> Tensor:
         recompute=case.learner in ("reverse", "layers", "reuse"),
         checkpoint_layers=case.learner == "layers",
         chunk_tokens=case.chunk_tokens,
-        kv_log="host",
+        kv_log=case.kv_log,
     ).logprobs
 
 
@@ -207,7 +222,7 @@ def measure(case: Case) -> dict[str, float]:
     rollout, times = build_rollout(case, case.tokens), []
     log_bytes, peak = 0, 0.0
     for _ in range(case.repeats):
-        with PeakMemory() as memory:
+        with PeakMemory(case.device) as memory:
             started, cpu_started = time.perf_counter(), time.process_time()
             _, log_bytes = step(model, rollout, case)
             times.append((time.perf_counter() - started, time.process_time() - cpu_started))

@@ -48,7 +48,15 @@ def prefilled_cache(kind: str, base: PreTrainedModel, batch: int, depth: int, ro
 
 
 def generate_round(
-    model: Any, base: PreTrainedModel, kind: str, *, batch: int, depth: int, steps: int
+    model: Any,
+    base: PreTrainedModel,
+    kind: str,
+    *,
+    batch: int,
+    depth: int,
+    steps: int,
+    warm_up: int = WARM_UP,
+    **options: Any,
 ) -> tuple[float, float]:
     """Mean seconds, wall and CPU, of a round of `generate` that continues from `depth` tokens.
 
@@ -58,12 +66,14 @@ def generate_round(
         kind: of the cache.
         batch: rows.
         depth: tokens seen.
-        steps: rounds that count; before them come `WARM_UP` others.
+        steps: rounds that count.
+        warm_up: rounds before them.
+        options: of `generate`.
     """
-    tokens = steps + WARM_UP + 1
+    tokens = steps + warm_up + 1
     cache = prefilled_cache(kind, base, batch, depth, tokens + 1)
     rows = [[FIRST_PLAIN_TOKEN] * (depth + 1)] * batch
     with RoundClock(base.get_decoder(), base.device) as clock:
-        sample_generate(model, rows, tokens, past_key_values=cache)
+        sample_generate(model, rows, tokens, past_key_values=cache, **options)
     assert (clock.rounds, int(cache.get_seq_length())) == (tokens - 1, depth + tokens)
     return sum(clock.seconds[-steps:]) / steps, sum(clock.cpu_seconds[-steps:]) / steps

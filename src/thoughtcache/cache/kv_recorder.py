@@ -5,7 +5,7 @@ always stand at the end of a slot, so one copy before each eviction, and one at 
 ends early takes no room for what it did not draw. On CUDA, what goes to the host is gathered on the device, into one
 contiguous piece, and copied to pinned memory, so that the copies do not block; only the finished record waits for them.
 
-Not run on CUDA by the tests of this project.
+On CUDA: benchmarks/gpu/profiled.py.
 """
 
 from __future__ import annotations

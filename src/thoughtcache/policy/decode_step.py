@@ -4,8 +4,8 @@ Compiled (`torch.compile`, on a GPU with CUDA graphs) the step has static shapes
 under a mask, free slots run along, and nothing but tensors changes from round to round. The same policy up to rounding:
 tests/parity/test_compiled.py. What cannot be compiled whole is an error, never a slower run in silence.
 
-Not covered: compiled prefill; compiled choices of policies that choose. The part for CUDA was never run by the tests of
-this project.
+Not covered: compiled prefill; compiled choices of policies that choose. CUDA graphs are checked by
+benchmarks/gpu/profiled.py, which has not been run so far.
 """
 
 from __future__ import annotations

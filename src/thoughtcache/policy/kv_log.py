@@ -7,7 +7,7 @@ What a chunk adds, and what one finds resident, are contiguous blocks (log_layou
 pinned, such blocks move without the CPU waiting; scattered memory would go through unpinned buffers, one wait each.
 The copies are ordered with the compute stream. They have no stream of their own that would hide them behind it.
 
-Not run on CUDA by the tests of this project.
+On CUDA: benchmarks/gpu/memory.py and profiled.py.
 """
 
 from __future__ import annotations
