@@ -136,12 +136,13 @@ class RunConfig:
     Attributes:
         output_dir: run folder: checkpoints, adapter, results.json, curves.png.
         model: transformers folder or hub id; None for the embedded reasoner.
-        dataset: JSONL, JSON, CSV or parquet file, folder, or hub id; needed with `model`.
+        dataset: JSONL, JSON, CSV, TSV or parquet file, folder, or hub id; needed with `model`.
         split: split of a hub data set.
         prompt_column: column with the question; found by name if None.
         answer_column: column with the reference answer; found by name if None.
         instruction: text put after each question, such as "Put the final answer in \boxed{}."; "" for none.
-        limit: use only the first rows of the data set.
+        limit: use only the first rows of the data set; rows that are dropped count.
+        bad_rows: "refuse" rows without a usable question or reference (by name, before anything is loaded), or "drop".
         task: embedded task, "chains" or "multiplication".
         dtype: dtype of the base model.
         load_in_4bit: quantise the base with bitsandbytes.
@@ -179,6 +180,7 @@ class RunConfig:
     answer_column: str | None = None
     instruction: str = ""
     limit: int | None = None
+    bad_rows: Literal["refuse", "drop"] = "refuse"
     task: str = "chains"
     dtype: str = "float32"
     load_in_4bit: bool = False
@@ -210,6 +212,7 @@ class RunConfig:
         one_of("task", self.task, ("chains", "multiplication"))
         one_of("dtype", self.dtype, DTYPES)
         one_of("kv_log", self.kv_log, ("device", "host"))
+        one_of("bad_rows", self.bad_rows, ("refuse", "drop"))
         if self.reuse_rollout and not self.recompute:
             raise ValueError("reuse_rollout goes with recompute; leave out --reuse-rollout or --no-recompute")
         at_least_one(self, "chunk_tokens", optional=True)

@@ -77,3 +77,15 @@ def test_own_system_message_stays(tokenizer: PreTrainedTokenizerFast) -> None:
 def test_refused_messages(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         encode_prompt(tokenizer, messages)
+
+
+def test_a_template_that_refuses_a_role_says_so(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        + TEMPLATE
+    )
+    assert encode_prompt(tokenizer, [USER])[0] == 0
+    with pytest.raises(
+        ValueError, match=r"refuses .*\(System role not supported\); the roles are system, user; leave out"
+    ):
+        encode_prompt(tokenizer, [USER], system="Be brief.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import re
 import shutil
 import subprocess
@@ -80,6 +81,17 @@ TRAIN = {
     "unknown hub data set": (["--dataset", "nobody/none"], "nobody/none", "pass a file|check the network"),
     "wrong prompt column": (["--prompt-column", "quest"], "quest", "the columns are 'question', 'answer'"),
     "wrong answer column": (["--answer-column", "reply"], "reply", "the columns are 'question', 'answer'"),
+    "unknown columns": (["--dataset", "labels.csv"], "'text', 'label'", "name it with --prompt-column"),
+    "shifted columns": (
+        ["--dataset", "shifted.csv"],
+        r"line 3, row 1 of 'shifted\.csv'",
+        "double quotes.*--bad-rows drop",
+    ),
+    "no UTF-8": (["--dataset", "latin.csv"], r"line 2, row 0 of 'latin\.csv' is not UTF-8", "save the file as UTF-8"),
+    "no JSON": (["--dataset", "cut.jsonl"], r"line 2, row 1 of 'cut\.jsonl'", "repair"),
+    "long reference": (["--dataset", "long.jsonl"], "1199 characters", "1 to 1000.*--bad-rows drop"),
+    "policy for bad rows": (["--bad-rows", "skip"], "bad_rows='skip'", "refuse.*drop"),
+    "no system role": (["--model", "gemma", "--dataset", "system.jsonl"], "System role not supported", "leave out"),
     "empty data set": (["--dataset", "empty.jsonl"], "empty.jsonl", "check that the file"),
     "beyond the positions": (["--max-new-tokens", "1000"], "1000", "lower --max-new-tokens"),
     "window 0": (["--window", "0"], "got 0", "at least 1"),
@@ -148,6 +160,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_unsupported_model(root / "gpt2")
     save_questions(root / "questions.jsonl")
     (root / "empty.jsonl").write_text("")
+    (root / "labels.csv").write_text("text,label\nw3,4\n")
+    (root / "shifted.csv").write_text("question,answer\nw3,4\nw5, w6,7\n")
+    (root / "latin.csv").write_bytes("question,answer\ncaf\xe9,4\n".encode("latin-1"))
+    (root / "cut.jsonl").write_text('{"question": "w3", "answer": "4"}\n{"question": "w4", "ans')
+    rows: dict[str, dict[str, object]] = {"long": {"question": "w3", "answer": "7" * 1199}}
+    rows["system"] = {"prompt": [{"role": role, "content": "w3"} for role in ("system", "user")], "answer": "4"}
+    for name, row in rows.items():
+        (root / f"{name}.jsonl").write_text(
+            json.dumps(row) + "\n" + json.dumps({name: "w4" for name in row} | {"answer": "5"})
+        )
+    shutil.copytree(root / "llama", root / "gemma")
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}w3"
+    (root / "gemma" / "chat_template.jinja").write_text(refusing)
     for name in ("no-model", "train-folder"):
         (root / name).mkdir()
     shutil.copytree(root / "llama", root / "damaged-model")

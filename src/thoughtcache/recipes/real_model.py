@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from thoughtcache.policy.options import ReplayOptions
 from thoughtcache.recipes.builders import learner_options, train_grpo
 from thoughtcache.recipes.fit import refuse_what_does_not_fit
 from thoughtcache.recipes.load_model import load_base, load_tokenizer
+from thoughtcache.recipes.prompts import encode_examples
 from thoughtcache.recipes.run_folder import PhaseResult, RunFolder
 from thoughtcache.report.plots import Panel, plot_curves
 from thoughtcache.report.progress import progress_bar
 from thoughtcache.report.results import environment, write_results
 from thoughtcache.report.trainer_progress import RichProgressCallback
-from thoughtcache.tasks.chat import encode_prompt, plain_prompt
+from thoughtcache.tasks.chat import plain_prompt
 from thoughtcache.tasks.datasets import MathExample, load_prompts
 
 
@@ -49,20 +51,21 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     for transient in ("resume", "overwrite", "force"):
         described.pop(transient)
     folder = RunFolder(run.output_dir, described, resume=run.resume, overwrite=run.overwrite)
+    report = partial(console.print, markup=False, soft_wrap=True)
     examples = load_prompts(
         run.dataset,
         split=run.split,
         prompt_column=run.prompt_column,
         answer_column=run.answer_column,
         limit=run.limit,
+        need_answers=run.grpo_steps > 0,
+        bad_rows=run.bad_rows,
+        report=report,
     )
-    if run.grpo_steps and examples[0].answer is None:
-        raise ValueError(
-            f"{run.dataset} has no reference answers for the reward of GRPO; name their column with --answer-column, "
-            "or distil only with --grpo-steps 0"
-        )
     config, tokenizer = load_tokenizer(run.model)
-    prompts = [encode_prompt(tokenizer, e.prompt, instruction=run.instruction or None) for e in examples]
+    examples, prompts = encode_examples(
+        tokenizer, examples, instruction=run.instruction or None, bad_rows=run.bad_rows, report=report
+    )
     _check_lengths(prompts, run, config)
     refuse_what_does_not_fit(run, thought, config, prompts, console)
     base = load_base(run.model, run.dtype, run.load_in_4bit)

@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from jinja2.exceptions import TemplateError
+
 REASONING_INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."
 
 
@@ -47,7 +49,8 @@ def encode_prompt(
         instruction: added to the last message after an empty line, such as `REASONING_INSTRUCTION`.
 
     Raises:
-        ValueError: if there is no message, a role is unknown, or the last message is not the user's.
+        ValueError: if there is no message, a role is unknown, the last message is not the user's, or the template
+            refuses the messages.
     """
     if not messages:
         raise ValueError("messages is empty, allowed: at least one user message")
@@ -64,7 +67,14 @@ def encode_prompt(
     if tokenizer.chat_template is None:
         ids = tokenizer(plain_prompt(chat))["input_ids"]
     else:
-        ids = tokenizer.apply_chat_template(chat, tokenize=True, add_generation_prompt=True, return_dict=False)
+        try:
+            ids = tokenizer.apply_chat_template(chat, tokenize=True, add_generation_prompt=True, return_dict=False)
+        except TemplateError as error:  # Gemma's template has no system role, others want the roles to alternate
+            roles = ", ".join(message["role"] for message in chat)
+            raise ValueError(
+                f"the chat template refuses its messages ({error}); the roles are {roles}; leave out those it does "
+                "not know"
+            ) from error
     return [int(token) for token in ids]
 
 

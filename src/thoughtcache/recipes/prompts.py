@@ -1,0 +1,38 @@
+"""Prompt tokens of a data set, and the rows that the tokenizer's chat template refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from thoughtcache.tasks.bad_rows import BadRow, Report, settle_bad_rows
+from thoughtcache.tasks.chat import ChatTokenizer, encode_prompt
+from thoughtcache.tasks.datasets import MathExample
+
+
+def encode_examples(
+    tokenizer: ChatTokenizer, examples: Sequence[MathExample], *, instruction: str | None, bad_rows: str, report: Report
+) -> tuple[list[MathExample], list[list[int]]]:
+    """The examples that can be encoded, and the prompt token ids of each.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        examples: at least one.
+        instruction: added to the last message of each, or None.
+        bad_rows: "refuse" or "drop" examples whose messages the chat template does not take.
+        report: gets one sentence about the examples that were dropped.
+
+    Raises:
+        ValueError: for such examples under "refuse", or if none is left.
+    """
+    kept: list[MathExample] = []
+    prompts: list[list[int]] = []
+    bad: list[BadRow] = []
+    for example in examples:
+        try:
+            prompts.append(encode_prompt(tokenizer, example.prompt, instruction=instruction))
+        except ValueError as error:
+            bad.append(BadRow(place=f"{example.identifier}:", reason=str(error)))
+        else:
+            kept.append(example)
+    settle_bad_rows(bad, len(examples), bad_rows, report)
+    return kept, prompts
