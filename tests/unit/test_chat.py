@@ -80,12 +80,8 @@ def test_refused_messages(tokenizer: PreTrainedTokenizerFast, messages: list[dic
 
 
 def test_a_template_that_refuses_a_role_says_so(tokenizer: PreTrainedTokenizerFast) -> None:
-    tokenizer.chat_template = (
-        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-        + TEMPLATE
-    )
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    tokenizer.chat_template = refusing + TEMPLATE
     assert encode_prompt(tokenizer, [USER])[0] == 0
-    with pytest.raises(
-        ValueError, match=r"refuses .*\(System role not supported\); the roles are system, user; leave out"
-    ):
+    with pytest.raises(ValueError, match=r"\(System role not supported\); the roles are system, user; leave out"):
         encode_prompt(tokenizer, [USER], system="Be brief.")

@@ -168,7 +168,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows["system"] = {"prompt": [{"role": role, "content": "w3"} for role in ("system", "user")], "answer": "4"}
     for name, row in rows.items():
         (root / f"{name}.jsonl").write_text(
-            json.dumps(row) + "\n" + json.dumps({name: "w4" for name in row} | {"answer": "5"})
+            json.dumps(row) + "\n" + json.dumps(dict.fromkeys(row, "w4") | {"answer": "5"})
         )
     shutil.copytree(root / "llama", root / "gemma")
     refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}w3"
