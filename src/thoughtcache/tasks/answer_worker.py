@@ -3,23 +3,32 @@
 Simplifying an expression that a model wrote can take for ever (`9^{9^{9^9}}`) and Python code cannot interrupt it
 from a thread, so it runs where it can be killed. One JSON object per line in each direction:
 
-    request   {"completion": str, "reference": str}         both already cut down to what is to be compared
+    request   {"completion": str, "reference": str, "cpu_seconds": int}     both cut down to what is to be compared
     reply     {"parsed": bool, "correct": bool, "extracted": str | null}, or {"error": traceback}
 
-The file is run by its path, as a script: importing the package (and torch) in the worker would cost seconds.
-Not covered: the time bound, which is the parent's.
+The file is run by its path, as a script, with the process id of its parent as argument: importing the package (and
+torch) in the worker would cost seconds. The time bound is the parent's; a worker whose parent was killed ends by itself
+(`_end_with_parent`), and each request has a bound on its processor time in case nothing else works.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
+import os
+import signal
 import sys
+import threading
+import time
 import traceback
 from typing import Any
 
 MEMORY_LIMIT_BYTES = 4 * 1024**3
 """Address space of the worker: a runaway expression ends as a `MemoryError` here, not on the training machine."""
+
+PARENT_CHECK_SECONDS = 0.5
+PR_SET_PDEATHSIG = 1
 
 TINY = 1e-3
 RELATIVE_TOLERANCE = 1e-3
@@ -66,9 +75,40 @@ def _limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
+def _limit_processor_time(cpu_seconds: int) -> None:
+    """End this process after so much more processor time, also inside one endless call of C code."""
+    if sys.platform != "win32":
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        limit = math.ceil(time.process_time()) + cpu_seconds
+        resource.setrlimit(resource.RLIMIT_CPU, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+def _end_with_parent(parent: int) -> None:
+    """End this process when its parent is gone, however the parent ended.
+
+    On Linux the kernel does it at once, when the *thread* that started this process ends (`answers.py` keeps that
+    thread). Elsewhere a thread looks for the parent; it cannot while one call of C code holds the interpreter, and the
+    bound on processor time is left.
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+
+    def watch() -> None:
+        while os.getppid() == parent:  # the first look is for a parent that ended before the kernel was asked
+            time.sleep(PARENT_CHECK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _answer(line: str) -> dict[str, Any]:
     request = json.loads(line)
     try:
+        _limit_processor_time(request["cpu_seconds"])
         return compare(request["completion"], request["reference"])
     except Exception:  # noqa: BLE001 - not swallowed: the parent raises it with this traceback
         return {"error": traceback.format_exc()}
@@ -78,6 +118,7 @@ def main() -> None:
     """Say that the libraries are loaded, then answer requests until the parent closes the pipe."""
     replies = sys.stdout
     sys.stdout = sys.stderr  # a library that prints must not write into the protocol
+    _end_with_parent(int(sys.argv[1]))
     _limit_memory()
     logging.disable(logging.WARNING)  # "timeout is disabled": the parent holds the clock
 

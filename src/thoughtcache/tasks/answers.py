@@ -16,11 +16,14 @@ from __future__ import annotations
 
 import atexit
 import json
+import math
 import os
 import re
 import subprocess
 import sys
 import threading
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +113,9 @@ class _Worker:
         """The reply; None if the bound on time or memory ended the worker."""
         with self._lock:
             process = self._running()
-            reply = self._exchange(process, json.dumps(request), timeout_seconds)
+            # Comparing in the same number of processor seconds: the bound that is left if this process is killed.
+            bounded = {**request, "cpu_seconds": math.ceil(timeout_seconds) + 1}
+            reply = self._exchange(process, json.dumps(bounded), timeout_seconds)
         if reply is not None and "error" in reply:
             raise RuntimeError(f"comparing {request!r} failed in the answer worker:\n{reply['error']}")
         return reply
@@ -128,8 +133,8 @@ class _Worker:
             return self._process
         self.close()
         # -P: the folder of the script holds a `datasets.py`, which must not hide the library of that name.
-        command = [sys.executable, "-P", str(Path(__file__).with_name("answer_worker.py"))]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+        command = [sys.executable, "-P", str(Path(__file__).with_name("answer_worker.py")), str(os.getpid())]
+        process = _start(command)
         self._process, self._owner_pid = process, os.getpid()
         if self._exchange(process, None, STARTUP_SECONDS) is None:
             raise RuntimeError(f"the answer worker did not start within {STARTUP_SECONDS:.0f} seconds: {command}")
@@ -171,6 +176,34 @@ class _Worker:
         if expired.is_set() or exit_code < 0:
             return None
         raise RuntimeError(f"the answer worker ended with exit code {exit_code}; its error is printed above")
+
+
+def _start(command: list[str]) -> subprocess.Popen[str]:
+    """Start a process with pipes; on Linux from a thread that lives as long as the process does.
+
+    The worker asks Linux to end it with its parent, which for Linux is the thread that started it: the end of a thread
+    of some pool would end the worker.
+    """
+    if sys.platform != "linux":
+        return _open(command)
+    started: Future[subprocess.Popen[str]] = Future()
+
+    def start_and_stay() -> None:
+        try:
+            process = _open(command)
+        except OSError as error:
+            started.set_exception(error)
+            return
+        started.set_result(process)
+        with suppress(ChildProcessError):  # its exit code was asked for first
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+
+    threading.Thread(target=start_and_stay, name="answer worker", daemon=True).start()
+    return started.result()
+
+
+def _open(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8")
 
 
 _WORKER = _Worker()
