@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
 
+from thoughtcache.config import RunConfig
+from thoughtcache.recipes import embedded
 from thoughtcache.tasks.answers import AnswerCheck
+from thoughtcache.tasks.problem import Problem, check_answer
 from thoughtcache.train import rewards
-from thoughtcache.train.rewards import exact_match, math_correctness
+from thoughtcache.train.rewards import exact_match, math_correctness, recited_answer
 
 
 def test_math_correctness_of_strings_and_chats() -> None:
@@ -69,11 +76,66 @@ def test_exact_match(completion: str, expected: float) -> None:
     assert exact_match([completion], answer=["8054"], prompts=["p"]) == [expected]
 
 
-@pytest.mark.parametrize("reward", [math_correctness, exact_match])
+@pytest.mark.parametrize(
+    ("reference", "right", "wrong"),
+    [
+        (72, "72", "73"),
+        (72.0, "72", "720"),
+        (-0.5, "-0.5", "0.5"),
+        (True, "True", "False"),
+        (["3", 4], "3, 4", "3"),
+        (" 72 ", "72", "73"),
+    ],
+)
+@pytest.mark.parametrize("reward", [math_correctness, exact_match, recited_answer])
+def test_references_may_be_numbers_and_lists(
+    reward: Callable[..., list[float]], reference: object, right: str, wrong: str
+) -> None:
+    form = "\\boxed{%s}" if reward is math_correctness else "so #%s"
+    completions = [form % right, form % wrong]
+    assert reward(completions, answer=[reference] * 2) == [1.0, 0.0]
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(alphabet="80#;=-,. 54", max_size=8), end=st.sampled_from(["", "8054", "#8054", "#8054;", ";8054"]))
+def test_the_embedded_reward_is_the_embedded_metric(text: str, end: str) -> None:
+    problem = Problem(prompt="1+1=", trace="#8054", answer="8054")
+    assert recited_answer([text + end], answer=["8054"]) == [float(check_answer(problem, text + end))]
+
+
+@pytest.mark.parametrize(("completion", "expected"), [("9;#8054", 1.0), ("8054", 0.0), ("=8054", 0.0), ("#;8054", 0.0)])
+def test_recited_answer(completion: str, expected: float) -> None:
+    assert recited_answer([completion], answer=["8054"]) == [expected]
+
+
+def test_the_embedded_job_rewards_what_its_metric_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rewards_given: list[Any] = []
+
+    def train(model: Any, tokenizer: Any, rows: Any, reward: Any, *arguments: Any, **settings: Any) -> list[Any]:
+        rewards_given.append(reward)
+        return []
+
+    monkeypatch.setattr(embedded, "train_grpo", train)
+    for name in ("load_model", "test"):
+        monkeypatch.setattr(embedded._Job, name, lambda *_: {"accuracy": 0.0})
+    run = RunConfig(output_dir=str(tmp_path))
+    job = embedded._Job(run=run, task=embedded.EMBEDDED_TASKS["chains"], console=Console(quiet=True))
+    job.tokenizer = None  # type: ignore[assignment]
+    embedded._grpo_arm(job, "thought_best", tmp_path / "grpo", False)
+    problem = Problem(prompt="1+1=", trace="#8054", answer="8054")
+    (reward,) = rewards_given
+    for text in ("#8054", "8054", "#;8054", "#8054<eos>#1", "#8054 "):
+        assert reward([text], answer=["8054"]) == [float(check_answer(problem, text))], text
+
+
+@pytest.mark.parametrize("reward", [math_correctness, exact_match, recited_answer])
 def test_missing_answers_are_refused(reward: Callable[..., list[float]]) -> None:
     with pytest.raises(ValueError, match="answer 1 is None"):
         reward(["1", "2"], answer=["1", None])
     with pytest.raises(ValueError, match="answer 0 is ' '"):
         reward(["1"], answer=[" "])
+    for nothing in (float("nan"), [], ["1", None], {"value": 1}):
+        with pytest.raises(ValueError, match=r"answer 0 is .*a number, or a list"):
+            reward(["1"], answer=[nothing])
     with pytest.raises(ValueError, match="2 completions and 1 answers"):
         reward(["1", "2"], answer=["1"])

@@ -239,7 +239,7 @@ def _distil_arm(job: _Job, arm: str, folder: Path, resume: bool) -> PhaseResult:
 
 def _grpo_arm(job: _Job, arm: str, folder: Path, resume: bool) -> PhaseResult:
     """A partly distilled start, then outcome reward alone."""
-    from thoughtcache.train.rewards import exact_match
+    from thoughtcache.train.rewards import recited_answer
 
     distilled = folder.parent / arm
     partly = distilled / PARTLY_DISTILLED
@@ -253,7 +253,7 @@ def _grpo_arm(job: _Job, arm: str, folder: Path, resume: bool) -> PhaseResult:
         model,
         job.tokenizer,
         [{"prompt": p.prompt, "answer": p.answer} for p in problems],
-        exact_match,
+        recited_answer,
         job.run,
         folder=folder,
         resume=resume,

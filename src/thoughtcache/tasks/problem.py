@@ -60,15 +60,20 @@ def sample_problems(task: str, num: int, split: str, seed: int) -> list[Problem]
 
 
 def check_answer(problem: Problem, completion_text: str) -> bool:
-    """Whether the answer recited at the end of a completion is exactly the problem's answer.
+    """Whether the answer recited at the end of a completion is exactly the problem's answer; see `recites`."""
+    return recites(completion_text, problem.answer)
+
+
+def recites(completion_text: str, answer: str) -> bool:
+    """Whether a completion ends in `#` and exactly this answer: the one definition of "right" for the embedded tasks.
 
     `completion_text` is the generated text without the prompt; special tokens may have been skipped or not (text
-    from the first `<eos>` on is ignored). The answer is everything after the last `#`; a completion without `#` is
-    wrong. Only the answer counts: the steps before it are not checked.
+    from the first `<eos>` on is ignored). What is recited is everything after the last `#`; a completion without `#`
+    is wrong. Only the answer counts: the steps before it are not checked.
     """
     finished = completion_text.split("<eos>", maxsplit=1)[0]
     _, mark, recited = finished.rpartition(ANSWER_MARK)
-    return mark == ANSWER_MARK and recited == problem.answer
+    return mark == ANSWER_MARK and recited == answer
 
 
 def _draw_function(task: str) -> Callable[[random.Random], Problem]:

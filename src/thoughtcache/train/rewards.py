@@ -11,14 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from thoughtcache.tasks.answers import check_math_answer
+from thoughtcache.tasks.final_answer import answer_text
+from thoughtcache.tasks.problem import recites
 
 Completion = str | Sequence[Mapping[str, Any]]
+Reference = object
+"""What a data set has for an answer: text, a number, a list of these that belong together; None is refused."""
 LogMetric = Callable[[str, float], None]
 
 
 def math_correctness(
     completions: Sequence[Completion],
-    answer: Sequence[str | None],
+    answer: Sequence[Reference],
     log_metric: LogMetric | None = None,
     **kwargs: Any,
 ) -> list[float]:
@@ -37,8 +41,17 @@ def math_correctness(
     return [float(check.correct) for check in checks]
 
 
-def exact_match(completions: Sequence[Completion], answer: Sequence[str | None], **kwargs: Any) -> list[float]:
-    """1.0 where the stripped completion ends in exactly `answer`, else 0.0; for the embedded tasks.
+def recited_answer(completions: Sequence[Completion], answer: Sequence[Reference], **kwargs: Any) -> list[float]:
+    """1.0 where the completion recites `answer` after its last `#`, else 0.0; the embedded tasks, as their metric.
+
+    Raises:
+        ValueError: if an answer is missing or empty, or there is not one for each completion.
+    """
+    return [float(recites(completion, reference)) for completion, reference in _pairs(completions, answer)]
+
+
+def exact_match(completions: Sequence[Completion], answer: Sequence[Reference], **kwargs: Any) -> list[float]:
+    """1.0 where the stripped completion ends in exactly `answer`, else 0.0; with or without a mark before it.
 
     "Exactly": what stands before must not belong to the answer, so `18054`, `-8054` or `0.8054` do not match `8054`,
     while `#8054`, `= 8054` and `8054` do.
@@ -56,14 +69,18 @@ def completion_text(completion: Completion) -> str:
     return str(completion[-1].get("content") or "") if completion else ""
 
 
-def _pairs(completions: Sequence[Completion], answers: Sequence[str | None]) -> list[tuple[str, str]]:
+def _pairs(completions: Sequence[Completion], answers: Sequence[Reference]) -> list[tuple[str, str]]:
     if len(completions) != len(answers):
         raise ValueError(f"there are {len(completions)} completions and {len(answers)} answers; pass one answer each")
     pairs: list[tuple[str, str]] = []
     for index, (completion, reference) in enumerate(zip(completions, answers, strict=True)):
-        if reference is None or not reference.strip():
-            raise ValueError(f"answer {index} is {reference!r}, allowed: non-empty text; drop problems without answer")
-        pairs.append((completion_text(completion), reference.strip()))
+        text = answer_text(reference)
+        if text is None:
+            raise ValueError(
+                f"answer {index} is {reference!r:.80}, allowed: non-empty text, a number, or a list of these; "
+                "drop problems without answer"
+            )
+        pairs.append((completion_text(completion), text))
     return pairs
 
 
