@@ -38,7 +38,7 @@ DATA_SETS = [
 
 @pytest.mark.parametrize(("name", "split", "num_rows", "first_answer"), DATA_SETS)
 def test_all_rows_have_a_question_and_an_answer(name: str, split: str, num_rows: int, first_answer: str) -> None:
-    examples = load_prompts(str(DATA / name), split=split)
+    examples = load_prompts(str(DATA / name), split=split, need_answers=True)
     assert len(examples) == num_rows
     assert all(example.answer for example in examples)
     assert len({example.identifier for example in examples}) == num_rows

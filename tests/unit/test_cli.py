@@ -90,7 +90,7 @@ TRAIN = {
     "no UTF-8": (["--dataset", "latin.csv"], r"line 2, row 0 of 'latin\.csv' is not UTF-8", "save the file as UTF-8"),
     "no JSON": (["--dataset", "cut.jsonl"], r"line 2, row 1 of 'cut\.jsonl'", "repair"),
     "long reference": (["--dataset", "long.jsonl"], "1199 characters", "1 to 1000.*--bad-rows drop"),
-    "policy for bad rows": (["--bad-rows", "skip"], "bad_rows='skip'", "refuse.*drop"),
+    "policy for bad rows": (["--bad-rows", "skip"], "'skip'", "refuse.*drop"),
     "no system role": (["--model", "gemma", "--dataset", "system.jsonl"], "System role not supported", "leave out"),
     "empty data set": (["--dataset", "empty.jsonl"], "empty.jsonl", "check that the file"),
     "beyond the positions": (["--max-new-tokens", "1000"], "1000", "lower --max-new-tokens"),

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from thoughtcache.tasks.datasets import load_prompts
@@ -158,3 +159,29 @@ def test_refused_arguments(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"has no file that ends in \.jsonl"):
         load_prompts(str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("Dataset scripts are no longer supported"), r"cannot be read from the hub \(Dataset scripts"),
+        (datasets.exceptions.DatasetGenerationError("An error\noccurred"), r"cannot be read .*\(An error occurred\)"),
+        (datasets.exceptions.DatasetNotFoundError("gone"), "no data set of the hub"),
+        (ConnectionError("no network"), "check the network"),
+    ],
+)
+def test_errors_of_the_hub_are_sentences(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
+    def failing(name: str, split: str) -> None:
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", failing)
+    with pytest.raises(ValueError, match=f"'owner/name' .*{message}"):
+        load_prompts("owner/name")
+
+
+def test_rows_of_the_hub_are_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = datasets.Dataset.from_list([{"question": "1?", "answer": None}, {"question": "2?", "answer": [1, 2]}])
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: table)
+    assert [example.answer for example in load_prompts("owner/name")] == [None, "1, 2"]
+    with pytest.raises(ValueError, match=r"1 of 2 rows cannot be used: owner/name/train/0: column 'answer' holds None"):
+        load_prompts("owner/name", need_answers=True)

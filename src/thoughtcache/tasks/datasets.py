@@ -73,7 +73,7 @@ def load_prompts(
             rows under "refuse", or if no row can be used.
     """
     if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}, allowed: 1 or more; leave it out for all rows")
+        raise ValueError(f"--limit is {limit}, allowed: 1 or more; leave it out for all rows")
     examples: list[MathExample] = []
     bad: list[BadRow] = []
     for label, table in _tables(source, split):
@@ -184,5 +184,8 @@ def _hub_rows(name: str, split: str) -> Iterator[TableRow]:
         raise ValueError(
             f"{name!r} is no file or folder, and the hub cannot be reached ({error}); pass a file, or check the network"
         ) from error
+    except (datasets.exceptions.DatasetsError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{name!r} cannot be read from the hub ({reason}); download it and pass the file") from error
     for index, values in enumerate(table):
         yield TableRow(index=index, place=f"row {index} of {name!r}", values=values)
