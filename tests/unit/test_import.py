@@ -1,4 +1,4 @@
-"""`import thoughtcache` is light and patches nothing."""
+"""`import thoughtcache` is light, patches nothing, and registers the PEFT method and nothing else."""
 
 from __future__ import annotations
 
@@ -27,11 +27,61 @@ assert PeftType("THOUGHT").value == "THOUGHT" and PeftType.THOUGHT is PeftType["
 assert PeftType("LORA") is PeftType.LORA
 """
 
+TABLES = """
+import sys
+import peft, transformers
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PreTrainedTokenizerBase
+
+def tables():
+    "Every dict, list and set that a module, a class or an instance of transformers or peft holds, and its entries."
+    found = {}
+    def note(name, value):
+        if isinstance(value, (dict, list, set)):
+            # As a dict, whatever a subclass makes of a look-up.
+            found[name] = value, list(dict.items(value)) if isinstance(value, dict) else [(item, None) for item in value]
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] not in ("transformers", "peft") or module is None:
+            continue
+        for key, value in list(vars(module).items()):
+            if key.startswith("__"):
+                continue
+            note(f"{name}.{key}", value)
+            if isinstance(value, type) or type(value).__module__.split(".")[0] in ("transformers", "peft"):
+                for inner, content in list(getattr(value, "__dict__", {}).items()):
+                    note(f"{name}.{key}.{inner}", content)
+    return found
+
+before = tables()
+import thoughtcache
+after, changed = tables(), {}
+for name, (_, old) in before.items():
+    new = after[name][1]
+    kept = {id(value) for entry in old for value in entry}
+    differs = [str(key) for key, value in new if id(key) not in kept or id(value) not in kept]
+    if len(new) != len(old) or differs:
+        changed[name] = sorted(differs)
+assert len(before) > 1000, "few tables were looked at"
+assert "transformers.AttentionInterface._global_mapping" in before
+assert "peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING" in changed
+others = {n: c for n, c in changed.items() if n.split(".")[0] != "peft" or not {*c} <= {"THOUGHT", "PeftType.THOUGHT"}}
+assert not others, f"registered: {others}"
+"""
+
+
+def run_alone(code: str) -> None:
+    """In an interpreter of its own."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=240)
+    assert run.returncode == 0, run.stderr
+
 
 def test_import_is_light_and_patches_nothing():
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    run = subprocess.run([sys.executable, "-c", CHECK], env=environment, capture_output=True, text=True, timeout=240)
-    assert run.returncode == 0, run.stderr
+    run_alone(CHECK)
+
+
+def test_import_registers_the_peft_method_and_nothing_else():
+    """In no table of transformers or peft does an entry come, go or change, but those of `ThoughtConfig`."""
+    run_alone(TABLES)
 
 
 def test_registering_twice_changes_nothing():
