@@ -38,7 +38,8 @@ def tables():
     def note(name, value):
         if isinstance(value, (dict, list, set)):
             # As a dict, whatever a subclass makes of a look-up.
-            found[name] = value, list(dict.items(value)) if isinstance(value, dict) else [(item, None) for item in value]
+            entries = list(dict.items(value)) if isinstance(value, dict) else [(item, None) for item in value]
+            found[name] = value, entries
     for name, module in list(sys.modules.items()):
         if name.split(".")[0] not in ("transformers", "peft") or module is None:
             continue

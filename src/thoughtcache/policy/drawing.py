@@ -21,6 +21,7 @@ from thoughtcache.policy.filters import filtered_log_softmax
 from thoughtcache.policy.handle import PolicyHandle
 from thoughtcache.policy.sampling import sample_tokens, uniform_numbers
 from thoughtcache.policy.stop_strings import StopStrings
+from thoughtcache.policy.token_ids import vocabulary_size
 from thoughtcache.policy.token_logprobs import entropy_of, head_logits, scaled_log_softmax, scored_distribution
 from thoughtcache.records import FinishReason, SamplingSettings
 
@@ -73,7 +74,7 @@ class Drawing:
         self.uniform = torch.zeros(shape, dtype=torch.float64, device=device)
         self.stopped = torch.zeros(num_slots, dtype=torch.bool, device=device)
         self.seen: Bool[Tensor, "S V"] | None = None
-        vocabulary = policy.tuner.model.config.get_text_config().vocab_size
+        vocabulary = vocabulary_size(policy)
         if settings.filters.repetition_penalty != 1.0:
             self.seen = torch.zeros(num_slots, vocabulary, dtype=torch.bool, device=device)
         self.is_stop: Bool[Tensor, " V"] | None = None

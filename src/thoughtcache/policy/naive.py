@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from thoughtcache.cache import ReplayCache
 from thoughtcache.config import GradientMode
 from thoughtcache.policy.handle import PolicyHandle, open_policy
+from thoughtcache.policy.token_ids import check_rollouts
 from thoughtcache.records import Rollout, TokenLogProbs
 from thoughtcache.state.naive import naive_absorb, naive_initial_state
 
@@ -29,8 +30,12 @@ def naive_logprobs(model: nn.Module, rollouts: Sequence[Rollout], *, gradient: G
         model: the adapted model.
         rollouts: any rollouts; their settings and recorded slots are used, their states are not.
         gradient: see `replay.py`; each mode is defined here by where `.detach()` stands.
+
+    Raises:
+        ValueError: for what is no list of rollouts of the model's tokens.
     """
     policy = open_policy(model)
+    check_rollouts(rollouts, policy)
     rows = [_one_sequence(policy, rollout, gradient) for rollout in rollouts]
     longest = max(len(row) for row, _ in rows)
 

@@ -36,6 +36,7 @@ from thoughtcache.policy.options import CHUNK_TOKENS, ReplayOptions
 from thoughtcache.policy.reverse import reverse_replay
 from thoughtcache.policy.scores import ScoreFunction, row_scores
 from thoughtcache.policy.segment import Boundary, Chunk, cut, join_scores, plan_chunks, run_chunk
+from thoughtcache.policy.token_ids import check_rollouts
 from thoughtcache.policy.token_logprobs import token_logprobs
 from thoughtcache.records import Rollout, TokenLogProbs
 
@@ -71,8 +72,8 @@ def replay(
             returned scores are the recorded ones. Without gradients the flag has no effect.
 
     Raises:
-        ValueError: for unknown modes, empty input, mixed settings, anchors that are missing or of another shape, or
-            `reuse` without records or together with what was not sampled.
+        ValueError: for unknown modes, what is no list of rollouts of the model's tokens, mixed settings, anchors that
+            are missing or of another shape, or `reuse` without records or together with what was not sampled.
     """
     options = ReplayOptions(
         gradient=gradient,
@@ -90,6 +91,7 @@ def replay(
 def score_rollouts(model: nn.Module, rollouts: Sequence[Rollout], options: ReplayOptions) -> TokenLogProbs:
     """`replay`, with its options as one value."""
     policy = open_policy(model)
+    check_rollouts(rollouts, policy)
     by_length = sorted(range(len(rollouts)), key=lambda row: -len(rollouts[row].token_ids))
     batch = batch_rollouts([rollouts[row] for row in by_length], policy.device)
     temperature = batch.settings.scoring_temperature

@@ -26,6 +26,7 @@ from thoughtcache.policy.limits import check_positions
 from thoughtcache.policy.record_bytes import check_record_bytes, item_bytes, record_bytes
 from thoughtcache.policy.sampling import row_seeds
 from thoughtcache.policy.stop_strings import make_stop_strings
+from thoughtcache.policy.token_ids import check_prompts, check_stop_ids
 from thoughtcache.records import Rollout, SamplingSettings, TokenFilters
 
 FROM_CONFIG: Final = "config"
@@ -101,8 +102,8 @@ def rollout(
         One `Rollout` per prompt, in order; with `rows`, one per row, in the order of `rows`.
 
     Raises:
-        ValueError: for an empty prompt, a length beyond the model's positions, values out of range, or records that
-            could outgrow `max_record_bytes`.
+        ValueError: for an empty prompt, prompts that are no lists of the model's token ids, a length beyond the model's
+            positions, values out of range, or records that could outgrow `max_record_bytes`.
         RuntimeError: if this model is sampling already.
     """
     policy = open_policy(model)
@@ -110,7 +111,11 @@ def rollout(
         check_place(kv_log)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 sequence or None, got {batch_size}")
-    _check_prompts(prompt_ids, max_new_tokens)
+    check_prompts(prompt_ids, policy)
+    if stop_ids is not None:
+        check_stop_ids(stop_ids, policy)
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     texts = make_stop_strings(stop_strings, tokenizer)
     seeds = row_seeds(seed, len(prompt_ids))
     filters = TokenFilters(
@@ -159,16 +164,6 @@ def rollout(
         progress=progress,
     )
     return engine.run()
-
-
-def _check_prompts(prompt_ids: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    if not prompt_ids:
-        raise ValueError("no prompts were given; pass at least one list of token ids")
-    for row, ids in enumerate(prompt_ids):
-        if not ids:
-            raise ValueError(f"prompt {row} is empty; every prompt needs at least one token")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
 
 
 def _check_filters(filters: TokenFilters, temperature: float, max_new_tokens: int) -> None:

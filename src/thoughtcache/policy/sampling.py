@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from jaxtyping import Float, Int
@@ -20,15 +21,25 @@ def row_seeds(seed: int | Sequence[int], num_rows: int) -> list[tuple[int, int]]
     """(seed, row) of the uniform numbers of every row: `(seed, i)` for one seed, `(seed[i], 0)` for one per row.
 
     Raises:
-        ValueError: for another number of seeds than rows, or one that is too large.
+        ValueError: for another number of seeds than rows, one that is too large, or what is no integer.
     """
-    pairs = [(seed, row) for row in range(num_rows)] if isinstance(seed, int) else [(own, 0) for own in seed]
+    if isinstance(seed, Sequence) and not isinstance(seed, str | bytes):
+        pairs = [(_integer(own), 0) for own in seed]
+    else:
+        pairs = [(_integer(seed), row) for row in range(num_rows)]
     if len(pairs) != num_rows:
         raise ValueError(f"{len(pairs)} seeds were given for {num_rows} prompts; pass one for all, or one per prompt")
     for value, _ in pairs:
         if abs(value) >= _SEED_BOUND:
             raise ValueError(f"seed must lie between -2**43 and 2**43, got {value}; take it modulo 2**43")
     return pairs
+
+
+def _integer(seed: object) -> int:
+    """A seed as a Python integer, which can be recorded and sent; numpy's are as good."""
+    if not isinstance(seed, Integral):
+        raise ValueError(f"seed must be an integer, or a list of one per prompt, got {seed!r}")
+    return int(seed)
 
 
 def uniform_numbers(seed: int, rows: range, count: int, device: torch.device) -> Float[Tensor, "B T"]:

@@ -22,6 +22,7 @@ from torch import nn
 from thoughtcache.policy import rollout
 from thoughtcache.policy.handle import open_policy
 from thoughtcache.policy.rollout_options import RolloutOptions
+from thoughtcache.policy.token_ids import check_prompts
 from thoughtcache.records import Rollout
 from thoughtcache.scale.exchange import exchange, failures_told, process_group
 from thoughtcache.scale.shards import plan_shards
@@ -62,6 +63,7 @@ def rollout_across_processes(
         raise ValueError(f"timeout_seconds must be positive, got {timeout_seconds}")
     if world == 1:
         return rollout(model, prompt_ids, **options)
+    check_prompts(prompt_ids, open_policy(model))
     rank = dist.get_rank()
     with process_group(timeout_seconds) as group:
         call = _digest(prompt_ids, to_rank, options)

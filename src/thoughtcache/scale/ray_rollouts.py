@@ -21,6 +21,7 @@ from torch import nn
 
 from thoughtcache.policy.handle import open_policy
 from thoughtcache.policy.rollout_options import RolloutOptions
+from thoughtcache.policy.token_ids import check_prompts
 from thoughtcache.records import Rollout
 from thoughtcache.scale.adapter_weights import pack_adapter
 from thoughtcache.scale.backend import SampledBatch
@@ -137,7 +138,8 @@ class RayRollouts:
         """Push the adapter if it has changed, and begin; see `RolloutBackend`.
 
         Raises:
-            ValueError: without prompts, for a model without a thought adapter, or inside `disable_adapter()`.
+            ValueError: for prompts that are no lists of the model's token ids, a model without a thought adapter, or
+                inside `disable_adapter()`.
         """
         policy = open_policy(model)
         if not policy.tuner.adapter_enabled:
@@ -145,6 +147,7 @@ class RayRollouts:
                 "the actors sample with the adapter, which is disabled here; leave disable_adapter(), or call "
                 "thoughtcache.rollout for the base model"
             )
+        check_prompts(prompt_ids, policy)
         shards = plan_shards(prompt_ids, self.num_shards)
         adapter = pack_adapter(model)
         if adapter != self._adapter:

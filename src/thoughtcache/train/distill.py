@@ -30,6 +30,7 @@ from thoughtcache.policy.handle import find_tuner, open_policy
 from thoughtcache.policy.options import CHUNK_TOKENS, ReplayOptions
 from thoughtcache.policy.replay import run_replay
 from thoughtcache.policy.rollout import rollout
+from thoughtcache.policy.token_ids import check_prompts, check_rollouts
 from thoughtcache.records import Rollout
 from thoughtcache.train.distill_config import DistillConfig
 from thoughtcache.train.divergence import divergence
@@ -64,6 +65,7 @@ def sample_teacher(
         config: lengths, temperature, seed and samples per prompt.
         progress: called with the number of rows that were finished.
     """
+    check_prompts(prompts, open_policy(model), purpose=" to distil on")
     repeated = [list(prompt) for prompt in prompts for _ in range(config.samples_per_prompt)]
     with model.disable_adapter():
         return rollout(
@@ -228,9 +230,8 @@ def distill(
         ValueError: if there is nothing to train on, samples are filtered, or `resume` finds no checkpoint.
     """
     if samples is None:
-        if not prompts:
-            raise ValueError("no prompts were given to distil on; pass at least one list of token ids")
         samples = sample_teacher(model, prompts, config)
+    check_rollouts(samples, open_policy(model), may_be_empty=True)
     check_unfiltered(samples)
     student = under_window([s for s in samples if s.token_ids], find_tuner(model).thought_config)
     model.train()
