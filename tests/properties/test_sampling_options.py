@@ -214,3 +214,27 @@ def test_dropped_slots_leave_the_others_their_seeds():
     counts = sorted(len(r.evictions) for r in together)
     assert counts[5] == 0 < counts[-1] - 2, "half of the slots have to be dropped before another one evicts"
     assert_same(together, [sample(model, [p], seed=s, **options)[0] for p, s in zip(prompts, seeds, strict=True)])
+
+
+@pytest.mark.parametrize("looks_every", [1, 4])
+def test_dropped_slots_leave_the_others_all_that_is_theirs(looks_every, monkeypatch):
+    """Text, tokens seen, uniform numbers, both log-probabilities, entropies, keys and values: as if it were alone."""
+    model, prompts, original = MODELS["random"], PROMPTS * 2, engine.Engine.run
+
+    def rarely(self: engine.Engine) -> list[tc.Rollout]:
+        self.looks_every = looks_every
+        return original(self)
+
+    monkeypatch.setattr(engine.Engine, "run", rarely)
+    options = {
+        "stop_ids": [*STOPS, 3, 8, 11], "stop_strings": ["w5", "w9 w4", "1 w2"], "repetition_penalty": 1.4,
+        "min_new_tokens": 2, "kv_log": "device",
+    }  # fmt: skip
+    together = sample(model, prompts, seed=range(10), **options)
+    lengths = sorted(len(r.token_ids) for r in together)
+    assert lengths[5] + 3 < lengths[-1], "half of the slots have to be dropped long before the last one ends"
+    alone = [sample(model, [p], seed=s, **options)[0] for s, p in enumerate(prompts)]
+    assert_same(together, alone)
+    for one, other in zip(together, alone, strict=True):
+        assert_close(one.entropies, other.entropies)
+        assert_close(one.keys_values, other.keys_values)

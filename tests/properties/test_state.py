@@ -229,6 +229,23 @@ def test_the_state_is_computed_in_fp32_whatever_the_cache_holds(stored):
     assert torch.equal(found, upcast)
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_the_write_scale_that_was_asked_for_is_the_one_that_is_used(rule):
+    """It is stored as its logarithm; the loop reads the same parameter and would not notice another one."""
+    encoder, state = make_encoder(rule), torch.zeros(1, 5, 3, dtype=torch.float64)
+    keys, values = make_block(1, batch=1)
+    with torch.no_grad():
+        for name, parameter in encoder.named_parameters():
+            if name in ("gate", "gate_bias"):
+                parameter.zero_()
+        found = absorb(encoder.weights(), state, keys, values, rule=rule, norm="none")
+        encoder.log_write_scale.zero_()
+        at_one = absorb(encoder.weights(), state, keys, values, rule=rule, norm="none")
+    # The gate is sigmoid(log w) = w / (1 + w).
+    factor = (0.3 / 1.3) / (1 / 2) if rule in ("gated", "delta") else 0.3
+    assert_close(found, factor * at_one)
+
+
 def test_encoder_weights_are_at_least_fp32():
     assert make_encoder("delta").bfloat16().weights().queries.dtype == torch.float32
     assert make_encoder("delta").bfloat16().weights().gate.dtype == torch.float32

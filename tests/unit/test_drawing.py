@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -65,3 +66,53 @@ def test_masks_exist_only_where_they_are_read():
     assert full.seen.shape == (SLOTS, VOCABULARY)
     assert [row.nonzero().flatten().tolist() for row in full.seen] == [[4, 5], [6], [1, 2]]
     assert full.is_stop.nonzero().flatten().tolist() == [3, 7]
+
+
+def written(made: Drawing, texts: list[str]) -> None:
+    """As if the slots had drawn these letters."""
+    for slot, text in enumerate(texts):
+        made.tokens[slot, : len(text)] = torch.tensor([ord(letter) for letter in text])
+
+
+def test_text_stays_with_its_sequence_when_slots_are_dropped():
+    """Slot 0 has ended; slots 1 and 2 become 0 and 1 and keep what was read of them, and that it held no end."""
+    made = drawing(TokenFilters(), StopStrings(["ab"], lambda tokens: "".join(map(chr, tokens))))
+    made.draw(torch.randn(SLOTS, 16, dtype=torch.float64))
+    made.stops = torch.tensor([], dtype=torch.long)
+    made.stopped[:] = False
+    written(made, ["ab", "cc", "ca"])
+    assert made.ended(np.array([2, 2, 2])).tolist() == [True, False, False]
+    made.keep([1, 2], torch.tensor([1, 2]))
+    assert made.ended(np.array([2, 2])).tolist() == [False, False]
+    written(made, ["ccb", "cab"])
+    assert made.ended(np.array([3, 3])).tolist() == [False, True]
+    assert made.take(1, 3).token_ids == [ord(letter) for letter in "cab"]
+    assert made.take(1, 3).finish_reason == "stop"
+    assert made.take(0, 3).finish_reason == "length"
+
+
+def test_text_begins_anew_in_a_refilled_slot():
+    """The end of the sequence before, and its first half of a stop string, are gone."""
+    made = drawing(TokenFilters(), StopStrings(["ab"], lambda tokens: "".join(map(chr, tokens))))
+    made.draw(torch.randn(SLOTS, 16, dtype=torch.float64))
+    made.stops = torch.tensor([], dtype=torch.long)
+    made.stopped[:] = False
+    written(made, ["xab", "cca", "ccc"])
+    assert made.ended(np.array([3, 3, 3])).tolist() == [True, False, False]
+    made.admit([0, 1], [(0, 3), (0, 4)], [[4], [5]])
+    written(made, ["bc", "bc", "cccb"])
+    assert made.ended(np.array([2, 2, 4])).tolist() == [False, False, False]
+    written(made, ["bcab", "bcca", "cccba"])
+    assert made.ended(np.array([4, 4, 5])).tolist() == [True, False, False]
+    assert made.take(0, 4).token_ids == [ord(letter) for letter in "bcab"]
+
+
+def test_text_that_ends_before_the_minimum_goes_on():
+    """The stop string of slot 0 is complete with token 2 of at least 3; that of slot 1 with token 4; slot 2: both."""
+    made = drawing(TokenFilters(min_new_tokens=3), StopStrings(["ab"], lambda tokens: "".join(map(chr, tokens))))
+    made.draw(torch.randn(SLOTS, 16, dtype=torch.float64))
+    made.stops = torch.tensor([], dtype=torch.long)
+    written(made, ["abccc", "ccabc", "abab"])
+    assert made.ended(np.array([2, 2, 2])).tolist() == [False, False, False]
+    assert made.ended(np.array([5, 5, 4])).tolist() == [False, True, True]
+    assert [len(made.take(slot, count).token_ids) for slot, count in enumerate((5, 5, 4))] == [5, 4, 4]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.compare import assert_close
 from support.filters import processors
 from thoughtcache.policy.filters import filtered_log_softmax
-from thoughtcache.policy.sampling import row_seeds, sample_tokens
+from thoughtcache.policy.sampling import row_seeds, sample_tokens, uniform_numbers
 from thoughtcache.records import TokenFilters
 
 ROWS, VOCABULARY, STOPS = 3, 41, [2, 7]
@@ -98,6 +98,12 @@ def test_a_token_of_probability_zero_is_never_drawn(largest):
 def test_seeds_of_rows():
     assert row_seeds(5, 3) == [(5, 0), (5, 1), (5, 2)]
     assert row_seeds([4, 9, 4], 3) == [(4, 0), (9, 0), (4, 0)]
+
+
+def test_no_two_rows_of_any_seeds_share_their_uniform_numbers():
+    """Row 1 of seed 0 is not row 0 of seed 1: a run that counts its seeds up would sample the same twice."""
+    first = [uniform_numbers(seed, range(9), 1, torch.device("cpu")) for seed in range(-3, 30)]
+    assert torch.cat(first).unique().numel() == 33 * 9
 
 
 @pytest.mark.parametrize(

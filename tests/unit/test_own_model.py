@@ -165,3 +165,22 @@ def test_half_precision_bases_keep_the_encoder_in_fp32(user: Path) -> None:
     assert {p.dtype for p in base.parameters()} == {torch.bfloat16}
     model = peft.get_peft_model(base, thought())
     assert {p.dtype for name, p in model.named_parameters() if "encoder" in name} == {torch.float32}
+
+
+def test_a_tokenizer_of_more_words_than_the_model_has_is_named(tmp_path: Path) -> None:
+    """`thoughtcache generate` with a token that was added to the tokenizer and not to the model."""
+    save_text_model(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    tokenizer.add_tokens(["w99"])
+    tokenizer.save_pretrained(tmp_path / "model")
+    adapted = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "model"), thought())
+    adapted.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="prompt 0 holds token 29 at place [0-9]+, the model has tokens 0 to 28; take"):
+        answer(
+            prompt="w3 w99",
+            model=str(tmp_path / "model"),
+            adapter=str(tmp_path / "adapter"),
+            max_new_tokens=LENGTH,
+            temperature=0.0,
+            dtype="float32",
+        )

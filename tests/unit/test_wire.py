@@ -59,9 +59,25 @@ def test_every_setting_travels_with_the_adapter_or_shows_in_its_shapes() -> None
     assert set(tc.ThoughtConfig.__annotations__) - shown <= set(SETTINGS)
 
 
-@pytest.mark.parametrize("other", [{"lora_alpha": 7}, {"evict_fraction": 0.75}, {"state_norm": "none"}])
-def test_an_adapter_of_other_settings_is_refused(other: dict[str, Any]) -> None:
-    (name, value), model = next(iter(other.items())), tiny_model()
+OTHER_SETTINGS: dict[str, Any] = {
+    "lora_alpha": 7,
+    "use_rslora": True,
+    "alpha_pattern": {"q_proj": 9},
+    "window": 7,
+    "evict_fraction": 0.75,
+    "eviction": "random",
+    "positions": "rolling",
+    "initial_state": "zero",
+    "absorb": False,
+    "state_rule": "softmax",  # as many parameters as the linear rule
+    "state_norm": "none",
+}
+
+
+@pytest.mark.parametrize("name", sorted({*OTHER_SETTINGS, *SETTINGS}))
+def test_an_adapter_of_other_settings_is_refused(name: str) -> None:
+    value, model = OTHER_SETTINGS[name], tiny_model()
+    other = {name: value}
     before = getattr(model.peft_config["default"], name)
     load_adapter(model, pack_adapter(tiny_model()))
     with pytest.raises(ValueError, match=re.escape(f"{name}={value!r} (the sampler has {before!r})")):
