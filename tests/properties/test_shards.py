@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any, cast
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -79,7 +81,10 @@ def test_calls_that_differ_are_told_apart() -> None:
     """The tokenizer has no value that could be compared."""
     one = _digest([[1, 2]], None, RolloutOptions(max_new_tokens=3, stop_strings=["="], tokenizer=load_reasoner()[1]))
     assert _digest([(1, 2)], None, RolloutOptions(max_new_tokens=3, stop_strings=("=",))) == one
+    seeds = _digest([[1, 2]], None, {"max_new_tokens": 3, "seed": cast(Any, np.int64(4))})
+    assert seeds == _digest([[1, 2]], None, RolloutOptions(max_new_tokens=3, seed=4))
     others = [
+        seeds,
         _digest([[1, 2]], 0, RolloutOptions(max_new_tokens=3, stop_strings=["="])),
         _digest([[1, 2]], None, RolloutOptions(max_new_tokens=3, stop_strings=["+"])),
         _digest([[1], [2]], None, RolloutOptions(max_new_tokens=3, stop_strings=["="])),

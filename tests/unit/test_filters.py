@@ -95,6 +95,19 @@ def test_a_token_of_probability_zero_is_never_drawn(largest):
     assert distribution.gather(1, chosen.unsqueeze(1)).isfinite().all()
 
 
+def test_the_smallest_uniform_number_draws_the_first_token_that_can_come():
+    """Whole blocks of tokens in front of it cannot; a number on the boundary of two blocks belongs to the second."""
+    distribution = torch.full((3, 600), -math.inf, dtype=torch.float64)
+    distribution[0, [300, 301]] = math.log(0.5)
+    distribution[1, [0, 300]] = math.log(0.5)
+    distribution[2, [0, 599]] = math.log(0.5)
+    uniform = torch.tensor([0.0, 0.5, 0.5], dtype=torch.float64)
+    assert sample_tokens(distribution, uniform, greedy=False).tolist() == [300, 300, 599]
+    # Rounding: the largest number below 1.
+    uniform = torch.full((3,), math.nextafter(1.0, 0.0), dtype=torch.float64)
+    assert sample_tokens(distribution, uniform, greedy=False).tolist() == [301, 300, 599]
+
+
 def test_seeds_of_rows():
     assert row_seeds(5, 3) == [(5, 0), (5, 1), (5, 2)]
     assert row_seeds([4, 9, 4], 3) == [(4, 0), (9, 0), (4, 0)]

@@ -175,7 +175,9 @@ def test_a_tokenizer_of_more_words_than_the_model_has_is_named(tmp_path: Path) -
     tokenizer.save_pretrained(tmp_path / "model")
     adapted = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "model"), thought())
     adapted.save_pretrained(tmp_path / "adapter")
-    with pytest.raises(ValueError, match="prompt 0 holds token 29 at place [0-9]+, the model has tokens 0 to 28; take"):
+    with pytest.raises(
+        ValueError, match=r"prompt 0 holds token 29 at place [0-9]+, the model has tokens 0 to 28; take"
+    ):
         answer(
             prompt="w3 w99",
             model=str(tmp_path / "model"),

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from typing import Unpack
+from collections.abc import Iterable, Sequence
+from numbers import Integral
+from typing import Unpack, cast
 
 import torch.distributed as dist
 from torch import nn
@@ -90,5 +91,10 @@ def rollout_across_processes(
 def _digest(prompt_ids: Sequence[Sequence[int]], to_rank: int | None, options: RolloutOptions) -> bytes:
     """What a call asks for, as 32 bytes; the tokenizer, like the weights, is taken on trust."""
     plain = sorted((name, value) for name, value in options.items() if name != "tokenizer")
-    call = json.dumps([[list(ids) for ids in prompt_ids], to_rank, plain], default=list)
+    call = json.dumps([[list(ids) for ids in prompt_ids], to_rank, plain], default=_plain)
     return hashlib.blake2b(call.encode(), digest_size=32).digest()
+
+
+def _plain(value: object) -> int | list[object]:
+    """What JSON has no form for: integers of numpy, and sequences of all kinds."""
+    return int(value) if isinstance(value, Integral) else list(cast(Iterable[object], value))
