@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 SUPPORTED_MODEL_TYPES = ("llama", "qwen2", "qwen3", "smollm3", "mistral")
@@ -18,11 +19,16 @@ def check_model(config: Any) -> None:
     """Refuse models whose attention the bounded cache does not cover.
 
     Args:
-        config: the transformers configuration (an object or the dict that PEFT passes).
+        config: the transformers configuration (an object or the dict that PEFT passes), or None if there is none.
 
     Raises:
-        ValueError: unknown model type, or layers with an attention window of their own.
+        ValueError: no configuration, unknown model type, or layers with an attention window of their own.
     """
+    if config is None:
+        raise ValueError(
+            "the model has no transformers configuration, so the number of its layers, heads and positions is not "
+            "known; ThoughtConfig adapts causal language models of transformers"
+        )
     values = config if isinstance(config, dict) else config.to_dict()
     model_type = values.get("model_type")
     if model_type not in SUPPORTED_MODEL_TYPES:
@@ -38,6 +44,19 @@ def check_model(config: Any) -> None:
             f"model type {model_type!r} has layers with an attention window of their own "
             f"(layer_types {sorted(windowed)}, sliding_window {values.get('sliding_window')}), which evict too; "
             "load it with sliding_window=None if its context allows that, or use a full-attention model"
+        )
+
+
+def check_bare(model: nn.Module) -> None:
+    """Refuse a model that carries adapter layers already: two adapters would act, and neither can be taken off.
+
+    Raises:
+        ValueError: with the remedy.
+    """
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ValueError(
+            "the model carries adapter layers already; take its base back with model.unload(), or give the wrapped "
+            "model another thought adapter with model.add_adapter(name, config)"
         )
 
 

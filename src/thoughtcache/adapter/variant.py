@@ -17,6 +17,10 @@ from thoughtcache.adapter.binding import StateBinding
 from thoughtcache.config import ThoughtConfig
 
 MERGE_REFUSAL = "a thought adapter depends on the sequence and cannot be merged into the weights; keep it as an adapter"
+NO_STATE = (
+    "an adapted linear ran outside of a forward pass of the decoder, where no thought state is known. Call the whole "
+    "model; for checkpoints of activations use model.gradient_checkpointing_enable(), not another library's"
+)
 
 
 class ThoughtVariant(LoraVariant):
@@ -25,11 +29,13 @@ class ThoughtVariant(LoraVariant):
     Args:
         binding: where the states of the running forward pass are found.
         layer_index: decoder layer of the linear.
+        needs_state: whether the adapter has a state; False for plain LoRA, whose state is the identity.
     """
 
-    def __init__(self, binding: StateBinding, layer_index: int) -> None:
+    def __init__(self, binding: StateBinding, layer_index: int, *, needs_state: bool) -> None:
         self.binding = binding
         self.layer_index = layer_index
+        self.needs_state = needs_state
 
     def supports_lora_conversion(self) -> bool:
         """False: the adapter is not one low-rank matrix."""
@@ -39,7 +45,10 @@ class ThoughtVariant(LoraVariant):
     def init(  # type: ignore[override]
         module: LoraLayer, adapter_name: str, config: ThoughtConfig, **kwargs: Any
     ) -> None:
-        """Give `lora_B` (our A) its G inputs, zero-initialised; nothing to do where G = R."""
+        """Give `lora_B` (our A) its G inputs; nothing to do where G = R.
+
+        It is zero, or what `torch.nn.Linear` draws with `init_lora_weights=False`, as PEFT has it.
+        """
         old: Any = module.lora_B[adapter_name]
         if config.num_global_tokens == old.in_features:
             return
@@ -47,22 +56,31 @@ class ThoughtVariant(LoraVariant):
         new = nn.Linear(
             config.num_global_tokens, old.out_features, bias=False, device=weight.device, dtype=weight.dtype
         )
-        nn.init.zeros_(new.weight)
+        if config.init_lora_weights is not False:
+            nn.init.zeros_(new.weight)
         module.lora_B[adapter_name] = new
 
     def forward(  # type: ignore[override]
         self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
     ) -> Tensor:
-        """`result` plus the modulated low-rank term; x [B, T, d_in], result [B, T, d_out]."""
+        """`result` plus the modulated low-rank term; x [B, T, d_in], result [B, T, d_out].
+
+        Raises:
+            ValueError: outside of a forward pass of the decoder, or if the factors have other sizes than the state.
+        """
         states, up = self.binding.states, module.lora_B[active_adapter]
         assert isinstance(up, nn.Linear)
-        return modulate(
-            result,
-            module.lora_A[active_adapter](x),
-            None if states is None else states[self.layer_index],
-            up.weight,
-            module.scaling[active_adapter],
-        )
+        down = module.lora_A[active_adapter](x)
+        state = None if states is None else states[self.layer_index]
+        if state is None and self.needs_state:
+            raise ValueError(NO_STATE)
+        if state is not None and state.shape[-2:] != (up.in_features, down.shape[-1]):
+            raise ValueError(
+                f"the factors of the adapter have the ranks {down.shape[-1]} and {up.in_features}, its thought state "
+                f"is {tuple(state.shape[-2:])}; padding for compiled hot-swapping (prepare_model_for_compiled_hotswap) "
+                "is not supported, load the adapter again and switch with set_adapter(name)"
+            )
+        return modulate(result, down, state, up.weight, module.scaling[active_adapter])
 
     @staticmethod
     def merge_safe(module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:
