@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from peft import LoraConfig
@@ -13,6 +15,7 @@ from thoughtcache.cache.rotation import Positions
 from thoughtcache.cache.schedule import evict_count
 from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.lora_fields import check_lora_fields
+from thoughtcache.model_card import write_card
 
 PEFT_TYPE_NAME = "THOUGHT"
 GradientMode = Literal["exact", "detached"] | int
@@ -35,6 +38,7 @@ def _extend_peft_type() -> Any:
     return members[PEFT_TYPE_NAME]
 
 
+LORA_NAMES = frozenset(item.name for item in fields(LoraConfig))
 THOUGHT_PEFT_TYPE = _extend_peft_type()
 
 
@@ -108,6 +112,13 @@ class ThoughtConfig(LoraConfig):
             )
         if self.initial_state == "zero" and not self.absorb:
             raise ValueError("initial_state='zero' with absorb=False never changes the model; set absorb=True")
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write `adapter_config.json`, and a model card beside it that says how the adapter is loaded."""
+        super().save_pretrained(str(save_directory), **kwargs)
+        names = [item.name for item in fields(self) if item.name not in LORA_NAMES]
+        settings = {name: getattr(self, name) for name in ("r", "lora_alpha", *names)}
+        write_card(Path(save_directory), base=self.base_model_name_or_path, settings=settings)
 
     @property
     def is_plain_lora(self) -> bool:

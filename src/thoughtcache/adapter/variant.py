@@ -21,6 +21,11 @@ NO_STATE = (
     "an adapted linear ran outside of a forward pass of the decoder, where no thought state is known. Call the whole "
     "model; for checkpoints of activations use model.gradient_checkpointing_enable(), not another library's"
 )
+HOTSWAP_REFUSAL = (
+    "hot-swapping is not supported with thought adapters, and prepare_model_for_compiled_hotswap has changed the "
+    "scaling of this one, and the sizes of its factors if it was given a rank; load the adapter again, and switch "
+    "between adapters with set_adapter(name)"
+)
 
 
 class ThoughtVariant(LoraVariant):
@@ -66,7 +71,7 @@ class ThoughtVariant(LoraVariant):
         """`result` plus the modulated low-rank term; x [B, T, d_in], result [B, T, d_out].
 
         Raises:
-            ValueError: outside of a forward pass of the decoder, or if the factors have other sizes than the state.
+            ValueError: outside of a forward pass of the decoder, or if the layer was prepared for hot-swapping.
         """
         states, up = self.binding.states, module.lora_B[active_adapter]
         assert isinstance(up, nn.Linear)
@@ -74,12 +79,8 @@ class ThoughtVariant(LoraVariant):
         state = None if states is None else states[self.layer_index]
         if state is None and self.needs_state:
             raise ValueError(NO_STATE)
-        if state is not None and state.shape[-2:] != (up.in_features, down.shape[-1]):
-            raise ValueError(
-                f"the factors of the adapter have the ranks {down.shape[-1]} and {up.in_features}, its thought state "
-                f"is {tuple(state.shape[-2:])}; padding for compiled hot-swapping (prepare_model_for_compiled_hotswap) "
-                "is not supported, load the adapter again and switch with set_adapter(name)"
-            )
+        if is_prepared_for_hotswap(module, active_adapter):
+            raise ValueError(HOTSWAP_REFUSAL)
         return modulate(result, down, state, up.weight, module.scaling[active_adapter])
 
     @staticmethod
@@ -120,3 +121,8 @@ def modulate(
             out = rows if in_place else None
             return torch.addmm(rows, down, up_weight.T, alpha=scaling, out=out).view(result.shape)
     return result + linear(down, up_weight) * scaling
+
+
+def is_prepared_for_hotswap(module: LoraLayer, adapter_name: str) -> bool:
+    """Whether PEFT has made the scaling a tensor, which it does first, whatever the rank that it is given."""
+    return isinstance(module.scaling[adapter_name], Tensor)
