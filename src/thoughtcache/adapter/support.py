@@ -10,8 +10,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 SUPPORTED_MODEL_TYPES = ("llama", "qwen2", "qwen3", "smollm3", "mistral")
-# Lora layers whose forward consults `lora_variant`; by name, since bitsandbytes, gptq and hqq are optional.
-SUPPORTED_QUANTISED_LAYERS = ("Linear8bitLt", "Linear4bit", "GPTQLoraLinear", "HqqLoraLinear")
+# Lora layers whose forward consults `lora_variant`; by name, since bitsandbytes, gptq and torchao are optional.
+SUPPORTED_QUANTISED_LAYERS = ("Linear8bitLt", "Linear4bit", "GPTQLoraLinear", "TorchaoLoraLinear")
 _LAYER_INDEX = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
@@ -84,6 +84,7 @@ def check_layer(module: nn.Module, module_name: str) -> None:
     if type(module) is LoraLinear or type(module).__name__ in SUPPORTED_QUANTISED_LAYERS:
         return
     raise ValueError(
-        f"{module_name!r} is a {type(module).__name__} layer, which ignores the thought state; supported are "
-        f"torch.nn.Linear and bitsandbytes 4/8 bit, GPTQ and HQQ linears. Load the base model in one of these"
+        f"{module_name!r} is a {type(module).__name__} layer, which ignores the thought state or was never tried with "
+        f"it; supported are torch.nn.Linear and linears of bitsandbytes (4 and 8 bit), GPTQ and torchao (8 bit). Load "
+        f"the base model in one of these"
     )

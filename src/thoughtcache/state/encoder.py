@@ -15,10 +15,16 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 GATED_RULES = ("gated", "delta")
 SCALARS = ("log_write_scale", "gate_bias", "decay_logit")
 """Parameters that are one number, kept as [1]."""
+SHARDED = (
+    "the parameters of the thought encoder are sharded, but they are read outside of the layer that FSDP or ZeRO-3 "
+    "gathers; keep the adapter whole on every process (DDP, ZeRO-2, or fully_shard with ignored_params for the "
+    "parameters named lora_thought_encoder)"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,12 +95,18 @@ class ThoughtEncoder(nn.Module):
             self.decay_logit = nn.Parameter(torch.tensor([3.0], dtype=dtype))
 
     def weights(self) -> EncoderWeights:
-        """The tensors in at least fp32, scalars without dimensions; casts (with gradient) what is kept in less."""
+        """The tensors in at least fp32, scalars without dimensions; casts (with gradient) what is kept in less.
+
+        Raises:
+            ValueError: if this process holds a shard of the parameters only.
+        """
 
         def cast(name: str) -> Tensor | None:
             value = self._parameters.get(name)
             if value is None:
                 return None
+            if isinstance(value, DTensor) or not value.numel():
+                raise ValueError(SHARDED)
             tensor = value.squeeze(0) if name in SCALARS else value
             return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
