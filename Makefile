@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test lint bench gpu-check reasoner docs clean
+.PHONY: train test lint bench gpu-check peers reasoner docs clean
 
 train: $(STAMP)  ## the embedded training job, end to end; one thread, because waiting threads cost more on shared cores
 	OMP_NUM_THREADS=1 $(BIN)/thoughtcache train $(TRAIN_ARGS)
@@ -31,6 +31,9 @@ bench: $(STAMP)  ## quick sizes of sampler and learner, each behind its correctn
 
 gpu-check: $(STAMP)  ## what only a GPU can show, in eight minutes; on a CPU everything else, at small sizes
 	$(BIN)/python -m benchmarks.gpu $(GPU_ARGS)
+
+peers: $(STAMP)  ## PEFT's own generic test suite (fetched from the registry) with ThoughtConfig in the place of LoraConfig
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.peers $(PYTEST_ARGS)
 
 reasoner: $(STAMP)  ## train the embedded tiny reasoner again
 	$(BIN)/python -m thoughtcache.tasks.build_reasoner

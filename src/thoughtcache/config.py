@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from peft import LoraConfig
@@ -12,6 +14,8 @@ from thoughtcache.cache.eviction import POLICIES
 from thoughtcache.cache.rotation import Positions
 from thoughtcache.cache.schedule import evict_count
 from thoughtcache.checks import at_least_one, one_of
+from thoughtcache.lora_fields import check_lora_fields
+from thoughtcache.model_card import write_card
 
 PEFT_TYPE_NAME = "THOUGHT"
 GradientMode = Literal["exact", "detached"] | int
@@ -34,6 +38,7 @@ def _extend_peft_type() -> Any:
     return members[PEFT_TYPE_NAME]
 
 
+LORA_NAMES = frozenset(item.name for item in fields(LoraConfig))
 THOUGHT_PEFT_TYPE = _extend_peft_type()
 
 
@@ -42,7 +47,8 @@ class ThoughtConfig(LoraConfig):
     """PEFT configuration of Progressive Thought Encoding (arXiv 2602.16839), its controls and its baselines.
 
     LoRA with full cache: `window=None, initial_state="identity", absorb=False`. LoRA_c: the same with a window.
-    Global-only control: `absorb=False`. All fields of `peft.LoraConfig` that a linear layer understands are kept.
+    Global-only control: `absorb=False`. Of the fields of `peft.LoraConfig`,
+    `lora_fields.py` lists which are kept and why the others are refused.
 
     Attributes:
         r: rank R (paper: 32).
@@ -78,6 +84,7 @@ class ThoughtConfig(LoraConfig):
     write_scale: float = field(default=0.1, metadata={"help": "initial write scale, positive"})
 
     def __post_init__(self) -> None:
+        check_lora_fields(self)  # before PEFT warns about, or imports something for, what is refused anyway
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = THOUGHT_PEFT_TYPE
         one_of("initial_state", self.initial_state, ("global", "zero", "identity"))
@@ -96,7 +103,6 @@ class ThoughtConfig(LoraConfig):
         if self.write_scale <= 0:
             raise ValueError(f"write_scale must be positive, got {self.write_scale}")
         self._check_controls()
-        self._refuse_unsupported_lora_options()
 
     def _check_controls(self) -> None:
         if self.initial_state == "identity" and self.num_global_tokens != self.r:
@@ -107,18 +113,12 @@ class ThoughtConfig(LoraConfig):
         if self.initial_state == "zero" and not self.absorb:
             raise ValueError("initial_state='zero' with absorb=False never changes the model; set absorb=True")
 
-    def _refuse_unsupported_lora_options(self) -> None:
-        refused = {
-            "lora_dropout": (self.lora_dropout > 0, "dropout makes the scored policy differ from the sampled one"),
-            "use_dora": (self.use_dora, "the delta is never materialised"),
-            "lora_bias": (self.lora_bias, "a bias would bypass the state"),
-            "layer_replication": (bool(self.layer_replication), "every layer needs keys and values of its own"),
-            "rank_pattern": (bool(self.rank_pattern), "one state serves all linears of a layer"),
-            "target_parameters": (bool(self.target_parameters), "only linear layers carry the state"),
-        }
-        for name, (given, reason) in refused.items():
-            if given:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not supported by ThoughtConfig: {reason}")
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write `adapter_config.json`, and a model card beside it that says how the adapter is loaded."""
+        super().save_pretrained(str(save_directory), **kwargs)
+        names = [item.name for item in fields(self) if item.name not in LORA_NAMES]
+        settings = {name: getattr(self, name) for name in ("r", "lora_alpha", *names)}
+        write_card(Path(save_directory), base=self.base_model_name_or_path, settings=settings)
 
     @property
     def is_plain_lora(self) -> bool:

@@ -79,7 +79,7 @@ def test_what_is_not_plain_keeps_its_way() -> None:
     merely_lora.lora_variant.clear()
     with direct_linears(model):
         direct = ["forward" in vars(module) for module in linears(model)]
-        outputs(model)
+        outputs(model, model.base_model.initial_states())
     assert direct[:3] == [True, False, False]
     assert all(direct[3:])
     assert set(seen) == {"module", "down"}

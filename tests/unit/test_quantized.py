@@ -63,3 +63,28 @@ def test_sampling_replay_and_reload(quantised, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "adapter")
     again = peft.PeftModel.from_pretrained(load(), tmp_path / "adapter").train()
     assert max_difference(tc.replay(again, rollouts).logprobs, scored.logprobs) < tolerance
+
+
+@pytest.mark.parametrize("wrapped_first", [True, False])
+def test_torchao_before_and_after_wrapping(wrapped_first: bool) -> None:
+    torchao = pytest.importorskip("torchao.quantization")
+    base = tiny_base(dtype=torch.float32, hidden_size=64, intermediate_size=128)
+
+    def quantise(model: torch.nn.Module, ending: str) -> None:
+        torchao.quantize_(
+            model, torchao.Int8WeightOnlyConfig(), lambda m, name: type(m) is torch.nn.Linear and name.endswith(ending)
+        )
+
+    if not wrapped_first:
+        quantise(base, "_proj")
+    model = peft.get_peft_model(base, tc.ThoughtConfig(r=4, num_global_tokens=3, window=6, state_rule="gated"))
+    if wrapped_first:
+        quantise(model, "_proj.base_layer")
+    randomise_adapter(model)
+    kept = {type(m.base_layer.weight).__name__ for m in model.modules() if isinstance(m, peft.tuners.lora.LoraLayer)}
+    assert kept == {"Int8Tensor"}
+    rollouts = tc.rollout(model, PROMPTS, max_new_tokens=20, ignore_eos=True)
+    scored = tc.replay(model, rollouts)
+    assert max_difference(scored.logprobs, padded(rollouts)) < 1e-5  # activations are not quantised
+    scored.logprobs.sum().backward()
+    assert all(p.grad is not None for name, p in model.named_parameters() if ENCODERS in name)

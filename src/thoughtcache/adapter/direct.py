@@ -15,7 +15,7 @@ from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from thoughtcache.adapter.variant import ThoughtVariant, modulate
+from thoughtcache.adapter.variant import ThoughtVariant, is_prepared_for_hotswap, modulate
 
 
 @contextmanager
@@ -47,6 +47,8 @@ def _direct_forward(module: Linear) -> Callable[[Tensor], Tensor] | None:
     base, down, up = module.get_base_layer(), module.lora_A[active[0]], module.lora_B[active[0]]
     if not isinstance(variant, ThoughtVariant) or not (_is_plain(base) and _is_plain(down) and _is_plain(up)):
         return None
+    if is_prepared_for_hotswap(module, active[0]):
+        return None  # PEFT's way comes to the refusal
     # Somebody else's forward, for example of weights that are loaded when they are needed.
     if any("forward" in vars(part) for part in (module, down, up)):
         return None

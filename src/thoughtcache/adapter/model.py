@@ -7,15 +7,22 @@ first and lends its states; any other cache, or none, means that nothing was eve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer, LoraModel
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from thoughtcache.adapter.binding import StateBinding
+from thoughtcache.adapter.checkpointing import (
+    CACHE_REFUSAL,
+    bind_in_checkpoints,
+    checkpoints_layers,
+)
+from thoughtcache.adapter.injection import RevertibleInjection
 from thoughtcache.adapter.support import check_layer, check_model, layer_index
 from thoughtcache.adapter.variant import ThoughtVariant
 from thoughtcache.cache import BoundedCache, SlotCache, StatefulCache
@@ -24,22 +31,21 @@ from thoughtcache.cache.eviction import make_policy
 from thoughtcache.cache.rotation import Rotations, key_rotations
 from thoughtcache.cache.schedule import evict_count
 from thoughtcache.config import ThoughtConfig
+from thoughtcache.lora_fields import check_lora_fields
 from thoughtcache.records import SamplingSettings
-from thoughtcache.state.encoder import ThoughtEncoder
+from thoughtcache.state.encoder import ThoughtEncoder, scalars_as_vectors
 from thoughtcache.state.rules import absorb, initial_state
 
 ENCODERS = "lora_thought_encoder"
 
 
-class ThoughtModel(LoraModel):
+class ThoughtModel(RevertibleInjection):
     """Tuner behind `ThoughtConfig`; users reach it through `peft.get_peft_model`."""
 
     def __init__(self, model: nn.Module, config: Any, adapter_name: str, **kwargs: Any) -> None:
         self.binding = StateBinding()
         self._sampling = False
         super().__init__(model, config, adapter_name, **kwargs)
-        self.backbone.register_forward_pre_hook(self._bind_states, with_kwargs=True)
-        self.backbone.register_forward_hook(self._release_states, always_call=True)
 
     @property
     def backbone(self) -> nn.Module:
@@ -51,19 +57,23 @@ class ThoughtModel(LoraModel):
         """Configuration of the active adapter.
 
         Raises:
-            ValueError: if several adapters are active; their states would overwrite each other.
+            ValueError: if several adapters are active, whose states would overwrite each other, or none is.
         """
         active = self.active_adapters
         if len(active) != 1:
-            raise ValueError(f"exactly one thought adapter may be active, got {active}; call set_adapter(name)")
+            raise ValueError(
+                f"exactly one thought adapter may be active, got {active}; call set_adapter(name), or wrap the base "
+                "again if it was unloaded"
+            )
         config = self.peft_config[active[0]]
         assert isinstance(config, ThoughtConfig)
         return config
 
     @property
     def adapter_enabled(self) -> bool:
-        """False inside `disable_adapter()`."""
-        return not next(m for m in self.model.modules() if isinstance(m, LoraLayer)).disable_adapters
+        """False inside `disable_adapter()`, and when the model was unloaded."""
+        layer = next((module for module in self.model.modules() if isinstance(module, LoraLayer)), None)
+        return layer is not None and not layer.disable_adapters
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
@@ -83,9 +93,19 @@ class ThoughtModel(LoraModel):
         finally:
             self._sampling = False
 
-    def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
-        check_model(model.config)
-        super()._prepare_model(peft_config, model)
+    def _check_before(self, model: nn.Module, config: ThoughtConfig) -> None:
+        check_lora_fields(config)
+        check_model(getattr(model, "config", None))
+
+    def _check_after(self, adapter_name: str, config: ThoughtConfig) -> None:
+        if not config.is_plain_lora:
+            self._encoders_of(adapter_name)
+
+    def _register_hooks(self) -> Sequence[RemovableHandle]:
+        return (
+            self.backbone.register_forward_pre_hook(self._bind_states, with_kwargs=True),
+            self.backbone.register_forward_hook(self._release_states, always_call=True),
+        )
 
     def _create_and_replace(  # type: ignore[override]
         self,
@@ -103,7 +123,7 @@ class ThoughtModel(LoraModel):
         )
         module: Any = getattr(parent, target_name)
         check_layer(module, current_key)
-        variant = ThoughtVariant(self.binding, index)
+        variant = ThoughtVariant(self.binding, index, needs_state=not lora_config.is_plain_lora)
         module.lora_variant[adapter_name] = variant
         variant.init(module, adapter_name, config=lora_config)
         if not lora_config.is_plain_lora and not self._has_encoder(adapter_name, index):
@@ -144,9 +164,10 @@ class ThoughtModel(LoraModel):
         Raises:
             ValueError: if some decoder layer has no adapted linear and so no encoder.
         """
-        if self.thought_config.is_plain_lora:
-            return []
-        found = self._encoders_by_layer(self.active_adapters[0])
+        return [] if self.thought_config.is_plain_lora else self._encoders_of(self.active_adapters[0])
+
+    def _encoders_of(self, adapter_name: str) -> list[ThoughtEncoder]:
+        found = self._encoders_by_layer(adapter_name)
         missing = sorted(set(range(self.num_layers)) - set(found))
         if missing:
             raise ValueError(f"decoder layers {missing} have no adapted linear; widen target_modules to every layer")
@@ -236,6 +257,10 @@ class ThoughtModel(LoraModel):
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         cache = kwargs.get("past_key_values")
+        if checkpoints_layers(module):
+            if isinstance(cache, StatefulCache):
+                raise ValueError(CACHE_REFUSAL)
+            bind_in_checkpoints(module, self.binding)
         if isinstance(cache, StatefulCache):
             inputs = next(x for x in (*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None)
             cache.prepare_forward(inputs.shape[1])
@@ -303,3 +328,12 @@ class ThoughtModel(LoraModel):
         if marker in key:
             return key.replace(marker, f".{ENCODERS}.")
         return super()._remove_adapter_name_from_key(key, adapter_name)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Adapters of before kept the encoder's scalars without dimensions; they load as well."""
+        state_dict = scalars_as_vectors(state_dict)
+        remap: Callable[..., dict[str, Tensor]] = super()._remap_adapter_state_dict_for_load
+        return remap(model, config, adapter_name, state_dict)

@@ -6,11 +6,12 @@ import re
 from typing import Any
 
 from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 SUPPORTED_MODEL_TYPES = ("llama", "qwen2", "qwen3", "smollm3", "mistral")
-# Lora layers whose forward consults `lora_variant`; by name, since bitsandbytes, gptq and hqq are optional.
-SUPPORTED_QUANTISED_LAYERS = ("Linear8bitLt", "Linear4bit", "GPTQLoraLinear", "HqqLoraLinear")
+# Lora layers whose forward consults `lora_variant`; by name, since bitsandbytes, gptq and torchao are optional.
+SUPPORTED_QUANTISED_LAYERS = ("Linear8bitLt", "Linear4bit", "GPTQLoraLinear", "TorchaoLoraLinear")
 _LAYER_INDEX = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
@@ -18,11 +19,16 @@ def check_model(config: Any) -> None:
     """Refuse models whose attention the bounded cache does not cover.
 
     Args:
-        config: the transformers configuration (an object or the dict that PEFT passes).
+        config: the transformers configuration (an object or the dict that PEFT passes), or None if there is none.
 
     Raises:
-        ValueError: unknown model type, or layers with an attention window of their own.
+        ValueError: no configuration, unknown model type, or layers with an attention window of their own.
     """
+    if config is None:
+        raise ValueError(
+            "the model has no transformers configuration, so the number of its layers, heads and positions is not "
+            "known; ThoughtConfig adapts causal language models of transformers"
+        )
     values = config if isinstance(config, dict) else config.to_dict()
     model_type = values.get("model_type")
     if model_type not in SUPPORTED_MODEL_TYPES:
@@ -38,6 +44,19 @@ def check_model(config: Any) -> None:
             f"model type {model_type!r} has layers with an attention window of their own "
             f"(layer_types {sorted(windowed)}, sliding_window {values.get('sliding_window')}), which evict too; "
             "load it with sliding_window=None if its context allows that, or use a full-attention model"
+        )
+
+
+def check_bare(model: nn.Module) -> None:
+    """Refuse a model that carries adapter layers already: two adapters would act, and neither can be taken off.
+
+    Raises:
+        ValueError: with the remedy.
+    """
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ValueError(
+            "the model carries adapter layers already; take its base back with model.unload(), or give the wrapped "
+            "model another thought adapter with model.add_adapter(name, config)"
         )
 
 
@@ -65,6 +84,7 @@ def check_layer(module: nn.Module, module_name: str) -> None:
     if type(module) is LoraLinear or type(module).__name__ in SUPPORTED_QUANTISED_LAYERS:
         return
     raise ValueError(
-        f"{module_name!r} is a {type(module).__name__} layer, which ignores the thought state; supported are "
-        f"torch.nn.Linear and bitsandbytes 4/8 bit, GPTQ and HQQ linears. Load the base model in one of these"
+        f"{module_name!r} is a {type(module).__name__} layer, which ignores the thought state or was never tried with "
+        f"it; supported are torch.nn.Linear and linears of bitsandbytes (4 and 8 bit), GPTQ and torchao (8 bit). Load "
+        f"the base model in one of these"
     )

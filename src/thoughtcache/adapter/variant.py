@@ -17,6 +17,15 @@ from thoughtcache.adapter.binding import StateBinding
 from thoughtcache.config import ThoughtConfig
 
 MERGE_REFUSAL = "a thought adapter depends on the sequence and cannot be merged into the weights; keep it as an adapter"
+NO_STATE = (
+    "an adapted linear ran outside of a forward pass of the decoder, where no thought state is known. Call the whole "
+    "model; for checkpoints of activations use model.gradient_checkpointing_enable(), not another library's"
+)
+HOTSWAP_REFUSAL = (
+    "hot-swapping is not supported with thought adapters, and prepare_model_for_compiled_hotswap has changed the "
+    "scaling of this one, and the sizes of its factors if it was given a rank; load the adapter again, and switch "
+    "between adapters with set_adapter(name)"
+)
 
 
 class ThoughtVariant(LoraVariant):
@@ -25,11 +34,13 @@ class ThoughtVariant(LoraVariant):
     Args:
         binding: where the states of the running forward pass are found.
         layer_index: decoder layer of the linear.
+        needs_state: whether the adapter has a state; False for plain LoRA, whose state is the identity.
     """
 
-    def __init__(self, binding: StateBinding, layer_index: int) -> None:
+    def __init__(self, binding: StateBinding, layer_index: int, *, needs_state: bool) -> None:
         self.binding = binding
         self.layer_index = layer_index
+        self.needs_state = needs_state
 
     def supports_lora_conversion(self) -> bool:
         """False: the adapter is not one low-rank matrix."""
@@ -39,7 +50,10 @@ class ThoughtVariant(LoraVariant):
     def init(  # type: ignore[override]
         module: LoraLayer, adapter_name: str, config: ThoughtConfig, **kwargs: Any
     ) -> None:
-        """Give `lora_B` (our A) its G inputs, zero-initialised; nothing to do where G = R."""
+        """Give `lora_B` (our A) its G inputs; nothing to do where G = R.
+
+        It is zero, or what `torch.nn.Linear` draws with `init_lora_weights=False`, as PEFT has it.
+        """
         old: Any = module.lora_B[adapter_name]
         if config.num_global_tokens == old.in_features:
             return
@@ -47,22 +61,27 @@ class ThoughtVariant(LoraVariant):
         new = nn.Linear(
             config.num_global_tokens, old.out_features, bias=False, device=weight.device, dtype=weight.dtype
         )
-        nn.init.zeros_(new.weight)
+        if config.init_lora_weights is not False:
+            nn.init.zeros_(new.weight)
         module.lora_B[adapter_name] = new
 
     def forward(  # type: ignore[override]
         self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
     ) -> Tensor:
-        """`result` plus the modulated low-rank term; x [B, T, d_in], result [B, T, d_out]."""
+        """`result` plus the modulated low-rank term; x [B, T, d_in], result [B, T, d_out].
+
+        Raises:
+            ValueError: outside of a forward pass of the decoder, or if the layer was prepared for hot-swapping.
+        """
         states, up = self.binding.states, module.lora_B[active_adapter]
         assert isinstance(up, nn.Linear)
-        return modulate(
-            result,
-            module.lora_A[active_adapter](x),
-            None if states is None else states[self.layer_index],
-            up.weight,
-            module.scaling[active_adapter],
-        )
+        down = module.lora_A[active_adapter](x)
+        state = None if states is None else states[self.layer_index]
+        if state is None and self.needs_state:
+            raise ValueError(NO_STATE)
+        if is_prepared_for_hotswap(module, active_adapter):
+            raise ValueError(HOTSWAP_REFUSAL)
+        return modulate(result, down, state, up.weight, module.scaling[active_adapter])
 
     @staticmethod
     def merge_safe(module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:
@@ -102,3 +121,8 @@ def modulate(
             out = rows if in_place else None
             return torch.addmm(rows, down, up_weight.T, alpha=scaling, out=out).view(result.shape)
     return result + linear(down, up_weight) * scaling
+
+
+def is_prepared_for_hotswap(module: LoraLayer, adapter_name: str) -> bool:
+    """Whether PEFT has made the scaling a tensor, which it does first, whatever the rank that it is given."""
+    return isinstance(module.scaling[adapter_name], Tensor)

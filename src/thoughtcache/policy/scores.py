@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -50,13 +51,19 @@ def row_scores(
         Tensors [B, n].
     """
     flat = [tensor.flatten(0, 1) for tensor in (hidden, *others)]
-    size = max(1, CHUNK_ELEMENTS // int(head.out_features))  # type: ignore[arg-type]
+    size = max(1, CHUNK_ELEMENTS // _vocabulary_size(head))
     if known is None and flat[0].shape[0] <= size and not torch.is_grad_enabled():
         found = function(*flat)
     else:
         parameters = [p for p in head.parameters() if p.requires_grad]
         found = _RowScores.apply(function, size, len(flat), known, *flat, *parameters)  # type: ignore[no-untyped-call]
     return tuple(column.view(hidden.shape[:2]) for column in found)
+
+
+def _vocabulary_size(head: Any) -> int:
+    """V of a language-model head; PEFT may have wrapped it, to train it or some of its rows."""
+    linear = head.original_module if isinstance(head, AuxiliaryTrainingWrapper) else head
+    return int(linear.out_features)
 
 
 def running_autocast(device_type: str) -> dict[str, Any]:

@@ -3,18 +3,28 @@
 Sizes: K = kv heads x head size (heads concatenated), R rank, G global tokens. Initial scales follow DESIGN section 3
 (write scale 0.1: 1.0 trained to 9 % instead of 61 % in the prototype). Matrices are kept at unit scale and divided by
 `sqrt(K)` when used: kept at `1 / sqrt(K)`, one Adam step moves them too far (docs/lab-log.md, "The encoder's scale").
+No parameter has 0 dimensions, which FSDP refuses: scalars are kept as [1].
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 GATED_RULES = ("gated", "delta")
+SCALARS = ("log_write_scale", "gate_bias", "decay_logit")
+"""Parameters that are one number, kept as [1]."""
+SHARDED = (
+    "the parameters of the thought encoder are sharded, but they are read outside of the layer that FSDP or ZeRO-3 "
+    "gathers; keep the adapter whole on every process (DDP, ZeRO-2, or fully_shard with ignored_params for the "
+    "parameters named lora_thought_encoder)"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,19 +87,28 @@ class ThoughtEncoder(nn.Module):
         self.query_projection = normal(rank)
         self.key_projection = normal(rank)
         self.value_projection = normal(rank)
-        self.log_write_scale = nn.Parameter(torch.tensor(math.log(write_scale), dtype=dtype))
+        self.log_write_scale = nn.Parameter(torch.tensor([math.log(write_scale)], dtype=dtype))
         if rule in GATED_RULES:
             self.gate = nn.Parameter(torch.zeros(2 * kv_size, dtype=dtype))
-            self.gate_bias = nn.Parameter(torch.zeros((), dtype=dtype))
+            self.gate_bias = nn.Parameter(torch.zeros(1, dtype=dtype))
         if rule == "decay":
-            self.decay_logit = nn.Parameter(torch.tensor(3.0, dtype=dtype))
+            self.decay_logit = nn.Parameter(torch.tensor([3.0], dtype=dtype))
 
     def weights(self) -> EncoderWeights:
-        """The tensors in at least fp32; casts (with gradient) if the parameters are kept in less."""
+        """The tensors in at least fp32, scalars without dimensions; casts (with gradient) what is kept in less.
+
+        Raises:
+            ValueError: if this process holds a shard of the parameters only.
+        """
 
         def cast(name: str) -> Tensor | None:
             value = self._parameters.get(name)
-            return None if value is None else value.to(torch.promote_types(value.dtype, torch.float32))
+            if value is None:
+                return None
+            if isinstance(value, DTensor) or not value.numel():
+                raise ValueError(SHARDED)
+            tensor = value.squeeze(0) if name in SCALARS else value
+            return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
         def need(name: str) -> Tensor:
             value = cast(name)
@@ -107,3 +126,11 @@ class ThoughtEncoder(nn.Module):
             gate_bias=cast("gate_bias"),
             decay_logit=cast("decay_logit"),
         )
+
+
+def scalars_as_vectors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict in which scalars of encoders that were saved without dimensions are [1], as they are kept now."""
+    return {
+        name: value.reshape(1) if value.ndim == 0 and name.rpartition(".")[2] in SCALARS else value
+        for name, value in state_dict.items()
+    }

@@ -1,0 +1,64 @@
+"""The model card of a saved adapter: what it is, its base, what must be imported, and how it is loaded.
+
+PEFT writes its template of a card, "[More Information Needed]" in every section. This takes the place of that template;
+a card that somebody has written keeps its text and gets the section once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+HEADING = "## A ThoughtCache adapter"
+TEMPLATE_MARK = "[More Information Needed]"
+TAGS = ("thoughtcache", "progressive-thought-encoding")
+
+
+def write_card(folder: Path, *, base: str | None, settings: dict[str, Any]) -> None:
+    """Write `README.md` next to the adapter, or add to the one that is there.
+
+    Args:
+        folder: of the adapter; the card's own metadata are kept.
+        base: folder or hub id of the base model, or None if it is not known.
+        settings: of the adapter, name -> value, in the order they are shown in.
+    """
+    file = folder / "README.md"
+    card = ModelCard(file.read_text(encoding="utf-8")) if file.exists() else ModelCard.from_template(ModelCardData())
+    card.data["library_name"] = "peft"
+    card.data["tags"] = sorted({*(card.data.get("tags") or ()), *TAGS})
+    if base and not card.data.get("base_model"):
+        card.data["base_model"] = base
+    if HEADING not in card.text:
+        section = _section(base, settings)
+        card.text = section if TEMPLATE_MARK in card.text else f"{card.text.rstrip()}\n\n{section}"
+    card.save(file)
+
+
+def _section(base: str | None, settings: dict[str, Any]) -> str:
+    named = base or "the base model"
+    shown = "\n".join(f"| `{name}` | `{value!r}` |" for name, value in settings.items())
+    return f"""{HEADING}
+
+This is a PEFT adapter of type `THOUGHT` (Progressive Thought Encoding, arXiv 2602.16839) for `{named}`. The model
+generates under a key-value cache of fixed size, and a small state per sequence remembers the tokens that have left it.
+
+It needs the package `thoughtcache` beside `peft` and `transformers`; without `import thoughtcache`, PEFT does not know
+the type and refuses to load the adapter.
+
+```python
+import thoughtcache  # makes the adapter's type known
+from peft import AutoPeftModelForCausalLM
+
+model = AutoPeftModelForCausalLM.from_pretrained("this folder or hub id")
+output = model.generate(**inputs, max_new_tokens=...)  # under the window, with the state
+```
+
+or on a base that is loaded already: `peft.PeftModel.from_pretrained(base, "this folder or hub id")`. Call the loaded
+model itself: the base inside of it, or an engine that knows plain LoRA only, would run without window and state.
+
+| setting | value |
+|---|---|
+{shown}
+"""
