@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from support.models import tiny_model
 from torch import nn
+
+from support.models import tiny_model
 
 CASTS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "to": lambda model: model.to(torch.bfloat16),
