@@ -27,7 +27,7 @@ def panels(records: Sequence[dict[str, Any]]) -> list[Panel]:
             if any(len(x) > 1 for x, _ in series.values()):
                 title = f"{name}: {subject}"
                 labels = {"title": title, "x_label": x_label, "y_label": y_label}
-                found.append(Panel(**labels, series=series, from_zero=True, legend_below=True))
+                found.append(Panel(**labels, series=series, from_zero=True))
     return found
 
 

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from thoughtcache.scale.processes import rollout_across_processes
     from thoughtcache.scale.ray_rollouts import RayRollouts
     from thoughtcache.train.distill import distill
+    from thoughtcache.train.distill_config import DistillConfig
     from thoughtcache.train.grpo import ThoughtGRPOConfig, ThoughtGRPOTrainer
 
 __version__ = "0.1.0"
 
 _LAZY = {
+    "DistillConfig": "thoughtcache.train.distill_config",
     "RayRollouts": "thoughtcache.scale.ray_rollouts",
     "rollout_across_processes": "thoughtcache.scale.processes",
     "distill": "thoughtcache.train.distill",
@@ -39,7 +41,13 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_LAZY[name]), name)
 
 
+def __dir__() -> list[str]:
+    """Names that are there already, and those that are imported on first use."""
+    return sorted({*globals(), *_LAZY})
+
+
 __all__ = [
+    "DistillConfig",
     "Eviction",
     "RayRollouts",
     "Rollout",

@@ -70,7 +70,7 @@ class ThoughtConfig(LoraConfig):
 
     r: int = 32
     lora_alpha: int = 32
-    target_modules: list[str] | str | None = "all-linear"
+    target_modules: list[str] | set[str] | str | None = "all-linear"  # type: ignore[assignment] # PEFT keeps a set
     task_type: str | None = "CAUSAL_LM"  # type: ignore[assignment]
     num_global_tokens: int = field(default=32, metadata={"help": "G, number of global queries and tokens"})
     window: int | str | None = field(default=1024, metadata={"help": 'resident thoughts, "prompt", or None (full)'})
@@ -95,6 +95,11 @@ class ThoughtConfig(LoraConfig):
         if self.window is not None and not isinstance(self.window, str) and type(self.window) is not int:
             raise ValueError(f'window={self.window!r} is not known; use an integer >= 1, "prompt" or None')
         one_of("positions", self.positions, get_args(Positions))
+        if self.window is None and self.positions == "rolling":
+            raise ValueError(
+                "positions='rolling' moves what is left when others leave, and with window=None nothing leaves; "
+                "set a window, or positions='absolute'"
+            )
         one_of("eviction", self.eviction, tuple(sorted(POLICIES)))
         evict_count(self.window if isinstance(self.window, int) else 1, self.evict_fraction)
         if self.r < 1:
@@ -143,6 +148,7 @@ class RunConfig:
         instruction: text put after each question, such as "Put the final answer in \boxed{}."; "" for none.
         limit: use only the first rows of the data set; rows that are dropped count.
         bad_rows: "refuse" rows without a usable question or reference (by name, before anything is loaded), or "drop".
+        adapter: folder of a trained adapter to start from instead of a new one.
         task: embedded task, "chains" or "multiplication".
         dtype: dtype of the base model.
         load_in_4bit: quantise the base with bitsandbytes.
@@ -162,6 +168,7 @@ class RunConfig:
         chunk_tokens: bound on the tokens of a row whose activations live at once; None keeps segments whole.
         kv_log: where keys and values wait for the backward pass, "device" or "host".
         pack_weights: on a CPU, sample from a faster copy of the weights.
+        allow_no_eviction: train even if the window holds every thought, so that it makes no difference.
         force: train even if the planner says that the run does not fit.
         profile_memory: leave a timeline of the memory in use during GRPO, as JSON and as a picture.
         reuse_rollout: let GRPO's learner start from the sampler's own keys, values and log-probabilities.
@@ -181,6 +188,7 @@ class RunConfig:
     instruction: str = ""
     limit: int | None = None
     bad_rows: Literal["refuse", "drop"] = "refuse"
+    adapter: str | None = None
     task: str = "chains"
     dtype: str = "float32"
     load_in_4bit: bool = False
@@ -201,6 +209,7 @@ class RunConfig:
     reuse_rollout: bool = False
     pack_weights: bool = True
     profile_memory: bool = False
+    allow_no_eviction: bool = False
     force: bool = False
     evaluation_size: int = 1000
     seed: int = 0
@@ -228,7 +237,7 @@ class RunConfig:
         if self.grpo_steps and self.group_size < 2:
             raise ValueError(f"group_size must be at least 2 to compare answers, got {self.group_size}")
         if self.resume and self.overwrite:
-            raise ValueError("resume goes on with a run and overwrite forgets it; give one of them")
+            raise ValueError("resume=True goes on with a run and overwrite=True forgets it; give one of them")
         if self.grpo_batch_size % self.group_size:
             raise ValueError(
                 f"grpo_batch_size={self.grpo_batch_size} must be a multiple of group_size={self.group_size}"

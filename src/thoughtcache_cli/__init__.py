@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from thoughtcache_cli.arguments import build_parser
+from thoughtcache_cli.arguments import DEFAULT_OUTPUT_DIR, build_parser, command_parsers
+from thoughtcache_cli.effect import refuse_without_effect
+from thoughtcache_cli.interrupts import INTERRUPTED, two_interrupts
+from thoughtcache_cli.launch import is_first, several_processes
+from thoughtcache_cli.words import in_options
 
-RESUME_HINTS = {"train": "; run the same command with --resume to go on"}
+WRONG_INPUT = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -16,17 +23,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     options = vars(parser.parse_args(arguments))
     command = options.pop("command")
+    with two_interrupts():
+        try:
+            return _run(command, options)
+        except KeyboardInterrupt:
+            print("interrupted" + _resume_hint(command, options), file=sys.stderr)
+            return INTERRUPTED
+
+
+def _run(command: str, options: dict[str, Any]) -> int:
+    parser = command_parsers(build_parser())[command]
+    refused = several_processes(os.environ)
+    if refused is not None:
+        return _fail(refused) if is_first(os.environ) else WRONG_INPUT
+    spelled = {action.dest: action.option_strings[-1] for action in parser._actions if action.option_strings}
+    try:
+        refuse_without_effect(command, options, spelled)
+    except ValueError as error:
+        return _fail(str(error))
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports missing speed-ups while it is imported
     from thoughtcache_cli.commands import COMMANDS, USER_ERRORS, quieten_libraries
 
     quieten_libraries()
     try:
         COMMANDS[command](options)
-    except KeyboardInterrupt:
-        print("interrupted" + RESUME_HINTS.get(command, ""), file=sys.stderr)
-        return 130
     except USER_ERRORS as error:
         message = " ".join(str(error).split()) or type(error).__name__
-        print(f"thoughtcache: error: {message}", file=sys.stderr)
-        return 2
+        return _fail(in_options(message, parser))
     return 0
+
+
+def _fail(message: str) -> int:
+    print(f"thoughtcache: error: {message}", file=sys.stderr)
+    return WRONG_INPUT
+
+
+def _resume_hint(command: str, options: Mapping[str, Any]) -> str:
+    """How to go on, if there is anything to go on with."""
+    if command != "train" or not (Path(options.get("output_dir", DEFAULT_OUTPUT_DIR)) / "run.json").is_file():
+        return ""
+    return "; run the same command with --resume to go on"

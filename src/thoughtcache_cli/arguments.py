@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+DEFAULT_OUTPUT_DIR = "runs/train"
 
 _TRAIN_EXAMPLES = """\
 examples:
@@ -35,6 +40,11 @@ def window(text: str) -> int | str | None:
     return int(text) if text.lstrip("-").isdigit() else text
 
 
+def count_or_none(text: str) -> int | None:
+    """An integer, or "none" for no bound."""
+    return None if text == "none" else int(text)
+
+
 def gradient(text: str) -> int | str:
     """An integer, "exact" or "detached"."""
     return int(text) if text.lstrip("-").isdigit() else text
@@ -45,11 +55,34 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="thoughtcache", description="Train reasoning models under a fixed-size KV cache."
     )
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="print the version and exit"
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _train(commands)
     _generate(commands)
     _plan(commands)
     return parser
+
+
+def command_parsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parser of every command, by its name."""
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return dict(commands.choices)
+
+
+class _Version(argparse.Action):
+    """Prints the version of the installed distribution, which is looked up only when it is asked for."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        print(f"thoughtcache {metadata.version('thoughtcache')}")
+        parser.exit()
 
 
 def _command(
@@ -98,7 +131,9 @@ def _learner_options(parser: argparse.ArgumentParser, *, reuse_field: str) -> No
     group.add_argument(
         "--checkpoint-layers", action="store_true", help="keep inputs of layers only: less memory, one more forward"
     )
-    group.add_argument("--chunk-tokens", type=int, help="tokens of a row whose activations live at once (256)")
+    group.add_argument(
+        "--chunk-tokens", type=count_or_none, help='tokens of a row whose activations live at once, or "none" (256)'
+    )
     group.add_argument("--kv-log", help="where keys and values wait for backward: device (default) or host")
     group.add_argument(
         "--reuse-rollout",
@@ -119,8 +154,9 @@ def _train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     group.add_argument("--prompt-column", help="column with the question (found by name)")
     group.add_argument("--answer-column", help="column with the reference answer (found by name)")
     group.add_argument("--instruction", help="text after each question")
-    group.add_argument("--limit", type=int, help="use the first rows only")
     group.add_argument("--bad-rows", help="refuse (default) or drop rows without a usable question or reference answer")
+    group.add_argument("--limit", type=count_or_none, help='use the first rows only; "none" for all')
+    group.add_argument("--adapter", help="folder of a trained adapter to start from, with its settings")
     _base_options(group, "float32 (default), bfloat16 or float16")
     group.add_argument("--task", help="embedded task: chains (default) or multiplication")
     _adapter_options(parser)
@@ -139,8 +175,11 @@ def _train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     group.add_argument("--evaluation-size", type=int, help="test problems of the embedded job (1000)")
     group.add_argument("--seed", type=int, help="seed of everything (0)")
     group.add_argument("--save-every", type=int, help="steps between checkpoints (50)")
-    group.add_argument("--resume", action="store_true", help="go on where the last run in this folder stopped")
+    group.add_argument(
+        "--resume", action="store_true", help="go on where the run in this folder stopped, or with more steps"
+    )
     group.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds another run")
+    group.add_argument("--allow-no-eviction", action="store_true", help="train even if the window holds every thought")
     group.add_argument("--force", action="store_true", help="train even if the planner says that it does not fit")
 
 

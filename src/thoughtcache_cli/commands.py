@@ -36,9 +36,14 @@ def train(options: dict[str, Any]) -> None:
             )
         run_embedded(run)
         return
+    from thoughtcache.recipes.load_adapter import settings_to_start_from
     from thoughtcache.recipes.real_model import run_real_model
 
-    run_real_model(run, ThoughtConfig(**adapter_options))
+    if run.adapter is None:
+        thought = ThoughtConfig(**adapter_options)
+    else:
+        thought = settings_to_start_from(run.adapter, adapter_options)
+    run_real_model(run, thought)
 
 
 def generate(options: dict[str, Any]) -> None:

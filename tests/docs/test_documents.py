@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from thoughtcache_cli.arguments import build_parser
+import thoughtcache as tc
+from thoughtcache_cli.arguments import build_parser, command_parsers
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -57,6 +58,38 @@ def test_commands_parse_and_targets_exist(name: str, text: str) -> None:
 def test_links_to_files_work(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def words_of_now(page: Path) -> str:
+    """A page without the log of what was, and without what is planned."""
+    return "" if page.name == "lab-log.md" else page.read_text().split("\n## 9. Planned")[0]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_public_names_and_commands_in_the_documents_exist(page: Path) -> None:
+    text = words_of_now(page)
+    names = set(re.findall(r"\btc\.([A-Za-z_]\w*)", text))
+    assert names <= set(dir(tc)), names - set(dir(tc))
+    commands = {word for line in re.findall(r"`thoughtcache (\w[^`]*)`", text) for word in line.split()[:1]}
+    assert commands <= set(command_parsers(build_parser()))
+
+
+def test_the_architecture_names_files_that_exist() -> None:
+    text = (ROOT / "docs" / "design.md").read_text()
+    tree = text.split("    src/thoughtcache/\n")[1].split("    tests/")[0]
+    packages = 0
+    for line in tree.splitlines():
+        match = re.match(r"      ([\w.]+/?)\s+(.*)", line)
+        if match is None:
+            assert line.startswith("    src/thoughtcache_cli/"), line
+            continue
+        place = ROOT / "src" / "thoughtcache" / match.group(1)
+        assert place.exists(), place
+        packages += place.is_dir()
+        for name in re.findall(r"\b(\w+(?:\.py|/))(?=\W|$)", match.group(2)) if place.is_dir() else []:
+            assert (place / name).exists(), f"{match.group(1)}{name}"
+    there = {path.name for path in (ROOT / "src" / "thoughtcache").iterdir() if path.is_dir() and "__" not in path.name}
+    assert packages == len(there)
 
 
 def test_the_command_line_page_is_current() -> None:

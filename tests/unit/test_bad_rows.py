@@ -14,7 +14,7 @@ from tests.support.text_model import save_text_model
 
 import thoughtcache as tc
 from thoughtcache.config import RunConfig
-from thoughtcache.recipes import real_model
+from thoughtcache.recipes import grpo_phase
 from thoughtcache.recipes.real_model import run_real_model
 from thoughtcache.tasks.bad_rows import BadRow, settle_bad_rows
 from thoughtcache.tasks.datasets import load_prompts
@@ -108,7 +108,7 @@ def run_config(folder: Path, rows: list[dict[str, Any]], **changes: Any) -> RunC
         "model": str(folder / "model"),
         "dataset": write(folder, rows),
         "output_dir": str(folder / "run"),
-        "max_new_tokens": 5,
+        "max_new_tokens": 6,
         "distill_steps": 0,
         "grpo_steps": 3,
         "group_size": 2,
@@ -130,13 +130,13 @@ def test_grpo_runs_to_its_end_without_the_bad_rows(tmp_path: Path, monkeypatch: 
     save_text_model(tmp_path / "model")
     console = Console(record=True, width=500, file=StringIO())
     rows: list[dict[str, Any]] = []
-    train = real_model.train_grpo
+    train = grpo_phase.train_grpo
 
     def watched(model: Any, tokenizer: Any, given: list[dict[str, Any]], *arguments: Any, **settings: Any) -> Any:
         rows.extend(given)
         return train(model, tokenizer, given, *arguments, **settings)
 
-    monkeypatch.setattr(real_model, "train_grpo", watched)
+    monkeypatch.setattr(grpo_phase, "train_grpo", watched)
     config = run_config(tmp_path, [GOOD, BAD[0][0], {"question": "w7", "answer": 9}], bad_rows="drop")
     results = run_real_model(config, tc.ThoughtConfig(r=3, num_global_tokens=5, window=4), console)
     assert [row["answer"] for row in rows] == ["5", "9"]

@@ -90,12 +90,19 @@ TRAIN = {
     "no UTF-8": (["--dataset", "latin.csv"], r"line 2, row 0 of 'latin\.csv' is not UTF-8", "save the file as UTF-8"),
     "no JSON": (["--dataset", "cut.jsonl"], r"line 2, row 1 of 'cut\.jsonl'", "repair"),
     "long reference": (["--dataset", "long.jsonl"], "1199 characters", "1 to 1000.*--bad-rows drop"),
-    "policy for bad rows": (["--bad-rows", "skip"], "'skip'", "refuse.*drop"),
+    "policy for bad rows": (["--bad-rows", "skip"], "--bad-rows skip", "refuse.*drop"),
     "no system role": (["--model", "gemma", "--dataset", "system.jsonl"], "System role not supported", "leave out"),
     "empty data set": (["--dataset", "empty.jsonl"], "empty.jsonl", "check that the file"),
     "beyond the positions": (["--max-new-tokens", "1000"], "1000", "lower --max-new-tokens"),
     "window 0": (["--window", "0"], "got 0", "at least 1"),
-    "window word": (["--window", "big"], "big", "use an integer"),
+    "window word": (["--window", "big"], "--window big", 'use an integer >= 1, "prompt" or none'),
+    "window of the full cache": (["--window", "none"], "--window none", "--distill-steps 0"),
+    "window that holds everything": (["--window", "7"], "--window 7 .*--max-new-tokens 8", "--allow-no-eviction"),
+    "rolling without a window": (["--window", "none", "--positions", "rolling"], "--window none", "set a window"),
+    "few questions": (["--grpo-batch-size", "14", "--group-size", "2"], "6 questions.* 7", "--grpo-batch-size to 12"),
+    "chunks": (["--chunk-tokens", "0"], "--chunk-tokens .*got 0", "at least 1 or none"),
+    "no adapter": (["--adapter", "train-folder"], "train-folder holds no adapter", "training saved"),
+    "embedded option": (["--task", "chains"], "--task", "leave it out"),
     "evict fraction": (["--evict-fraction", "1.5"], "1.5", r"in \(0, 1\]"),
     "unsupported model": (["--model", "gpt2"], "gpt2", "supported are"),
     "state rule": (["--state-rule", "magic"], "magic", "choose one of"),
@@ -104,17 +111,21 @@ TRAIN = {
     "folder without model": (["--model", "no-model"], "no-model", "pass the folder of a transformers model"),
     "damaged model": (["--model", "damaged-model"], "damaged-model", "pass the folder of a transformers model"),
     "unknown hub model": (["--model", "nobody/none"], "nobody/none", "or a hub id"),
-    "batch and group": (["--grpo-batch-size", "6", "--group-size", "4"], "grpo_batch_size=6", "multiple"),
+    "batch and group": (
+        ["--grpo-batch-size", "6", "--group-size", "4"],
+        "--grpo-batch-size 6",
+        "multiple of --group-size 4",
+    ),
     "group of one": (["--group-size", "1"], "got 1", "at least 2"),
     "learning rate": (["--distill-learning-rate", "-1"], "got -1", "must be positive"),
     "learning rate of GRPO": (["--grpo-learning-rate", "0"], "got 0", "must be positive"),
     "beta": (["--beta", "-1"], "got -1", "0 or positive"),
     "gradient": (["--gradient", "sometimes"], "sometimes", 'use "exact"'),
-    "gradient of 0 segments": (["--gradient", "0"], "gradient=0", "positive number"),
+    "gradient of 0 segments": (["--gradient", "0"], "--gradient 0", "positive number"),
     "limit": (["--limit", "0"], "limit is 0", "1 or more"),
     "dtype": (["--dtype", "int4"], "int4", "choose one of"),
-    "nothing to do": (["--distill-steps", "0", "--grpo-steps", "0"], "grpo_steps=0", "set one of them"),
-    "resume and overwrite": (["--resume"], "resume", "give one of them"),
+    "nothing to do": (["--distill-steps", "0", "--grpo-steps", "0"], "--grpo-steps 0", "set one of them"),
+    "resume and overwrite": (["--resume"], "--resume .*--overwrite", "give one of them"),
 }
 GENERATE = {
     "no adapter": ("train-folder", "llama", [], "train-folder", "give the folder that training saved"),
@@ -130,17 +141,23 @@ GENERATE = {
     "too long": ("adapter", "llama", ["--max-new-tokens", "1000"], "1000", "shorten"),
     "no tokens": ("adapter", "llama", ["--max-new-tokens", "0"], "got 0", "at least 1"),
     "temperature": ("adapter", "llama", ["--temperature", "-1"], "got -1", "or positive"),
-    "top-p": ("adapter", "llama", ["--temperature", "1", "--top-p", "0"], r"top_p.*got 0\.0", "1.0 keeps all"),
-    "top-k when greedy": ("adapter", "llama", ["--top-k", "5"], "top_k=5", "set a positive temperature"),
-    "min-p": ("adapter", "llama", ["--temperature", "1", "--min-p", "2"], r"min_p.*got 2\.0", "0.0 keeps all"),
-    "penalty": ("adapter", "llama", ["--repetition-penalty", "0"], r"repetition_penalty.*got 0\.0", "turns it off"),
-    "minimum length": ("adapter", "llama", ["--min-new-tokens", "9"], "got 9", "raise max_new_tokens"),
+    "top-p": ("adapter", "llama", ["--temperature", "1", "--top-p", "0"], r"--top-p.*got 0\.0", "1.0 keeps all"),
+    "top-k when greedy": (
+        "adapter",
+        "llama",
+        ["--top-k", "5"],
+        "--top-k 5.*--temperature 0",
+        "set a positive temperature",
+    ),
+    "min-p": ("adapter", "llama", ["--temperature", "1", "--min-p", "2"], r"--min-p.*got 2\.0", "0.0 keeps all"),
+    "penalty": ("adapter", "llama", ["--repetition-penalty", "0"], r"--repetition-penalty.*got 0\.0", "turns it off"),
+    "minimum length": ("adapter", "llama", ["--min-new-tokens", "9"], "got 9", "raise --max-new-tokens"),
     "empty stop string": ("adapter", "llama", ["--stop", ""], "got ''", "leave it out"),
     "dtype": ("adapter", "llama", ["--dtype", "int4"], "int4", "choose one of"),
 }
 OTHER_RUN = {
     "another run": ([], "existing", "--resume to go on, or --overwrite"),
-    "other settings": (["--resume"], r"existing holds a run with other settings \(.*max_new_tokens", "--overwrite"),
+    "other settings": (["--resume"], r"existing holds a run with other settings \(.*--max-new-tokens", "--overwrite"),
     "output is a file": (["--output-dir", "questions.jsonl"], "questions.jsonl is a file", "choose another"),
     "nothing to resume": (["--output-dir", "new", "--resume"], "new holds no run", "leave out --resume"),
 }
@@ -200,7 +217,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(folder: Path) -> dict[str, Finished]:
-    train = ["train", "--model", "llama", "--dataset", "questions.jsonl", "--max-new-tokens", "8"]
+    train = ["train", "--model", "llama", "--dataset", "questions.jsonl", "--max-new-tokens", "8", "--window", "4"]
     overwriting = [*train, "--output-dir", "existing", "--overwrite"]
     commands = {f"train {name}": [*overwriting, *case[0]] for name, case in TRAIN.items()}
     commands |= {f"run {name}": [*train, "--output-dir", "existing", *case[0]] for name, case in OTHER_RUN.items()}

@@ -218,7 +218,7 @@ def test_settings_are_checked(changes: dict[str, Any], message: str) -> None:
 def test_nothing_to_do_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no prompts were given to distil on"):
         distill(tiny_model(), [], config(tmp_path))
-    with pytest.raises(ValueError, match="holds no checkpoint; start without resume"):
+    with pytest.raises(ValueError, match="holds no whole checkpoint; start without resume"):
         distill(tiny_model(), PROMPTS, config(tmp_path, resume=True))
 
 

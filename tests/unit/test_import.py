@@ -95,3 +95,10 @@ def test_registering_twice_changes_nothing():
 def test_unknown_names_are_attribute_errors():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         tc.nothing  # noqa: B018
+
+
+def test_every_public_name_is_listed_and_there():
+    assert set(tc.__all__) <= set(dir(tc))
+    for name in tc.__all__:
+        assert getattr(tc, name).__name__ == name
+    assert tc.DistillConfig(output_dir="a").num_steps > 0

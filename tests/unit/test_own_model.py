@@ -102,7 +102,7 @@ def test_an_interrupted_run_reuses_the_finished_phase(
     distilled = load_peft_weights(str(tmp_path / "distill" / "adapter"), device="cpu")
     with pytest.raises(ValueError, match="--resume"):
         run_real_model(run_config(user, tmp_path), thought(), Console(quiet=True))
-    with pytest.raises(ValueError, match=r"other settings \(thought\)"):
+    with pytest.raises(ValueError, match=r"other settings \(window\).*window=4 then, window=5 now"):
         run_real_model(run_config(user, tmp_path, resume=True), thought(window=WINDOW + 1), Console(quiet=True))
 
     started_from: dict[str, torch.Tensor] = {}

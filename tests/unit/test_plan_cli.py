@@ -28,13 +28,21 @@ WRONG = {
     "missing file": (["plan", "--model", "./none.json"], "none.json", "bundled name"),
     "unsupported model": (["plan", "--model", "gpt2.json"], "gpt2", "supported are"),
     "memory": ([*MODEL, "--gpu", "big"], "big", "80GB"),
+    "memory without a unit": ([*MODEL, "--gpu", "24"], "24 bytes", "write for example 24GB"),
+    "reserve without a unit": ([*MODEL, "--reserve", "1.5"], "1 bytes", "write for example 1.5GB"),
+    "rolling, no window": (
+        [*MODEL, "--window", "none", "--positions", "rolling"],
+        "--window none",
+        "set a window",
+    ),
+    "paper with a GPU": (["plan", "--paper", "--gpu", "24GB"], "--gpu", "leave out all but --json"),
     "no memory": ([*MODEL, "--gpu", "0GB"], "0GB", "80GB"),
     "reserve": ([*MODEL, "--reserve", "much"], "much", "80GB"),
     "batch": ([*MODEL, "--batch", "0"], "got 0", "at least 1"),
     "group": ([*MODEL, "--group", "-2"], "got -2", "at least 1"),
     "length": ([*MODEL, "--max-new-tokens", "0"], "got 0", "at least 1"),
     "window": ([*MODEL, "--window", "big"], "big", "use an integer"),
-    "chunks": ([*MODEL, "--chunk-tokens", "0"], "got 0", "at least 1 or None"),
+    "chunks": ([*MODEL, "--chunk-tokens", "0"], "got 0", "at least 1 or none"),
     "log": ([*MODEL, "--kv-log", "disk"], "disk", "device.*host"),
     "logits": ([*MODEL, "--logits", "none"], "none", "chunked.*materialised"),
     "gradient": ([*MODEL, "--gradient", "some"], "some", 'use "exact"'),
@@ -42,7 +50,7 @@ WRONG = {
     "device": ([*MODEL, "--device-type", "tpu"], "tpu", "choose one of"),
     "rule": ([*MODEL, "--state-rule", "magic"], "magic", "choose one of"),
     "objective": ([*MODEL, "--objective", "sft"], "sft", "choose one of.*distill"),
-    "distillation with a KL": ([*MODEL, "--objective", "distill", "--beta", "0.1"], "beta=0.1", "leave them out"),
+    "distillation with a KL": ([*MODEL, "--objective", "distill", "--beta", "0.1"], "--beta 0.1", "leave them out"),
     "distillation traced": ([*MODEL, "--objective", "distill", "--trace"], "--trace", "--measure"),
     "paper with a model": ([*MODEL, "--paper"], "--paper", "leave out"),
     "paper with settings": (["plan", "--paper", "--batch", "3"], "--paper", "leave out"),
@@ -61,11 +69,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(folder: Path) -> dict[str, Finished]:
     commands = {name: case[0] for name, case in WRONG.items()}
     commands["plan"] = [*MODEL, "--gpu", "24GB", "--max-new-tokens", "8000", "--json", "plan.json"]
+    commands["full cache"] = [*MODEL, "--gpu", "24GB", "--window", "none"]
     commands["long"] = [*MODEL, "--gpu", "24GB", "--max-new-tokens", "40000", "--kv-log", "host"]
     commands["rolling"] = [*commands["long"], "--positions", "rolling"]
     commands["small"] = [*SMALL, "--sweep", "--picture", "sweep.png", "--json", "sweep.json"]
     commands["checked"] = [*SMALL, "--trace", "--measure", "--json", "checked.json"]
-    commands["distill"] = [*SMALL, "--objective", "distill", "--measure", "--json", "distill.json"]
+    commands["distill"] = [*SMALL[:-2], "--objective", "distill", "--measure", "--json", "distill.json"]
     commands["paper"] = ["plan", "--paper", "--json", "paper.json"]
     return run_commands(commands, folder)
 
@@ -93,6 +102,12 @@ def test_a_plan_has_a_column_per_system_and_says_what_fits(finished: dict[str, F
     for plan in numbers["plans"].values():
         assert plan["total_bytes"] == sum(plan["phases"][plan["highest_in"]].values())
     assert numbers["environment"]["versions"]["torch"]
+
+
+def test_the_full_cache_is_called_as_on_the_command_line(finished: dict[str, Finished]) -> None:
+    assert finished["full cache"].code == 0
+    assert "window none" in finished["full cache"].stdout
+    assert "None" not in finished["full cache"].stdout
 
 
 def test_lengths_beyond_the_positions_are_named(finished: dict[str, Finished]) -> None:

@@ -186,13 +186,20 @@ def run_trainer_events(callback: RichProgressCallback, *, num_steps: int, is_mai
     callback.on_train_end(arguments, state, control)
 
 
-def test_trainer_lines_every_n_steps(tmp_path):
+def test_trainer_lines_every_n_steps_and_at_the_end(tmp_path):
     console, stream = plain()
     callback = RichProgressCallback(("reward",), steps_per_line=4, console=console)
     run_trainer_events(callback, num_steps=9, is_main=True, tmp_path=tmp_path)
     lines = stream.getvalue().splitlines()
-    assert [line.split("  ")[0] for line in lines] == [f"training {step}/9" for step in (1, 4, 8)]
+    assert [line.split("  ")[0] for line in lines] == [f"training {step}/9" for step in (1, 4, 8, 9)]
     assert lines[1].endswith("loss 0.25  reward 4")
+
+
+def test_the_last_step_is_printed_once(tmp_path):
+    console, stream = plain()
+    callback = RichProgressCallback(steps_per_line=4, console=console)
+    run_trainer_events(callback, num_steps=8, is_main=True, tmp_path=tmp_path)
+    assert [line.split("  ")[0] for line in stream.getvalue().splitlines()] == [f"training {n}/8" for n in (1, 4, 8)]
 
 
 def test_trainer_bar_on_a_terminal(tmp_path):

@@ -75,6 +75,61 @@ def test_another_run_is_refused(config: dict[str, Any], flags: dict[str, bool], 
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
+def test_what_differs_is_named_with_both_values_wherever_it_stands(tmp_path: Path) -> None:
+    open_folder(tmp_path, {**CONFIG, "thought": {"window": 4, "positions": "absolute"}}).phase("first", work([]))
+    now = {**CONFIG, "seed": 2, "thought": {"window": 4, "positions": "rolling"}}
+    with pytest.raises(
+        ValueError, match=r"other settings \(seed, positions\); .* \(seed=1 then, seed=2 now; positions='ab"
+    ):
+        open_folder(tmp_path, now, resume=True)
+
+
+def test_a_setting_that_went_back_to_its_default_differs(tmp_path: Path) -> None:
+    open_folder(tmp_path, {**CONFIG, "thought": {"window": 4, "use_rslora": True}}).phase("first", work([]))
+    with pytest.raises(ValueError, match=r"other settings \(use_rslora\)"):
+        open_folder(tmp_path, {**CONFIG, "thought": {"window": 4}}, resume=True)
+
+
+def test_free_settings_may_differ_and_counts_may_grow(tmp_path: Path) -> None:
+    before = {**CONFIG, "kv_log": "device", "steps": 3}
+    open_folder(tmp_path, before).phase("first", work([]))
+
+    def reopen(**changes: Any) -> Any:
+        return RunFolder(
+            tmp_path, {**before, **changes}, resume=True, overwrite=False, free=["kv_log"], growing=["steps"]
+        )
+
+    reopen(kv_log="host", steps=4).phase("first", work([]))
+    assert json.loads((tmp_path / "run.json").read_text())["steps"] == 4
+    with pytest.raises(ValueError, match=r"other settings \(steps\).*steps=4 then, steps=3 now"):
+        reopen()
+
+
+def test_what_is_known_later_is_compared_as_well(tmp_path: Path) -> None:
+    folder = open_folder(tmp_path)
+    folder.describe({"data_digest": "a"})
+    folder.phase("first", work([]))
+    with pytest.raises(ValueError, match=r"other settings \(data_digest\)"):
+        open_folder(tmp_path, resume=True).describe({"data_digest": "b"})
+
+
+def test_a_finished_phase_goes_on_with_more_steps_only(tmp_path: Path) -> None:
+    log: list[bool] = []
+    open_folder(tmp_path).phase("first", work(log), num_steps=3)
+    assert open_folder(tmp_path, resume=True).phase("first", work(log, answer=2), num_steps=3)["answer"] == 1
+    assert open_folder(tmp_path, resume=True).phase("first", work(log, answer=2), num_steps=4)["answer"] == 2
+    assert open_folder(tmp_path, resume=True).phase("first", work(log, answer=3), num_steps=4)["answer"] == 2
+    assert log == [False, True]
+
+
+def test_overwrite_forgets_kept_samples(tmp_path: Path) -> None:
+    folder = open_folder(tmp_path)
+    folder.phase("first", work([]))
+    folder.samples_file("teacher").write_bytes(b"old")
+    open_folder(tmp_path, overwrite=True).phase("first", work([]))
+    assert not folder.samples_file("teacher").exists()
+
+
 def test_a_moved_folder_is_the_same_run(tmp_path: Path) -> None:
     open_folder(tmp_path / "a").phase("first", work([]))
     (tmp_path / "a").rename(tmp_path / "b")

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from matplotlib import image
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -137,3 +138,45 @@ def test_no_global_state_of_matplotlib_is_touched(tmp_path):
     before = "matplotlib.pyplot" in sys.modules
     plot_curves(tmp_path / "c.png", panels())
     assert ("matplotlib.pyplot" in sys.modules) == before
+
+
+def drawn(monkeypatch, tmp_path, series):
+    """The axes of a figure with one panel."""
+    found = []
+    save = Figure.savefig
+
+    def watched(figure, *arguments, **options):
+        save(figure, *arguments, **options)
+        found.extend(figure.axes)
+
+    monkeypatch.setattr(Figure, "savefig", watched)
+    plot_curves(tmp_path / "c.png", [Panel(title="t", x_label="x", y_label="y", series=series)])
+    [axes] = found
+    axes.figure.draw_without_rendering()
+    return axes
+
+
+@pytest.mark.parametrize("last", [1.0, 2.0, 3.0, 7.0])
+def test_steps_have_no_ticks_between_them(last, monkeypatch, tmp_path):
+    steps = [float(step) for step in range(1, int(last) + 1)]
+    axes = drawn(monkeypatch, tmp_path, {"one": (steps, [0.5] * len(steps))})
+    assert all(float(tick).is_integer() for tick in axes.get_xticks())
+
+
+def test_seconds_may_have_ticks_between_them(monkeypatch, tmp_path):
+    axes = drawn(monkeypatch, tmp_path, {"one": ([0.1, 0.25, 0.4], [1.0, 2.0, 3.0])})
+    assert not all(float(tick).is_integer() for tick in axes.get_xticks())
+
+
+def test_legends_stand_off_the_lines(monkeypatch, tmp_path):
+    steps = [float(step) for step in range(9)]
+    # Lines in every corner and in the middle: no place inside the axes is free.
+    series = {f"{slope}": (steps, [slope * step for step in steps]) for slope in (-2, -1, 0, 1, 2)}
+    axes = drawn(monkeypatch, tmp_path, series)
+    legend, inside = axes.get_legend().get_window_extent(), axes.get_window_extent()
+    assert legend.y1 < inside.y0
+    assert legend.y0 >= 0, "inside the picture"
+
+
+def test_a_single_line_needs_no_legend(monkeypatch, tmp_path):
+    assert drawn(monkeypatch, tmp_path, {"one": ([1.0, 2.0], [1.0, 2.0])}).get_legend() is None

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-import peft
-import torch
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
-from safetensors import SafetensorError
+from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from thoughtcache.config import ThoughtConfig
-from thoughtcache.policy.handle import find_tuner
 from thoughtcache.policy.rollout import rollout
+from thoughtcache.recipes.load_adapter import put_adapter, read_adapter
 from thoughtcache.recipes.load_model import load_base, load_tokenizer
 from thoughtcache.tasks.chat import encode_prompt
 
@@ -78,40 +72,7 @@ def answer(
 
 def _load_adapted(model: str, adapter: str, dtype: str) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """A base model with a saved adapter that fits it, and the tokenizer. The adapter's files are looked at first."""
-    if not (Path(adapter) / "adapter_config.json").is_file():
-        raise ValueError(f"{adapter} holds no adapter (no adapter_config.json); give the folder that training saved")
-    try:
-        config = PeftConfig.from_pretrained(adapter)
-        saved = load_peft_weights(adapter, device="cpu")
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ValueError(
-            f"the adapter in {adapter} is damaged ({' '.join(str(error).split())}); copy it again, or train it again"
-        ) from error
-    if not isinstance(config, ThoughtConfig):
-        raise ValueError(f"{adapter} holds a {config.peft_type} adapter; give one that `thoughtcache train` saved")
+    config, saved = read_adapter(adapter)
     _, tokenizer = load_tokenizer(model)
     base = load_base(model, dtype)
-    config.base_model_name_or_path = base.name_or_path  # a moved folder is fine; whether it fits is checked below
-    adapted: Any = peft.get_peft_model(base, config)
-    expected = {name: tensor.shape for name, tensor in get_peft_model_state_dict(adapted).items()}
-    found = {name: tensor.shape for name, tensor in saved.items()}
-    different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    if different:
-        name = different[0]
-        raise ValueError(
-            f"the adapter in {adapter} does not fit {model}: {len(different)} tensors differ, first {name} "
-            f"(model {_shape(expected.get(name))}, adapter {_shape(found.get(name))}); "
-            "use the base model it was trained on"
-        )
-    try:
-        find_tuner(adapted).encoders()
-    except ValueError as error:
-        raise ValueError(
-            f"the adapter in {adapter} does not fit {model} ({error}); use the base model it was trained on"
-        ) from error
-    set_peft_model_state_dict(adapted, saved)
-    return adapted.eval(), tokenizer
-
-
-def _shape(shape: torch.Size | None) -> str:
-    return "missing" if shape is None else "x".join(map(str, shape))
+    return put_adapter(base, config, saved, folder=adapter, model=model).eval(), tokenizer

@@ -12,8 +12,11 @@ from transformers import PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback
 
 from thoughtcache.config import RunConfig
+from thoughtcache.report.files import whole_folder
 from thoughtcache.report.memory import write_memory_profile
+from thoughtcache.report.progress import plain_line
 from thoughtcache.report.trainer_progress import RichProgressCallback
+from thoughtcache.train.checkpoints import history_at_end, load_weights, newest_whole
 
 
 def learner_options(run: RunConfig) -> dict[str, Any]:
@@ -25,6 +28,21 @@ def learner_options(run: RunConfig) -> dict[str, Any]:
         "chunk_tokens": run.chunk_tokens,
         "kv_log": run.kv_log,
     }
+
+
+def find_checkpoint(folder: Path, console: Console) -> Path | None:
+    """The newest whole checkpoint of a phase; what is skipped for it, and that there is none, is printed."""
+    found = newest_whole(folder, lambda text: plain_line(console, f"warning: {text}"))
+    plain_line(console, f"{folder.name} starts anew" if found is None else f"{folder.name} goes on from {found.name}")
+    return found
+
+
+def save_adapter(model: PeftModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    """Save the adapter, and its tokenizer beside it; an older one is replaced when all files are written."""
+    with whole_folder(folder) as unfinished:
+        model.save_pretrained(str(unfinished))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(unfinished))
 
 
 def train_grpo(
@@ -49,7 +67,7 @@ def train_grpo(
         reward: reward function as TRL takes it.
         run: `save_every`, `seed` and `profile_memory` are used.
         folder: for checkpoints and the adapter.
-        resume: continue from the last checkpoint in the folder.
+        resume: continue from the newest whole checkpoint in the folder, if there is one.
         title: in front of the progress bar.
         console: where progress goes.
         settings: further fields of `ThoughtGRPOConfig` (steps, batch, group, lengths, learning rate, learner).
@@ -58,6 +76,14 @@ def train_grpo(
 
     from thoughtcache.train.grpo import ThoughtGRPOConfig, ThoughtGRPOTrainer
 
+    checkpoint = find_checkpoint(folder, console) if resume else None
+    history = history_at_end(checkpoint, settings["max_steps"])
+    if checkpoint is not None and history is not None:
+        load_weights(model, checkpoint)
+        save_adapter(model, folder / "adapter")
+        if run.profile_memory:
+            plain_line(console, "memory: no timeline, all steps were taken in an earlier call")
+        return [record for record in history if "reward" in record]
     arguments = ThoughtGRPOConfig(
         output_dir=str(folder),
         max_grad_norm=1.0,
@@ -81,8 +107,8 @@ def train_grpo(
         callbacks=[RichProgressCallback(metrics=("reward",), description=title, console=console)],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=resume)
-    model.save_pretrained(str(folder / "adapter"))
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    save_adapter(model, folder / "adapter")
     records = [record for record in trainer.state.log_history if "reward" in record]
     if run.profile_memory:
         picture = write_memory_profile(folder, trainer.memory.timeline, records)

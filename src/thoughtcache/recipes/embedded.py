@@ -28,10 +28,13 @@ from thoughtcache.planning.flops import rollout_flops_per_token
 from thoughtcache.planning.memory import PeakMemory, kv_cache_bytes
 from thoughtcache.policy.rollout import FROM_CONFIG
 from thoughtcache.recipes.arms import ARMS, TITLES, lora_window
-from thoughtcache.recipes.builders import train_grpo
-from thoughtcache.recipes.run_folder import PhaseResult, RunFolder
+from thoughtcache.recipes.builders import find_checkpoint, save_adapter, train_grpo
+from thoughtcache.recipes.run_folder import WRITING_REMEDY, PhaseResult, RunFolder
+from thoughtcache.recipes.settings import EXACT_OPTIONS, TRANSIENT_OPTIONS
+from thoughtcache.recipes.teacher_samples import kept_samples
 from thoughtcache.records import Rollout
 from thoughtcache.report.embedded import write_report
+from thoughtcache.report.files import writing
 from thoughtcache.report.progress import progress_bar
 from thoughtcache.report.trainer_progress import RichProgressCallback
 from thoughtcache.tasks.problem import Problem, sample_problems
@@ -84,6 +87,7 @@ class _Job:
 
     run: RunConfig
     task: EmbeddedTask
+    samples_file: Path
     console: Console
 
     def __post_init__(self) -> None:
@@ -115,8 +119,12 @@ class _Job:
             config = DistillConfig(
                 output_dir="", max_new_tokens=self.task.max_new_tokens, seed=self.run.seed, sample_batch_size=512
             )
-            with progress_bar("teacher samples", len(prompts), console=self.console) as advance:
-                self._samples = sample_teacher(model, prompts, config, advance)
+
+            def draw(start: int, stop: int) -> list[Rollout]:
+                with progress_bar("teacher samples", stop - start, console=self.console) as advance:
+                    return sample_teacher(model, prompts[start:stop], config, advance)
+
+            self._samples = kept_samples(self.samples_file, len(prompts), draw)
         return self._samples
 
     def accuracy(self, model: PeftModel, problems: list[Problem], window: Any = FROM_CONFIG) -> Accuracy:
@@ -154,9 +162,15 @@ def run_embedded(run: RunConfig, console: Console | None = None) -> dict[str, An
         console: where progress and the table go.
     """
     console = console or Console()
-    described = {name: value for name, value in asdict(run).items() if name not in ("resume", "overwrite")}
-    folder = RunFolder(run.output_dir, described, resume=run.resume, overwrite=run.overwrite)
-    job = _Job(run=run, task=EMBEDDED_TASKS[run.task], console=console)
+    described = {name: value for name, value in asdict(run).items() if name not in TRANSIENT_OPTIONS}
+    folder = RunFolder(run.output_dir, described, resume=run.resume, overwrite=run.overwrite, free=EXACT_OPTIONS)
+    samples = folder.samples_file("teacher")
+    job = _Job(run=run, task=EMBEDDED_TASKS[run.task], samples_file=samples, console=console)
+    with writing(folder.path, WRITING_REMEDY):
+        return _run_phases(run, folder, job, console)
+
+
+def _run_phases(run: RunConfig, folder: RunFolder, job: _Job, console: Console) -> dict[str, Any]:
     started = time.perf_counter()
     rows = {
         "base_full": folder.phase("base_full", lambda *_: _evaluate_base(job, None)),
@@ -198,10 +212,11 @@ def _distil(job: _Job, model: PeftModel, folder: Path, steps: int, resume: bool,
         accuracy = job.accuracy(current, job.validation)  # type: ignore[arg-type]
         partly = folder / PARTLY_DISTILLED
         if accuracy.percent >= PARTLY_DISTILLED_PERCENT and not partly.exists():
-            model.save_pretrained(str(partly))
+            save_adapter(model, partly)
         evaluation_seconds += time.perf_counter() - started
         return {"accuracy": accuracy.percent}
 
+    checkpoint = find_checkpoint(folder, job.console) if resume else None
     config = DistillConfig(
         output_dir=str(folder),
         num_steps=steps,
@@ -210,16 +225,16 @@ def _distil(job: _Job, model: PeftModel, folder: Path, steps: int, resume: bool,
         seed=job.run.seed,
         evaluate_every=min(EVALUATE_EVERY, steps),
         save_every=job.run.save_every,
-        resume=resume,
+        resume=False if checkpoint is None else str(checkpoint),
     )
-    if not resume:
+    if checkpoint is None:
         shutil.rmtree(folder / PARTLY_DISTILLED, ignore_errors=True)
     callback = RichProgressCallback(metrics=("eval_accuracy",), description=title, console=job.console)
     samples = job.teacher_samples()
     started = time.perf_counter()
     result = distill(model, (), config, samples=samples, evaluator=evaluate, callbacks=[callback])
     seconds = {"distil": time.perf_counter() - started - evaluation_seconds, "evaluate": evaluation_seconds}
-    model.save_pretrained(str(folder / "adapter"))
+    save_adapter(model, folder / "adapter")
     curve = [[h["step"], h["eval_accuracy"]] for h in result.history if "eval_accuracy" in h]
     losses = [[h["step"], h["loss"]] for h in result.history if "loss" in h]
     return {"curve": curve, "losses": losses, "seconds": seconds}

@@ -32,6 +32,7 @@ from thoughtcache.report.plan import (
 from thoughtcache.report.results import environment, write_results
 
 SWEEP_LENGTHS = (3072, 8192, 32768, 65536)
+SMALLEST_BYTES = 2**20
 _UNITS = {"": 1, "B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
 _SETTING_FIELDS = {field.name for field in fields(PlanSetting)} - {"model", "thought"}
 
@@ -87,7 +88,7 @@ def plan_memory(
             raise ValueError("--paper has models and settings of its own; leave out everything but --json")
         result: dict[str, Any] = _paper(console)
     else:
-        gpu_bytes, reserve_bytes = parse_bytes(gpu), None if reserve is None else _parse_reserve(reserve)
+        gpu_bytes, reserve_bytes = _parse_device(gpu), None if reserve is None else _parse_reserve(reserve)
         setting = _setting(model, options)
         if trace and setting.distills:
             raise ValueError("--trace runs the learner of GRPO; check distillation with --measure")
@@ -105,8 +106,17 @@ def plan_memory(
     return result
 
 
+def _parse_device(text: str) -> int:
+    """An amount of memory that a device may have: without a unit, `24` would be 24 bytes."""
+    found = parse_bytes(text)
+    if found < SMALLEST_BYTES:
+        number = re.sub(r"\D*$", "", text.strip())
+        raise ValueError(f"{text!r} is {found} bytes, less than any device has; write for example {number}GB")
+    return found
+
+
 def _parse_reserve(text: str) -> int:
-    return 0 if text.strip() == "0" else parse_bytes(text)
+    return 0 if text.strip() == "0" else _parse_device(text)
 
 
 def _setting(model: str | None, options: Mapping[str, Any]) -> PlanSetting:
@@ -123,9 +133,10 @@ def _plans(
     settings = side_by_side(setting)
     plans = {name: make_plan(chosen, reserve_bytes=reserve_bytes) for name, chosen in settings.items()}
     rows = f"batch {setting.batch}" if setting.distills else f"micro-batch {setting.batch}, group {setting.group}"
+    window = "none" if setting.thought.window is None else setting.thought.window
     title = (
         f"{model}, {setting.objective}, {setting.prompt_tokens} + {setting.max_new_tokens} tokens, window "
-        f"{setting.thought.window}, {rows}, {setting.dtype}, GPU {gpu_bytes / GIB:g} GiB"
+        f"{window}, {rows}, {setting.dtype}, GPU {gpu_bytes / GIB:g} GiB"
     )
     print_plans(plans, gpu_bytes, title, console)
     print_positions(setting, console)

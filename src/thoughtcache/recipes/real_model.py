@@ -5,7 +5,6 @@ Same stages and same trainers as the embedded job; only the model, the data and 
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -13,23 +12,36 @@ from typing import Any
 
 import peft
 import torch
-from peft import load_peft_weights, set_peft_model_state_dict
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from thoughtcache.config import TEACHER_BATCHES, RunConfig, ThoughtConfig
+from thoughtcache.config import RunConfig, ThoughtConfig
 from thoughtcache.policy.options import ReplayOptions
-from thoughtcache.recipes.builders import learner_options, train_grpo
+from thoughtcache.recipes.builders import learner_options, save_adapter
+from thoughtcache.recipes.distill_phase import distill_phase as _distill
 from thoughtcache.recipes.fit import refuse_what_does_not_fit
+from thoughtcache.recipes.grpo_phase import grpo_phase as _grpo
+from thoughtcache.recipes.load_adapter import WEIGHTS, put_adapter, read_adapter
 from thoughtcache.recipes.load_model import load_base, load_tokenizer
 from thoughtcache.recipes.prompts import encode_examples
-from thoughtcache.recipes.run_folder import PhaseResult, RunFolder
+from thoughtcache.recipes.run_checks import check_more_distillation, check_prompt_window, check_questions, check_window
+from thoughtcache.recipes.run_folder import WRITING_REMEDY, PhaseResult, RunFolder
+from thoughtcache.recipes.settings import (
+    EXACT_OPTIONS,
+    TRANSIENT_OPTIONS,
+    adapter_settings,
+    base_identity,
+    data_identity,
+    file_identity,
+)
+from thoughtcache.report.files import writing
 from thoughtcache.report.plots import Panel, plot_curves
-from thoughtcache.report.progress import progress_bar
 from thoughtcache.report.results import environment, write_results
-from thoughtcache.report.trainer_progress import RichProgressCallback
-from thoughtcache.tasks.chat import plain_prompt
 from thoughtcache.tasks.datasets import MathExample, load_prompts
+from thoughtcache.train.checkpoints import load_weights
+
+NOT_DESCRIBED = {*TRANSIENT_OPTIONS, "task", "evaluation_size"}
+"""Options of one call, and those of the embedded job."""
 
 
 def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | None = None) -> dict[str, Any]:
@@ -37,7 +49,7 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
 
     Args:
         run: the settings; `model` and `dataset` are needed.
-        thought: the adapter and its cache.
+        thought: the adapter and its cache; of the adapter that the run starts from, if it does.
         console: where progress goes.
 
     Raises:
@@ -47,10 +59,17 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     assert run.dataset is not None
     console = console or Console()
     ReplayOptions(**learner_options(run))
-    described = {**asdict(run), "thought": _plain(thought)}
-    for transient in ("resume", "overwrite", "force"):
-        described.pop(transient)
-    folder = RunFolder(run.output_dir, described, resume=run.resume, overwrite=run.overwrite)
+    check_window(run, thought)
+    described = {name: value for name, value in asdict(run).items() if name not in NOT_DESCRIBED}
+    folder = RunFolder(
+        run.output_dir,
+        {**described, "thought": adapter_settings(thought)},
+        resume=run.resume,
+        overwrite=run.overwrite,
+        free=EXACT_OPTIONS,
+        growing=("distill_steps", "grpo_steps"),
+    )
+    check_more_distillation(run, folder)
     report = partial(console.print, markup=False, soft_wrap=True)
     examples = load_prompts(
         run.dataset,
@@ -66,30 +85,76 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     examples, prompts = encode_examples(
         tokenizer, examples, instruction=run.instruction or None, bad_rows=run.bad_rows, report=report
     )
+    check_questions(run, len(examples))
     _check_lengths(prompts, run, config)
+    check_prompt_window(run, thought, prompts)
+    folder.describe(_identities(run, config, prompts, examples))
     refuse_what_does_not_fit(run, thought, config, prompts, console)
-    base = load_base(run.model, run.dtype, run.load_in_4bit)
-    torch.manual_seed(run.seed)
-    model: Any = peft.get_peft_model(base, thought)
-    phases: dict[str, PhaseResult] = {}
-    if run.distill_steps:
-        phases["distill"] = folder.phase(
-            "distill", lambda path, resume: _distill(run, model, prompts, path, resume, console)
-        )
-        _load_finished(model, folder.path / "distill" / "adapter")
-    if run.grpo_steps:
-        phases["grpo"] = folder.phase(
-            "grpo", lambda path, resume: _grpo(run, model, tokenizer, examples, path, resume, console)
-        )
-        _load_finished(model, folder.path / "grpo" / "adapter")
-    model.save_pretrained(str(folder.path / "adapter"))
-    tokenizer.save_pretrained(str(folder.path / "adapter"))
-    payload = {"run": described, "environment": environment(), "phases": phases}
-    write_results(folder.path / "results.json", payload)
-    if phases:
-        plot_curves(folder.path / "curves.png", _panels(phases))
+    model = _adapted(run, thought)
+    with writing(folder.path, WRITING_REMEDY):
+        phases = _phases(run, folder, model, tokenizer, prompts, examples, console)
+        save_adapter(model, folder.path / "adapter", tokenizer)
+        payload = {"run": folder.described, "environment": environment(), "phases": phases}
+        write_results(folder.path / "results.json", payload)
+        if phases:
+            plot_curves(folder.path / "curves.png", _panels(phases))
     console.print(f"adapter: {folder.path / 'adapter'}\nresults: {folder.path / 'results.json'}", soft_wrap=True)
     return payload
+
+
+def _phases(
+    run: RunConfig,
+    folder: RunFolder,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    examples: list[MathExample],
+    console: Console,
+) -> dict[str, PhaseResult]:
+    """What the phases of the run returned; `model` ends with the adapter of the last one."""
+    phases: dict[str, PhaseResult] = {}
+    if run.distill_steps:
+        samples = folder.samples_file("teacher")
+        phases["distill"] = folder.phase(
+            "distill",
+            lambda path, resume: _distill(run, model, prompts, path, samples, resume, console),
+            num_steps=run.distill_steps,
+        )
+        load_weights(model, folder.path / "distill" / "adapter")  # the phase may have run in an earlier call
+    if run.grpo_steps:
+        phases["grpo"] = folder.phase(
+            "grpo",
+            lambda path, resume: _grpo(run, model, tokenizer, examples, path, resume, console),
+            num_steps=run.grpo_steps,
+        )
+        load_weights(model, folder.path / "grpo" / "adapter")
+    return phases
+
+
+def _identities(
+    run: RunConfig, config: PretrainedConfig, prompts: list[list[int]], examples: list[MathExample]
+) -> dict[str, str]:
+    """What a path does not say: digests of the base model, the data and the adapter that the run starts from."""
+    assert run.model is not None
+    answers = [example.answer for example in examples]
+    found = {
+        "base_digest": base_identity(config, run.model),
+        "data_digest": data_identity(zip(prompts, answers, strict=True)),
+    }
+    if run.adapter is not None:
+        found["adapter_digest"] = file_identity(Path(run.adapter) / WEIGHTS)
+    return found
+
+
+def _adapted(run: RunConfig, thought: ThoughtConfig) -> Any:
+    """The base model with a new adapter, or with the one that the run starts from."""
+    assert run.model is not None
+    saved = None if run.adapter is None else read_adapter(run.adapter)[1]
+    base = load_base(run.model, run.dtype, run.load_in_4bit)
+    torch.manual_seed(run.seed)
+    if run.adapter is None or saved is None:
+        return peft.get_peft_model(base, thought)
+    return put_adapter(base, thought, saved, folder=run.adapter, model=run.model)
 
 
 def _check_lengths(prompts: list[list[int]], run: RunConfig, config: Any) -> None:
@@ -100,94 +165,6 @@ def _check_lengths(prompts: list[list[int]], run: RunConfig, config: Any) -> Non
             f"the longest prompt has {longest} tokens and --max-new-tokens is {run.max_new_tokens}, together more than "
             f"the {positions} positions of the model; lower --max-new-tokens or drop the long prompts"
         )
-
-
-def _load_finished(model: Any, folder: Path) -> None:
-    """Put the adapter of a finished phase into the model, also when the phase ran in an earlier call."""
-    set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
-
-
-def _distill(
-    run: RunConfig, model: Any, prompts: list[list[int]], folder: Path, resume: bool, console: Console
-) -> PhaseResult:
-    from thoughtcache.train.distill import distill, sample_teacher
-    from thoughtcache.train.distill_config import DistillConfig
-
-    config = DistillConfig(
-        output_dir=str(folder),
-        num_steps=run.distill_steps,
-        batch_size=run.distill_batch_size,
-        learning_rate=run.distill_learning_rate,
-        warmup_steps=min(20, run.distill_steps // 5),
-        max_new_tokens=run.max_new_tokens,
-        sample_batch_size=run.distill_batch_size * TEACHER_BATCHES,
-        pack_weights=run.pack_weights,
-        seed=run.seed,
-        save_every=run.save_every,
-        log_every=1,
-        resume=resume,
-        **learner_options(run),
-    )
-    needed = min(len(prompts), run.distill_steps * run.distill_batch_size)
-    started = time.perf_counter()
-    with progress_bar("teacher samples", needed, console=console) as advance:
-        samples = sample_teacher(model, prompts[:needed], config, advance)
-    sampling_seconds = time.perf_counter() - started
-    bar = RichProgressCallback(description="distillation", console=console)
-    result = distill(model, (), config, samples=samples, callbacks=[bar])
-    model.save_pretrained(str(folder / "adapter"))
-    return {
-        "losses": [[h["step"], h["loss"]] for h in result.history if "loss" in h],
-        "seconds": {"rollout": sampling_seconds, "distil": result.elapsed_seconds},
-    }
-
-
-def _grpo(
-    run: RunConfig,
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: list[MathExample],
-    folder: Path,
-    resume: bool,
-    console: Console,
-) -> PhaseResult:
-    from thoughtcache.train.rewards import math_correctness
-
-    started = time.perf_counter()
-    logged = train_grpo(
-        model,
-        tokenizer,
-        [_example(example, tokenizer, run.instruction) for example in examples],
-        math_correctness,
-        run,
-        folder=folder,
-        resume=resume,
-        title="GRPO",
-        console=console,
-        max_steps=run.grpo_steps,
-        per_device_train_batch_size=run.grpo_batch_size,
-        num_generations=run.group_size,
-        max_completion_length=run.max_new_tokens,
-        learning_rate=run.grpo_learning_rate,
-        beta=run.beta,
-        reuse_rollout=run.reuse_rollout,
-        pack_weights=run.pack_weights,
-        **learner_options(run),
-    )
-    return {
-        "rewards": [[record["step"], record["reward"]] for record in logged],
-        "log": logged,
-        "seconds": {"grpo": time.perf_counter() - started},
-    }
-
-
-def _example(example: MathExample, tokenizer: PreTrainedTokenizerBase, instruction: str) -> dict[str, Any]:
-    """The row that TRL sees; the same prompt tokens as `encode_prompt` gives."""
-    messages = [dict(message) for message in example.prompt]
-    if instruction:
-        messages[-1]["content"] += f"\n\n{instruction}"
-    prompt = messages if tokenizer.chat_template else plain_prompt(messages)
-    return {"prompt": prompt, "answer": example.answer}
 
 
 def _panels(phases: dict[str, PhaseResult]) -> list[Panel]:
@@ -201,12 +178,3 @@ def _panels(phases: dict[str, PhaseResult]) -> list[Panel]:
             series = {name: ([float(x) for x, _ in points], [float(y) for _, y in points])}
             panels.append(Panel(title=name, x_label="optimiser step", y_label=label, series=series))
     return panels
-
-
-def _plain(config: ThoughtConfig) -> dict[str, Any]:
-    """The adapter's settings as JSON data."""
-    names = (
-        "r", "num_global_tokens", "lora_alpha", "window", "evict_fraction", "eviction", "initial_state", "absorb",
-        "state_rule", "state_norm", "write_scale",
-    )  # fmt: skip
-    return {name: getattr(config, name) for name in names}

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from thoughtcache.config import RunConfig
 from thoughtcache.evaluation.accuracy import Accuracy
+from thoughtcache.report.files import replace_file
 from thoughtcache.report.plots import Panel, plot_curves
 from thoughtcache.report.results import environment, write_results
 from thoughtcache.report.tables import ResultRow, markdown_table, print_table
@@ -43,7 +44,7 @@ def write_report(
         table.append(_row(f"{title}, start of GRPO", {**start, **shared, "peak_memory_mib": None}))
         table.append(_row(f"{title}, after GRPO", {**result, **shared}))
     print_table(table, title=f"{run.task}, test split, n = {run.evaluation_size}, seed {run.seed}", console=console)
-    (folder / "table.md").write_text(markdown_table(table))
+    replace_file(folder / "table.md", markdown_table(table).encode())
     curves = plot_curves(folder / "curves.png", _panels(rows, grpo, titles))
     payload = {
         "run": asdict(run),

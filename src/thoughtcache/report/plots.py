@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
+
+from thoughtcache.report.files import replace_file
 
 Series = tuple[list[float], list[float]]
 
@@ -27,7 +30,6 @@ class Panel:
         y_label: with the unit.
         series: label -> (x values, y values) of equal lengths.
         from_zero: whether the y axis begins at zero.
-        legend_below: keep the legend of many series off the curves.
     """
 
     title: str
@@ -35,11 +37,13 @@ class Panel:
     y_label: str
     series: dict[str, Series] = field(default_factory=dict)
     from_zero: bool = False
-    legend_below: bool = False
 
 
 def plot_curves(path: str | Path, panels: Sequence[Panel]) -> Path:
     """Draw the panels, two per row, at 150 dots per inch. The same label has the same look in every panel.
+
+    Legends stand below the axes, off the lines; a panel with a single series needs none beside its title. An axis whose
+    values are all integers (steps, tokens) has no ticks between them.
 
     Returns:
         The path of the PNG file; a missing parent folder is made.
@@ -49,6 +53,7 @@ def plot_curves(path: str | Path, panels: Sequence[Panel]) -> Path:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     if not panels:
         raise ValueError("a figure needs at least one panel")
@@ -85,10 +90,10 @@ def plot_curves(path: str | Path, panels: Sequence[Panel]) -> Path:
         axes.spines[["top", "right"]].set_visible(False)
         if panel.from_zero:
             axes.set_ylim(bottom=0)
-        if panel.series:
-            place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2} if panel.legend_below else {}
-            axes.legend(**{"fontsize": 9 if panel.legend_below else 11, "framealpha": 0.9, **place})
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=DOTS_PER_INCH, format="png")
-    return target
+        if panel.series and all(value.is_integer() for x, _ in panel.series.values() for value in x):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        if len(panel.series) > 1:
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=9, framealpha=0.9)
+    picture = BytesIO()
+    figure.savefig(picture, dpi=DOTS_PER_INCH, format="png")
+    return replace_file(path, picture.getvalue())

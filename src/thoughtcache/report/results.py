@@ -10,16 +10,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
 import torch
+
+from thoughtcache.report.files import replace_file
 
 DISTRIBUTIONS = ("torch", "transformers", "peft", "trl", "thoughtcache")
 _GIT_TIMEOUT_SECONDS = 10.0
@@ -41,20 +41,8 @@ def write_results(path: str | Path, payload: Mapping[str, object]) -> Path:
     Raises:
         ValueError: for a value that is none of these; the old file, if any, stays as it was.
     """
-    target = Path(path)
     text = json.dumps(_plain(payload, "payload"), indent=2, sort_keys=True, allow_nan=False) + "\n"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only the owner reads
-        os.replace(temporary, target)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    return target
+    return replace_file(path, text.encode())
 
 
 def environment() -> dict[str, object]:

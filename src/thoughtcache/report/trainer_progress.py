@@ -22,7 +22,9 @@ from thoughtcache.report.progress import format_fields, new_progress, plain_line
 
 
 class RichProgressCallback(TrainerCallback):
-    """A live bar on a terminal; elsewhere one plain line every `steps_per_line` steps. Quiet on other processes.
+    """A live bar on a terminal; elsewhere a plain line every `steps_per_line` steps and one for the last step.
+
+    Quiet on other processes.
 
     Args:
         metrics: names in the trainer's logs that are shown after the loss; absent ones are skipped.
@@ -52,6 +54,7 @@ class RichProgressCallback(TrainerCallback):
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._next_line = 0
+        self._printed = 0
         self._started = 0.0
 
     def on_train_begin(
@@ -60,6 +63,7 @@ class RichProgressCallback(TrainerCallback):
         """Start the bar."""
         self.close()
         self._shown, self._next_line, self._started = {}, state.global_step + 1, time.perf_counter()
+        self._printed = state.global_step
         if state.is_world_process_zero and self.console.is_terminal:
             self._progress = new_progress(self.console)
             self._task = self._progress.add_task(
@@ -84,20 +88,28 @@ class RichProgressCallback(TrainerCallback):
     ) -> None:
         """Take over the newest values; print a line where one is due."""
         self._shown |= {name: float(logs[name]) for name in self.names if logs and name in logs}
-        fields = format_fields({name: self._shown[name] for name in self.names if name in self._shown})
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, fields=fields)
+            self._progress.update(self._task, fields=self._fields())
         elif state.is_world_process_zero and state.global_step >= self._next_line:
             # Steps 1, n, 2n, ...: the first line says early that training runs.
             self._next_line = (state.global_step // self.steps_per_line + 1) * self.steps_per_line
-            seconds = f"{time.perf_counter() - self._started:.0f} s"
-            parts = [f"{self.description} {state.global_step}/{state.max_steps}", seconds, fields]
-            plain_line(self.console, "  ".join(part for part in parts if part))
+            self._print_line(state)
+
+    def _fields(self) -> str:
+        return format_fields({name: self._shown[name] for name in self.names if name in self._shown})
+
+    def _print_line(self, state: TrainerState) -> None:
+        self._printed = state.global_step
+        seconds = f"{time.perf_counter() - self._started:.0f} s"
+        parts = [f"{self.description} {state.global_step}/{state.max_steps}", seconds, self._fields()]
+        plain_line(self.console, "  ".join(part for part in parts if part))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Stop the bar."""
+        """Stop the bar; where there is none, the last step gets its line."""
+        if self._progress is None and state.is_world_process_zero and state.global_step > self._printed:
+            self._print_line(state)
         self.close()
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ No parameter has 0 dimensions, which FSDP refuses: scalars are kept as [1].
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +63,9 @@ class ThoughtEncoder(nn.Module):
         rule: state rule; decides which optional parameters exist.
         write_scale: initial write scale `w`, positive.
         dtype: dtype of the parameters, at least fp32.
+
+    Casting a model to half precision (`model.to(torch.bfloat16)`, `model.half()`) moves its encoders and leaves them in
+    fp32: what they accumulate over hundreds of evictions does not survive 8 bits.
     """
 
     def __init__(
@@ -93,6 +96,18 @@ class ThoughtEncoder(nn.Module):
             self.gate_bias = nn.Parameter(torch.zeros(1, dtype=dtype))
         if rule == "decay":
             self.decay_logit = nn.Parameter(torch.tensor([3.0], dtype=dtype))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ThoughtEncoder:
+        """What every move and cast of a module comes down to; here no tensor ends below fp32."""
+
+        def at_least_fp32(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            wanted = torch.promote_types(moved.dtype, torch.float32)
+            # From the tensor itself where its precision was lost, not from the rounded copy.
+            return moved if moved.dtype == wanted else tensor.to(device=moved.device, dtype=wanted)
+
+        super()._apply(at_least_fp32, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def weights(self) -> EncoderWeights:
         """The tensors in at least fp32, scalars without dimensions; casts (with gradient) what is kept in less.

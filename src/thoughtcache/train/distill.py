@@ -9,6 +9,7 @@ Why before GRPO: from a zero adapter outcome reward alone taught nothing in the 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,8 +33,10 @@ from thoughtcache.policy.replay import run_replay
 from thoughtcache.policy.rollout import rollout
 from thoughtcache.policy.token_ids import check_prompts, check_rollouts
 from thoughtcache.records import Rollout
+from thoughtcache.train.checkpoints import history_at_end, load_weights, newest_whole
 from thoughtcache.train.distill_config import DistillConfig
 from thoughtcache.train.divergence import divergence
+from thoughtcache.train.evicted import check_evicted
 
 Evaluator = Callable[[nn.Module], dict[str, float]]
 
@@ -227,13 +230,24 @@ def distill(
         The log history. The adapter stays in `model`; checkpoints are in `config.output_dir`.
 
     Raises:
-        ValueError: if there is nothing to train on, samples are filtered, or `resume` finds no checkpoint.
+        ValueError: if there is nothing to train on, no sample is ever evicted, samples are filtered, or `resume` finds
+            no whole checkpoint.
     """
+    checkpoint = _last_checkpoint(config)
     if samples is None:
         samples = sample_teacher(model, prompts, config)
     check_rollouts(samples, open_policy(model), may_be_empty=True)
     check_unfiltered(samples)
-    student = under_window([s for s in samples if s.token_ids], find_tuner(model).thought_config)
+    sampled = [sample for sample in samples if sample.token_ids]
+    if not sampled:
+        raise ValueError("no teacher sample holds a token; check the prompts, and that the base model answers them")
+    student = under_window(sampled, find_tuner(model).thought_config)
+    if not config.allow_no_eviction:
+        check_evicted(student)
+    finished = history_at_end(checkpoint, config.num_steps)
+    if checkpoint is not None and finished is not None:
+        load_weights(model, checkpoint)
+        return DistillResult(history=finished)
     model.train()
     trainer = DistillTrainer(
         distill_config=config,
@@ -245,19 +259,23 @@ def distill(
         data_collator=_collate,
         callbacks=list(callbacks),
     )
-    trainer.train(resume_from_checkpoint=_last_checkpoint(config))
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     history = trainer.state.log_history
     seconds = float(history[-1].get("train_runtime", 0.0)) if history else 0.0
     return DistillResult(history=list(history), elapsed_seconds=seconds)
 
 
-def _last_checkpoint(config: DistillConfig) -> str | None:
+def _last_checkpoint(config: DistillConfig) -> Path | None:
     if not config.resume:
         return None
-    folders = sorted(Path(config.output_dir).glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
-    if not folders:
-        raise ValueError(f"resume was asked for, but {config.output_dir} holds no checkpoint; start without resume")
-    return str(folders[-1])
+    if isinstance(config.resume, str):
+        return Path(config.resume)
+    found = newest_whole(config.output_dir, lambda text: warnings.warn(text, stacklevel=4))
+    if found is None:
+        raise ValueError(
+            f"resume was asked for, but {config.output_dir} holds no whole checkpoint; start without resume"
+        )
+    return found
 
 
 def _training_arguments(config: DistillConfig, has_evaluator: bool) -> TrainingArguments:

@@ -39,7 +39,9 @@ class DistillConfig:
         evaluate_every: steps between evaluations, 0 for none.
         save_every: steps between checkpoints, 0 for none.
         log_every: steps between log lines.
-        resume: continue from the last checkpoint in `output_dir`.
+        resume: continue from the newest whole checkpoint in `output_dir`, or from the checkpoint whose folder this is.
+        allow_no_eviction: train even if no sample is long enough to be evicted under the student's window. Teacher and
+            student then see the same cache, and an adapter at its start has nothing but rounding noise to learn.
     """
 
     output_dir: str
@@ -65,7 +67,8 @@ class DistillConfig:
     evaluate_every: int = 0
     save_every: int = 0
     log_every: int = 10
-    resume: bool = False
+    resume: bool | str = False
+    allow_no_eviction: bool = False
 
     def __post_init__(self) -> None:
         _ = self.replay_options

@@ -1,0 +1,83 @@
+"""GRPO as a phase of a run on the user's model."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from thoughtcache.config import RunConfig
+from thoughtcache.recipes.builders import learner_options, train_grpo
+from thoughtcache.recipes.run_folder import PhaseResult
+from thoughtcache.report.progress import plain_line
+from thoughtcache.tasks.chat import plain_prompt
+from thoughtcache.tasks.datasets import MathExample
+
+
+def grpo_phase(
+    run: RunConfig,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: list[MathExample],
+    folder: Path,
+    resume: bool,
+    console: Console,
+) -> PhaseResult:
+    """Train `model` in place; returns the rewards by step, the log and the seconds.
+
+    Args:
+        run: the settings.
+        model: adapted model.
+        tokenizer: its tokenizer.
+        examples: questions with answers.
+        folder: for checkpoints and the adapter.
+        resume: whether the folder may hold checkpoints to go on from.
+        console: where progress goes.
+    """
+    from thoughtcache.train.rewards import math_correctness
+
+    started = time.perf_counter()
+    logged = train_grpo(
+        model,
+        tokenizer,
+        [_row(example, tokenizer, run.instruction) for example in examples],
+        math_correctness,
+        run,
+        folder=folder,
+        resume=resume,
+        title="GRPO",
+        console=console,
+        max_steps=run.grpo_steps,
+        per_device_train_batch_size=run.grpo_batch_size,
+        num_generations=run.group_size,
+        max_completion_length=run.max_new_tokens,
+        learning_rate=run.grpo_learning_rate,
+        beta=run.beta,
+        reuse_rollout=run.reuse_rollout,
+        pack_weights=run.pack_weights,
+        **learner_options(run),
+    )
+    without = [record["step"] for record in logged if record.get("cache/evictions") == 0]
+    if without and not run.allow_no_eviction:
+        plain_line(
+            console,
+            f"warning: in {len(without)} of {len(logged)} steps of GRPO no thought was evicted: all answers fitted "
+            "into the window, and these steps trained as with the full cache; lower --window",
+        )
+    return {
+        "rewards": [[record["step"], record["reward"]] for record in logged],
+        "log": logged,
+        "seconds": {"grpo": time.perf_counter() - started},
+    }
+
+
+def _row(example: MathExample, tokenizer: PreTrainedTokenizerBase, instruction: str) -> dict[str, Any]:
+    """The row that TRL sees; the same prompt tokens as `encode_prompt` gives."""
+    messages = [dict(message) for message in example.prompt]
+    if instruction:
+        messages[-1]["content"] += f"\n\n{instruction}"
+    prompt = messages if tokenizer.chat_template else plain_prompt(messages)
+    return {"prompt": prompt, "answer": example.answer}

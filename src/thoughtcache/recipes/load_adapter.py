@@ -1,0 +1,90 @@
+"""A saved adapter on its base model, with an error of one sentence where the two do not go together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from safetensors import SafetensorError
+
+from thoughtcache.config import ThoughtConfig
+from thoughtcache.policy.handle import find_tuner
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def read_adapter(folder: str) -> tuple[ThoughtConfig, dict[str, torch.Tensor]]:
+    """Settings and weights of a saved adapter.
+
+    Raises:
+        ValueError: if the folder holds no adapter, a damaged one, or one of another kind.
+    """
+    if not (Path(folder) / "adapter_config.json").is_file():
+        raise ValueError(f"{folder} holds no adapter (no adapter_config.json); give the folder that training saved")
+    try:
+        config = PeftConfig.from_pretrained(folder)
+        saved = load_peft_weights(folder, device="cpu")
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ValueError(
+            f"the adapter in {folder} is damaged ({' '.join(str(error).split())}); copy it again, or train it again"
+        ) from error
+    if not isinstance(config, ThoughtConfig):
+        raise ValueError(f"{folder} holds a {config.peft_type} adapter; give one that `thoughtcache train` saved")
+    return config, saved
+
+
+def settings_to_start_from(folder: str, changes: Mapping[str, Any]) -> ThoughtConfig:
+    """Settings of a saved adapter that is trained on.
+
+    Args:
+        folder: see `read_adapter`, as for what is raised.
+        changes: settings of the cache that are others from now on (window, evict_fraction, positions).
+    """
+    config, _ = read_adapter(folder)
+    return dataclasses.replace(config, inference_mode=False, **changes)
+
+
+def put_adapter(
+    base: Any, config: ThoughtConfig, saved: dict[str, torch.Tensor], *, folder: str, model: str
+) -> PeftModel:
+    """The base with the adapter that `read_adapter` read.
+
+    Args:
+        base: the base model.
+        config: the adapter's settings.
+        saved: its weights.
+        folder: name of the adapter in errors.
+        model: name of the base in errors.
+
+    Raises:
+        ValueError: if the adapter was trained on another base model.
+    """
+    config.base_model_name_or_path = base.name_or_path  # a moved folder is fine; whether it fits is checked below
+    adapted: Any = peft.get_peft_model(base, config)
+    expected = {name: tensor.shape for name, tensor in get_peft_model_state_dict(adapted).items()}
+    found = {name: tensor.shape for name, tensor in saved.items()}
+    different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if different:
+        name = different[0]
+        raise ValueError(
+            f"the adapter in {folder} does not fit {model}: {len(different)} tensors differ, first {name} "
+            f"(model {_shape(expected.get(name))}, adapter {_shape(found.get(name))}); "
+            "use the base model it was trained on"
+        )
+    try:
+        find_tuner(adapted).encoders()
+    except ValueError as error:
+        raise ValueError(
+            f"the adapter in {folder} does not fit {model} ({error}); use the base model it was trained on"
+        ) from error
+    set_peft_model_state_dict(adapted, saved)
+    return adapted  # type: ignore[no-any-return]
+
+
+def _shape(shape: torch.Size | None) -> str:
+    return "missing" if shape is None else "x".join(map(str, shape))

@@ -1,0 +1,115 @@
+"""What a run was asked for, in a form that can be written down and compared when it goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from thoughtcache.config import ThoughtConfig
+
+EXACT_OPTIONS = (
+    "recompute", "checkpoint_layers", "chunk_tokens", "kv_log", "reuse_rollout", "pack_weights", "save_every",
+    "profile_memory",
+)  # fmt: skip
+"""Options that change memory, time or what is left behind, and nothing that is computed beyond rounding."""
+TRANSIENT_OPTIONS = ("resume", "overwrite", "force")
+"""Options of one call rather than of the run."""
+_NO_SETTINGS = {
+    "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision",
+    "runtime_config", "task_type",
+}  # fmt: skip
+_SAMPLED_BYTES, _NUM_SAMPLES = 2**16, 16
+
+Difference = tuple[str, Any, Any]
+
+
+def adapter_settings(config: ThoughtConfig) -> dict[str, Any]:
+    """Every setting of an adapter as JSON data: ours, and those inherited from LoRA that are not at their default."""
+    settings = {}
+    for field in dataclasses.fields(config):
+        if field.name in _NO_SETTINGS:
+            continue
+        value = _plain(getattr(config, field.name))
+        default = field.default_factory() if field.default_factory is not MISSING else field.default
+        if field.name in ThoughtConfig.__annotations__ or value != _plain(default):
+            settings[field.name] = value
+    return settings
+
+
+def base_identity(config: PretrainedConfig, model: str) -> str:
+    """A short digest of a base model: its commit on the hub, or its configuration and a sample of its weights.
+
+    The first and last bytes of each weight file and some between are read, so that it takes no time at any size.
+    """
+    commit = getattr(config, "_commit_hash", None)
+    folder = Path(model).expanduser()
+    if commit is not None and not folder.is_dir():
+        return str(commit)
+    digest = hashlib.blake2b(digest_size=16)
+    ignored = ("_name_or_path", "transformers_version")
+    described = {name: value for name, value in config.to_dict().items() if name not in ignored}
+    digest.update(json.dumps(described, sort_keys=True, default=str).encode())
+    for file in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with file.open("rb") as weights:
+            for index in range(_NUM_SAMPLES + 1):
+                weights.seek(max(0, size - _SAMPLED_BYTES) * index // _NUM_SAMPLES)
+                digest.update(weights.read(_SAMPLED_BYTES))
+    return digest.hexdigest()
+
+
+def file_identity(file: Path) -> str:
+    """A digest of a whole file."""
+    return hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
+
+
+def data_identity(rows: Iterable[object]) -> str:
+    """A digest of the questions and answers, in order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for row in rows:
+        digest.update(json.dumps(row).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], *, free: Collection[str] = (), growing: Collection[str] = ()
+) -> list[Difference]:
+    """(name, value before, value now) of every setting that is another one; nested settings under their own name.
+
+    Args:
+        before: settings that were written down.
+        now: settings of this call; what it does not have is not compared.
+        free: settings that may be another one.
+        growing: counts that may be larger now.
+    """
+    found: list[Difference] = []
+    for name, value in sorted(now.items()):
+        old = before.get(name)
+        if name in free or value == old:
+            continue
+        if isinstance(value, dict) and isinstance(old, dict):
+            missing = dict.fromkeys(old.keys() - value.keys())
+            found += differences(old, {**missing, **value}, free=free, growing=growing)
+        elif not (name in growing and isinstance(old, int) and value > old):
+            found.append((name, old, value))
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(dataclasses.asdict(value))
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)

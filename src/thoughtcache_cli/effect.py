@@ -1,0 +1,142 @@
+"""Options that would change nothing beside the others that were given are refused: whoever gave them meant them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Options = Mapping[str, Any]
+
+_DISTILLATION = ("distill_batch_size", "distill_learning_rate")
+_GRPO = (
+    "group_size", "grpo_batch_size", "grpo_learning_rate", "beta", "reuse_rollout", "profile_memory", "answer_column",
+)  # fmt: skip
+_SHAPE = (
+    "r", "num_global_tokens", "lora_alpha", "state_rule", "state_norm", "initial_state", "absorb",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rule:
+    """Options without effect under a condition.
+
+    Attributes:
+        names: of the options, as they are stored.
+        when: whether they have none.
+        reason: what follows the options in the error, with the remedy.
+    """
+
+    names: tuple[str, ...]
+    when: Callable[[Options], bool]
+    reason: str
+
+
+def _full_cache(options: Options) -> bool:
+    return "window" in options and options["window"] is None
+
+
+def _never_absorbs(options: Options) -> bool:
+    return options.get("absorb") is False
+
+
+_CACHE = (
+    Rule(
+        names=("evict_fraction", "gradient", "state_rule", "state_norm"),
+        when=_full_cache,
+        reason="changes nothing under --window none, where nothing is evicted; leave it out, or give a window",
+    ),
+    Rule(
+        names=("state_rule", "state_norm"),
+        when=_never_absorbs,
+        reason="changes nothing under --no-absorb, where the state stays as it was; leave out one of them",
+    ),
+    Rule(
+        names=("kv_log",),
+        when=lambda options: options.get("recompute") is False,
+        reason="changes nothing under --no-recompute, which keeps all activations; leave out one of them",
+    ),
+)
+RULES: dict[str, tuple[Rule, ...]] = {
+    "train": (
+        Rule(
+            names=("task", "evaluation_size"),
+            when=lambda options: "model" in options,
+            reason="belongs to the embedded job and changes nothing for --model; leave it out",
+        ),
+        Rule(
+            names=_DISTILLATION,
+            when=lambda options: options.get("distill_steps") == 0,
+            reason="changes nothing with --distill-steps 0; leave it out, or set steps",
+        ),
+        Rule(
+            names=_GRPO,
+            when=lambda options: options.get("grpo_steps") == 0,
+            reason="changes nothing with --grpo-steps 0; leave it out, or set steps",
+        ),
+        Rule(
+            names=("split",),
+            when=lambda options: Path(options.get("dataset", "")).expanduser().is_file(),
+            reason="chooses among the files of a folder or hub data set, and --dataset is a file; leave it out",
+        ),
+        Rule(
+            names=_SHAPE,
+            when=lambda options: "adapter" in options,
+            reason="is a setting of the adapter in --adapter, which keeps its own; leave out one of them",
+        ),
+        *_CACHE,
+    ),
+    "generate": (
+        Rule(
+            names=("seed",),
+            when=lambda options: options["temperature"] == 0,
+            reason="changes nothing at --temperature 0, where nothing is drawn; leave it out, or set a temperature",
+        ),
+    ),
+    "plan": (
+        Rule(
+            names=("gpu", "reserve", "picture"),
+            when=lambda options: "paper" in options,
+            reason="changes nothing under --paper, which has models and settings of its own; leave out all but --json",
+        ),
+        Rule(
+            names=("picture",),
+            when=lambda options: "sweep" not in options,
+            reason="is drawn by --sweep only; add it, or leave out the picture",
+        ),
+        Rule(
+            names=("group", "logits"),
+            when=lambda options: options.get("objective") == "distill",
+            reason="changes nothing under --objective distill, without groups and full-cache LoRA; leave it out",
+        ),
+        Rule(
+            names=("kv_log",),
+            when=lambda options: options.get("device_type") == "cpu" and "measured" not in options,
+            reason="changes nothing under --device-type cpu, where device and host are one; leave it out",
+        ),
+        Rule(
+            names=("pack_weights",),
+            when=lambda options: options.get("device_type") != "cpu" and "measured" not in options,
+            reason="changes nothing on a GPU, where no packed copy is made; leave it out, or add --device-type cpu",
+        ),
+        *_CACHE,
+    ),
+}
+
+
+def refuse_without_effect(command: str, options: Options, spelled: Mapping[str, str]) -> None:
+    """Refuse the first option that would do nothing.
+
+    Args:
+        command: name of the command.
+        options: the options that were given, and those with a default of their own.
+        spelled: how each option is written, by the name that it is stored under.
+
+    Raises:
+        ValueError: with the option, the reason and the remedy.
+    """
+    for rule in RULES[command]:
+        given = [name for name in rule.names if name in options]
+        if given and rule.when(options):
+            raise ValueError(f"{spelled[given[0]]} {rule.reason}")

@@ -1,0 +1,85 @@
+"""Options that would do nothing are refused, by what was given; the same options are taken where they do something."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from thoughtcache_cli.arguments import build_parser, command_parsers
+from thoughtcache_cli.effect import RULES, refuse_without_effect
+
+OWN = ["train", "--model", "m", "--dataset", "d"]
+# refused arguments, the option that is named, and arguments with the same option where it does something
+CASES: dict[str, tuple[list[str], str, list[str]]] = {
+    "task": ([*OWN, "--task", "chains"], "--task", ["train", "--task", "chains"]),
+    "evaluation size": ([*OWN, "--evaluation-size", "9"], "--evaluation-size", ["train", "--evaluation-size", "9"]),
+    "distil batch": ([*OWN, "--distill-steps", "0", "--distill-batch-size", "9"], "--distill-batch-size",
+                     [*OWN, "--distill-batch-size", "9"]),
+    "distil rate": ([*OWN, "--distill-steps", "0", "--distill-learning-rate", "1"], "--distill-learning-rate",
+                    [*OWN, "--grpo-steps", "0", "--distill-learning-rate", "1"]),
+    **{
+        option: ([*OWN, "--grpo-steps", "0", option, *value], option, [*OWN, "--distill-steps", "0", option, *value])
+        for option, value in {
+            "--group-size": ["2"], "--grpo-batch-size": ["2"], "--grpo-learning-rate": ["1"], "--beta": ["1"],
+            "--reuse-rollout": [], "--profile-memory": [], "--answer-column": ["a"],
+        }.items()
+    },
+    "split of a file": ([*OWN[:-1], __file__, "--split", "test"], "--split", [*OWN, "--split", "test"]),
+    "r": ([*OWN, "--adapter", "a", "--r", "4"], "--r", [*OWN, "--r", "4"]),
+    "rule": ([*OWN, "--adapter", "a", "--state-rule", "delta"], "--state-rule", [*OWN, "--state-rule", "delta"]),
+    "absorb": ([*OWN, "--adapter", "a", "--no-absorb"], "--no-absorb", [*OWN, "--adapter", "a", "--window", "4"]),
+    "fraction of no window": ([*OWN, "--window", "none", "--evict-fraction", "0.5"], "--evict-fraction",
+                              [*OWN, "--window", "4", "--evict-fraction", "0.5"]),
+    "gradient": ([*OWN, "--window", "none", "--gradient", "detached"], "--gradient", [*OWN, "--gradient", "detached"]),
+    "rule of no window": ([*OWN, "--window", "none", "--state-rule", "delta"], "--state-rule",
+                          [*OWN, "--window", "none", "--no-absorb", "--initial-state", "identity"]),
+    "rule that is never used": ([*OWN, "--no-absorb", "--state-norm", "none"], "--state-norm",
+                                [*OWN, "--state-norm", "none"]),
+    "log": ([*OWN, "--no-recompute", "--kv-log", "host"], "--kv-log", [*OWN, "--kv-log", "host"]),
+    "seed when greedy": (["generate", "q", "--model", "m", "--adapter", "a", "--seed", "3"], "--seed",
+                         ["generate", "q", "--model", "m", "--adapter", "a", "--seed", "3", "--temperature", "1"]),
+    "paper on a GPU": (["plan", "--paper", "--gpu", "24GB"], "--gpu", ["plan", "--paper", "--json", "a"]),
+    "paper with a reserve": (["plan", "--paper", "--reserve", "0"], "--reserve", ["plan", "--reserve", "0"]),
+    "picture": (["plan", "--picture", "a.png"], "--picture", ["plan", "--picture", "a.png", "--sweep"]),
+    "group": (["plan", "--objective", "distill", "--group", "4"], "--group", ["plan", "--group", "4"]),
+    "logits": (["plan", "--objective", "distill", "--logits", "chunked"], "--logits", ["plan", "--logits", "chunked"]),
+    "log on a CPU": (["plan", "--device-type", "cpu", "--kv-log", "host"], "--kv-log", ["plan", "--kv-log", "host"]),
+    "packing on a GPU": (["plan", "--no-pack-weights"], "--no-pack-weights",
+                         ["plan", "--no-pack-weights", "--device-type", "cpu"]),
+    "window of a plan": (["plan", "--window", "none", "--evict-fraction", "1"], "--evict-fraction",
+                         ["plan", "--evict-fraction", "1"]),
+}  # fmt: skip
+
+
+def check(arguments: list[str]) -> None:
+    options = vars(build_parser().parse_args(arguments))
+    command = options.pop("command")
+    actions = command_parsers(build_parser())[command]._actions
+    spelled = {action.dest: action.option_strings[-1] for action in actions if action.option_strings}
+    refuse_without_effect(command, options, spelled)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_option_without_effect_is_refused_by_its_name(name: str) -> None:
+    arguments, option, good = CASES[name]
+    with pytest.raises(ValueError, match=f"^{option} .*; (leave|add|set)"):
+        check(arguments)
+    check(good)
+
+
+def test_every_option_of_the_rules_exists_and_every_rule_has_a_case() -> None:
+    for command, rules in RULES.items():
+        known = {action.dest for action in command_parsers(build_parser())[command]._actions}
+        for rule in rules:
+            assert set(rule.names) <= known
+    reasons = set()
+    for arguments, _, _ in CASES.values():
+        with pytest.raises(ValueError, match="--") as caught:
+            check(arguments)
+        reasons.add(str(caught.value).split(" ", 1)[1])
+    assert reasons == {rule.reason for rules in RULES.values() for rule in rules}
+
+
+def test_a_file_is_needed_for_the_rule_of_splits(tmp_path: Path) -> None:
+    check([*OWN[:-1], str(tmp_path), "--split", "test"])
