@@ -13,7 +13,6 @@ from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_wei
 from safetensors import SafetensorError
 
 from thoughtcache.config import ThoughtConfig
-from thoughtcache.policy.handle import find_tuner
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -65,7 +64,12 @@ def put_adapter(
         ValueError: if the adapter was trained on another base model.
     """
     config.base_model_name_or_path = base.name_or_path  # a moved folder is fine; whether it fits is checked below
-    adapted: Any = peft.get_peft_model(base, config)
+    try:
+        adapted: Any = peft.get_peft_model(base, config)
+    except ValueError as error:
+        raise ValueError(
+            f"the adapter in {folder} does not fit {model} ({error}); use the base model it was trained on"
+        ) from error
     expected = {name: tensor.shape for name, tensor in get_peft_model_state_dict(adapted).items()}
     found = {name: tensor.shape for name, tensor in saved.items()}
     different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
@@ -76,12 +80,6 @@ def put_adapter(
             f"(model {_shape(expected.get(name))}, adapter {_shape(found.get(name))}); "
             "use the base model it was trained on"
         )
-    try:
-        find_tuner(adapted).encoders()
-    except ValueError as error:
-        raise ValueError(
-            f"the adapter in {folder} does not fit {model} ({error}); use the base model it was trained on"
-        ) from error
     set_peft_model_state_dict(adapted, saved)
     return adapted  # type: ignore[no-any-return]
 
