@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from thoughtcache.state.precision import state_precision
+
 GATED_RULES = ("gated", "delta")
 
 
@@ -85,7 +87,7 @@ class ThoughtEncoder(nn.Module):
             self.decay_logit = nn.Parameter(torch.tensor(3.0, dtype=dtype))
 
     def weights(self) -> EncoderWeights:
-        """The tensors in at least fp32; casts (with gradient) if the parameters are kept in less."""
+        """The tensors in at least fp32, under autocast too; casts (with gradient) if they are kept in less."""
 
         def cast(name: str) -> Tensor | None:
             value = self._parameters.get(name)
@@ -97,8 +99,10 @@ class ThoughtEncoder(nn.Module):
             return value
 
         scale = 1.0 / math.sqrt(need("key_projection").shape[1])
+        with state_precision(self.global_queries.device.type):
+            queries = need("global_queries") @ need("query_projection").T * scale
         return EncoderWeights(
-            queries=need("global_queries") @ need("query_projection").T * scale,
+            queries=queries,
             key_projection=need("key_projection") * scale,
             value_projection=need("value_projection") * scale,
             global_tokens=need("global_tokens"),
