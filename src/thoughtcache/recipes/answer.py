@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerBase
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.policy.rollout import rollout
-from thoughtcache.recipes.load_model import load_base, load_tokenizer
+from thoughtcache.recipes.load_model import load_base, load_tokenizer, read_tokenizer
 from thoughtcache.tasks.chat import encode_prompt
+from thoughtcache.tasks.saved_prompt import saved_instruction
 
 
 def answer(
@@ -35,7 +36,10 @@ def answer(
     seed: int = 0,
     stop: Sequence[str] = (),
 ) -> str:
-    """One completion of a saved adapter under its own window.
+    """One completion of a saved adapter under its own window, of the prompt as it was trained on.
+
+    Tokenizer, chat template and instruction are those that training saved with the adapter; without a saved tokenizer
+    the base model's is taken. It ends where completions ended in training (`ends.py`).
 
     Args:
         prompt: the question.
@@ -57,7 +61,8 @@ def answer(
             for another base model.
     """
     adapted, tokenizer = _load_adapted(model, adapter, dtype)
-    prompt_ids = encode_prompt(tokenizer, [{"role": "user", "content": prompt}])
+    message = {"role": "user", "content": prompt}
+    prompt_ids = encode_prompt(tokenizer, [message], instruction=saved_instruction(adapter))
     (result,) = rollout(
         adapted,
         [prompt_ids],
@@ -90,6 +95,8 @@ def _load_adapted(model: str, adapter: str, dtype: str) -> tuple[PeftModel, PreT
     if not isinstance(config, ThoughtConfig):
         raise ValueError(f"{adapter} holds a {config.peft_type} adapter; give one that `thoughtcache train` saved")
     _, tokenizer = load_tokenizer(model)
+    if (Path(adapter) / "tokenizer_config.json").is_file():
+        tokenizer = read_tokenizer(adapter)
     base = load_base(model, dtype)
     config.base_model_name_or_path = base.name_or_path  # a moved folder is fine; whether it fits is checked below
     adapted: Any = peft.get_peft_model(base, config)

@@ -116,7 +116,7 @@ class _Job:
                 output_dir="", max_new_tokens=self.task.max_new_tokens, seed=self.run.seed, sample_batch_size=512
             )
             with progress_bar("teacher samples", len(prompts), console=self.console) as advance:
-                self._samples = sample_teacher(model, prompts, config, advance)
+                self._samples = sample_teacher(model, prompts, config, advance, tokenizer=self.tokenizer)
         return self._samples
 
     def accuracy(self, model: PeftModel, problems: list[Problem], window: Any = FROM_CONFIG) -> Accuracy:

@@ -30,6 +30,7 @@ from thoughtcache.report.results import environment, write_results
 from thoughtcache.report.trainer_progress import RichProgressCallback
 from thoughtcache.tasks.chat import plain_prompt
 from thoughtcache.tasks.datasets import MathExample, load_prompts
+from thoughtcache.tasks.saved_prompt import save_prompt_format
 
 
 def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | None = None) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     phases: dict[str, PhaseResult] = {}
     if run.distill_steps:
         phases["distill"] = folder.phase(
-            "distill", lambda path, resume: _distill(run, model, prompts, path, resume, console)
+            "distill", lambda path, resume: _distill(run, model, tokenizer, prompts, path, resume, console)
         )
         _load_finished(model, folder.path / "distill" / "adapter")
     if run.grpo_steps:
@@ -83,7 +84,8 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
         )
         _load_finished(model, folder.path / "grpo" / "adapter")
     model.save_pretrained(str(folder.path / "adapter"))
-    tokenizer.save_pretrained(str(folder.path / "adapter"))
+    for phase in ("", *phases):
+        _save_format(folder.path / phase / "adapter", tokenizer, run)
     payload = {"run": described, "environment": environment(), "phases": phases}
     write_results(folder.path / "results.json", payload)
     if phases:
@@ -102,13 +104,25 @@ def _check_lengths(prompts: list[list[int]], run: RunConfig, config: Any) -> Non
         )
 
 
+def _save_format(folder: Path, tokenizer: PreTrainedTokenizerBase, run: RunConfig) -> None:
+    """Put beside an adapter what `thoughtcache generate` needs to ask as training did."""
+    tokenizer.save_pretrained(str(folder))
+    save_prompt_format(folder, instruction=run.instruction)
+
+
 def _load_finished(model: Any, folder: Path) -> None:
     """Put the adapter of a finished phase into the model, also when the phase ran in an earlier call."""
     set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
 
 
 def _distill(
-    run: RunConfig, model: Any, prompts: list[list[int]], folder: Path, resume: bool, console: Console
+    run: RunConfig,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    folder: Path,
+    resume: bool,
+    console: Console,
 ) -> PhaseResult:
     from thoughtcache.train.distill import distill, sample_teacher
     from thoughtcache.train.distill_config import DistillConfig
@@ -131,7 +145,7 @@ def _distill(
     needed = min(len(prompts), run.distill_steps * run.distill_batch_size)
     started = time.perf_counter()
     with progress_bar("teacher samples", needed, console=console) as advance:
-        samples = sample_teacher(model, prompts[:needed], config, advance)
+        samples = sample_teacher(model, prompts[:needed], config, advance, tokenizer=tokenizer)
     sampling_seconds = time.perf_counter() - started
     bar = RichProgressCallback(description="distillation", console=console)
     result = distill(model, (), config, samples=samples, callbacks=[bar])
