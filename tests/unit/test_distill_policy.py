@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,8 @@ LENGTH = 12
 def test_the_student_is_scored_as_it_samples(positions: str, window: int | str | None) -> None:
     model = tiny_model(window=window, positions=positions)
     rollouts = tc.rollout(model, PROMPTS, max_new_tokens=LENGTH, ignore_eos=True)
-    student = under_window(rollouts, model.base_model.thought_config)
+    taught = [replace(row, settings=row.settings.with_full_cache(), evictions=(), states=None) for row in rollouts]
+    student = under_window(taught, model.base_model.thought_config)
     for ours, sampled in zip(student, rollouts, strict=True):
         assert ours.settings == sampled.settings
         assert [event.before_token for event in ours.evictions] == [event.before_token for event in sampled.evictions]

@@ -29,6 +29,11 @@ def check_arguments(
                 f"{name} is not supported under a bounded cache: tokens that the policy did not sample token by token "
                 "cannot be replayed; leave it out"
             )
+    if args.cast_lm_head_to_fp32 and not isinstance(model, str) and model.config.tie_word_embeddings:
+        raise ValueError(
+            "cast_lm_head_to_fp32=True is not supported with tied embeddings: TRL looks for the embeddings where an "
+            "adapted model does not have them; use False, or load the model with tie_word_embeddings=False"
+        )
     if peft_config is not None:
         if not isinstance(peft_config, ThoughtConfig):
             raise ValueError(f"peft_config must be a ThoughtConfig, got {type(peft_config).__name__}")
