@@ -43,8 +43,9 @@ class ThoughtGRPOConfig(GRPOConfig):
         reuse_rollout: let the learner start from the sampler's keys, values, states and log-probabilities as long as
             the weights have not changed, which saves its first forward pass and costs the memory of these records
             (`kv_log` says where). The logged gap between sampling and replay is then zero by construction.
-        reference: what the KL term compares with. "consistent": adapter off, the same evictions replayed (default);
-            "full": adapter off, full cache (the paper's).
+        reference: what the KL term compares with. "consistent": the same evictions replayed (default); "full": full
+            cache (the paper's). The weights are those with the adapter off if the trainer made the adapter
+            (`peft_config`); of a model that came with one, TRL's frozen copy of that.
         profile_memory: keep a timeline of the memory in use in `trainer.memory.timeline`.
         rollout_batch_size: sequences decoded at once; None decodes the generation batch of a process in one go.
         compile_rollout: static shapes and compiled steps in sampling; see `rollout(compile=True)`.
