@@ -123,7 +123,7 @@ def _initial(policy: PolicyHandle) -> list[Tensor] | None:
 def _absorb(encoder: ThoughtEncoder, S: Tensor, K_e: Tensor, V_e: Tensor, config: ThoughtConfig) -> Tensor:
     """`naive_absorb` in the precision of the state, whatever that of the model is."""
     with state_precision(S.device.type):
-        return naive_absorb(encoder, S, K_e.to(S), V_e.to(S), config.state_rule, config.state_norm)
+        return naive_absorb(encoder, S, K_e, V_e, config.state_rule, config.state_norm)
 
 
 def _cut(kv: TokenKV) -> TokenKV:
