@@ -92,7 +92,8 @@ def texts(model: peft.PeftModel, tokenizer: Any, folder: Path, options: argparse
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     with path.open("a") as file:
         for start in range(len(done), len(ids), config.sample_batch_size):
-            part = sample_teacher(model, ids[start : start + config.sample_batch_size], replace(config, seed=start))
+            piece, settings = ids[start : start + config.sample_batch_size], replace(config, seed=start)
+            part = sample_teacher(model, piece, settings, tokenizer=tokenizer)
             rows = [{"prompt": row.prompt_ids, "thought": row.token_ids} for row in part]
             done += rows
             file.writelines(json.dumps(row) + "\n" for row in rows)

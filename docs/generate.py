@@ -1,4 +1,7 @@
-"""Writes docs/cli.md from the parser's help. `python docs/generate.py --check` fails if the page is not current."""
+"""Writes docs/cli.md from the parser's help and docs/trl.md from the table of TRL's options.
+
+`python docs/generate.py --check` fails if a page is not current.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,14 @@ import os
 import sys
 from pathlib import Path
 
+from thoughtcache.train.trl_options import NO_MEANING, REFUSED, REFUSED_BY_OTHER_NAME, WORKS
 from thoughtcache_cli.arguments import build_parser
 
-PAGE = Path(__file__).parent / "cli.md"
+FOLDER = Path(__file__).parent
 
 
-def render() -> str:
-    """The page as text: the help of `thoughtcache` and of every command, at a fixed width."""
+def command_line_page() -> str:
+    """The help of `thoughtcache` and of every command, at a fixed width."""
     os.environ["COLUMNS"] = "100"
     parser = build_parser()
     commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
@@ -23,16 +27,53 @@ def render() -> str:
     return "\n".join(parts)
 
 
+OPTIONS_INTRODUCTION = """\
+# TRL's options
+
+`tc.ThoughtGRPOConfig` is `trl.GRPOConfig` (TRL 1.16, with all fields of transformers' `TrainingArguments`) and some
+fields of its own. Generated from `train/trl_options.py` by `make docs`; a test fails when TRL adds an option.
+
+A model's own `generation_config` is looked at as well (`train/model_generation.py`): what would shape TRL's samples and
+is not scored here (`suppress_tokens`, `no_repeat_ngram_size`, `min_p` and their kind) is refused when the trainer is
+made. Temperature, `top_k`, `top_p` and the repetition penalty come from TRL's options, as in TRL.
+
+## Refused
+Some values of these options are refused when the configuration is made.
+"""
+
+
+def options_page() -> str:
+    """What becomes of every option of TRL's."""
+    parts = [OPTIONS_INTRODUCTION, "| option | refused values | why | use instead |", "|---|---|---|---|"]
+    parts += [f"| `{n}` | {r.values} | {r.reason} | {r.remedy} |" for n, r in REFUSED.items()]
+    for name, other in REFUSED_BY_OTHER_NAME.items():
+        parts.append(f"| `{name}` | on | {f'see `{other}`' if other in REFUSED else other} | off |")
+    parts += ["", "## Works", "| options | test |", "|---|---|"]
+    parts += [f"| {_listed(names)} | {test} |" for test, names in WORKS.items()]
+    parts += ["", "## Has no meaning here", "| options | why |", "|---|---|"]
+    parts += [f"| {_listed(names)} | {reason} |" for reason, names in NO_MEANING.items()]
+    return "\n".join([*parts, ""])
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+PAGES = {"cli.md": command_line_page, "trl.md": options_page}
+
+
 def main() -> int:
-    """Write the page, or compare it."""
-    text = render()
-    if "--check" in sys.argv[1:]:
-        current = PAGE.is_file() and PAGE.read_text() == text
-        if not current:
-            sys.stderr.write("docs/cli.md is not current; run `make docs`\n")
-        return 0 if current else 1
-    PAGE.write_text(text)
-    return 0
+    """Write the pages, or compare them."""
+    stale = []
+    for name, render in PAGES.items():
+        page, text = FOLDER / name, render()
+        if "--check" not in sys.argv[1:]:
+            page.write_text(text)
+        elif not page.is_file() or page.read_text() != text:
+            stale.append(name)
+    if stale:
+        sys.stderr.write(f"not current: {', '.join(stale)}; run `make docs`\n")
+    return 1 if stale else 0
 
 
 if __name__ == "__main__":

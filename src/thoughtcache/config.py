@@ -55,8 +55,9 @@ class ThoughtConfig(LoraConfig):
         lora_alpha: the delta is scaled by `lora_alpha / r`.
         target_modules: linear layers inside the decoder layers; the paper says all of them.
         num_global_tokens: G, global queries and tokens (paper: 32).
-        window: thought tokens that stay in the cache: an integer, "prompt" (longest prompt of the batch, the
-            paper's training setting), or None for the full cache.
+        window: thought tokens that stay in the cache: an integer, "prompt" (the paper's training setting: the longest
+            prompt of a call of `rollout`, which in GRPO is the generation batch of a process; of all teacher samples in
+            distillation), or None for the full cache.
         evict_fraction: share of the window that leaves when it is full (paper: 0.25).
         eviction: name of the eviction policy.
         positions: "absolute" (a thought keeps its position, and the model's positions bound the length) or "rolling"
@@ -160,7 +161,7 @@ class RunConfig:
         group_size: completions per question (G of GRPO).
         grpo_batch_size: completions per GRPO step and process, a multiple of `group_size`.
         grpo_learning_rate: learning rate of GRPO (paper: 1e-5).
-        beta: weight of the KL term to the cache-consistent reference.
+        beta: weight of the KL term to the cache-consistent reference: the adapter as GRPO begins with it.
         gradient: "exact", "detached" or a number of segments.
         recompute: run segments again in the backward pass, so that memory stays flat in the length; False keeps all
             activations. The embedded job, where everything fits, always keeps them.

@@ -96,9 +96,29 @@ class SamplingSettings:
     stop_strings: tuple[str, ...] = ()
     positions: Literal["absolute", "rolling"] = "absolute"
 
+    def under_cache(
+        self, *, window: int | None, num_evicted: int | None, eviction: str, positions: str
+    ) -> SamplingSettings:
+        """The same tokens as another cache would have seen them.
+
+        Args:
+            window: resident thoughts, an integer by now, or None for the full cache.
+            num_evicted: thought tokens that leave at once.
+            eviction: name of the eviction policy.
+            positions: of the adapter; with a full cache they count all tokens whatever it says.
+        """
+        rolls = positions == "rolling" and window is not None
+        return replace(
+            self,
+            window=window,
+            num_evicted=num_evicted,
+            eviction=eviction,
+            positions="rolling" if rolls else "absolute",
+        )
+
     def with_full_cache(self) -> SamplingSettings:
         """The same without evictions; positions then count all tokens."""
-        return replace(self, window=None, num_evicted=None, positions="absolute")
+        return self.under_cache(window=None, num_evicted=None, eviction=self.eviction, positions="absolute")
 
     @property
     def scoring_temperature(self) -> float:

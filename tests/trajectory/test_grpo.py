@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,10 +111,9 @@ def test_gap_shows_that_the_scored_policy_is_another(tmp_path: Path) -> None:
     trainer = make_trainer(_model(), tmp_path)
     inputs = _generate(trainer)
     trainer._compute_loss(trainer.model, inputs)
-    with torch.no_grad():
-        for name, parameter in trainer.model.named_parameters():
-            if "lora_B" in name:
-                parameter.mul_(1.5)
+    for name, parameter in trainer.model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.mul_(1.5)  # the one kind of write that makes no rollout stale, as a fault would
     trainer._compute_loss(trainer.model, inputs)
     metrics = trainer._metrics["train"]
     assert metrics["policy/gap_max"][0] < TOLERANCE[torch.float32]
@@ -248,6 +248,61 @@ def test_every_generation_has_a_seed_of_its_own(tmp_path: Path) -> None:
     again.model.train()
     again.state.global_step = 1
     assert again._rollout_seed() == seeds[6], "a resumed run draws what the uninterrupted one drew"
+
+
+def test_every_process_draws_numbers_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = []
+    for index in (0, 1, 2):
+        trainer = make_trainer(_model(), tmp_path)
+        monkeypatch.setattr(type(trainer.accelerator), "process_index", index)
+        trainer.model.train()
+        seeds.append(trainer._rollout_seed())
+    assert len(set(seeds)) == 3
+
+
+def test_passes_in_pieces_score_every_row_of_a_generation(tmp_path: Path) -> None:
+    """TRL scores a generation batch for the old policy and the reference in pieces of one micro-batch."""
+    changes = {"per_device_train_batch_size": 1, "steps_per_generation": 4, "num_iterations": 2, "beta": 0.04}
+    config = tc.ThoughtConfig(r=3, num_global_tokens=5, window=5)
+    trainer = make_trainer(base_with_eos(dtype=torch.float32), tmp_path, peft_config=config, **changes)
+    with torch.no_grad():
+        for name, parameter in trainer.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.2, generator=torch.Generator().manual_seed(3))
+    inputs = _generate(trainer)
+    rollouts = trainer._generations["train"].rollouts
+    with torch.no_grad(), trainer.model.disable_adapter():
+        reference = tc.replay(trainer.model, rollouts, anchored=False).logprobs
+    assert len({tuple(row.token_ids) for row in rollouts}) == len(rollouts) == 4
+    assert max_difference(inputs["old_per_token_logps"], padded(rollouts)) < TOLERANCE[torch.float32]
+    assert max_difference(inputs["ref_per_token_logps"], reference) < TOLERANCE[torch.float32]
+    assert max_difference(inputs["ref_per_token_logps"], padded(rollouts)) > 1e-2
+
+
+def test_the_gap_is_what_lies_between_the_recorded_and_the_replayed_policy(tmp_path: Path) -> None:
+    """Two tokens are recorded wrongly on purpose, one too low and one too high by 0.3 nats."""
+    trainer = make_trainer(_model(), tmp_path, epsilon=0.2, epsilon_high=0.5)
+    inputs = _generate(trainer)
+    generation = trainer._generations["train"]
+    for row, error in ((1, -0.3), (3, 0.3)):
+        record = generation.rollouts[row]
+        wrong = record.logprobs.clone()
+        wrong[-1] += error
+        generation.rollouts[row] = replace(record, logprobs=wrong)
+    trainer._compute_loss(trainer.model, inputs)
+    count = sum(len(row.token_ids) for row in generation.rollouts)
+    found = {name: values for name, values in trainer._metrics["train"].items() if name.startswith("policy/")}
+    expected = {
+        "policy/gap_mean": [0.6 / count],
+        "policy/gap_p99": [0.3],  # fewer than a hundred tokens: the largest
+        "policy/gap_max": [0.3],
+        # exp(0.3) = 1.35 lies below 1 + 0.5, exp(-0.3) = 0.74 below 1 - 0.2
+        "policy/gap_outside_clip": [1 / count],
+    }
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, abs=TOLERANCE[torch.float32]), name
+    assert count < 100
 
 
 def test_evaluation_between_two_iterations_leaves_the_training_rollouts_alone(tmp_path: Path) -> None:

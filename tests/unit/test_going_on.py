@@ -234,9 +234,9 @@ def test_more_distillation_draws_only_the_samples_that_are_missing(
     drawn: list[int] = []
     sample = distill_module.sample_teacher
 
-    def watched(model: Any, prompts: Any, *arguments: Any) -> Any:
+    def watched(model: Any, prompts: Any, *arguments: Any, **options: Any) -> Any:
         drawn.append(len(prompts))
-        return sample(model, prompts, *arguments)
+        return sample(model, prompts, *arguments, **options)
 
     monkeypatch.setattr(distill_module, "sample_teacher", watched)
     text = train(run_config(user, tmp_path, distill_steps=3, resume=True))

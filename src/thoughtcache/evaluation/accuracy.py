@@ -93,6 +93,7 @@ def exact_match_accuracy(
         seed=seed,
         window=window,
         batch_size=batch_size,
+        tokenizer=tokenizer,
         anchors=False,
         progress=progress,
     )

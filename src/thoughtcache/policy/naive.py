@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from thoughtcache.cache import ReplayCache
-from thoughtcache.config import GradientMode
+from thoughtcache.config import GradientMode, ThoughtConfig
 from thoughtcache.policy.handle import PolicyHandle, open_policy
 from thoughtcache.policy.token_ids import check_rollouts
 from thoughtcache.records import Rollout, TokenLogProbs
+from thoughtcache.state.encoder import ThoughtEncoder
 from thoughtcache.state.naive import naive_absorb, naive_initial_state
+from thoughtcache.state.precision import state_precision
 
 TokenKV = tuple[Tensor, Tensor]
 Turn = Callable[[Tensor, int], Tensor]
@@ -76,7 +78,7 @@ def _one_sequence(policy: PolicyHandle, rollout: Rollout, gradient: GradientMode
                 turn = _turn(policy, layer) if settings.positions == "rolling" else None
                 thoughts[layer], K_e, V_e = _leave(thoughts[layer], slots, event.num_tokens, turn)
                 if S is not None and encoders and config.absorb:
-                    S[layer] = naive_absorb(encoders[layer], S[layer], K_e, V_e, config.state_rule, config.state_norm)
+                    S[layer] = _absorb(encoders[layer], S[layer], K_e, V_e, config)
         rolls = settings.positions == "rolling" and t >= 0
         place = len(rollout.prompt_ids) + len(thoughts[0]) if rolls else position
         past = [_as_tensors(prompt[layer], thoughts[layer]) for layer in layers]
@@ -111,10 +113,17 @@ def _initial(policy: PolicyHandle) -> list[Tensor] | None:
     if not tuner.adapter_enabled or config.is_plain_lora:
         return None
     if config.initial_state == "global":
-        return [naive_initial_state(encoder) for encoder in tuner.encoders()]
+        with state_precision(policy.device.type):
+            return [naive_initial_state(encoder) for encoder in tuner.encoders()]
     like = [encoder.log_write_scale for encoder in tuner.encoders()]
     make = torch.zeros if config.initial_state == "zero" else torch.eye
     return [make(config.num_global_tokens, config.r, dtype=x.dtype, device=x.device) for x in like]
+
+
+def _absorb(encoder: ThoughtEncoder, S: Tensor, K_e: Tensor, V_e: Tensor, config: ThoughtConfig) -> Tensor:
+    """`naive_absorb` in the precision of the state, under autocast too."""
+    with state_precision(S.device.type):
+        return naive_absorb(encoder, S, K_e, V_e, config.state_rule, config.state_norm)
 
 
 def _cut(kv: TokenKV) -> TokenKV:

@@ -34,7 +34,7 @@ from thoughtcache.policy.kv_log import Place
 from thoughtcache.policy.limits import check_positions
 from thoughtcache.policy.options import CHUNK_TOKENS, ReplayOptions
 from thoughtcache.policy.reverse import reverse_replay
-from thoughtcache.policy.scores import ScoreFunction, row_scores
+from thoughtcache.policy.scores import ScoreFunction, row_scores, running_autocast
 from thoughtcache.policy.segment import Boundary, Chunk, cut, join_scores, plan_chunks, run_chunk
 from thoughtcache.policy.token_ids import check_rollouts
 from thoughtcache.policy.token_logprobs import token_logprobs
@@ -57,7 +57,8 @@ def replay(
     """Log-probabilities of the sampled tokens under the policy that sampled them, without filters; differentiable.
 
     Args:
-        model: the adapted model, wrapped (DDP, accelerate) or not; the call goes through its `forward`.
+        model: the adapted model, wrapped (DDP, accelerate) or not; the call goes through its `forward`. An autocast
+            region counts if this call stands in it, as it does for `rollout`; states stay in fp32 in either case.
         rollouts: sequences sampled under one set of cache settings.
         gradient: "exact", "detached" or the number of segments per exact block.
         anchored: use the recorded states (with the gradient of the recomputed ones). Right as long as the weights are
@@ -132,10 +133,13 @@ def run_replay(
         batch = replace(batch, settings=batch.settings.with_full_cache())
         check_positions(batch.prompts.ids.shape[1], batch.longest, batch.settings, policy.max_positions)
     chunks = plan_chunks(batch, options.chunk_tokens)
+    autocast = running_autocast(policy.device.type)
 
     def request(tuner: ThoughtModel) -> tuple[Tensor, ...]:
         run = reverse_replay if options.recompute and torch.is_grad_enabled() else _plain_replay
-        return run(policy, batch, chunks, score, options)
+        # Sampling does not go through `forward`: a region that accelerate has put around it is not the policy's.
+        with torch.autocast(**autocast):
+            return run(policy, batch, chunks, score, options)
 
     outputs: tuple[Tensor, ...] = model(thought_request=request)
     return outputs

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from thoughtcache.cache.schedule import evict_count
 from thoughtcache.cache.slot_cache import EvictFn
+from thoughtcache.ends import stop_token_ids
 from thoughtcache.policy.engine import Engine
 from thoughtcache.policy.handle import PolicyHandle, open_policy
 from thoughtcache.policy.kv_log import Place, check_place
@@ -79,10 +80,11 @@ def rollout(
         window: resident thoughts instead of the adapter's own: an integer, "prompt" or None for the full cache.
         batch_size: slots: sequences decoded at once, all of them by default. A slot whose sequence ends takes the next
             prompt at once.
-        stop_ids: tokens that end a row, instead of the end-of-sequence tokens that the model declares.
+        stop_ids: tokens that end a row, instead of the end-of-sequence tokens of the model and of `tokenizer`.
         stop_strings: texts that end a row, whether tokens are ignored or not: it ends with the token that completes
             the first of them in the text of its thoughts, special tokens included.
-        tokenizer: makes that text; needed with `stop_strings`.
+        tokenizer: of the model. It makes that text, and its end-of-sequence token ends a row as those that the model
+            declares do; without it only the model's are known. Needed with `stop_strings`.
         kv_log: record the keys and values of all tokens on the "device" or the "host", and the entropies, so that
             `replay(reuse=True)` needs no forward pass of its own; None records neither.
         anchors: record the thought states after each eviction (`Rollout.states`), which keep a replay on the sampled
@@ -153,7 +155,7 @@ def rollout(
         [prompt_ids[row] for row in chosen],
         settings,
         seeds=[seeds[row] for row in chosen],
-        stop_ids=_stop_ids(policy, settings) if stop_ids is None or ignore_eos else list(stop_ids),
+        stop_ids=_stop_ids(policy, settings, tokenizer) if stop_ids is None or ignore_eos else list(stop_ids),
         stop_strings=texts,
         num_slots=min(batch_size or len(chosen), len(chosen)),
         kv_log=kv_log,
@@ -195,11 +197,8 @@ def _window(
     return resolved, evict_count(resolved, config.evict_fraction)
 
 
-def _stop_ids(policy: PolicyHandle, settings: SamplingSettings) -> list[int]:
-    """End-of-sequence tokens that the model declares; none if they are to be ignored."""
+def _stop_ids(policy: PolicyHandle, settings: SamplingSettings, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
+    """End-of-sequence tokens of the model and of its tokenizer; none if they are to be ignored."""
     if settings.ignore_eos:
         return []
-    declared = policy.tuner.model.generation_config.eos_token_id
-    if declared is None:
-        return []
-    return [declared] if isinstance(declared, int) else list(declared)
+    return stop_token_ids(policy.tuner.model.generation_config.eos_token_id, tokenizer)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from thoughtcache.policy.rollout import rollout
 from thoughtcache.recipes.load_adapter import put_adapter, read_adapter
-from thoughtcache.recipes.load_model import load_base, load_tokenizer
+from thoughtcache.recipes.load_model import load_base, load_tokenizer, read_tokenizer
 from thoughtcache.tasks.chat import encode_prompt
+from thoughtcache.tasks.saved_prompt import saved_instruction
 
 
 def answer(
@@ -29,7 +31,10 @@ def answer(
     seed: int = 0,
     stop: Sequence[str] = (),
 ) -> str:
-    """One completion of a saved adapter under its own window.
+    """One completion of a saved adapter under its own window, of the prompt as it was trained on.
+
+    Tokenizer, chat template and instruction are those that training saved with the adapter; without a saved tokenizer
+    the base model's is taken. It ends where completions ended in training (`ends.py`).
 
     Args:
         prompt: the question.
@@ -51,7 +56,8 @@ def answer(
             for another base model.
     """
     adapted, tokenizer = _load_adapted(model, adapter, dtype)
-    prompt_ids = encode_prompt(tokenizer, [{"role": "user", "content": prompt}])
+    message = {"role": "user", "content": prompt}
+    prompt_ids = encode_prompt(tokenizer, [message], instruction=saved_instruction(adapter))
     (result,) = rollout(
         adapted,
         [prompt_ids],
@@ -74,5 +80,7 @@ def _load_adapted(model: str, adapter: str, dtype: str) -> tuple[PeftModel, PreT
     """A base model with a saved adapter that fits it, and the tokenizer. The adapter's files are looked at first."""
     config, saved = read_adapter(adapter)
     _, tokenizer = load_tokenizer(model)
+    if (Path(adapter) / "tokenizer_config.json").is_file():
+        tokenizer = read_tokenizer(adapter)
     base = load_base(model, dtype)
     return put_adapter(base, config, saved, folder=adapter, model=model).eval(), tokenizer

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from transformers import PreTrainedTokenizerBase
 
 from thoughtcache.config import TEACHER_BATCHES, RunConfig
 from thoughtcache.policy.handle import find_tuner
@@ -22,6 +23,7 @@ from thoughtcache.report.trainer_progress import RichProgressCallback
 def distill_phase(
     run: RunConfig,
     model: Any,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[int]],
     folder: Path,
     samples_file: Path,
@@ -33,6 +35,7 @@ def distill_phase(
     Args:
         run: the settings.
         model: adapted model.
+        tokenizer: of the model; its end-of-sequence token ends the teacher's samples as well.
         prompts: token ids of all questions.
         folder: for checkpoints and the adapter.
         samples_file: where the teacher's samples are kept.
@@ -67,7 +70,7 @@ def distill_phase(
         # Samples that a longer run adds have numbers of their own.
         settings = replace(config, seed=config.seed + start, resume=False)
         with progress_bar("teacher samples", stop - start, console=console) as advance:
-            return sample_teacher(model, prompts[start:stop], settings, advance)
+            return sample_teacher(model, prompts[start:stop], settings, advance, tokenizer=tokenizer)
 
     started = time.perf_counter()
     needed = min(len(prompts), run.distill_steps * run.distill_batch_size)

@@ -122,7 +122,7 @@ class _Job:
 
             def draw(start: int, stop: int) -> list[Rollout]:
                 with progress_bar("teacher samples", stop - start, console=self.console) as advance:
-                    return sample_teacher(model, prompts[start:stop], config, advance)
+                    return sample_teacher(model, prompts[start:stop], config, advance, tokenizer=self.tokenizer)
 
             self._samples = kept_samples(self.samples_file, len(prompts), draw)
         return self._samples

@@ -27,11 +27,22 @@ def load_tokenizer(model: str) -> tuple[Any, PreTrainedTokenizerBase]:
         raise ValueError(f"the model folder {model!r} does not exist; pass an existing folder, or a model of the hub")
     with _readable(model):
         config = AutoConfig.from_pretrained(model)
-        tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = read_tokenizer(model)
     check_model(config)
+    return config, tokenizer
+
+
+def read_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id, of a model or of an adapter, with a token to pad with if it has an end.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    with _readable(folder):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return config, tokenizer
+    return tokenizer
 
 
 @contextmanager

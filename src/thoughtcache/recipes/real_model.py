@@ -38,6 +38,7 @@ from thoughtcache.report.files import writing
 from thoughtcache.report.plots import Panel, plot_curves
 from thoughtcache.report.results import environment, write_results
 from thoughtcache.tasks.datasets import MathExample, load_prompts
+from thoughtcache.tasks.saved_prompt import save_prompt_format
 from thoughtcache.train.checkpoints import load_weights
 
 NOT_DESCRIBED = {*TRANSIENT_OPTIONS, "task", "evaluation_size"}
@@ -93,7 +94,9 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     model = _adapted(run, thought)
     with writing(folder.path, WRITING_REMEDY):
         phases = _phases(run, folder, model, tokenizer, prompts, examples, console)
-        save_adapter(model, folder.path / "adapter", tokenizer)
+        save_adapter(model, folder.path / "adapter")
+        for phase in ("", *phases):
+            _save_format(folder.path / phase / "adapter", tokenizer, run)
         payload = {"run": folder.described, "environment": environment(), "phases": phases}
         write_results(folder.path / "results.json", payload)
         if phases:
@@ -117,7 +120,7 @@ def _phases(
         samples = folder.samples_file("teacher")
         phases["distill"] = folder.phase(
             "distill",
-            lambda path, resume: _distill(run, model, prompts, path, samples, resume, console),
+            lambda path, resume: _distill(run, model, tokenizer, prompts, path, samples, resume, console),
             num_steps=run.distill_steps,
         )
         load_weights(model, folder.path / "distill" / "adapter")  # the phase may have run in an earlier call
@@ -165,6 +168,12 @@ def _check_lengths(prompts: list[list[int]], run: RunConfig, config: Any) -> Non
             f"the longest prompt has {longest} tokens and --max-new-tokens is {run.max_new_tokens}, together more than "
             f"the {positions} positions of the model; lower --max-new-tokens or drop the long prompts"
         )
+
+
+def _save_format(folder: Path, tokenizer: PreTrainedTokenizerBase, run: RunConfig) -> None:
+    """Put beside an adapter what `thoughtcache generate` needs to ask as training did."""
+    tokenizer.save_pretrained(str(folder))
+    save_prompt_format(folder, instruction=run.instruction)
 
 
 def _panels(phases: dict[str, PhaseResult]) -> list[Panel]:

@@ -17,6 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from thoughtcache.state.precision import state_precision
+
 GATED_RULES = ("gated", "delta")
 SCALARS = ("log_write_scale", "gate_bias", "decay_logit")
 """Parameters that are one number, kept as [1]."""
@@ -110,7 +112,9 @@ class ThoughtEncoder(nn.Module):
         return self
 
     def weights(self) -> EncoderWeights:
-        """The tensors in at least fp32, scalars without dimensions; casts (with gradient) what is kept in less.
+        """The tensors in at least fp32, under autocast too, scalars without dimensions.
+
+        What is kept in less is cast, with gradient.
 
         Raises:
             ValueError: if this process holds a shard of the parameters only.
@@ -131,8 +135,10 @@ class ThoughtEncoder(nn.Module):
             return value
 
         scale = 1.0 / math.sqrt(need("key_projection").shape[1])
+        with state_precision(self.global_queries.device.type):
+            queries = need("global_queries") @ need("query_projection").T * scale
         return EncoderWeights(
-            queries=need("global_queries") @ need("query_projection").T * scale,
+            queries=queries,
             key_projection=need("key_projection") * scale,
             value_projection=need("value_projection") * scale,
             global_tokens=need("global_tokens"),

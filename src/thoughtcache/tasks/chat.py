@@ -7,7 +7,7 @@ With a chat template, the template decides. Without one (base models), the plain
     Answer:
 
 where a system message is printed as it is, and an earlier assistant turn follows its `Answer:`. Special tokens at the
-start (`<bos>`) are the tokenizer's in both cases; nothing is added at the end, where the thought begins.
+start (`<bos>`) are the tokenizer's in both cases; nothing is added at the end, where the thought begins (`ends.py`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from jinja2.exceptions import TemplateError
 
+from thoughtcache.ends import prompt_token_ids
+
 REASONING_INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."
 
 
@@ -25,6 +27,7 @@ class ChatTokenizer(Protocol):
     """What is used of a transformers tokenizer."""
 
     chat_template: Any
+    eos_token_id: Any
 
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
         """Render messages and, if asked, tokenize them."""
@@ -64,17 +67,15 @@ def encode_prompt(
         chat[-1]["content"] += f"\n\n{instruction}"
     if system is not None and chat[0]["role"] != "system":
         chat.insert(0, {"role": "system", "content": system})
-    if tokenizer.chat_template is None:
-        ids = tokenizer(plain_prompt(chat))["input_ids"]
-    else:
-        try:
-            ids = tokenizer.apply_chat_template(chat, tokenize=True, add_generation_prompt=True, return_dict=False)
-        except TemplateError as error:  # Gemma's template has no system role, others want the roles to alternate
-            roles = ", ".join(message["role"] for message in chat)
-            raise ValueError(
-                f"the chat template refuses its messages ({error}); the roles are {roles}; leave out those it does "
-                "not know"
-            ) from error
+    if not tokenizer.chat_template:
+        return prompt_token_ids(tokenizer, plain_prompt(chat))
+    try:
+        ids = tokenizer.apply_chat_template(chat, tokenize=True, add_generation_prompt=True, return_dict=False)
+    except TemplateError as error:  # Gemma's template has no system role, others want the roles to alternate
+        roles = ", ".join(message["role"] for message in chat)
+        raise ValueError(
+            f"the chat template refuses its messages ({error}); the roles are {roles}; leave out those it does not know"
+        ) from error
     return [int(token) for token in ids]
 
 

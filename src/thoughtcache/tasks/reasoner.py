@@ -16,6 +16,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from thoughtcache.ends import prompt_token_ids
+
 if TYPE_CHECKING:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -76,8 +78,7 @@ def build_config() -> LlamaConfig:
 
 def encode_prompt(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
     """Token ids of a prompt, `<bos>` in front: `len(prompt) + 1` tokens."""
-    token_ids: list[int] = tokenizer(prompt, add_special_tokens=True)["input_ids"]
-    return token_ids
+    return prompt_token_ids(tokenizer, prompt)
 
 
 def encode_trace(tokenizer: PreTrainedTokenizerFast, trace: str) -> list[int]:

@@ -15,6 +15,7 @@ from torch import nn
 
 from thoughtcache.policy.rollout_options import RolloutOptions
 from thoughtcache.scale.backend import PendingBatch, RolloutBackend, SampledBatch
+from thoughtcache.train.weights_version import WeightsVersion
 
 
 class Lookahead(Iterator[Any]):
@@ -43,10 +44,10 @@ class Lookahead(Iterator[Any]):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Started:
-    """A batch that a backend samples, and the optimiser steps that were done when it began."""
+    """A batch that a backend samples, and the weights that were sent to it."""
 
     prompt_ids: list[list[int]]
-    global_step: int
+    weights: WeightsVersion
     batch: PendingBatch
 
 
@@ -86,17 +87,21 @@ class AheadSampler:
         return self._lookahead.peek(index) if index >= 0 else None
 
     def sample(
-        self, model: nn.Module, prompt_ids: Sequence[Sequence[int]], global_step: int, **options: Unpack[RolloutOptions]
-    ) -> tuple[SampledBatch, int]:
+        self,
+        model: nn.Module,
+        prompt_ids: Sequence[Sequence[int]],
+        weights: WeightsVersion,
+        **options: Unpack[RolloutOptions],
+    ) -> tuple[SampledBatch, WeightsVersion]:
         """The rollouts of these prompts: those that are ahead if they are the same prompts, else fresh ones.
 
         Returns:
-            The batch, and the optimiser steps that were done when its adapter was sent.
+            The batch, and the weights that sampled it.
         """
         started, self._next = self._next, None
         if started is None or started.prompt_ids != list(prompt_ids):
-            started = self._start(model, prompt_ids, global_step, **options)
-        return started.batch.result(), started.global_step
+            started = self._start(model, prompt_ids, weights, **options)
+        return started.batch.result(), started.weights
 
     def sample_now(
         self, model: nn.Module, prompt_ids: Sequence[Sequence[int]], **options: Unpack[RolloutOptions]
@@ -105,16 +110,24 @@ class AheadSampler:
         return self.backend.start(model, prompt_ids, **options).result()
 
     def start_next(
-        self, model: nn.Module, prompt_ids: Sequence[Sequence[int]], global_step: int, **options: Unpack[RolloutOptions]
+        self,
+        model: nn.Module,
+        prompt_ids: Sequence[Sequence[int]],
+        weights: WeightsVersion,
+        **options: Unpack[RolloutOptions],
     ) -> None:
         """Begin with the batch that the next `sample` will ask for."""
-        self._next = self._start(model, prompt_ids, global_step, **options)
+        self._next = self._start(model, prompt_ids, weights, **options)
 
     def _start(
-        self, model: nn.Module, prompt_ids: Sequence[Sequence[int]], global_step: int, **options: Unpack[RolloutOptions]
+        self,
+        model: nn.Module,
+        prompt_ids: Sequence[Sequence[int]],
+        weights: WeightsVersion,
+        **options: Unpack[RolloutOptions],
     ) -> _Started:
         rows = [list(ids) for ids in prompt_ids]
-        return _Started(prompt_ids=rows, global_step=global_step, batch=self.backend.start(model, rows, **options))
+        return _Started(prompt_ids=rows, weights=weights, batch=self.backend.start(model, rows, **options))
 
 
 def backend_metrics(batch: SampledBatch, staleness: int) -> dict[str, float]:

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from thoughtcache.cache.eviction.sliding import sliding_evictions
@@ -59,6 +59,8 @@ def sample_teacher(
     prompts: Sequence[Sequence[int]],
     config: DistillConfig,
     progress: Callable[[int], None] | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[Rollout]:
     """The teacher's own samples: adapter off, full cache.
 
@@ -67,6 +69,7 @@ def sample_teacher(
         prompts: token ids of the prompts.
         config: lengths, temperature, seed and samples per prompt.
         progress: called with the number of rows that were finished.
+        tokenizer: of the model; its end-of-sequence token ends a sample as those that the model declares do.
     """
     check_prompts(prompts, open_policy(model), purpose=" to distil on")
     repeated = [list(prompt) for prompt in prompts for _ in range(config.samples_per_prompt)]
@@ -80,6 +83,7 @@ def sample_teacher(
             window=None,
             batch_size=config.sample_batch_size,
             pack_weights=config.pack_weights,
+            tokenizer=tokenizer,
             progress=progress,
         )
 
@@ -104,7 +108,9 @@ def under_window(samples: Sequence[Rollout], config: ThoughtConfig) -> list[Roll
         results.append(
             replace(
                 sample,
-                settings=replace(sample.settings, window=window, num_evicted=evicted, eviction="sliding"),
+                settings=sample.settings.under_cache(
+                    window=window, num_evicted=evicted, eviction="sliding", positions=config.positions
+                ),
                 evictions=sliding_evictions(len(sample.token_ids) - 1, window, evicted),
                 states=None,
             )
@@ -211,6 +217,7 @@ def distill(
     prompts: Sequence[Sequence[int]],
     config: DistillConfig,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     samples: Sequence[Rollout] | None = None,
     evaluator: Evaluator | None = None,
     callbacks: Sequence[TrainerCallback] = (),
@@ -221,6 +228,7 @@ def distill(
         model: a PEFT model with a `ThoughtConfig` adapter; it is trained in place.
         prompts: token ids of the prompts; the teacher continues them.
         config: the settings.
+        tokenizer: of the model, so that the teacher's samples end where those of GRPO and of `generate` do.
         samples: teacher samples from an earlier `sample_teacher`, to share them between students; drawn without
             filters.
         evaluator: see `DistillTrainer`.
@@ -230,12 +238,13 @@ def distill(
         The log history. The adapter stays in `model`; checkpoints are in `config.output_dir`.
 
     Raises:
-        ValueError: if there is nothing to train on, no sample is ever evicted, samples are filtered, or `resume` finds
-            no whole checkpoint.
+        ValueError: if there is nothing to train on, no sample is ever evicted, samples are filtered, mixed precision
+            was asked for, or `resume` finds no whole checkpoint.
     """
+    arguments = _training_arguments(config, has_evaluator=evaluator is not None)
     checkpoint = _last_checkpoint(config)
     if samples is None:
-        samples = sample_teacher(model, prompts, config)
+        samples = sample_teacher(model, prompts, config, tokenizer=tokenizer)
     check_rollouts(samples, open_policy(model), may_be_empty=True)
     check_unfiltered(samples)
     sampled = [sample for sample in samples if sample.token_ids]
@@ -253,7 +262,7 @@ def distill(
         distill_config=config,
         evaluator=evaluator,
         model=model,
-        args=_training_arguments(config, has_evaluator=evaluator is not None),
+        args=arguments,
         train_dataset=_Rollouts(student),
         eval_dataset=_Rollouts(student[:1]) if evaluator is not None else None,
         data_collator=_collate,
@@ -280,7 +289,7 @@ def _last_checkpoint(config: DistillConfig) -> Path | None:
 
 def _training_arguments(config: DistillConfig, has_evaluator: bool) -> TrainingArguments:
     evaluates = has_evaluator and config.evaluate_every > 0
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=config.output_dir,
         max_steps=config.num_steps,
         per_device_train_batch_size=config.batch_size,
@@ -305,3 +314,10 @@ def _training_arguments(config: DistillConfig, has_evaluator: bool) -> TrainingA
         dataloader_pin_memory=torch.cuda.is_available(),
         average_tokens_across_devices=False,
     )
+    if arguments.mixed_precision != "no":
+        raise ValueError(
+            f"mixed_precision={arguments.mixed_precision!r} is not supported under a bounded cache: the teacher "
+            "samples and the student is used without autocast; use ACCELERATE_MIXED_PRECISION=no (accelerate launch "
+            "--mixed_precision no) and load the model in bfloat16"
+        )
+    return arguments

@@ -17,7 +17,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from trl.models.utils import unwrap_model_for_generation
@@ -25,7 +24,7 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from thoughtcache.adapter.model import ENCODERS
-from thoughtcache.config import ThoughtConfig
+from thoughtcache.ends import prompt_token_ids, stop_token_ids
 from thoughtcache.policy import rollout
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.policy.replay import score_rollouts
@@ -34,15 +33,17 @@ from thoughtcache.records import Rollout
 from thoughtcache.scale.backend import RolloutBackend
 from thoughtcache.scale.exchange import lost_in_collectives
 from thoughtcache.train.ahead import AheadSampler, backend_metrics
+from thoughtcache.train.grpo_checks import check_arguments, check_backend, check_special_tokens
 from thoughtcache.train.grpo_config import ThoughtGRPOConfig
 from thoughtcache.train.kept_rollouts import Generation, Scoring, check_same_tokens
+from thoughtcache.train.model_generation import check_model_generation
 from thoughtcache.train.phase_memory import PhaseMemory
 from thoughtcache.train.phase_timer import PhaseCallback, PhaseTimer
 from thoughtcache.train.policy_metrics import cache_metrics, cache_totals, gap_metrics, sampled_log_ratio
+from thoughtcache.train.weights_version import WeightsCounter
 
 __all__ = ["ThoughtGRPOConfig", "ThoughtGRPOTrainer"]
 
-POLICY_ADAPTER = "default"
 REFERENCE_ADAPTER = "ref"
 SEED_BYTES = 5
 """`rollout` multiplies its seed by about a million, and a generator takes 64 bits."""
@@ -86,20 +87,27 @@ class ThoughtGRPOTrainer(GRPOTrainer):
         **kwargs: Any,
     ) -> None:
         given = {"tools": tools, "rollout_func": rollout_func, "environment_factory": environment_factory}
-        args = _check_arguments(model, args, peft_config, given)
-        _check_backend(rollout_backend, args)
+        args = check_arguments(model, args, peft_config, given)
+        check_backend(rollout_backend, args)
         self._sampler = None if rollout_backend is None else AheadSampler(rollout_backend)
         self._generations: dict[str, Generation] = {}
         self._scoring: Scoring | None = None
-        self._seed_calls: dict[str, tuple[int, int]] = {}
+        self._seed_calls: dict[str, tuple[tuple[int, int], int]] = {}
+        self._weights = WeightsCounter()
+        self._last_micro_step = 0
         self._in_backward = False
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, peft_config=peft_config, **kwargs)
         if self.aux_loss_enabled:
             raise ValueError("the replay returns no router loss; set router_aux_loss_coef=0.0")
+        generation_config = find_tuner(self.model).model.generation_config
+        check_model_generation(generation_config, min_p=args.min_p)
+        self.eos_token_ids = stop_token_ids(generation_config.eos_token_id, self._tokenizer)
+        check_special_tokens(self._tokenizer, self.eos_token_ids)
         _encoders_to_fp32(self.model)
         self.memory = PhaseMemory(self.accelerator.device, keep_timeline=args.profile_memory)
         self._timer = PhaseTimer(self.accelerator.device, self.memory)
         self.add_callback(PhaseCallback(self._timer, self._report_phases))
+        self.add_callback(self._weights)
 
     @property
     def _mode(self) -> str:
@@ -119,12 +127,22 @@ class ThoughtGRPOTrainer(GRPOTrainer):
 
         Calls are counted within an optimiser step, so a resumed run draws the numbers of an uninterrupted one.
         """
-        step, count = self._seed_calls.get(self._mode, (-1, 0))
-        count = count + 1 if step == self.state.global_step else 0
-        self._seed_calls[self._mode] = (self.state.global_step, count)
-        parts = (self.args.seed, self._mode, self.state.global_step, count, self.accelerator.process_index)
+        starts, step = max(1, self._weights.fresh_starts), self.state.global_step
+        last, count = self._seed_calls.get(self._mode, ((0, 0), 0))
+        count = count + 1 if last == (starts, step) else 0
+        self._seed_calls[self._mode] = ((starts, step), count)
+        parts: tuple[Any, ...] = (self.args.seed, self._mode, step, count, self.accelerator.process_index)
+        if starts > 1:  # another `train()` from step 0
+            parts += (starts,)
         digest = hashlib.blake2b(repr(parts).encode(), digest_size=SEED_BYTES).digest()
         return int.from_bytes(digest, "big")
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], Any, dict[str, Any]]:
+        """As TRL's, less an end-of-sequence token that the tokenizer appends to a text."""
+        if isinstance(prompts[0], str):
+            return [prompt_token_ids(self._tokenizer, text) for text in prompts], None, {}
+        tokenized: tuple[list[list[int]], Any, dict[str, Any]] = super()._tokenize_prompts(prompts)
+        return tokenized
 
     def _generate_single_turn(
         self,
@@ -145,28 +163,31 @@ class ThoughtGRPOTrainer(GRPOTrainer):
             generation = self._sample(model, prompt_ids)
         rollouts = generation.rollouts
         self._generations[self._mode] = generation
-        on_policy = generation.global_step == self.state.global_step
-        self._scoring = Scoring(rollouts=rollouts, on_policy=on_policy, is_loss=False)
+        self._scoring = Scoring(rollouts=rollouts, on_policy=self._is_on_policy(generation), is_loss=False)
         totals = self.accelerator.gather(cache_totals(rollouts).to(self.accelerator.device))
         self._append_metrics(cache_metrics(totals.view(-1, 5).cpu()))
         return [r.token_ids for r in rollouts], [r.logprobs.tolist() for r in rollouts]
 
     def _sample(self, model: nn.Module, prompt_ids: list[list[int]]) -> Generation:
         """Here, or through the backend; a training batch of the backend may have been started a batch ago."""
-        train, step = self.model.training, self.state.global_step
+        train, weights = self.model.training, self._weights.version(self.model)
         if self._sampler is None:
             timed = (lambda function: self._timer.timed("evict", function)) if train else None
             rollouts = rollout(model, prompt_ids, wrap_eviction=timed, **self._rollout_options())
-            return Generation(rollouts=rollouts, global_step=step)
+            return Generation(rollouts=rollouts, sampled_by=weights)
         if not train:
             batch = self._sampler.sample_now(model, prompt_ids, **self._rollout_options())
-            return Generation(rollouts=batch.rollouts, global_step=step)
-        batch, sampled_at = self._sampler.sample(model, prompt_ids, step, **self._rollout_options())
+            return Generation(rollouts=batch.rollouts, sampled_by=weights)
+        batch, sampled_by = self._sampler.sample(model, prompt_ids, weights, **self._rollout_options())
         following = self._following_prompts(self._sampler)
         if following:
-            self._sampler.start_next(model, following, step, **self._rollout_options())
-        self._append_metrics(backend_metrics(batch, step - sampled_at))
-        return Generation(rollouts=batch.rollouts, global_step=sampled_at)
+            self._sampler.start_next(model, following, weights, **self._rollout_options())
+        self._append_metrics(backend_metrics(batch, weights.optimizer_steps - sampled_by.optimizer_steps))
+        return Generation(rollouts=batch.rollouts, sampled_by=sampled_by)
+
+    def _is_on_policy(self, generation: Generation) -> bool:
+        """Whether the weights are still those that sampled."""
+        return generation.sampled_by == self._weights.version(self.model)
 
     def _rollout_options(self) -> RolloutOptions:
         return RolloutOptions(
@@ -191,6 +212,8 @@ class ThoughtGRPOTrainer(GRPOTrainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """As TRL's, under the eyes of who samples ahead."""
+        steps_to_go = self.state.max_steps - self.state.global_step
+        self._last_micro_step = self._step + steps_to_go * self.args.gradient_accumulation_steps
         if self._sampler is not None:
             epoch_iterator = self._sampler.watch(epoch_iterator, self._step + num_batches)
         return super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -200,7 +223,7 @@ class ThoughtGRPOTrainer(GRPOTrainer):
         generate_every = (self.args.steps_per_generation or 1) * self.num_iterations
         micro_step = (self._step // generate_every + 1) * generate_every
         batch = sampler.batch_at(micro_step)
-        if batch is None or micro_step >= self.state.max_steps * self.args.gradient_accumulation_steps:
+        if batch is None or micro_step >= self._last_micro_step:
             return []
         prompt_ids: list[list[int]] = self._tokenize_prompts(deepcopy([row["prompt"] for row in batch]))[0]
         return prompt_ids
@@ -210,7 +233,7 @@ class ThoughtGRPOTrainer(GRPOTrainer):
             output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         finally:
             self._scoring = None
-        if self._generations[self._mode].global_step != self.state.global_step:
+        if not self._is_on_policy(self._generations[self._mode]):
             # Stale rollouts: the policy that sampled is the old policy of TRL's importance weights.
             output["old_per_token_logps"] = output["sampling_per_token_logps"]
         output["rollout_index"] = torch.arange(len(inputs), device=self.accelerator.device)
@@ -244,11 +267,12 @@ class ThoughtGRPOTrainer(GRPOTrainer):
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
         self._end_backward()
         generation = self._generations[self._mode]
-        scoring = Scoring(
-            rollouts=[generation.rollouts[index] for index in inputs["rollout_index"].tolist()],
-            on_policy=generation.global_step == self.state.global_step,
-            is_loss=True,
-        )
+        on_policy = self._is_on_policy(generation)
+        rollouts = [generation.rollouts[index] for index in inputs["rollout_index"].tolist()]
+        if not on_policy and inputs.get("old_per_token_logps") is None:
+            # Where TRL expects fresh rollouts it takes the policy of now for the old one.
+            inputs = {**inputs, "old_per_token_logps": inputs["sampling_per_token_logps"]}
+        scoring = Scoring(rollouts=rollouts, on_policy=on_policy, is_loss=True)
         with self._scored(scoring):
             loss = super()._compute_loss(model, inputs)  # type: ignore[no-untyped-call]
         if self.model.training:
@@ -309,47 +333,6 @@ class ThoughtGRPOTrainer(GRPOTrainer):
             if values and (name.endswith("_mib_max") or name in ("policy/gap_max", "state/norm_max")):
                 self._metrics[self._mode][name] = [max(values)]
         super().log(logs, start_time)
-
-
-def _check_arguments(
-    model: Any, args: GRPOConfig | None, peft_config: Any, refused: dict[str, Any]
-) -> ThoughtGRPOConfig:
-    """Refuse what has no thought adapter or brings tokens that the policy did not sample; returns the settings."""
-    if args is None:
-        args = ThoughtGRPOConfig("thoughtcache-grpo")
-    if not isinstance(args, ThoughtGRPOConfig):
-        raise ValueError(f"args must be a ThoughtGRPOConfig, got {type(args).__name__}; it takes the same options")
-    for name, value in refused.items():
-        if value:
-            raise ValueError(
-                f"{name} is not supported under a bounded cache: tokens that the policy did not sample token by token "
-                "cannot be replayed; leave it out"
-            )
-    if peft_config is not None:
-        if not isinstance(peft_config, ThoughtConfig):
-            raise ValueError(f"peft_config must be a ThoughtConfig, got {type(peft_config).__name__}")
-        return args
-    if not isinstance(model, PeftModel):
-        raise ValueError(
-            "the model carries no thought adapter; pass an adapted model, or a base model together with "
-            "peft_config=thoughtcache.ThoughtConfig(...)"
-        )
-    find_tuner(model)
-    if args.beta != 0.0 and POLICY_ADAPTER not in model.peft_config:
-        raise ValueError(
-            f"with beta={args.beta} TRL copies the adapter named {POLICY_ADAPTER!r} as the reference, the model has "
-            f"{sorted(model.peft_config)}; load it with adapter_name={POLICY_ADAPTER!r} or set beta=0.0"
-        )
-    return args
-
-
-def _check_backend(backend: RolloutBackend | None, args: ThoughtGRPOConfig) -> None:
-    """Refuse what cannot hold for rollouts that another adapter has sampled."""
-    if backend is not None and backend.ahead and args.reuse_rollout:
-        raise ValueError(
-            "reuse_rollout=True needs rollouts of the current weights; use a backend with ahead=False, or "
-            "reuse_rollout=False"
-        )
 
 
 def _encoders_to_fp32(model: nn.Module) -> None:

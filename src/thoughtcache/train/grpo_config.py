@@ -1,6 +1,7 @@
 """Configuration of GRPO under the bounded cache: TRL's, less everything that would score another policy than sampled.
 
-Each refusal names the reason and the remedy. What is not refused is TRL's and behaves as TRL documents it.
+Each refusal names the reason and the remedy (`trl_options.py`, docs/trl.md). What is not refused is TRL's and behaves
+as TRL documents it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from trl.trainer.grpo_config import GRPOConfig
 from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.policy.kv_log import Place
 from thoughtcache.policy.options import CHUNK_TOKENS, ReplayOptions
+from thoughtcache.train.trl_options import refuse_options
 
 REFERENCES = ("consistent", "full")
 C = TypeVar("C")
@@ -41,8 +43,9 @@ class ThoughtGRPOConfig(GRPOConfig):
         reuse_rollout: let the learner start from the sampler's keys, values, states and log-probabilities as long as
             the weights have not changed, which saves its first forward pass and costs the memory of these records
             (`kv_log` says where). The logged gap between sampling and replay is then zero by construction.
-        reference: what the KL term compares with. "consistent": adapter off, the same evictions replayed (default);
-            "full": adapter off, full cache (the paper's).
+        reference: what the KL term compares with. "consistent": the same evictions replayed (default); "full": full
+            cache (the paper's). The weights are those with the adapter off if the trainer made the adapter
+            (`peft_config`); of a model that came with one, TRL's frozen copy of that.
         profile_memory: keep a timeline of the memory in use in `trainer.memory.timeline`.
         rollout_batch_size: sequences decoded at once; None decodes the generation batch of a process in one go.
         compile_rollout: static shapes and compiled steps in sampling; see `rollout(compile=True)`.
@@ -84,7 +87,7 @@ class ThoughtGRPOConfig(GRPOConfig):
         at_least_one(self, "rollout_batch_size", optional=True)
         if self.reuse_rollout and not self.recompute:
             raise ValueError("reuse_rollout=True needs recompute=True: plain autograd has to run forward itself")
-        self._refuse_other_policies()
+        refuse_options(self)
 
     @property
     def replay_options(self) -> ReplayOptions:
@@ -96,48 +99,3 @@ class ThoughtGRPOConfig(GRPOConfig):
             chunk_tokens=self.chunk_tokens,
             kv_log=self.kv_log,
         )
-
-    def _refuse_other_policies(self) -> None:
-        """Refuse options under which the scored policy is not the sampled one, or that the replay cannot serve.
-
-        Raises:
-            ValueError: for the first such option, with the reason and the remedy.
-        """
-        scored = "the learner scores the whole softmax"
-        backend = "only our own rollout keeps the evictions and states that the learner repeats"
-        refused: dict[str, tuple[bool, str, str]] = {
-            "temperature": (self.temperature <= 0, "logits are divided by it", "a positive number"),
-            "top_p": (self.top_p < 1.0, scored, "1.0"),
-            "top_k": (self.top_k > 0, scored, "0"),
-            "min_p": (bool(self.min_p), scored, "None"),
-            "repetition_penalty": (self.repetition_penalty != 1.0, scored, "1.0"),
-            "generation_kwargs": (bool(self.generation_kwargs), f"{scored}, and {backend}", "None"),
-            "cache_implementation": (self.cache_implementation is not None, backend, "None"),
-            "use_vllm": (self.use_vllm, backend, "False"),
-            "use_transformers_continuous_batching": (self.use_transformers_continuous_batching, backend, "False"),
-            "max_completion_length": (self.max_completion_length is None, "rollouts need a bound", "an integer"),
-            "gradient_checkpointing": (
-                bool(self.gradient_checkpointing),
-                "transformers drops the cache under it",
-                "False; checkpoint_layers=True does the same and keeps it",
-            ),
-            "mixed_precision": (
-                self.mixed_precision != "no",
-                "autocast would run the thought state in half precision, and only in the learner",
-                'bf16=False, fp16=False and ACCELERATE_MIXED_PRECISION=no; model_init_kwargs={"dtype": "bfloat16"} '
-                "loads the model in bfloat16",
-            ),
-            "bf16_full_eval": (self.bf16_full_eval, "it casts the thought state", "False"),
-            "fp16_full_eval": (self.fp16_full_eval, "it casts the thought state", "False"),
-            "neftune_noise_alpha": (self.neftune_noise_alpha is not None, "noise is not repeated in replay", "None"),
-            "torch_compile": (self.torch_compile, "segments change shape and pass through a Python request", "False"),
-            "use_liger_kernel": (self.use_liger_kernel, "it replaces the forward that the cache relies on", "False"),
-            "entropy_coef": (self.entropy_coef != 0.0, "replayed entropies carry no gradient", "0.0"),
-            "use_adaptive_entropy": (self.use_adaptive_entropy, "replayed entropies carry no gradient", "False"),
-            "sync_ref_model": (self.sync_ref_model, "the reference is the same model without its adapter", "False"),
-        }
-        for name, (given, reason, remedy) in refused.items():
-            if given:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} is not supported under a bounded cache: {reason}; use {remedy}"
-                )

@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from thoughtcache.records import Rollout
+from thoughtcache.train.weights_version import WeightsVersion
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,11 +18,11 @@ class Generation:
 
     Attributes:
         rollouts: the records, in the order of the prompts; `rollout_index` of a batch points into them.
-        global_step: optimiser steps done when they were sampled.
+        sampled_by: the weights that sampled them.
     """
 
     rollouts: list[Rollout]
-    global_step: int
+    sampled_by: WeightsVersion
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thoughtcache.state.encoder import EncoderWeights
+from thoughtcache.state.precision import state_precision
 from thoughtcache.state.rules.common import concat_heads, normalise, rms_normalise
 from thoughtcache.state.rules.decay import decay_write
 from thoughtcache.state.rules.delta import delta_write
@@ -36,8 +37,9 @@ STATE_RULES: dict[str, WriteRule] = {
 
 def initial_state(weights: EncoderWeights) -> Float[Tensor, "1 G R"]:
     """`S_0`: the linear form with the global tokens as keys and values, normalised (paper, method section)."""
-    tokens = rms_normalise(weights.global_tokens).unsqueeze(0)
-    return normalise(linear_update(weights, tokens, tokens))
+    with state_precision(weights.global_tokens.device.type):
+        tokens = rms_normalise(weights.global_tokens).unsqueeze(0)
+        return normalise(linear_update(weights, tokens, tokens))
 
 
 def absorb(
@@ -60,10 +62,11 @@ def absorb(
         norm: "frobenius" keeps `||S||_F = sqrt(min(G, R))`; "none" leaves the sum as it is.
     """
     dtype = state.dtype
-    keys = rms_normalise(concat_heads(evicted_keys).to(dtype))
-    values = rms_normalise(concat_heads(evicted_values).to(dtype))
-    updated = STATE_RULES[rule](weights, state.expand(keys.shape[0], -1, -1), keys, values)
-    return normalise(updated) if norm == "frobenius" else updated
+    with state_precision(state.device.type):
+        keys = rms_normalise(concat_heads(evicted_keys).to(dtype))
+        values = rms_normalise(concat_heads(evicted_values).to(dtype))
+        updated = STATE_RULES[rule](weights, state.expand(keys.shape[0], -1, -1), keys, values)
+        return normalise(updated) if norm == "frobenius" else updated
 
 
 __all__ = ["STATE_RULES", "StateNorm", "absorb", "initial_state", "normalise"]
