@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import thoughtcache.adapter  # noqa: F401  registers the PEFT method
 from thoughtcache.config import ThoughtConfig
-from thoughtcache.policy import naive_logprobs, replay, rollout
+from thoughtcache.policy import full_cache, naive_logprobs, replay, rollout
 from thoughtcache.records import Eviction, Rollout, TokenLogProbs
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ __all__ = [
     "ThoughtGRPOTrainer",
     "TokenLogProbs",
     "distill",
+    "full_cache",
     "naive_logprobs",
     "replay",
     "rollout",

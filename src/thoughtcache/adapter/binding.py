@@ -1,25 +1,33 @@
 """Which thought states the adapter uses during one forward pass.
 
 Attention and MLP modules have no argument for a state, so it is bound around the forward: set on entry, removed on
-exit, never kept. One binding is shared by all adapted linears of a model.
+exit, never kept. One binding is shared by all adapted linears of a model, and each thread sees its own.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import Tensor
 
 
-class StateBinding:
-    """The states of the forward pass that is running: one [B or 1, G, R] tensor per decoder layer.
+class StateBinding(threading.local):
+    """The states of the forward pass that this thread runs: one [B or 1, G, R] tensor per decoder layer.
 
-    `states` is None outside of a forward pass, and for plain LoRA (the identity).
+    Attributes:
+        states: None outside of a forward pass, and for plain LoRA (the identity).
+        wanted: what the caller of the running forward pass reads of it; None where only the decoder was called.
     """
 
     def __init__(self) -> None:
         self.states: list[Tensor] | None = None
+        self.wanted: Wanted | None = None
+
+    def __reduce__(self) -> tuple[type[StateBinding], tuple[()]]:
+        """A copy of the model gets a binding of its own, with nothing bound."""
+        return StateBinding, ()
 
     @contextmanager
     def bound(self, states: list[Tensor] | None) -> Iterator[None]:
@@ -29,3 +37,29 @@ class StateBinding:
             yield
         finally:
             self.states = before
+
+
+class Wanted:
+    """The arguments of a causal model that say which of its logits are read.
+
+    Args:
+        logits_to_keep: how many of the last positions have logits, or which places; 0 means all.
+        labels: [B, T] targets of the loss, -100 where there is none; or None.
+    """
+
+    def __init__(self, logits_to_keep: int | Tensor, labels: Tensor | None) -> None:
+        self.logits_to_keep = logits_to_keep
+        self.labels = labels
+
+    def num_scored(self, num_tokens: int) -> int:
+        """Positions from the first one whose logits are read to the last of `num_tokens`; reads the device."""
+        kept = self.logits_to_keep
+        if isinstance(kept, Tensor):
+            return num_tokens - int(kept.min()) if kept.numel() else 1
+        if kept:
+            return min(kept, num_tokens)
+        if self.labels is None:
+            return num_tokens
+        columns = (self.labels != -100).any(dim=0).nonzero()
+        # The logits of a position are for the next token: those of the first label stand one position before it.
+        return min(num_tokens - int(columns[0]) + 1, num_tokens) if len(columns) else 1

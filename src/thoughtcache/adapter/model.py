@@ -1,31 +1,37 @@
 """The PEFT tuner: LoRA layers with the thought variant, one encoder per decoder layer, states bound per forward.
 
-How a forward pass gets its states: a pre-hook on the backbone looks at the cache. A `StatefulCache` evicts and absorbs
-first and lends its states; any other cache, or none, means that nothing was ever evicted, so the initial states apply.
-`generate` of transformers and our own sampler take this same path.
+How a forward pass gets its states: `forward_hooks.py`. `generate` of transformers and our own sampler take this same
+path.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from peft import PeftConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from thoughtcache.adapter.binding import StateBinding
-from thoughtcache.adapter.checkpointing import (
-    CACHE_REFUSAL,
-    bind_in_checkpoints,
-    checkpoints_layers,
+from thoughtcache.adapter.forward_hooks import CACHE_ARGUMENTS, ForwardHooks
+from thoughtcache.adapter.generation import (
+    check_options,
+    keyword_arguments,
+    merged_options,
+    new_token_bound,
+    prompt_tokens,
 )
 from thoughtcache.adapter.injection import RevertibleInjection
+from thoughtcache.adapter.other_caches import refuse_continuous_batching
 from thoughtcache.adapter.support import check_layer, check_model, layer_index
+from thoughtcache.adapter.usage import ModelUse
 from thoughtcache.adapter.variant import ThoughtVariant
-from thoughtcache.cache import BoundedCache, SlotCache, StatefulCache
+from thoughtcache.cache import BoundedCache, SlotCache
 from thoughtcache.cache.bounded_cache import AbsorbFn, States
 from thoughtcache.cache.eviction import make_policy
 from thoughtcache.cache.rotation import Rotations, key_rotations
@@ -37,14 +43,26 @@ from thoughtcache.state.encoder import ThoughtEncoder, scalars_as_vectors
 from thoughtcache.state.rules import absorb, initial_state
 
 ENCODERS = "lora_thought_encoder"
+INJECTED = (
+    "a thought adapter cannot be put into a model without its tuner around it, which holds the states; wrap the model "
+    "with peft.get_peft_model(base, config), or load a saved adapter with "
+    "peft.AutoPeftModelForCausalLM.from_pretrained(folder) or peft.PeftModel.from_pretrained(base, folder)"
+)
 
 
 class ThoughtModel(RevertibleInjection):
-    """Tuner behind `ThoughtConfig`; users reach it through `peft.get_peft_model`."""
+    """Tuner behind `ThoughtConfig`; users reach it through `peft.get_peft_model`.
+
+    Raises:
+        ValueError: if it is made to be left out afterwards, as `inject_adapter_in_model` and transformers' own
+            integration do.
+    """
 
     def __init__(self, model: nn.Module, config: Any, adapter_name: str, **kwargs: Any) -> None:
+        if isinstance(config, PeftConfig):  # a PeftModel passes a dictionary
+            raise ValueError(INJECTED)
         self.binding = StateBinding()
-        self._sampling = False
+        self.use = ModelUse()
         super().__init__(model, config, adapter_name, **kwargs)
 
     @property
@@ -54,7 +72,7 @@ class ThoughtModel(RevertibleInjection):
 
     @property
     def thought_config(self) -> ThoughtConfig:
-        """Configuration of the active adapter.
+        """Configuration of the active adapter; without its window inside `full_cache()`.
 
         Raises:
             ValueError: if several adapters are active, whose states would overwrite each other, or none is.
@@ -67,6 +85,9 @@ class ThoughtModel(RevertibleInjection):
             )
         config = self.peft_config[active[0]]
         assert isinstance(config, ThoughtConfig)
+        if self.use.has_full_cache:
+            config = copy.copy(config)
+            config.window = None
         return config
 
     @property
@@ -75,23 +96,13 @@ class ThoughtModel(RevertibleInjection):
         layer = next((module for module in self.model.modules() if isinstance(module, LoraLayer)), None)
         return layer is not None and not layer.disable_adapters
 
-    @contextmanager
-    def sampling(self) -> Iterator[None]:
-        """Sample in this block: the model runs for one sampler alone.
+    def sampling(self) -> AbstractContextManager[None]:
+        """Sample in a block: the model runs for one sampler alone; see `ModelUse.sampling`."""
+        return self.use.sampling()
 
-        Raises:
-            RuntimeError: if it is sampling already.
-        """
-        if self._sampling:
-            raise RuntimeError(
-                "this model is sampling already; let that rollout end before the next one begins (in a callback or "
-                "another thread: collect what is to be sampled, or use a model of its own)"
-            )
-        self._sampling = True
-        try:
-            yield
-        finally:
-            self._sampling = False
+    def full_cache(self) -> AbstractContextManager[None]:
+        """Run the adapter without its window in a block, in all threads: full cache, and the initial state for ever."""
+        return self.use.with_full_cache()
 
     def _check_before(self, model: nn.Module, config: ThoughtConfig) -> None:
         check_lora_fields(config)
@@ -102,10 +113,7 @@ class ThoughtModel(RevertibleInjection):
             self._encoders_of(adapter_name)
 
     def _register_hooks(self) -> Sequence[RemovableHandle]:
-        return (
-            self.backbone.register_forward_pre_hook(self._bind_states, with_kwargs=True),
-            self.backbone.register_forward_hook(self._release_states, always_call=True),
-        )
+        return ForwardHooks(self).register()
 
     def _create_and_replace(  # type: ignore[override]
         self,
@@ -253,34 +261,6 @@ class ThoughtModel(RevertibleInjection):
             static_shapes=static_shapes,
         )
 
-    def _bind_states(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        cache = kwargs.get("past_key_values")
-        if checkpoints_layers(module):
-            if isinstance(cache, StatefulCache):
-                raise ValueError(CACHE_REFUSAL)
-            bind_in_checkpoints(module, self.binding)
-        if isinstance(cache, StatefulCache):
-            inputs = next(x for x in (*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None)
-            cache.prepare_forward(inputs.shape[1])
-            if cache.positions_behind:
-                counted = kwargs.get("position_ids")
-                if counted is None:
-                    first = cache.get_seq_length()
-                    counted = torch.arange(first, first + inputs.shape[1], device=inputs.device).unsqueeze(0)
-                kwargs["position_ids"] = counted - cache.positions_behind
-            mask = kwargs.get("attention_mask")
-            if isinstance(mask, Tensor) and mask.ndim == 2:
-                kwargs["attention_mask"] = cache.compact_mask(mask, inputs.shape[1])
-            self.binding.states = cache.states
-        elif self.adapter_enabled:
-            self.binding.states = self.initial_states()
-        return args, kwargs
-
-    def _release_states(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.binding.states = None
-
     def forward(self, *args: Any, thought_request: Callable[[ThoughtModel], Any] | None = None, **kwargs: Any) -> Any:
         """The base model's forward, or `thought_request(self)`.
 
@@ -293,33 +273,51 @@ class ThoughtModel(RevertibleInjection):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate as transformers does, under the active adapter's window and state.
 
-        Inside `disable_adapter()` this is the base model's own `generate`, with its full cache.
+        Without a window, and inside `disable_adapter()`, this is the base model's own `generate` with any cache.
 
         Raises:
-            ValueError: for options that would break the token-by-token policy (own caches, beams, assistants).
+            ValueError: for an empty prompt, and for options that would break the token-by-token policy
+                (`generation.py`), wherever they were set.
+            RuntimeError: if another thread samples with this model.
         """
-        if not self.adapter_enabled:
-            return self.model.generate(*args, **kwargs)
-        config = self.thought_config
-        for name in ("past_key_values", "assistant_model", "prefill_chunk_size", "cache_implementation"):
-            if kwargs.get(name) is not None:
-                raise ValueError(f"generate({name}=...) cannot be combined with a thought adapter; leave it out")
-        generation = kwargs.get("generation_config") or self.model.generation_config
-        if (kwargs.get("num_beams", generation.num_beams) or 1) != 1:
-            raise ValueError("beam search is not supported with a thought state; use num_beams=1")
-        inputs = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
-        if inputs is None:
-            raise ValueError("generate needs input_ids")
-        new_tokens = kwargs.get("max_new_tokens", generation.max_new_tokens)
-        total = kwargs.get("max_length", generation.max_length) or 20
-        window = inputs.shape[1] if isinstance(config.window, str) else config.window
-        kwargs["past_key_values"] = self.new_cache(
-            window=window,
-            num_evicted=None if window is None else evict_count(window, config.evict_fraction),
-            eviction=config.eviction,
-            max_new_tokens=new_tokens if new_tokens is not None else max(total - inputs.shape[1], 1),
-        )
-        return self.model.generate(*args, **kwargs)
+        with self.use.generating():
+            if not self.adapter_enabled or self.thought_config.window is None:
+                return self.model.generate(*args, **kwargs)
+            config = self.thought_config
+            arguments = keyword_arguments(self.model.generate, args, kwargs)
+            options = merged_options(self.model.generation_config, arguments.get("generation_config"), arguments)
+            check_options(options, arguments)
+            prompt_length = prompt_tokens(arguments).shape[1]
+            window = prompt_length if isinstance(config.window, str) else config.window
+            assert window is not None
+            arguments[CACHE_ARGUMENTS[0]] = self.new_cache(
+                window=window,
+                num_evicted=evict_count(window, config.evict_fraction),
+                eviction=config.eviction,
+                max_new_tokens=new_token_bound(
+                    options, prompt_length, getattr(self.model.config, "max_position_embeddings", None)
+                ),
+            )
+            return self.model.generate(**arguments)
+
+    def _refuse_continuous_batching(self) -> None:
+        if self.adapter_enabled and self.thought_config.window is not None:
+            refuse_continuous_batching(self.thought_config.window)
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """The base model's, where the adapter has no window; refused where it has."""
+        self._refuse_continuous_batching()
+        return self.model.init_continuous_batching(*args, **kwargs)
+
+    def continuous_batching_context_manager(self, *args: Any, **kwargs: Any) -> Any:
+        """The base model's, where the adapter has no window; refused where it has."""
+        self._refuse_continuous_batching()
+        return self.model.continuous_batching_context_manager(*args, **kwargs)
+
+    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """The base model's, where the adapter has no window; refused where it has."""
+        self._refuse_continuous_batching()
+        return self.model.generate_batch(*args, **kwargs)
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:

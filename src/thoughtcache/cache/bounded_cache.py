@@ -76,6 +76,17 @@ class _PreallocatedLayer(_Layer):  # type: ignore[no-untyped-call]
         self.length, self.seen = end, self.seen + added
         return self.keys[:, :, :end], self.values[:, :, :end]
 
+    def select_rows(self, rows: Tensor) -> None:
+        """Keep these rows of the batch, in this order; a row may come several times."""
+        if self.keys is not None:
+            self.keys, self.values = (buffer.index_select(0, rows) for buffer in (self.keys, self.values))
+
+    def clear(self) -> None:
+        """Forget everything, the size of the batch included."""
+        self.keys = self.values = None
+        self.is_initialized = False
+        self.seen = self.length = 0
+
     def evict(
         self, start: int, slots: Tensor | None, num_evicted: int, rotation: KeyRotation | None
     ) -> tuple[Tensor, Tensor]:
@@ -146,6 +157,38 @@ class StatefulCache(Cache):
         """The 2D mask over physical columns; the identity where nothing was evicted inside this cache."""
         return mask
 
+    # What transformers does to a cache moves keys and values only. Unless a class moves the states too, it refuses.
+
+    def reset(self) -> None:
+        """Refused."""
+        raise self._unmoved("reset()", "make a new cache")
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Refused."""
+        raise self._unmoved("reorder_cache()", "make a new cache")
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Refused."""
+        raise self._unmoved("batch_select_indices()", "make a new cache")
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Refused."""
+        raise self._unmoved("batch_repeat_interleave()", "make a new cache")
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Does nothing for 0 tokens.
+
+        Raises:
+            ValueError: for any other number; what was evicted and absorbed cannot come back.
+        """
+        if tokens_to_remove:
+            raise self._unmoved(
+                f"crop({tokens_to_remove})", "thoughts that were evicted cannot come back, so start with a new cache"
+            )
+
+    def _unmoved(self, call: str, remedy: str) -> ValueError:
+        return ValueError(f"{type(self).__name__}.{call} would leave the thought states where they are; {remedy}")
+
 
 class ReplayCache(StatefulCache):
     """The functional cache of one segment. Evictions are done by the learner between segments."""
@@ -194,6 +237,7 @@ class BoundedCache(StatefulCache):
     ) -> None:
         capacity = max_new_tokens if window is None else min(window, max_new_tokens)
         super().__init__([_PreallocatedLayer(capacity) for _ in range(num_layers)], states)
+        self.initial_states = None if states is None else list(states)
         self.window = window
         self.num_evicted = num_evicted
         self.policy = policy
@@ -252,3 +296,33 @@ class BoundedCache(StatefulCache):
         if mask.shape[1] == physical:
             return mask
         return torch.cat([mask[:, : self.prompt_length], mask[:, mask.shape[1] - physical + self.prompt_length :]], 1)
+
+    def reset(self) -> None:
+        """Make this a new cache, with its initial states."""
+        for layer in self.layers:
+            layer.clear()
+        # `states` itself may be bound to nobody by now, so it is replaced and not written to.
+        self.states = None if self.initial_states is None else list(self.initial_states)
+        self.prompt_length = self.num_evictions = 0
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Rows `beam_idx` [B] of keys, values and states, as `batch_select_indices`."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows of keys, values and states, in this order; a row may come several times."""
+        keys = self.layers[0].keys
+        if keys is None:
+            return
+        rows = torch.arange(keys.shape[0], device=keys.device)[indices.to(keys.device)]
+        for layer in self.layers:
+            layer.select_rows(rows)
+        if self.states is not None and keys.shape[0] > 1:
+            # A state of one row is that of all rows.
+            self.states = [state if state.shape[0] == 1 else state[rows.to(state.device)] for state in self.states]
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every row `repeats` times, one copy behind the other."""
+        keys = self.layers[0].keys
+        if keys is not None:
+            self.batch_select_indices(torch.arange(keys.shape[0]).repeat_interleave(repeats))

@@ -10,8 +10,10 @@ On CUDA: benchmarks/gpu/parity.py and profiled.py.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 import torch
@@ -25,25 +27,35 @@ from transformers.masking_utils import sdpa_mask
 
 REPLACED = "sdpa"
 NAME = "thoughtcache_lower_right"
+_LOCK = Lock()
+_BLOCKS: Counter[int] = Counter()
+"""How many blocks use this attention now, by the address of the configuration, which a block keeps alive."""
 
 
 @contextmanager
 def lower_right_attention(config: PretrainedConfig) -> Iterator[None]:
     """Use this attention inside the block, if the model would use `sdpa`; transformers learns its name here.
 
+    Blocks may nest, and overlap in threads that share the model; the last of them to end puts `sdpa` back.
+
     Args:
         config: configuration that the model's attention layers read.
     """
-    chosen = config._attn_implementation
-    if chosen != REPLACED:
-        yield
-        return
-    _register()  # now and not on import, which is to change nothing
-    config._attn_implementation = NAME
+    with _LOCK:
+        counted = config._attn_implementation in (REPLACED, NAME)
+        if counted:
+            _register()  # now and not on import, which is to change nothing
+            _BLOCKS[id(config)] += 1
+            config._attn_implementation = NAME
     try:
         yield
     finally:
-        config._attn_implementation = chosen
+        if counted:
+            with _LOCK:
+                _BLOCKS[id(config)] -= 1
+                if not _BLOCKS[id(config)]:
+                    del _BLOCKS[id(config)]
+                    config._attn_implementation = REPLACED
 
 
 def _attention(

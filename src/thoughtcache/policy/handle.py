@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,22 @@ def find_tuner(model: nn.Module) -> ThoughtModel:
             "model = peft.get_peft_model(base, thoughtcache.ThoughtConfig(...))"
         )
     return tuner
+
+
+def full_cache(model: nn.Module) -> AbstractContextManager[None]:
+    """Run the active adapter without its window inside a block: full cache, and its initial state for ever.
+
+    It is then another policy than the one that is trained under the window: that of `ThoughtConfig(window=None)`, for
+    the forward pass, `generate` (any cache, beams and assistants included), continuous batching and rollouts that are
+    sampled inside the block, in all threads.
+
+    Args:
+        model: with a thought adapter, wrapped or not.
+
+    Raises:
+        ValueError: if the model carries no thought adapter.
+    """
+    return find_tuner(model).full_cache()
 
 
 def open_policy(model: nn.Module) -> PolicyHandle:

@@ -23,27 +23,32 @@ from thoughtcache.policy.attention import lower_right_attention
 def checkpointed_layers(tuner: ThoughtModel, cache: ReplayCache) -> Iterator[None]:
     """Run the decoder layers under checkpoints inside the block.
 
+    A second block in another thread waits for the first; other forward passes go through the layers as ever.
+
     Args:
         tuner: of the model.
         cache: what the forward pass inside the block is given.
     """
     layers: Any = tuner.backbone.layers
-    replaced = [layer.__dict__.get("forward") for layer in layers]
-    for index, layer in enumerate(layers):
-        layer.forward = _checkpointed(layer.forward, tuner, cache, index)
-    try:
-        yield
-    finally:
-        for layer, forward in zip(layers, replaced, strict=True):
-            del layer.forward
-            if forward is not None:
-                layer.forward = forward
+    with tuner.use.changed_layers:
+        replaced = [layer.__dict__.get("forward") for layer in layers]
+        for index, layer in enumerate(layers):
+            layer.forward = _checkpointed(layer.forward, tuner, cache, index)
+        try:
+            yield
+        finally:
+            for layer, forward in zip(layers, replaced, strict=True):
+                del layer.forward
+                if forward is not None:
+                    layer.forward = forward
 
 
 def _checkpointed(forward: Callable[..., Any], tuner: ThoughtModel, cache: ReplayCache, index: int) -> Any:
     """`forward` of decoder layer `index` under a checkpoint."""
 
     def run(hidden_states: Tensor, *args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
+        if past_key_values is not cache:  # a pass of another thread
+            return forward(hidden_states, *args, past_key_values=past_key_values, **kwargs)
         entry = cache.of_layer(index)
 
         def once(hidden: Tensor) -> tuple[Any, Any]:

@@ -1,0 +1,126 @@
+"""What transformers' cache methods do to a bounded cache: states move with keys, or the call is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers.cache_utils import Cache
+
+from support.compare import assert_close
+from support.models import VOCABULARY, tiny_model
+from thoughtcache.cache import BoundedCache, ReplayCache, SlotCache, StatefulCache
+
+PROMPT, NEW_TOKENS, WINDOW = 4, 12, 5
+METHODS = ("reset", "reorder_cache", "crop", "batch_repeat_interleave", "batch_select_indices")
+
+
+def new_cache(model: Any) -> BoundedCache:
+    cache = model.base_model.new_cache(window=WINDOW, num_evicted=2, eviction="sliding", max_new_tokens=40)
+    assert isinstance(cache, BoundedCache)
+    return cache
+
+
+def feed(model: Any, cache: BoundedCache, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits [B, T, V] of a prompt at once and further tokens one by one."""
+    found = []
+    with torch.no_grad():
+        if not cache.get_seq_length():
+            found.append(model(input_ids=tokens[:, :PROMPT], past_key_values=cache).logits)
+            tokens = tokens[:, PROMPT:]
+        found += [model(input_ids=column[:, None], past_key_values=cache).logits for column in tokens.T]
+    return torch.cat(found, dim=1)
+
+
+def rows(count: int, length: int = PROMPT + NEW_TOKENS, seed: int = 0) -> torch.Tensor:
+    return torch.randint(VOCABULARY, (count, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("change", "order"),
+    [
+        (lambda cache: cache.reorder_cache(torch.tensor([2, 0, 0])), [2, 0, 0]),
+        (lambda cache: cache.batch_select_indices(torch.tensor([1])), [1]),
+        (lambda cache: cache.batch_repeat_interleave(2), [0, 0, 1, 1, 2, 2]),
+    ],
+    ids=["reorder_cache", "batch_select_indices", "batch_repeat_interleave"],
+)
+@pytest.mark.parametrize(
+    "length", [PROMPT, PROMPT + 3, PROMPT + NEW_TOKENS], ids=["prompt", "no eviction", "evictions"]
+)
+def test_rows_move_with_their_states(change, order, length):
+    model, history, more = tiny_model(), rows(3, length), rows(len(order), 9, seed=1)
+    cache = new_cache(model)
+    feed(model, cache, history)
+    change(cache)
+    found = feed(model, cache, more)
+    expected = feed(model, new_cache(model), torch.cat([history[order], more], dim=1))
+    assert_close(found, expected[:, length:])
+    wrong = feed(model, new_cache(model), torch.cat([history[:1].expand(len(order), -1), more], dim=1))
+    assert (wrong[:, length:] - expected[:, length:]).abs().max() > 1e-3, "the rows are too much alike"
+
+
+def test_one_row_is_repeated():
+    """The initial state has one row for all; so has a cache of one row."""
+    model, history, more = tiny_model(), rows(1), rows(3, 9, seed=1)
+    cache = new_cache(model)
+    feed(model, cache, history)
+    cache.batch_repeat_interleave(3)
+    expected = feed(model, new_cache(model), torch.cat([history.expand(3, -1), more], dim=1))
+    assert_close(feed(model, cache, more), expected[:, -9:])
+
+
+def test_reset_is_a_new_cache():
+    model, first, second = tiny_model(), rows(2), rows(3, seed=1)
+    cache = new_cache(model)
+    feed(model, cache, first)
+    assert cache.num_evictions
+    cache.reset()
+    assert (cache.get_seq_length(), cache.physical_length, cache.prompt_length, cache.num_evictions) == (0, 0, 0, 0)
+    assert torch.equal(feed(model, cache, second), feed(model, new_cache(model), second))
+
+
+def test_an_empty_cache_is_changed_without_harm():
+    model, tokens = tiny_model(), rows(2)
+    cache = new_cache(model)
+    cache.reset()
+    cache.reorder_cache(torch.tensor([0, 0]))
+    cache.batch_repeat_interleave(2)
+    cache.batch_select_indices(torch.tensor([0]))
+    assert torch.equal(feed(model, cache, tokens), feed(model, new_cache(model), tokens))
+
+
+def test_crop_is_refused():
+    model = tiny_model()
+    cache = new_cache(model)
+    feed(model, cache, rows(1))
+    cache.crop(0)
+    with pytest.raises(ValueError, match=r"crop\(-1\).*cannot come back.*new cache"):
+        cache.crop(-1)
+    assert not cache.is_croppable
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_other_caches_refuse(method):
+    tuner = tiny_model().base_model
+    arguments = {"reset": (), "crop": (-1,), "batch_repeat_interleave": (1,)}.get(method, (torch.tensor([0]),))
+    slots = SlotCache(
+        num_layers=2, num_slots=1, capacity=3, initial_states=None, window=None, num_evicted=None,
+        policy=new_cache(tiny_model()).policy, absorb=None, device=torch.device("cpu"),
+    )  # fmt: skip
+    for cache in (ReplayCache(2, None, 0, tuner.initial_states()), slots):
+        with pytest.raises(ValueError, match=rf"{type(cache).__name__}.{method}"):
+            getattr(cache, method)(*arguments)
+
+
+def test_every_method_that_changes_a_cache_of_transformers_is_decided():
+    """A new one would move keys and leave the states where they are."""
+    harmless = {
+        "offload", "prefetch", "update", "update_conv_state", "update_recurrent_state", "update_indexer",
+        "early_initialization", "activate_past_recording",
+    }  # fmt: skip
+    reading = {name for name in vars(Cache) if name.startswith(("get_", "is_", "has_"))} | {"batch_size"}
+    public = {name for name in vars(Cache) if not name.startswith("_")}
+    assert public - harmless - reading == set(METHODS) | ({"max_cache_len", "max_batch_size"} & public)
+    assert set(METHODS) <= set(vars(StatefulCache))
