@@ -92,7 +92,7 @@ def test_a_new_adapter_leaves_the_base_logits_as_they_are(rule, dtype):
     base = tiny_base(dtype=dtype)
     with torch.no_grad():
         expected = base(input_ids=IDS, attention_mask=LEFT_PADDED).logits
-        model = adapt(base, randomise=False, state_rule=rule)
+        model = adapt(base, randomise=False, state_rule=rule, window=8)
         assert torch.equal(model(input_ids=IDS, attention_mask=LEFT_PADDED).logits, expected)
         randomise_adapter(model)
         assert not torch.equal(model(input_ids=IDS, attention_mask=LEFT_PADDED).logits, expected)
@@ -117,7 +117,7 @@ def test_disabled_adapter_is_the_base_model(config):
     base = tiny_base()
     with torch.no_grad():
         expected = base(input_ids=IDS, attention_mask=LEFT_PADDED).logits
-        model = adapt(base, **config)
+        model = adapt(base, **config, window=8)
         with model.disable_adapter():
             assert torch.equal(model(input_ids=IDS, attention_mask=LEFT_PADDED).logits, expected)
         assert not torch.equal(model(input_ids=IDS, attention_mask=LEFT_PADDED).logits, expected)
@@ -152,7 +152,7 @@ def test_the_adapter_is_enabled_again_after_the_block():
 
 def test_a_plain_forward_uses_the_initial_state_by_the_written_formula():
     # y = W x + (alpha / R) A (S_0 (B x)) on one linear, computed by hand.
-    model = tiny_model()
+    model = tiny_model(window=8)
     layer = model.base_model.model.model.layers[1].mlp.down_proj
     seen = {}
     handle = layer.register_forward_hook(lambda module, args, output: seen.update(x=args[0], y=output))
@@ -168,7 +168,7 @@ def test_a_plain_forward_uses_the_initial_state_by_the_written_formula():
 
 
 def test_nothing_stays_bound_after_a_forward():
-    model = tiny_model()
+    model = tiny_model(window=8)
     binding = model.base_model.binding
     model(input_ids=IDS)
     assert binding.states is None

@@ -31,6 +31,7 @@ from thoughtcache.planning.live_bytes import LiveBytes
 from thoughtcache.planning.model_size import model_size
 from thoughtcache.planning.operator_flops import OperatorFlops
 from thoughtcache.planning.setting import PlanSetting
+from thoughtcache.policy.handle import full_cache
 from thoughtcache.policy.replay import score_rollouts
 from thoughtcache.records import Rollout, SamplingSettings
 
@@ -186,14 +187,17 @@ def _checkpointed(model: Any, setting: PlanSetting) -> torch.Tensor:
 
     ids = torch.ones(setting.batch, setting.prompt_tokens + setting.max_new_tokens, dtype=torch.long)
     if setting.logits == "materialised":
-        logits = model(input_ids=ids, logits_to_keep=setting.max_new_tokens + 1, use_cache=False).logits[:, :-1].float()
+        with full_cache(model):
+            out = model(input_ids=ids, logits_to_keep=setting.max_new_tokens + 1, use_cache=False)
+        logits = out.logits[:, :-1].float()
         chosen: torch.Tensor = selective_log_softmax(logits, ids[:, -setting.max_new_tokens :])
         return chosen
 
     add_fused_lm_head(model.get_base_model(), outputs=("log_probs", "entropy"))
     labels = ids.clone()
     labels[:, : setting.prompt_tokens] = -100
-    found: torch.Tensor = model(input_ids=ids, labels=labels, fused_lm_head=True).log_probs
+    with full_cache(model):
+        found: torch.Tensor = model(input_ids=ids, labels=labels, fused_lm_head=True).log_probs
     return found
 
 
