@@ -108,7 +108,7 @@ class TestCompleteness:
     """A new option of transformers is a failing test, not a silent one."""
 
     def test_every_field_of_a_generation_config_has_its_use(self):
-        assert set(OPTIONS) == set(vars(GenerationConfig()))
+        assert set(vars(GenerationConfig())) <= set(OPTIONS)  # older versions lack some
 
     def test_every_argument_of_generate_has_its_use(self):
         named = set(inspect.signature(GenerationMixin.generate).parameters) - {"self", "kwargs"}
@@ -326,7 +326,7 @@ class TestMerging:
         defaults = GenerationConfig._get_default_generation_params()
         ours = merged_options(base.generation_config, config, keywords)
         for name, value in ours.items():
-            if name not in ("transformers_version", "_from_model_config"):
+            if name in vars(theirs) and name not in ("transformers_version", "_from_model_config"):
                 expected = defaults.get(name) if value is None and name not in keywords else value
                 assert getattr(theirs, name) == expected, name
 
