@@ -19,7 +19,8 @@ from support.compare import max_difference, padded
 from support.models import adapt, randomise_adapter, tiny_base, tiny_model, trainable
 from support.rollouts import PROMPTS
 
-IDS = torch.tensor([PROMPTS[0], PROMPTS[0][::-1]])
+IDS = torch.tensor([PROMPTS[0][:6], PROMPTS[0][:0:-1]])
+"""As many tokens as one pass without a cache may have under the tiny adapter's window of 5."""
 LIFE_CYCLE = "test_peft_life_cycle.py"
 OF_THE_TUNER = {
     "active_adapters": "test_layer_and_model_status",
@@ -174,7 +175,7 @@ def test_a_copy_is_unloaded_alone():
     base = twin.unload()
     assert hooks(base) == []
     assert torch.equal(base(IDS).logits, tiny_base()(IDS).logits)
-    assert len(hooks(model)) == 2
+    assert len(hooks(model)) == 4
     assert torch.equal(model(IDS).logits, tiny_model()(IDS).logits)
 
 

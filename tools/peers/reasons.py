@@ -63,5 +63,8 @@ REFUSALS = (
     "cannot be combined by their weights",
     "is not inside a decoder layer",
     "have no adapted linear",
+    "cannot be put into a model without its tuner",
+    "cannot be combined with a thought state",
+    "without the adapter's own cache",
 )
 """What a refusal says. A `ValueError` of ours without one of these parts is a fault like any other."""
