@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from thoughtcache.adapter.binding import StateBinding
+from thoughtcache.adapter.cache_argument import CACHE_ARGUMENTS, cache_keyword, given_cache
 from thoughtcache.adapter.checkpointing import (
     CACHE_REFUSAL,
     bind_in_checkpoints,
@@ -256,7 +257,7 @@ class ThoughtModel(RevertibleInjection):
     def _bind_states(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        cache = kwargs.get("past_key_values")
+        cache = given_cache(kwargs)
         if checkpoints_layers(module):
             if isinstance(cache, StatefulCache):
                 raise ValueError(CACHE_REFUSAL)
@@ -301,7 +302,7 @@ class ThoughtModel(RevertibleInjection):
         if not self.adapter_enabled:
             return self.model.generate(*args, **kwargs)
         config = self.thought_config
-        for name in ("past_key_values", "assistant_model", "prefill_chunk_size", "cache_implementation"):
+        for name in (*CACHE_ARGUMENTS, "assistant_model", "prefill_chunk_size", "cache_implementation"):
             if kwargs.get(name) is not None:
                 raise ValueError(f"generate({name}=...) cannot be combined with a thought adapter; leave it out")
         generation = kwargs.get("generation_config") or self.model.generation_config
@@ -313,13 +314,13 @@ class ThoughtModel(RevertibleInjection):
         new_tokens = kwargs.get("max_new_tokens", generation.max_new_tokens)
         total = kwargs.get("max_length", generation.max_length) or 20
         window = inputs.shape[1] if isinstance(config.window, str) else config.window
-        kwargs["past_key_values"] = self.new_cache(
+        cache = self.new_cache(
             window=window,
             num_evicted=None if window is None else evict_count(window, config.evict_fraction),
             eviction=config.eviction,
             max_new_tokens=new_tokens if new_tokens is not None else max(total - inputs.shape[1], 1),
         )
-        return self.model.generate(*args, **kwargs)
+        return self.model.generate(*args, **{**kwargs, **cache_keyword(self.backbone, cache)})
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from thoughtcache.adapter.cache_argument import cache_keyword
 from thoughtcache.cache import ReplayCache
 from thoughtcache.config import GradientMode
 from thoughtcache.policy.handle import PolicyHandle, open_policy
@@ -86,8 +87,8 @@ def _one_sequence(policy: PolicyHandle, rollout: Rollout, gradient: GradientMode
         hidden = policy.backbone(
             input_ids=torch.tensor([[token]], device=policy.device),
             position_ids=torch.tensor([[place]], device=policy.device),
-            past_key_values=cache,
             use_cache=True,
+            **cache_keyword(policy.backbone, cache),
         ).last_hidden_state[0, -1]
         for layer in layers:
             k, v = cache.layers[layer].keys[0, :, -1], cache.layers[layer].values[0, :, -1]  # [H, D]
