@@ -24,6 +24,7 @@ from thoughtcache.adapter.checkpointing import (
     checkpoints_layers,
 )
 from thoughtcache.adapter.injection import RevertibleInjection
+from thoughtcache.adapter.positions import check_positions, position_reach
 from thoughtcache.adapter.support import check_layer, check_model, layer_index
 from thoughtcache.adapter.variant import ThoughtVariant
 from thoughtcache.cache import BoundedCache, SlotCache, StatefulCache
@@ -313,12 +314,15 @@ class ThoughtModel(RevertibleInjection):
             raise ValueError("generate needs input_ids")
         new_tokens = kwargs.get("max_new_tokens", generation.max_new_tokens)
         total = kwargs.get("max_length", generation.max_length) or 20
+        new_tokens = new_tokens if new_tokens is not None else max(total - inputs.shape[1], 1)
         window = inputs.shape[1] if isinstance(config.window, str) else config.window
+        rolling_window = window if config.positions == "rolling" else None
+        check_positions(inputs.shape[1], new_tokens, position_reach(self.model.config), rolling_window=rolling_window)
         cache = self.new_cache(
             window=window,
             num_evicted=None if window is None else evict_count(window, config.evict_fraction),
             eviction=config.eviction,
-            max_new_tokens=new_tokens if new_tokens is not None else max(total - inputs.shape[1], 1),
+            max_new_tokens=new_tokens,
         )
         return self.model.generate(*args, **{**kwargs, **cache_keyword(self.backbone, cache)})
 

@@ -16,6 +16,7 @@ from thoughtcache.adapter.cache_argument import cache_keyword
 from thoughtcache.cache import ReplayCache
 from thoughtcache.config import GradientMode
 from thoughtcache.policy.handle import PolicyHandle, open_policy
+from thoughtcache.policy.limits import check_rollout_positions
 from thoughtcache.policy.token_ids import check_rollouts
 from thoughtcache.records import Rollout, TokenLogProbs
 from thoughtcache.state.naive import naive_absorb, naive_initial_state
@@ -33,10 +34,13 @@ def naive_logprobs(model: nn.Module, rollouts: Sequence[Rollout], *, gradient: G
         gradient: see `replay.py`; each mode is defined here by where `.detach()` stands.
 
     Raises:
-        ValueError: for what is no list of rollouts of the model's tokens.
+        ValueError: for what is no list of rollouts of the model's tokens, or for a rollout that is longer than its
+            positions.
     """
     policy = open_policy(model)
     check_rollouts(rollouts, policy)
+    for rollout in rollouts:
+        check_rollout_positions([rollout], rollout.settings, policy.reach)
     rows = [_one_sequence(policy, rollout, gradient) for rollout in rollouts]
     longest = max(len(row) for row, _ in rows)
 

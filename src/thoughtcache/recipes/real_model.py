@@ -24,6 +24,7 @@ from thoughtcache.recipes.fit import refuse_what_does_not_fit
 from thoughtcache.recipes.load_model import load_base, load_tokenizer
 from thoughtcache.recipes.prompts import encode_examples
 from thoughtcache.recipes.run_folder import PhaseResult, RunFolder
+from thoughtcache.recipes.run_lengths import check_lengths
 from thoughtcache.report.plots import Panel, plot_curves
 from thoughtcache.report.progress import progress_bar
 from thoughtcache.report.results import environment, write_results
@@ -66,7 +67,7 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     examples, prompts = encode_examples(
         tokenizer, examples, instruction=run.instruction or None, bad_rows=run.bad_rows, report=report
     )
-    _check_lengths(prompts, run, config)
+    check_lengths(prompts, run, thought, config)
     refuse_what_does_not_fit(run, thought, config, prompts, console)
     base = load_base(run.model, run.dtype, run.load_in_4bit)
     torch.manual_seed(run.seed)
@@ -90,16 +91,6 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
         plot_curves(folder.path / "curves.png", _panels(phases))
     console.print(f"adapter: {folder.path / 'adapter'}\nresults: {folder.path / 'results.json'}", soft_wrap=True)
     return payload
-
-
-def _check_lengths(prompts: list[list[int]], run: RunConfig, config: Any) -> None:
-    longest = max(len(prompt) for prompt in prompts)
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and longest + run.max_new_tokens > positions:
-        raise ValueError(
-            f"the longest prompt has {longest} tokens and --max-new-tokens is {run.max_new_tokens}, together more than "
-            f"the {positions} positions of the model; lower --max-new-tokens or drop the long prompts"
-        )
 
 
 def _load_finished(model: Any, folder: Path) -> None:
