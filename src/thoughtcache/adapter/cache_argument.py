@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -25,7 +24,15 @@ def cache_argument(module: nn.Module) -> str:
     Raises:
         ValueError: if its class takes a cache under none of the known names.
     """
-    return _argument_of(type(module))
+    kind = type(module)
+    accepted = inspect.signature(kind.forward).parameters
+    for name in CACHE_ARGUMENTS:
+        if name in accepted:
+            return name
+    raise ValueError(
+        f"{kind.__name__}.forward takes a cache under none of the names {list(CACHE_ARGUMENTS)}, its arguments are "
+        f"{list(accepted)}; install a version of transformers inside the range that pyproject.toml declares"
+    )
 
 
 def cache_keyword(module: nn.Module, cache: Any) -> dict[str, Any]:
@@ -40,15 +47,3 @@ def cache_keyword(module: nn.Module, cache: Any) -> dict[str, Any]:
 def given_cache(keywords: Mapping[str, Any]) -> Any:
     """The cache among keyword arguments, under whichever name it came; None if there is none."""
     return next((keywords[name] for name in CACHE_ARGUMENTS if keywords.get(name) is not None), None)
-
-
-@lru_cache
-def _argument_of(kind: type[nn.Module]) -> str:
-    accepted = inspect.signature(kind.forward).parameters
-    for name in CACHE_ARGUMENTS:
-        if name in accepted:
-            return name
-    raise ValueError(
-        f"{kind.__name__}.forward takes a cache under none of the names {list(CACHE_ARGUMENTS)}, its arguments are "
-        f"{list(accepted)}; install a version of transformers inside the range that pyproject.toml declares"
-    )

@@ -43,7 +43,8 @@ def checkpointed_layers(tuner: ThoughtModel, cache: ReplayCache) -> Iterator[Non
 
 def _checkpointed(forward: Callable[..., Any], tuner: ThoughtModel, cache: ReplayCache, index: int) -> Any:
     """`forward` of decoder layer `index` under a checkpoint."""
-    argument = cache_argument(tuner.backbone.layers[index])  # type: ignore[index]
+    layers: Any = tuner.backbone.layers
+    argument = cache_argument(layers[index])
 
     def run(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         entry = cache.of_layer(index)
