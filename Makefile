@@ -1,5 +1,6 @@
 # Every target sets itself up: the first one that needs it creates .venv with the tested versions.
 # Another interpreter: make PYTHON=python3.12 test. More processes for the tests: make NUM_PROCESSES=8 test.
+# The lowest versions that are supported: make test-lowest, in an environment of its own.
 
 PYTHON ?= python3
 NUM_PROCESSES ?= 2
@@ -7,18 +8,23 @@ PYTEST_ARGS ?=
 TRAIN_ARGS ?=
 GPU_ARGS ?=
 VENV := .venv
+CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+# One stamp at a time: another file of constraints installs again.
+STAMP := $(VENV)/.installed-$(notdir $(CONSTRAINTS))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test lint bench gpu-check peers reasoner docs clean
+.PHONY: train test test-lowest lint bench gpu-check peers reasoner docs clean
 
 train: $(STAMP)  ## the embedded training job, end to end; one thread, because waiting threads cost more on shared cores
 	OMP_NUM_THREADS=1 $(BIN)/thoughtcache train $(TRAIN_ARGS)
 
 test: $(STAMP)  ## the whole test suite; one torch thread per process
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(NUM_PROCESSES) $(PYTEST_ARGS)
+
+test-lowest:  ## the same with the lowest versions of all declared ranges, in .venv-lowest
+	$(MAKE) VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt test
 
 lint: $(STAMP)  ## style, format, types, import order of the packages
 	$(BIN)/ruff check .
@@ -42,12 +48,13 @@ docs: $(STAMP)  ## the generated pages
 	$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-lowest build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch first and alone: everything else then resolves against it.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install torch==2.13.0 -c constraints.txt
-	$(BIN)/python -m pip install -e ".[dev]" -c constraints.txt
+	$(BIN)/python -m pip install torch==2.13.0 -c $(CONSTRAINTS)
+	$(BIN)/python -m pip install -e ".[dev]" -c $(CONSTRAINTS)
+	rm -f $(VENV)/.installed*
 	touch $@

@@ -13,6 +13,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
 from benchmarks.sampler.clock import RoundClock
 from benchmarks.sampler.models import FIRST_PLAIN_TOKEN, sample_generate
+from thoughtcache.adapter.cache_argument import cache_keyword
 
 CACHES = ("dynamic", "static")
 WARM_UP = 2
@@ -74,6 +75,6 @@ def generate_round(
     cache = prefilled_cache(kind, base, batch, depth, tokens + 1)
     rows = [[FIRST_PLAIN_TOKEN] * (depth + 1)] * batch
     with RoundClock(base.get_decoder(), base.device) as clock:
-        sample_generate(model, rows, tokens, past_key_values=cache, **options)
+        sample_generate(model, rows, tokens, **cache_keyword(base, cache), **options)
     assert (clock.rounds, int(cache.get_seq_length())) == (tokens - 1, depth + tokens)
     return sum(clock.seconds[-steps:]) / steps, sum(clock.cpu_seconds[-steps:]) / steps

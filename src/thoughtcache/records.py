@@ -121,6 +121,11 @@ class SamplingSettings:
         return self.under_cache(window=None, num_evicted=None, eviction=self.eviction, positions="absolute")
 
     @property
+    def rolling_window(self) -> int | None:
+        """The window inside which positions roll; None where they count all tokens."""
+        return self.window if self.positions == "rolling" else None
+
+    @property
     def scoring_temperature(self) -> float:
         """Temperature of the scored distribution: the sampling temperature, or 1 for greedy decoding."""
         return self.temperature if self.temperature > 0 else 1.0

@@ -144,6 +144,7 @@ def test_input_ids_alone_and_by_position():
         ({"num_beams": 2}, "num_beams=1"),
         ({"generation_config": GenerationConfig(num_beams=2)}, "num_beams=1"),
         ({"past_key_values": object()}, "past_key_values"),
+        ({"cache": object()}, "cache"),
         ({"assistant_model": object()}, "assistant_model"),
         ({"prefill_chunk_size": 2}, "prefill_chunk_size"),
         ({"cache_implementation": "static"}, "cache_implementation"),

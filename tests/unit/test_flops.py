@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
 
 from thoughtcache import ThoughtConfig, rollout
+from thoughtcache.adapter.cache_argument import cache_keyword
 from thoughtcache.planning.flops import (
     absorption_flops,
     flops_per_token,
@@ -92,9 +93,13 @@ def test_a_decode_step_agrees_with_the_counter(context):
     cache = tuner.new_cache(window=None, num_evicted=None, eviction="sliding", max_new_tokens=1)
     with torch.no_grad():
         if context > 1:
-            tuner.backbone(input_ids=torch.ones(1, context - 1, dtype=torch.long), past_key_values=cache)
+            tuner.backbone(
+                input_ids=torch.ones(1, context - 1, dtype=torch.long), **cache_keyword(tuner.backbone, cache)
+            )
         with FlopCounterMode(display=False) as counter:
-            hidden = tuner.backbone(input_ids=torch.ones(1, 1, dtype=torch.long), past_key_values=cache)
+            hidden = tuner.backbone(
+                input_ids=torch.ones(1, 1, dtype=torch.long), **cache_keyword(tuner.backbone, cache)
+            )
             tuner.model.get_output_embeddings()(hidden.last_hidden_state)
     expected = flops_per_token(model, context=float(context), rank=6, num_global_tokens=5).total
     print(f"context {context}: counter {counter.get_total_flops()}, closed form {expected:.0f}")

@@ -10,6 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from thoughtcache import ThoughtConfig
+from thoughtcache.adapter.cache_argument import cache_keyword
 from thoughtcache.planning.memory import MIB, PeakMemory, kv_cache_bytes
 from thoughtcache.policy.handle import find_tuner
 
@@ -43,9 +44,10 @@ def test_kv_cache_without_a_head_size_in_the_configuration():
 def test_kv_cache_equals_the_buffers_of_the_bounded_cache():
     prompt, window, batch = 5, 4, 2
     model = peft.get_peft_model(LlamaForCausalLM(tiny_config()), ThoughtConfig(r=3, num_global_tokens=2, window=window))
-    cache = find_tuner(model).new_cache(window=window, num_evicted=1, eviction="sliding", max_new_tokens=63)
+    tuner = find_tuner(model)
+    cache = tuner.new_cache(window=window, num_evicted=1, eviction="sliding", max_new_tokens=63)
     with torch.no_grad():
-        model(input_ids=torch.ones(batch, prompt, dtype=torch.long), past_key_values=cache)
+        model(input_ids=torch.ones(batch, prompt, dtype=torch.long), **cache_keyword(tuner.model, cache))
     measured = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert measured == kv_cache_bytes(tiny_config(), tokens=prompt + window, batch=batch, dtype=torch.float32)
 

@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import thoughtcache as tc
 from support.models import POSITIONS, adapt, tiny_base, tiny_model
 from support.rollouts import PROMPTS
+from thoughtcache.adapter.cache_argument import cache_keyword
 
 
 def config(**arguments):
@@ -206,18 +207,18 @@ def test_several_thoughts_at_once_at_a_full_window():
     tuner = tiny_model().base_model
     cache = tuner.new_cache(window=5, num_evicted=1, eviction="sliding", max_new_tokens=9)
     with torch.no_grad():
-        tuner.model(input_ids=torch.tensor([[1, 2, 3]]), past_key_values=cache)
+        tuner.model(input_ids=torch.tensor([[1, 2, 3]]), **cache_keyword(tuner.model, cache))
         with pytest.raises(ValueError, match="6 thought tokens arrived at once"):
-            tuner.model(input_ids=torch.tensor([[1] * 6]), past_key_values=cache)
+            tuner.model(input_ids=torch.tensor([[1] * 6]), **cache_keyword(tuner.model, cache))
 
 
 def test_more_tokens_than_a_full_cache_was_made_for():
     tuner = tiny_model().base_model
     cache = tuner.new_cache(window=None, num_evicted=None, eviction="sliding", max_new_tokens=2)
     with torch.no_grad():
-        tuner.model(input_ids=torch.tensor([[1, 2, 3]]), past_key_values=cache)
+        tuner.model(input_ids=torch.tensor([[1, 2, 3]]), **cache_keyword(tuner.model, cache))
         with pytest.raises(ValueError, match="raise max_new_tokens"):
-            tuner.model(input_ids=torch.tensor([[1] * 3]), past_key_values=cache)
+            tuner.model(input_ids=torch.tensor([[1] * 3]), **cache_keyword(tuner.model, cache))
 
 
 def test_unknown_eviction_policy_lists_the_known_ones():

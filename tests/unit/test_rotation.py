@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 import thoughtcache as tc
 from support.compare import assert_close
 from support.models import POSITIONS, tiny_base, tiny_model
+from thoughtcache.adapter.cache_argument import cache_keyword
 from thoughtcache.cache.rotation import key_rotations
 from thoughtcache.policy.handle import find_tuner
 
@@ -15,8 +17,9 @@ TOKENS = torch.tensor([[5, 7, 1, 2]])
 
 
 def first_layer_keys(base, positions):
-    output = base(input_ids=TOKENS, position_ids=positions, use_cache=True)
-    return output.past_key_values.layers[0].keys
+    cache = DynamicCache()
+    base(input_ids=TOKENS, position_ids=positions, use_cache=True, **cache_keyword(base, cache))
+    return cache.layers[0].keys
 
 
 @pytest.mark.parametrize(

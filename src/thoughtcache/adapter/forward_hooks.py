@@ -16,20 +16,13 @@ from transformers import PretrainedConfig
 from transformers.utils.generic import ModelOutput
 
 from thoughtcache.adapter.binding import Wanted
+from thoughtcache.adapter.cache_argument import given_cache
 from thoughtcache.adapter.checkpointing import CACHE_REFUSAL, bind_in_checkpoints, checkpoints_layers
 from thoughtcache.adapter.other_caches import OtherCaches
 from thoughtcache.cache import SlotCache, StatefulCache
 
 if TYPE_CHECKING:
     from thoughtcache.adapter.model import ThoughtModel
-
-CACHE_ARGUMENTS = ("past_key_values", "cache")
-"""What models call the cache they are given; the second is that of continuous batching."""
-
-
-def given_cache(arguments: dict[str, Any]) -> Any:
-    """The cache among the arguments of a forward pass, or what it returned; None if there is none."""
-    return next((arguments[name] for name in CACHE_ARGUMENTS if arguments.get(name) is not None), None)
 
 
 class ForwardHooks:

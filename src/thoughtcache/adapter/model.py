@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from thoughtcache.adapter.binding import StateBinding
-from thoughtcache.adapter.forward_hooks import CACHE_ARGUMENTS, ForwardHooks
+from thoughtcache.adapter.cache_argument import cache_keyword
+from thoughtcache.adapter.forward_hooks import ForwardHooks
 from thoughtcache.adapter.generation import (
     check_options,
     keyword_arguments,
@@ -28,6 +29,7 @@ from thoughtcache.adapter.generation import (
 )
 from thoughtcache.adapter.injection import RevertibleInjection
 from thoughtcache.adapter.other_caches import refuse_continuous_batching
+from thoughtcache.adapter.positions import check_positions, position_reach
 from thoughtcache.adapter.support import check_layer, check_model, layer_index
 from thoughtcache.adapter.usage import ModelUse
 from thoughtcache.adapter.variant import ThoughtVariant
@@ -290,15 +292,17 @@ class ThoughtModel(RevertibleInjection):
             prompt_length = prompt_tokens(arguments).shape[1]
             window = prompt_length if isinstance(config.window, str) else config.window
             assert window is not None
-            arguments[CACHE_ARGUMENTS[0]] = self.new_cache(
+            reach = position_reach(self.model.config)
+            new_tokens = new_token_bound(options, prompt_length, reach.positions)
+            rolling_window = window if config.positions == "rolling" else None
+            check_positions(prompt_length, new_tokens, reach, rolling_window=rolling_window)
+            cache = self.new_cache(
                 window=window,
                 num_evicted=evict_count(window, config.evict_fraction),
                 eviction=config.eviction,
-                max_new_tokens=new_token_bound(
-                    options, prompt_length, getattr(self.model.config, "max_position_embeddings", None)
-                ),
+                max_new_tokens=new_tokens,
             )
-            return self.model.generate(**arguments)
+            return self.model.generate(**{**arguments, **cache_keyword(self.backbone, cache)})
 
     def _refuse_continuous_batching(self) -> None:
         if self.adapter_enabled and self.thought_config.window is not None:

@@ -130,5 +130,5 @@ def _row(figure: PaperFigure, batch: int, new_tokens: int) -> PaperRow:
         pte_percent=percent(setting, SYSTEMS[2]),
         pte_chunked_percent=percent(chunked, SYSTEMS[2]),
         weights_percent=100 * resident_parts(setting)["weights"] / GPU_BYTES,
-        within_positions=setting.positions_needed <= setting.model.max_position_embeddings,
+        within_positions=setting.max_positions is None or setting.positions_needed <= setting.max_positions,
     )

@@ -8,12 +8,12 @@ from typing import Literal, get_args
 import torch
 from transformers import PretrainedConfig
 
+from thoughtcache.adapter.positions import PositionReach, position_reach, positions_needed
 from thoughtcache.cache.eviction import POLICIES
 from thoughtcache.cache.schedule import evict_count
 from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.config import DTYPES, TEACHER_BATCHES, GradientMode, ThoughtConfig
 from thoughtcache.policy.kv_log import Place
-from thoughtcache.policy.limits import positions_needed
 from thoughtcache.policy.options import CHUNK_TOKENS, ReplayOptions
 
 Objective = Literal["grpo", "distill"]
@@ -127,13 +127,17 @@ class PlanSetting:
     @property
     def positions_needed(self) -> int:
         """Positions that the prompt and the thoughts take; with rolling ones, those that are resident."""
-        return positions_needed(self.prompt_tokens, self.max_new_tokens, self.window, rolling=self.rolls)
+        return positions_needed(self.prompt_tokens, self.max_new_tokens, self.window if self.rolls else None)
+
+    @property
+    def reach(self) -> PositionReach:
+        """How far the positions of the model reach."""
+        return position_reach(self.model)
 
     @property
     def max_positions(self) -> int | None:
-        """Positions of the model, None if its configuration does not say."""
-        found: int | None = getattr(self.model, "max_position_embeddings", None)
-        return found
+        """Positions of the model, rope scaling included; None if its configuration does not say."""
+        return self.reach.positions
 
     @property
     def distills(self) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from thoughtcache.adapter.cache_argument import cache_argument
 from thoughtcache.cache.slot_cache import SlotCache
 from thoughtcache.policy.handle import PolicyHandle
 
@@ -33,6 +34,7 @@ class DecodeStep:
 
     def __init__(self, policy: PolicyHandle, *, compiled: bool) -> None:
         self.backbone = policy.backbone
+        self.argument = cache_argument(policy.backbone)
         self.run = compile_whole(_step, policy.device) if compiled else _step
         self.is_cold = compiled
 
@@ -49,20 +51,20 @@ class DecodeStep:
         cache.prepare_step()
         if self.is_cold:
             # What it writes is written again, at the same place, by the step that counts.
-            self.run(self.backbone, cache, tokens)
+            self.run(self.backbone, cache, tokens, self.argument)
             self.is_cold = False
-        hidden = self.run(self.backbone, cache, tokens)
+        hidden = self.run(self.backbone, cache, tokens, self.argument)
         cache.finish_step()
         return hidden
 
 
-def _step(backbone: nn.Module, cache: SlotCache, tokens: Tensor) -> Tensor:
+def _step(backbone: nn.Module, cache: SlotCache, tokens: Tensor, argument: str) -> Tensor:
     output = backbone(
         input_ids=tokens,
         attention_mask=cache.step_mask(),
         position_ids=cache.positions.unsqueeze(1),
-        past_key_values=cache,
         use_cache=True,
+        **{argument: cache},
     )
     hidden: Tensor = output.last_hidden_state[:, -1]
     return hidden

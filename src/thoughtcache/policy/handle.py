@@ -11,6 +11,7 @@ from peft import PeftModel
 from torch import nn
 
 from thoughtcache.adapter.model import ThoughtModel
+from thoughtcache.adapter.positions import PositionReach, position_reach
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,14 +23,14 @@ class PolicyHandle:
         backbone: decoder stack, hidden states out.
         head: language-model head.
         device: where inputs go.
-        max_positions: positions that the model was made for, or None if it does not say.
+        reach: how far its positions reach.
     """
 
     tuner: ThoughtModel
     backbone: nn.Module
     head: nn.Module
     device: torch.device
-    max_positions: int | None
+    reach: PositionReach
 
 
 def find_tuner(model: nn.Module) -> ThoughtModel:
@@ -82,5 +83,5 @@ def open_policy(model: nn.Module) -> PolicyHandle:
         backbone=tuner.backbone,
         head=base.get_output_embeddings(),
         device=base.device,
-        max_positions=getattr(base.config, "max_position_embeddings", None),
+        reach=position_reach(base.config),
     )

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from thoughtcache.adapter.cache_argument import cache_argument
 from thoughtcache.adapter.model import ThoughtModel
 from thoughtcache.cache import ReplayCache
 from thoughtcache.policy.attention import lower_right_attention
@@ -45,17 +46,19 @@ def checkpointed_layers(tuner: ThoughtModel, cache: ReplayCache) -> Iterator[Non
 
 def _checkpointed(forward: Callable[..., Any], tuner: ThoughtModel, cache: ReplayCache, index: int) -> Any:
     """`forward` of decoder layer `index` under a checkpoint."""
+    layers: Any = tuner.backbone.layers
+    argument = cache_argument(layers[index])
 
-    def run(hidden_states: Tensor, *args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
-        if past_key_values is not cache:  # a pass of another thread
-            return forward(hidden_states, *args, past_key_values=past_key_values, **kwargs)
+    def run(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get(argument) is not cache:  # a pass of another thread
+            return forward(hidden_states, *args, **kwargs)
         entry = cache.of_layer(index)
 
         def once(hidden: Tensor) -> tuple[Any, Any]:
             own = entry.of_layer(index)
             # The backward pass comes when the forward pass of the model has let go of its states and its attention.
             with tuner.binding.bound(cache.states), lower_right_attention(tuner.model.config):
-                output = forward(hidden, *args, past_key_values=own, **kwargs)
+                output = forward(hidden, *args, **{**kwargs, argument: own})
             return output, own.layers[index]
 
         output, cache.layers[index] = checkpoint(once, hidden_states, use_reentrant=False, preserve_rng_state=False)

@@ -1,40 +1,29 @@
-"""How far a model's positions reach."""
+"""Which rollouts lie within the positions of a model."""
 
 from __future__ import annotations
 
-from thoughtcache.records import SamplingSettings
+from collections.abc import Sequence
+
+from thoughtcache.adapter.positions import PositionReach, check_positions
+from thoughtcache.records import Rollout, SamplingSettings
 
 
-def positions_needed(prompt_tokens: int, thought_tokens: int, window: int | None, *, rolling: bool) -> int:
-    """Positions that a prompt and its thoughts take; with rolling ones, those of the thoughts that are resident."""
-    return prompt_tokens + (min(window, thought_tokens) if rolling and window is not None else thought_tokens)
+def check_rollout_positions(rollouts: Sequence[Rollout], settings: SamplingSettings, reach: PositionReach) -> None:
+    """Refuse rollouts that would be scored beyond the positions of the model.
 
-
-def check_positions(
-    prompt_tokens: int, thought_tokens: int, settings: SamplingSettings, max_positions: int | None
-) -> None:
-    """Refuse lengths whose positions the model was not made for.
+    With fixed frequencies every row counts by itself. Where they vary with the length of a forward pass, rows that are
+    scored together count together: the longest prompt and the longest thoughts, since rows are padded to them.
 
     Args:
-        prompt_tokens: of the longest prompt.
-        thought_tokens: of the longest thoughts.
-        settings: window and kind of positions.
-        max_positions: of the model, rope scaling included; None if it does not say.
+        rollouts: that are scored in one batch.
+        settings: under which they are scored.
+        reach: of the model.
 
     Raises:
-        ValueError: with the number that is needed, the number that there is, and the remedies.
+        ValueError: see `check_positions`.
     """
-    rolling = settings.positions == "rolling" and settings.window is not None
-    needed = positions_needed(prompt_tokens, thought_tokens, settings.window, rolling=rolling)
-    if max_positions is None or needed <= max_positions:
-        return
-    if rolling:
-        raise ValueError(
-            f"the longest prompt has {prompt_tokens} tokens and the window is {settings.window}, together more than "
-            f"the {max_positions} positions of the model; lower the window or shorten the prompt"
-        )
-    raise ValueError(
-        f"the longest prompt has {prompt_tokens} tokens and max_new_tokens is {thought_tokens}, together more than the "
-        f"{max_positions} positions of the model; shorten either, load the model with rope scaling, or keep positions "
-        'inside the window with ThoughtConfig(positions="rolling")'
-    )
+    lengths = [(len(rollout.prompt_ids), len(rollout.token_ids)) for rollout in rollouts]
+    if reach.varies:
+        lengths = [(max(prompt for prompt, _ in lengths), max(thought for _, thought in lengths))]
+    for prompt, thought in lengths:
+        check_positions(prompt, thought, reach, rolling_window=settings.rolling_window)

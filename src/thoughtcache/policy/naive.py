@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from thoughtcache.adapter.cache_argument import cache_keyword
 from thoughtcache.cache import ReplayCache
 from thoughtcache.config import GradientMode, ThoughtConfig
 from thoughtcache.policy.handle import PolicyHandle, open_policy
+from thoughtcache.policy.limits import check_rollout_positions
 from thoughtcache.policy.token_ids import check_rollouts
 from thoughtcache.records import Rollout, TokenLogProbs
 from thoughtcache.state.encoder import ThoughtEncoder
@@ -34,10 +36,13 @@ def naive_logprobs(model: nn.Module, rollouts: Sequence[Rollout], *, gradient: G
         gradient: see `replay.py`; each mode is defined here by where `.detach()` stands.
 
     Raises:
-        ValueError: for what is no list of rollouts of the model's tokens.
+        ValueError: for what is no list of rollouts of the model's tokens, or for a rollout that is longer than its
+            positions.
     """
     policy = open_policy(model)
     check_rollouts(rollouts, policy)
+    for rollout in rollouts:
+        check_rollout_positions([rollout], rollout.settings, policy.reach)
     rows = [_one_sequence(policy, rollout, gradient) for rollout in rollouts]
     longest = max(len(row) for row, _ in rows)
 
@@ -88,8 +93,8 @@ def _one_sequence(policy: PolicyHandle, rollout: Rollout, gradient: GradientMode
         hidden = policy.backbone(
             input_ids=torch.tensor([[token]], device=policy.device),
             position_ids=torch.tensor([[place]], device=policy.device),
-            past_key_values=cache,
             use_cache=True,
+            **cache_keyword(policy.backbone, cache),
         ).last_hidden_state[0, -1]
         for layer in layers:
             k, v = cache.layers[layer].keys[0, :, -1], cache.layers[layer].values[0, :, -1]  # [H, D]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from thoughtcache.adapter.cache_argument import cache_keyword
 from thoughtcache.cache import ReplayCache
 from thoughtcache.policy.batch import pad_prompts
 from thoughtcache.policy.handle import PolicyHandle
@@ -50,8 +51,8 @@ def prefill(policy: PolicyHandle, prompts: Sequence[tuple[int, ...]]) -> list[Pr
             input_ids=batch.ids[:, start:stop],
             attention_mask=batch.leading_columns_mask(stop, len(prompts)),
             position_ids=batch.positions(start, stop),
-            past_key_values=cache,
             use_cache=True,
+            **cache_keyword(policy.backbone, cache),
         )
     hidden = output.last_hidden_state[:, -1]
     return [

@@ -31,7 +31,7 @@ from thoughtcache.config import GradientMode
 from thoughtcache.policy.batch import RolloutBatch, batch_rollouts
 from thoughtcache.policy.handle import PolicyHandle, open_policy
 from thoughtcache.policy.kv_log import Place
-from thoughtcache.policy.limits import check_positions
+from thoughtcache.policy.limits import check_rollout_positions
 from thoughtcache.policy.options import CHUNK_TOKENS, ReplayOptions
 from thoughtcache.policy.reverse import reverse_replay
 from thoughtcache.policy.scores import ScoreFunction, row_scores, running_autocast
@@ -131,7 +131,7 @@ def run_replay(
     policy = open_policy(model)
     if options.full_cache:
         batch = replace(batch, settings=batch.settings.with_full_cache())
-        check_positions(batch.prompts.ids.shape[1], batch.longest, batch.settings, policy.max_positions)
+    check_rollout_positions(batch.rollouts, batch.settings, policy.reach)
     chunks = plan_chunks(batch, options.chunk_tokens)
     autocast = running_autocast(policy.device.type)
 

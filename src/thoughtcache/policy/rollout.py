@@ -17,13 +17,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from thoughtcache.adapter.positions import check_positions
 from thoughtcache.cache.schedule import evict_count
 from thoughtcache.cache.slot_cache import EvictFn
 from thoughtcache.ends import stop_token_ids
 from thoughtcache.policy.engine import Engine
 from thoughtcache.policy.handle import PolicyHandle, open_policy
 from thoughtcache.policy.kv_log import Place, check_place
-from thoughtcache.policy.limits import check_positions
 from thoughtcache.policy.record_bytes import check_record_bytes, item_bytes, record_bytes
 from thoughtcache.policy.sampling import row_seeds
 from thoughtcache.policy.stop_strings import make_stop_strings
@@ -141,7 +141,8 @@ def rollout(
         stop_strings=() if texts is None else texts.strings,
         positions="rolling" if policy.tuner.thought_config.positions == "rolling" and resolved else "absolute",
     )
-    check_positions(max(map(len, prompt_ids)), max_new_tokens, settings, policy.max_positions)
+    longest = max(map(len, prompt_ids))
+    check_positions(longest, max_new_tokens, policy.reach, rolling_window=settings.rolling_window)
     if max_record_bytes is not None:
         lengths = [len(ids) for ids in prompt_ids]
         items = item_bytes(policy, settings, keys_values=kv_log is not None, anchors=anchors)

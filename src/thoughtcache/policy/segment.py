@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from thoughtcache.adapter.cache_argument import cache_keyword
 from thoughtcache.cache import ReplayCache
 from thoughtcache.cache.bounded_cache import States
 from thoughtcache.cache.rotation import Rotations
@@ -147,8 +148,8 @@ def run_chunk(
             input_ids=batch.inputs(chunk.start, chunk.stop)[: chunk.rows],
             attention_mask=batch.prompts.leading_columns_mask(columns, chunk.rows),
             position_ids=_positions(batch, chunk),
-            past_key_values=cache,
             use_cache=True,
+            **cache_keyword(policy.backbone, cache),
         )
     leaving = Boundary(past=[(layer.keys, layer.values) for layer in cache.layers], states=states)
     if chunk.first_score == chunk.last_score:

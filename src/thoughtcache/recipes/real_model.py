@@ -26,6 +26,7 @@ from thoughtcache.recipes.load_model import load_base, load_tokenizer
 from thoughtcache.recipes.prompts import encode_examples
 from thoughtcache.recipes.run_checks import check_more_distillation, check_prompt_window, check_questions, check_window
 from thoughtcache.recipes.run_folder import WRITING_REMEDY, PhaseResult, RunFolder
+from thoughtcache.recipes.run_lengths import check_lengths
 from thoughtcache.recipes.settings import (
     EXACT_OPTIONS,
     TRANSIENT_OPTIONS,
@@ -87,7 +88,7 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
         tokenizer, examples, instruction=run.instruction or None, bad_rows=run.bad_rows, report=report
     )
     check_questions(run, len(examples))
-    _check_lengths(prompts, run, config)
+    check_lengths(prompts, run, thought, config)
     check_prompt_window(run, thought, prompts)
     folder.describe(_identities(run, config, prompts, examples))
     refuse_what_does_not_fit(run, thought, config, prompts, console)
@@ -158,16 +159,6 @@ def _adapted(run: RunConfig, thought: ThoughtConfig) -> Any:
     if run.adapter is None or saved is None:
         return peft.get_peft_model(base, thought)
     return put_adapter(base, thought, saved, folder=run.adapter, model=run.model)
-
-
-def _check_lengths(prompts: list[list[int]], run: RunConfig, config: Any) -> None:
-    longest = max(len(prompt) for prompt in prompts)
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and longest + run.max_new_tokens > positions:
-        raise ValueError(
-            f"the longest prompt has {longest} tokens and --max-new-tokens is {run.max_new_tokens}, together more than "
-            f"the {positions} positions of the model; lower --max-new-tokens or drop the long prompts"
-        )
 
 
 def _save_format(folder: Path, tokenizer: PreTrainedTokenizerBase, run: RunConfig) -> None:

@@ -26,7 +26,7 @@ LABELS = {
 }
 OURS = ("LoRA, logits in tiles", "LoRA, logits whole", "PTE, segments", "PTE, chunks")
 CLOSE_POINTS = 10.0
-POSITIONS_REMEDY = "load the model with rope scaling, or use --positions rolling with a window"
+ROLLING = "--positions rolling with a window"
 
 
 def print_plans(plans: Mapping[str, Plan], gpu_bytes: int, title: str, console: Console) -> None:
@@ -55,7 +55,9 @@ def print_positions(setting: PlanSetting, console: Console) -> None:
     """Say so if the model has too few positions; training would refuse the lengths, whatever the memory."""
     available = setting.max_positions
     if available is not None and setting.positions_needed > available:
-        remedy = "lower --window" if setting.rolls else f"{POSITIONS_REMEDY}, or lower --max-new-tokens"
+        reach = setting.reach
+        longer = reach.other_scaling if reach.varies else f"{reach.other_scaling}, or use {ROLLING}"
+        remedy = "lower --window" if setting.rolls else f"{longer}, or lower --max-new-tokens"
         needed = f"{setting.positions_needed:,} positions are needed and the model has {available:,}"
         plain_line(console, f"note: {needed}; {remedy}")
 
@@ -189,7 +191,8 @@ def print_paper(rows: Sequence[PaperRow], longer: Sequence[PaperRow], console: C
         if not row.within_positions:
             beyond.setdefault(_short(row), []).append(str(row.new_tokens))
     for name, lengths in beyond.items():
-        plain_line(console, f"{name}: {' and '.join(lengths)} tokens are beyond its positions; {POSITIONS_REMEDY}")
+        remedy = f"load the model with rope scaling, or use {ROLLING}"
+        plain_line(console, f"{name}: {' and '.join(lengths)} tokens are beyond its positions; {remedy}")
 
 
 def _columns(table: Table, *names: str) -> None:

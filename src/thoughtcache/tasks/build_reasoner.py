@@ -159,7 +159,8 @@ def accuracy(
     if temperature > 0:
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     torch.manual_seed(seed)
-    output = model.generate(  # type: ignore[misc]
+    untyped: Any = model  # `generate` is typed in some of the supported versions of transformers
+    output = untyped.generate(
         input_ids=prompts,
         attention_mask=torch.ones_like(prompts),
         max_new_tokens=max(len(problem.trace) for problem in problems) + 1,
