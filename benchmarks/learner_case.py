@@ -72,28 +72,28 @@ class Case:
     repeats: int = 1
 
 
-def build_config(shape: str) -> PretrainedConfig:
-    """Real shapes; slices have 4 layers."""
+def build_config(shape: str, *, layers: int | None = None) -> PretrainedConfig:
+    """Real shapes; slices have 4 layers, and any shape has `layers` if they are given."""
     if shape.startswith("smollm2"):
         return LlamaConfig(
             vocab_size=49152, hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_key_value_heads=3,
-            num_hidden_layers=4 if shape.endswith("slice") else 30, max_position_embeddings=65536,
+            num_hidden_layers=layers or (4 if shape.endswith("slice") else 30), max_position_embeddings=65536,
             tie_word_embeddings=True,
         )  # fmt: skip
     if shape == "qwen3b_slice":
         return Qwen2Config(
             vocab_size=151936, hidden_size=2048, intermediate_size=11008, num_attention_heads=16, num_key_value_heads=2,
-            num_hidden_layers=4, max_position_embeddings=65536, tie_word_embeddings=True,
+            num_hidden_layers=layers or 4, max_position_embeddings=65536, tie_word_embeddings=True,
         )  # fmt: skip
     if shape == "0.5b":
         return Qwen2Config(
             vocab_size=151936, hidden_size=896, intermediate_size=4864, num_attention_heads=14, num_key_value_heads=2,
-            num_hidden_layers=24, max_position_embeddings=65536, tie_word_embeddings=True,
+            num_hidden_layers=layers or 24, max_position_embeddings=65536, tie_word_embeddings=True,
         )  # fmt: skip
     if shape == "tiny":
         return LlamaConfig(
             vocab_size=61, hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2,
-            num_hidden_layers=2, max_position_embeddings=65536, tie_word_embeddings=True,
+            num_hidden_layers=layers or 2, max_position_embeddings=65536, tie_word_embeddings=True, initializer_range=0.1,
         )  # fmt: skip
     raise ValueError(f"shape {shape!r} is not known")
 

@@ -16,7 +16,7 @@ class Sizes:
 
     Attributes:
         name: "full" (a GPU) or "small" (a CPU, in seconds).
-        model: key of `models.CONFIGS`.
+        model: shape, as in `learner_case.build_config`.
         slice_layers: layers of the model where its depth would only cost time.
         profiled_layers: the same under the profiler, which is slow.
         parity_tokens: thoughts of the parity checks; the naive execution runs them one by one.

@@ -6,33 +6,14 @@ from typing import Any
 
 import peft
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import thoughtcache as tc
 from benchmarks.gpu.check import Context
+from benchmarks.learner_case import build_config
 from benchmarks.sampler.models import randomised
 
 RANK = 32
-POSITIONS = 2**17
-CONFIGS: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel], dict[str, Any]]] = {
-    # The shape of Qwen2.5-0.5B.
-    "0.5b": (
-        Qwen2Config,
-        Qwen2ForCausalLM,
-        {
-            "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
-            "num_attention_heads": 14, "num_key_value_heads": 2,
-        },
-    ),
-    "tiny": (
-        LlamaConfig,
-        LlamaForCausalLM,
-        {
-            "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.1,
-        },
-    ),
-}  # fmt: skip
 
 
 def make_base(context: Context, dtype: torch.dtype, *, layers: int | None = None) -> PreTrainedModel:
@@ -43,14 +24,11 @@ def make_base(context: Context, dtype: torch.dtype, *, layers: int | None = None
         dtype: of its weights.
         layers: fewer than the configuration has; None for all.
     """
-    make_config, make_model, values = CONFIGS[context.sizes.model]
-    if layers is not None:
-        values = {**values, "num_hidden_layers": layers}
-    ends = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
-    config = make_config(**values, **ends, tie_word_embeddings=True, max_position_embeddings=POSITIONS)
+    config = build_config(context.sizes.model, layers=layers)
+    config.pad_token_id = config.bos_token_id = config.eos_token_id = None
     torch.manual_seed(0)
     with torch.device(context.device):
-        base = make_model(config)
+        base: Any = AutoModelForCausalLM.from_config(config)
     base = base.to(dtype).eval()
     # generate() pads finished rows, and none ever finishes.
     base.generation_config.pad_token_id = 0
