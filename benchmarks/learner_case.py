@@ -93,7 +93,8 @@ def build_config(shape: str, *, layers: int | None = None) -> PretrainedConfig:
     if shape == "tiny":
         return LlamaConfig(
             vocab_size=61, hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2,
-            num_hidden_layers=layers or 2, max_position_embeddings=65536, tie_word_embeddings=True, initializer_range=0.1,
+            num_hidden_layers=layers or 2, max_position_embeddings=65536, tie_word_embeddings=True,
+            initializer_range=0.1,
         )  # fmt: skip
     raise ValueError(f"shape {shape!r} is not known")
 
