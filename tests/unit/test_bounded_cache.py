@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers.cache_utils import Cache
 
+from support.caches import given
 from support.compare import assert_close
 from support.models import VOCABULARY, tiny_model
 from thoughtcache.cache import BoundedCache, ReplayCache, SlotCache, StatefulCache
@@ -27,9 +28,9 @@ def feed(model: Any, cache: BoundedCache, tokens: torch.Tensor) -> torch.Tensor:
     found = []
     with torch.no_grad():
         if not cache.get_seq_length():
-            found.append(model(input_ids=tokens[:, :PROMPT], past_key_values=cache).logits)
+            found.append(model(input_ids=tokens[:, :PROMPT], **given(model, cache)).logits)
             tokens = tokens[:, PROMPT:]
-        found += [model(input_ids=column[:, None], past_key_values=cache).logits for column in tokens.T]
+        found += [model(input_ids=column[:, None], **given(model, cache)).logits for column in tokens.T]
     return torch.cat(found, dim=1)
 
 

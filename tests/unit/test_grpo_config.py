@@ -18,7 +18,7 @@ import thoughtcache as tc
 from support.grpo import base_with_eos, even_words, make_trainer, prompts, quick_arguments, word_tokenizer
 from support.models import adapt, tiny_base
 from thoughtcache.records import SamplingSettings
-from thoughtcache.train.grpo import _encoders_to_fp32
+from thoughtcache.train.encoder_precision import encoders_to_fp32
 from thoughtcache.train.phase_timer import PHASES, PhaseTimer
 from thoughtcache.train.policy_metrics import cache_metrics, cache_totals, gap_metrics, sampled_log_ratio
 
@@ -137,7 +137,7 @@ def test_encoders_return_to_fp32_after_a_cast_of_all_trainable_parameters() -> N
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.bfloat16)
-    _encoders_to_fp32(model)
+    encoders_to_fp32(model)
     dtypes = {("encoder" in n, p.dtype) for n, p in model.named_parameters() if p.requires_grad}
     assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
 

@@ -19,11 +19,13 @@ from transformers import (
 )
 
 import thoughtcache as tc
+from support.caches import given
 from support.compare import assert_close
 from support.grpo import even_words, prompts, quick_arguments, word_tokenizer
 from support.models import VOCABULARY, adapt, tiny_base, tiny_model
 from support.rollouts import PROMPTS
 from support.text_model import save_text_model
+from thoughtcache.adapter.cache_argument import given_cache
 
 WINDOW = 5
 REFUSED = "without the adapter's own cache"
@@ -38,10 +40,10 @@ def steps(model: Any, prompt: int, count: int, cache: Any = None) -> torch.Tenso
     """Logits [count + 1, V] of a loop as users write it: the prompt at once, then token by token into one cache."""
     ids = tokens(prompt + count)
     with torch.no_grad():
-        out = model(input_ids=ids[:, :prompt], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        out = model(input_ids=ids[:, :prompt], use_cache=True, logits_to_keep=1, **given(model, cache))
         found = [out.logits[0, -1]]
         for index in range(prompt, prompt + count):
-            out = model(input_ids=ids[:, index : index + 1], past_key_values=out.past_key_values, use_cache=True)
+            out = model(input_ids=ids[:, index : index + 1], use_cache=True, **given(model, given_cache(out)))
             found.append(out.logits[0, -1])
     return torch.stack(found)
 
@@ -122,30 +124,30 @@ class TestLoops:
     def test_a_prompt_in_pieces_counts_as_thoughts_from_the_second_on(self):
         model, cache = tiny_model(), DynamicCache()
         with torch.no_grad():
-            model(input_ids=tokens(8), past_key_values=cache, logits_to_keep=1)
+            model(input_ids=tokens(8), logits_to_keep=1, **given(model, cache))
             with pytest.raises(ValueError, match="6 tokens behind its prompt of 8"):
-                model(input_ids=tokens(6), past_key_values=cache)
+                model(input_ids=tokens(6), **given(model, cache))
 
     def test_a_cache_that_began_elsewhere(self):
         model, cache = tiny_model(), DynamicCache()
         with torch.no_grad():
             with model.disable_adapter():
-                model(input_ids=tokens(8), past_key_values=cache)
+                model(input_ids=tokens(8), **given(model, cache))
             with pytest.raises(ValueError, match="8 tokens behind its prompt of 1"):
-                model(input_ids=tokens(1), past_key_values=cache)
+                model(input_ids=tokens(1), **given(model, cache))
 
     def test_several_caches_in_turn(self):
         model = tiny_model()
         first, second = DynamicCache(), DynamicCache()
         with torch.no_grad():
             for cache, prompt in ((first, 9), (second, 2)):
-                model(input_ids=tokens(prompt), past_key_values=cache, logits_to_keep=1)
+                model(input_ids=tokens(prompt), logits_to_keep=1, **given(model, cache))
             for _ in range(WINDOW):
                 for cache in (first, second):
-                    model(input_ids=tokens(1), past_key_values=cache)
+                    model(input_ids=tokens(1), **given(model, cache))
             for cache in (first, second):
                 with pytest.raises(ValueError, match=REFUSED):
-                    model(input_ids=tokens(1), past_key_values=cache)
+                    model(input_ids=tokens(1), **given(model, cache))
 
     @pytest.mark.parametrize("use_cache", [True, False])
     def test_generate_of_the_bare_model(self, use_cache):

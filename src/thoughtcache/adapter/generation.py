@@ -19,6 +19,8 @@ from typing import Any
 from torch import Tensor
 from transformers import GenerationConfig
 
+from thoughtcache.adapter.cache_argument import CACHE_ARGUMENTS
+
 DEFAULT_NEW_TOKENS = 20
 """What transformers adds to a prompt when nobody says how much."""
 
@@ -120,8 +122,7 @@ OPTIONS: Mapping[str, Use] = {
 REFUSED_ARGUMENTS: Mapping[str, Refusal] = {
     "assistant_model": _ASSISTED,
     "custom_generate": Refusal(reason="its loop may do anything to the cache", remedy="leave it out"),
-    "past_key_values": _OWN_CACHE,
-    "cache": _OWN_CACHE,
+    **dict.fromkeys(CACHE_ARGUMENTS, _OWN_CACHE),
     "inputs_embeds": _PROMPT,
     "negative_prompt_ids": REFUSED_OPTIONS["guidance_scale"],
     "negative_prompt_attention_mask": REFUSED_OPTIONS["guidance_scale"],

@@ -18,10 +18,11 @@ from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 
 STATE = "trainer_state.json"
+ROOT_ADAPTER = "adapter_model.safetensors"  # the policy's; other adapters lie in folders of their names
 _ZIPPED = {".pt", ".pth"}  # what torch.save writes ends with its table of contents
 # One file of each kind; an optimizer under FSDP or DeepSpeed has names of its own.
 _NEEDED = (
-    ("adapter_model.safetensors",),
+    (ROOT_ADAPTER,),
     ("adapter_config.json",),
     ("optimizer.pt", "optimizer.bin", "optimizer_*", "latest"),
     ("scheduler.pt",),

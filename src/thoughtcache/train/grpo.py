@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +24,6 @@ from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from thoughtcache.adapter.model import ENCODERS
 from thoughtcache.ends import prompt_token_ids, stop_token_ids
 from thoughtcache.policy import rollout
 from thoughtcache.policy.handle import find_tuner
@@ -33,6 +33,8 @@ from thoughtcache.records import Rollout
 from thoughtcache.scale.backend import RolloutBackend
 from thoughtcache.scale.exchange import lost_in_collectives
 from thoughtcache.train.ahead import AheadSampler, backend_metrics
+from thoughtcache.train.checkpoints import ROOT_ADAPTER, load_weights
+from thoughtcache.train.encoder_precision import encoders_to_fp32
 from thoughtcache.train.grpo_checks import check_arguments, check_backend, check_special_tokens
 from thoughtcache.train.grpo_config import ThoughtGRPOConfig
 from thoughtcache.train.kept_rollouts import Generation, Scoring, check_same_tokens
@@ -103,7 +105,7 @@ class ThoughtGRPOTrainer(GRPOTrainer):
         check_model_generation(generation_config, min_p=args.min_p)
         self.eos_token_ids = stop_token_ids(generation_config.eos_token_id, self._tokenizer)
         check_special_tokens(self._tokenizer, self.eos_token_ids)
-        _encoders_to_fp32(self.model)
+        encoders_to_fp32(self.model)
         self.memory = PhaseMemory(self.accelerator.device, keep_timeline=args.profile_memory)
         self._timer = PhaseTimer(self.accelerator.device, self.memory)
         self.add_callback(PhaseCallback(self._timer, self._report_phases))
@@ -251,6 +253,13 @@ class ThoughtGRPOTrainer(GRPOTrainer):
         finally:
             self._scoring = None
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Also where TRL's frozen copy lies beside the policy: transformers below 5.23 then loads only the copy."""
+        policy: Any = self.model
+        super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[no-untyped-call, unused-ignore]
+        if (Path(resume_from_checkpoint) / ROOT_ADAPTER).is_file():
+            load_weights(policy, resume_from_checkpoint)
+
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """TRL's step; what follows the loss in it is the backward pass."""
         try:
@@ -333,13 +342,6 @@ class ThoughtGRPOTrainer(GRPOTrainer):
             if values and (name.endswith("_mib_max") or name in ("policy/gap_max", "state/norm_max")):
                 self._metrics[self._mode][name] = [max(values)]
         super().log(logs, start_time)
-
-
-def _encoders_to_fp32(model: nn.Module) -> None:
-    """Undo TRL's cast of quantised models' trainable parameters to bfloat16 where it would reach the thought state."""
-    for name, parameter in model.named_parameters():
-        if ENCODERS in name:
-            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
 
 
 def _is_reference(model: nn.Module) -> bool:
