@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import Fuse
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
-from transformers import GenerationConfig, GenerationMixin, PreTrainedTokenizerFast
+from transformers import GenerationConfig, GenerationMixin, PreTrainedTokenizerFast, WatermarkingConfig
 
 import thoughtcache as tc
 from support.compare import assert_close
@@ -61,7 +61,7 @@ PROCESSORS: dict[str, Any] = {
     "exponential_decay_length_penalty": (3, 1.5),
     "renormalize_logits": True,
     "remove_invalid_values": True,
-    "watermarking_config": {"bias": 3.0},
+    "watermarking_config": WatermarkingConfig(bias=3.0),
 }
 """Options that change the scores of a greedy generation."""
 
@@ -80,7 +80,7 @@ def generate(model: Any, way: str = "configuration", prompt: list[int] = PROMPT,
     shared = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": 0, "return_dict_in_generate": True}
     shared |= {"output_logits": True, "output_scores": True}
     shared = {name: value for name, value in shared.items() if name not in options}
-    before = {name: getattr(own, name) for name in (*options, *shared)}
+    before = {name: getattr(own, name, None) for name in (*options, *shared)}  # older versions lack some
     try:
         if way == "keyword":
             return model.generate(ids, **shared, **options)

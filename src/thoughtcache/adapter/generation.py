@@ -105,8 +105,8 @@ _WORKS = (
     "pad_token_id output_attentions output_hidden_states output_logits output_scores return_dict_in_generate"
 )
 _UNREAD = (
-    "_from_model_config transformers_version decoder_start_token_id early_stopping length_penalty diversity_penalty "
-    "low_memory cache_config max_cache_len compile_config disable_compile continuous_batching_config "
+    "_commit_hash _from_model_config transformers_version decoder_start_token_id early_stopping length_penalty "
+    "diversity_penalty low_memory cache_config max_cache_len compile_config disable_compile continuous_batching_config "
     "assistant_confidence_threshold assistant_ensemble_weight assistant_lookbehind max_matching_ngram_size "
     "num_assistant_tokens num_assistant_tokens_schedule target_lookbehind"
 )

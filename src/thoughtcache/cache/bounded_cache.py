@@ -146,6 +146,11 @@ class StatefulCache(Cache):
         return int(self.layers[layer_idx].length)
 
     @property
+    def is_croppable(self) -> bool:
+        """Never, since what was absorbed cannot come back; older versions of transformers lack the property."""
+        return False
+
+    @property
     def positions_behind(self) -> int:
         """How far positions are behind the count of all tokens; 0 where whoever calls passes exact ones."""
         return 0
