@@ -1,4 +1,4 @@
-"""The batch that is ahead: handed over once, to who asks for its prompts, with the step at which its weights were."""
+"""The batch that is ahead: handed over once, to who asks for its prompts, with the weights that sampled it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from thoughtcache.records import SamplingSettings
 from thoughtcache.scale.backend import SampledBatch
 from thoughtcache.train.ahead import AheadSampler
 from thoughtcache.train.kept_rollouts import check_same_tokens
+from thoughtcache.train.weights_version import WeightsVersion
 
 MODEL = nn.Identity()
 SETTINGS = SamplingSettings(
@@ -47,32 +48,37 @@ class Done:
         return SampledBatch(rollouts=[], adapter_version=self.number)
 
 
+def version(steps: int) -> WeightsVersion:
+    """The weights after so many optimiser steps."""
+    return WeightsVersion(run=1, optimizer_steps=steps, parameters=())
+
+
 def test_what_is_ahead_is_handed_over_once() -> None:
     """The same prompts in the next epoch are sampled anew, by the weights of then."""
     backend = Counting()
     sampler, prompts = AheadSampler(backend), [[3, 1], [4]]
-    sampler.start_next(MODEL, prompts, global_step=5, max_new_tokens=2)
-    batch, step = sampler.sample(MODEL, prompts, 6, max_new_tokens=2)
-    assert (batch.adapter_version, step) == (1, 5)
-    batch, step = sampler.sample(MODEL, prompts, 7, max_new_tokens=2)
-    assert (batch.adapter_version, step) == (2, 7)
+    sampler.start_next(MODEL, prompts, version(5), max_new_tokens=2)
+    batch, weights = sampler.sample(MODEL, prompts, version(6), max_new_tokens=2)
+    assert (batch.adapter_version, weights) == (1, version(5))
+    batch, weights = sampler.sample(MODEL, prompts, version(7), max_new_tokens=2)
+    assert (batch.adapter_version, weights) == (2, version(7))
     assert backend.started == [prompts, prompts]
 
 
 def test_other_prompts_than_those_ahead_are_sampled_anew_and_what_was_ahead_is_gone() -> None:
     backend = Counting()
     sampler = AheadSampler(backend)
-    sampler.start_next(MODEL, [[3, 1], [4]], global_step=0, max_new_tokens=2)
+    sampler.start_next(MODEL, [[3, 1], [4]], version(0), max_new_tokens=2)
     for number, prompts in enumerate(([[4], [3, 1]], [[3, 1], [4]]), start=2):
-        batch, step = sampler.sample(MODEL, prompts, 1, max_new_tokens=2)
-        assert (batch.adapter_version, step) == (number, 1)
+        batch, weights = sampler.sample(MODEL, prompts, version(1), max_new_tokens=2)
+        assert (batch.adapter_version, weights) == (number, version(1))
 
 
 def test_an_evaluation_leaves_what_is_ahead() -> None:
     sampler, prompts = AheadSampler(Counting()), [[3, 1]]
-    sampler.start_next(MODEL, prompts, global_step=0, max_new_tokens=2)
+    sampler.start_next(MODEL, prompts, version(0), max_new_tokens=2)
     assert sampler.sample_now(MODEL, prompts, max_new_tokens=2).adapter_version == 2
-    assert sampler.sample(MODEL, prompts, 1, max_new_tokens=2)[0].adapter_version == 1
+    assert sampler.sample(MODEL, prompts, version(1), max_new_tokens=2)[0].adapter_version == 1
 
 
 def test_batches_are_counted_over_the_whole_run() -> None:
