@@ -119,7 +119,9 @@ def test_the_embedded_job_rewards_what_its_metric_counts(monkeypatch: pytest.Mon
     for name in ("load_model", "test"):
         monkeypatch.setattr(embedded._Job, name, lambda *_: {"accuracy": 0.0})
     run = RunConfig(output_dir=str(tmp_path))
-    job = embedded._Job(run=run, task=embedded.EMBEDDED_TASKS["chains"], console=Console(quiet=True))
+    job = embedded._Job(
+        run=run, task=embedded.EMBEDDED_TASKS["chains"], samples_file=tmp_path / "samples", console=Console(quiet=True)
+    )
     job.tokenizer = None  # type: ignore[assignment]
     embedded._grpo_arm(job, "thought_best", tmp_path / "grpo", False)
     problem = Problem(prompt="1+1=", trace="#8054", answer="8054")
