@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -18,6 +19,14 @@ jaxtyping.install_import_hook("thoughtcache", "beartype.beartype")
 import torch  # noqa: E402 - after the hook, like everything else
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _fp32_stays_fp32() -> Iterator[None]:
+    """transformers switches TF32 on for the whole process when a configuration asks for `torch_compile` or `tf32`."""
+    before = torch.backends.fp32_precision
+    yield
+    torch.backends.fp32_precision = before
 
 
 @pytest.fixture(autouse=True)

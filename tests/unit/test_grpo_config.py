@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 from pathlib import Path
@@ -22,6 +23,8 @@ from thoughtcache.train.encoder_precision import encoders_to_fp32
 from thoughtcache.train.phase_timer import PHASES, PhaseTimer
 from thoughtcache.train.policy_metrics import cache_metrics, cache_totals, gap_metrics, sampled_log_ratio
 
+FIELDS = {field.name for field in dataclasses.fields(GRPOConfig)}
+CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in FIELDS else "gradient_checkpointing"
 REFUSED: dict[str, dict[str, Any]] = {
     "temperature": {"temperature": 0.0},
     "top_p": {"top_p": 0.9},
@@ -33,7 +36,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "use_vllm": {"use_vllm": True},
     "use_transformers_continuous_batching": {"use_transformers_continuous_batching": True},
     "max_completion_length": {"max_completion_length": None},
-    "gradient_checkpointing": {"activation_checkpointing": True},
+    "gradient_checkpointing": {CHECKPOINTING: True},
     "mixed_precision": {"bf16": True},
     "bf16_full_eval": {"bf16_full_eval": True},
     "fp16_full_eval": {"fp16_full_eval": True},
@@ -82,7 +85,7 @@ def test_defaults_are_the_exact_gradient_and_the_consistent_reference(tmp_path: 
         "consistent",
         None,
     )
-    assert config.gradient_checkpointing is False
+    assert not config.gradient_checkpointing  # None in older versions
     assert config.mixed_precision == "no"
 
 
@@ -121,7 +124,7 @@ def test_tokens_of_others_are_refused(name: str, tmp_path: Path) -> None:
 
 
 def test_trl_own_configuration_is_refused(tmp_path: Path) -> None:
-    settings = quick_arguments(tmp_path, bf16=False, activation_checkpointing=False, gradient_checkpointing=None)
+    settings = quick_arguments(tmp_path, bf16=False, **{CHECKPOINTING: False})
     with pytest.raises(ValueError, match="args must be a ThoughtGRPOConfig, got GRPOConfig"):
         _trainer(adapt(base_with_eos()), tmp_path, args=GRPOConfig(**settings))
 

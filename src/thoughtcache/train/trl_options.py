@@ -132,6 +132,18 @@ REFUSED: dict[str, Refusal] = {
 }
 """Checked in this order. `mixed_precision` is no field; it is what `bf16`, `fp16` and the launcher come to."""
 
+SOME_VERSIONS = frozenset(
+    {
+        "activation_checkpointing",
+        "activation_checkpointing_kwargs",
+        "dataloader_in_order",
+        "dataloader_multiprocessing_context",
+        "logging_dir",
+        "warmup_ratio",
+    }
+)
+"""Options that not every supported version of transformers has."""
+
 REFUSED_BY_OTHER_NAME = {
     "use_transformers_paged": "use_transformers_continuous_batching",
     "activation_checkpointing": "gradient_checkpointing",
@@ -170,10 +182,12 @@ WORKS: dict[str, tuple[str, ...]] = {
         "ddp_find_unused_parameters", "ddp_static_graph", "debug", "enable_jit_checkpoint", "eval_delay",
         "full_determinism", "hub_always_push", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy",
         "hub_token", "ignore_data_skip", "log_completions_hub_repo", "log_level", "log_level_replica",
-        "log_on_each_node", "log_unique_prompts", "logging_first_step", "logging_nan_inf_filter", "logging_strategy",
-        "optim_target_modules", "project", "push_to_hub", "restore_callback_states_from_checkpoint", "run_name",
+        "log_on_each_node", "log_unique_prompts", "logging_dir", "logging_first_step", "logging_nan_inf_filter",
+        "logging_strategy", "optim_target_modules", "project", "push_to_hub",
+        "restore_callback_states_from_checkpoint", "run_name",
         "save_on_each_node", "save_only_model", "skip_memory_metrics", "tf32", "torch_empty_cache_steps",
         "trackio_bucket_id", "trackio_space_id", "trackio_static_space_id", "trust_remote_code",
+        "warmup_ratio",
     ),
 }  # fmt: skip
 """Options that work, by the test that holds them. The last entry's are served by code of transformers and TRL that this
