@@ -9,7 +9,7 @@ import torch
 import thoughtcache as tc
 from benchmarks.gpu.check import Context
 from benchmarks.gpu.models import adapt, make_base, make_prompts
-from benchmarks.learner_case import Case, build_rollout
+from benchmarks.learner_case import Case, build_config, build_rollout
 from benchmarks.sampler.figures import Figure
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.planning.measure import measure
@@ -68,7 +68,7 @@ def blank_rollout(context: Context, tokens: int) -> Rollout:
 def planner(context: Context) -> list[Figure]:
     """The planner's closed forms against the allocator, in child processes."""
     sizes = context.sizes
-    config = make_base(on_cpu(context), torch.float32, layers=sizes.profiled_layers).config
+    config = build_config(sizes.model, layers=sizes.profiled_layers)
     thought = ThoughtConfig(r=32, num_global_tokens=32, window=sizes.window, state_rule="delta")
     setting = PlanSetting(
         model=config, thought=thought, prompt_tokens=64, max_new_tokens=2 * sizes.flat_tokens[0], batch=sizes.batch,
@@ -83,11 +83,6 @@ def planner(context: Context) -> list[Figure]:
     closed = total(highest(rollout_parts(sampled).values()))
     figures.append(_over("sampler", closed, measure(sampled, "rollout").peak_bytes, context))
     return figures
-
-
-def on_cpu(context: Context) -> Context:
-    """The same on the CPU, for what only reads a configuration."""
-    return replace(context, device=torch.device("cpu"))
 
 
 def _over(name: str, planned: int, measured: int, context: Context) -> Figure:
