@@ -42,7 +42,7 @@ peers: $(STAMP)  ## PEFT's own generic test suite (fetched from the registry) wi
 	OMP_NUM_THREADS=1 $(BIN)/python -m tools.peers $(PYTEST_ARGS)
 
 reasoner: $(STAMP)  ## train the embedded tiny reasoner again
-	$(BIN)/python -m thoughtcache.tasks.build_reasoner
+	$(BIN)/python -m thoughtcache.tasks.embedded.build_reasoner
 
 docs: $(STAMP)  ## the generated pages
 	$(BIN)/python docs/generate.py

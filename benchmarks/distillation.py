@@ -28,10 +28,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import thoughtcache as tc
+from thoughtcache.learner.options import ReplayOptions
+from thoughtcache.learner.replay import run_replay
 from thoughtcache.policy.batch import RolloutBatch, batch_rollouts
 from thoughtcache.policy.handle import find_tuner, open_policy
-from thoughtcache.policy.options import ReplayOptions
-from thoughtcache.policy.replay import run_replay
 from thoughtcache.records import Rollout, SamplingSettings
 from thoughtcache.report.plots import Panel, plot_curves
 from thoughtcache.report.results import environment, write_results

@@ -21,11 +21,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PretrainedConfig, Qwen2C
 import thoughtcache as tc
 from thoughtcache.cache.eviction.sliding import sliding_evictions
 from thoughtcache.cache.schedule import evict_count
-from thoughtcache.planning.memory import MIB, PeakMemory
+from thoughtcache.learner.chunk import Boundary, join_scores, plan_chunks, run_chunk
+from thoughtcache.learner.kv_log import KVLog, Place
+from thoughtcache.measuring.peak_memory import MIB, PeakMemory
 from thoughtcache.policy.batch import batch_rollouts
 from thoughtcache.policy.handle import open_policy
-from thoughtcache.policy.kv_log import KVLog, Place
-from thoughtcache.policy.segment import Boundary, join_scores, plan_chunks, run_chunk
 from thoughtcache.policy.token_logprobs import token_logprobs
 from thoughtcache.records import Rollout, SamplingSettings
 

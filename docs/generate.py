@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from thoughtcache.train.trl_options import NO_MEANING, REFUSED, REFUSED_BY_OTHER_NAME, WORKS
+from thoughtcache.train.trl.options import NO_MEANING, REFUSED, REFUSED_BY_OTHER_NAME, WORKS
 from thoughtcache_cli.arguments import build_parser
 
 FOLDER = Path(__file__).parent
@@ -31,11 +31,11 @@ OPTIONS_INTRODUCTION = """\
 # TRL's options
 
 `tc.ThoughtGRPOConfig` is `trl.GRPOConfig` (TRL 1.16, with all fields of transformers' `TrainingArguments`) and some
-fields of its own. Generated from `train/trl_options.py` by `make docs`; a test fails when TRL adds an option.
+fields of its own. Generated from `train/trl/options.py` by `make docs`; a test fails when TRL adds an option.
 
-A model's own `generation_config` is looked at as well (`train/model_generation.py`): what would shape TRL's samples and
-is not scored here (`suppress_tokens`, `no_repeat_ngram_size`, `min_p` and their kind) is refused when the trainer is
-made. Temperature, `top_k`, `top_p` and the repetition penalty come from TRL's options, as in TRL.
+A model's own `generation_config` is looked at as well (`train/trl/model_generation.py`): what would shape TRL's samples
+and is not scored here (`suppress_tokens`, `no_repeat_ngram_size`, `min_p` and their kind) is refused when the trainer
+is made. Temperature, `top_k`, `top_p` and the repetition penalty come from TRL's options, as in TRL.
 
 ## Refused
 Some values of these options are refused when the configuration is made.

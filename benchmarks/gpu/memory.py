@@ -12,12 +12,12 @@ from benchmarks.gpu.models import adapt, make_base, make_prompts
 from benchmarks.learner_case import Case, build_config, build_rollout
 from benchmarks.sampler.figures import Figure
 from thoughtcache.config import ThoughtConfig
-from thoughtcache.planning.measure import measure
-from thoughtcache.planning.memory import PeakMemory
-from thoughtcache.planning.parts import highest, total
+from thoughtcache.measuring.peak_memory import PeakMemory
+from thoughtcache.planning.memory.parts import highest, total
+from thoughtcache.planning.memory.rollout import rollout_parts
 from thoughtcache.planning.plan import learner_bytes
-from thoughtcache.planning.rollout_memory import rollout_parts
 from thoughtcache.planning.setting import PlanSetting
+from thoughtcache.recipes.plan.measure import measure
 from thoughtcache.records import Rollout
 
 FLAT = 1.1

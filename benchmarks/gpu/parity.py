@@ -18,7 +18,7 @@ from benchmarks.gpu.models import adapt, make_base, make_prompts
 from benchmarks.sampler.figures import Figure
 from benchmarks.sampler.gate import in_fp64
 from thoughtcache.records import Rollout
-from thoughtcache.tasks.reasoner import load_reasoner
+from thoughtcache.tasks.embedded.reasoner import load_reasoner
 
 GAPS = {torch.float64: 1e-10, torch.float32: 2e-3, torch.bfloat16: 0.3}
 """Largest difference of a log-probability in nats, by dtype."""

@@ -15,7 +15,7 @@ from benchmarks.gpu.models import adapt, make_base, make_prompts
 from benchmarks.gpu.profiler import Seen, overlapped, watch
 from benchmarks.sampler.compiled import logprob_gap
 from benchmarks.sampler.figures import Figure
-from thoughtcache.policy.engine import ROUNDS_BETWEEN_LOOKS
+from thoughtcache.sampler.engine import ROUNDS_BETWEEN_LOOKS
 
 COMPILED_GAP = 2e-3
 WAITING: dict[str, Any] = {"no records": {"anchors": False}, "states and K/V on the host": {"kv_log": "host"}}

@@ -21,7 +21,7 @@ from benchmarks.sampler.models import randomised
 from benchmarks.sampler.prefilled import CACHES, generate_round
 from benchmarks.sampler.timing import synchronise
 from thoughtcache.cache.schedule import evict_count
-from thoughtcache.planning.memory import PeakMemory
+from thoughtcache.measuring.peak_memory import PeakMemory
 
 CYCLES = 3
 GENERATE_STEPS = 24

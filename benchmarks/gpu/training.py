@@ -12,7 +12,7 @@ import thoughtcache as tc
 from benchmarks.gpu.check import Context
 from benchmarks.gpu.models import adapt
 from benchmarks.sampler.figures import Figure
-from thoughtcache.tasks.reasoner import encode_prompt, load_reasoner
+from thoughtcache.tasks.embedded.reasoner import encode_prompt, load_reasoner
 from thoughtcache.train.distill_config import DistillConfig
 
 QUESTIONS = ["347*682=", "12*9=", "805*33=", "7*7="]

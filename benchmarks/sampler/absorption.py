@@ -19,7 +19,7 @@ from benchmarks.sampler.clock import RoundClock
 from benchmarks.sampler.figures import Figure, Measured, over_repeats
 from benchmarks.sampler.models import make_prompts, rollout_options, thought_model, uneven_lengths
 from benchmarks.sampler.timing import interleaved, synchronise
-from thoughtcache.cache.slot_cache import SlotCache
+from thoughtcache.sampler.slots.slot_cache import SlotCache
 
 TARGET = 0.03
 

@@ -19,7 +19,7 @@ from benchmarks.sampler.clock import RoundClock
 from benchmarks.sampler.figures import Figure, Measured, over_repeats
 from benchmarks.sampler.models import geometric_head, load_base, make_prompts, rollout_options, thought_model
 from benchmarks.sampler.timing import Seconds
-from thoughtcache.policy.engine import Engine
+from thoughtcache.sampler.engine import Engine
 
 TARGET = 1.8
 STOP_TOKEN = 2

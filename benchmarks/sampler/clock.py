@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from benchmarks.sampler.timing import synchronise
-from thoughtcache.planning.memory import MIB, can_measure_resident_bytes, resident_bytes
+from thoughtcache.measuring.peak_memory import MIB, can_measure_resident_bytes, resident_bytes
 
 
 class RoundClock:

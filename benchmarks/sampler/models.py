@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 import thoughtcache as tc
 from benchmarks.sampler.case import Case
-from thoughtcache.tasks.reasoner import load_reasoner
+from thoughtcache.tasks.embedded.reasoner import load_reasoner
 
 LORA_B_STD = 0.02
 ROOM = 2**20

@@ -22,7 +22,7 @@ from benchmarks.sampler.clock import RoundClock, used_mib
 from benchmarks.sampler.figures import Curve, Figure, Measured, over_repeats, ratios
 from benchmarks.sampler.models import make_prompts, rollout_options, thought_model
 from benchmarks.sampler.timing import speed_curve
-from thoughtcache.planning.memory import MIB
+from thoughtcache.measuring.peak_memory import MIB
 from thoughtcache.records import Rollout
 
 SPEED_TARGET, MEMORY_TARGET = 0.97, 1.02

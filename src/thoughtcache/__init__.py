@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import thoughtcache.adapter  # noqa: F401  registers the PEFT method
 from thoughtcache.config import ThoughtConfig
-from thoughtcache.policy import full_cache, naive_logprobs, replay, rollout
+from thoughtcache.learner.replay import replay
+from thoughtcache.policy.handle import full_cache
+from thoughtcache.policy.naive import naive_logprobs
 from thoughtcache.records import Eviction, Rollout, TokenLogProbs
+from thoughtcache.sampler.rollout import rollout
 
 if TYPE_CHECKING:
     from thoughtcache.scale.processes import rollout_across_processes
     from thoughtcache.scale.ray_rollouts import RayRollouts
     from thoughtcache.train.distill import distill
     from thoughtcache.train.distill_config import DistillConfig
-    from thoughtcache.train.grpo import ThoughtGRPOConfig, ThoughtGRPOTrainer
+    from thoughtcache.train.trl.trainer import ThoughtGRPOConfig, ThoughtGRPOTrainer
 
 __version__ = "0.1.0"
 
@@ -27,8 +30,8 @@ _LAZY = {
     "RayRollouts": "thoughtcache.scale.ray_rollouts",
     "rollout_across_processes": "thoughtcache.scale.processes",
     "distill": "thoughtcache.train.distill",
-    "ThoughtGRPOConfig": "thoughtcache.train.grpo",
-    "ThoughtGRPOTrainer": "thoughtcache.train.grpo",
+    "ThoughtGRPOConfig": "thoughtcache.train.trl.trainer",
+    "ThoughtGRPOTrainer": "thoughtcache.train.trl.trainer",
 }
 
 

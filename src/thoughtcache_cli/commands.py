@@ -10,7 +10,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from thoughtcache.config import RunConfig, ThoughtConfig
+from thoughtcache.config import ThoughtConfig
+from thoughtcache.recipes.run.config import RunConfig
 
 USER_ERRORS: tuple[type[Exception], ...] = (ValueError, OSError, SafetensorError)
 
@@ -25,7 +26,7 @@ def train(options: dict[str, Any]) -> None:
     run = RunConfig(**{name: value for name, value in options.items() if name in _RUN_FIELDS})
     adapter_options = {name: value for name, value in options.items() if name not in _RUN_FIELDS}
     if run.model is None:
-        from thoughtcache.recipes.embedded import run_embedded
+        from thoughtcache.recipes.embedded.job import run_embedded
 
         given = set(options) - _EMBEDDED_FIELDS
         if given:
@@ -55,7 +56,7 @@ def generate(options: dict[str, Any]) -> None:
 
 def plan(options: dict[str, Any]) -> None:
     """`thoughtcache plan`: print where the memory of a run would go."""
-    from thoughtcache.recipes.memory_plan import plan_memory
+    from thoughtcache.recipes.plan.memory_plan import plan_memory
 
     plan_memory(**options)
 

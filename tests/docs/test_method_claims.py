@@ -14,7 +14,7 @@ from support.compare import TOLERANCE, assert_close, gradient_error, gradients, 
 from support.grpo import base_with_eos, even_words, make_trainer
 from support.models import adapt, tiny_model
 from support.rollouts import PROMPTS
-from thoughtcache.config import RunConfig
+from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.state.rules.common import normalise, rms_normalise, unit
 from thoughtcache.train.distill import under_window
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import thoughtcache as tc
 from support.compare import assert_close, padded
 from support.models import VOCABULARY, tiny_model
-from thoughtcache.policy import decode_step
+from thoughtcache.sampler import decode_step
 
 MODELS = {
     "sliding": tiny_model(window=4, evict_fraction=0.5, state_rule="gated"),

@@ -9,7 +9,7 @@ import thoughtcache as tc
 from support.compare import assert_gradients_match, gradients, weighted_loss
 from support.models import tiny_model, use_norms_without_fp32
 from support.rollouts import ragged_rollouts
-from thoughtcache.planning.live_bytes import LiveBytes
+from thoughtcache.measuring.live_bytes import LiveBytes
 from thoughtcache.policy import scores
 from thoughtcache.train.distill import distill_loss
 from thoughtcache.train.distill_config import DistillConfig

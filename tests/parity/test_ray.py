@@ -18,7 +18,7 @@ from support.models import tiny_base, tiny_model
 from support.rollouts import PROMPTS
 from thoughtcache.scale.ray_pool import LostActors
 from thoughtcache.scale.ray_rollouts import RayRollouts, _Pending
-from thoughtcache.tasks.reasoner import load_reasoner
+from thoughtcache.tasks.embedded.reasoner import load_reasoner
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 

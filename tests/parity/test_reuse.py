@@ -12,10 +12,10 @@ from support.compare import assert_close, assert_gradients_match, gradients, max
 from support.models import tiny_model
 from support.rollouts import ragged_rollouts
 from thoughtcache.cache.eviction import POLICIES
-from thoughtcache.policy import reverse
+from thoughtcache.learner import reverse
+from thoughtcache.learner.chunk import plan_chunks
+from thoughtcache.learner.kv_log import KVLog
 from thoughtcache.policy.batch import batch_rollouts
-from thoughtcache.policy.kv_log import KVLog
-from thoughtcache.policy.segment import plan_chunks
 from thoughtcache.state import STATE_RULES
 
 PROMPTS = [[3, 1, 4, 1], [6, 5], [9]]

@@ -14,8 +14,9 @@ from support.compare import assert_close, assert_gradients_match, gradient_error
 from support.models import tiny_model, use_norms_without_fp32
 from support.rollouts import ragged_rollouts
 from thoughtcache.cache.eviction import POLICIES
-from thoughtcache.policy import reverse, scores
-from thoughtcache.policy.kv_log import KVLog, check_place
+from thoughtcache.learner import reverse
+from thoughtcache.learner.kv_log import KVLog, check_place
+from thoughtcache.policy import scores
 from thoughtcache.state import STATE_RULES
 
 PROMPTS = [[3, 1, 4, 1], [6, 5], [9]]

@@ -11,10 +11,10 @@ from torch import Tensor
 import thoughtcache as tc
 from support.compare import assert_close, assert_gradients_match, gradients
 from support.models import tiny_model
+from thoughtcache.learner.options import ReplayOptions
+from thoughtcache.learner.replay import run_replay
 from thoughtcache.policy.batch import batch_rollouts
 from thoughtcache.policy.handle import open_policy
-from thoughtcache.policy.options import ReplayOptions
-from thoughtcache.policy.replay import run_replay
 from thoughtcache.policy.token_logprobs import token_logprobs
 
 PROMPTS = [[3, 1, 4, 1], [6, 5], [9], [2, 7, 1]]

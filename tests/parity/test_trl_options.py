@@ -20,7 +20,7 @@ import thoughtcache as tc
 from support.compare import max_difference
 from support.grpo import base_with_eos, even_words, prompts, quick_arguments, word_tokenizer
 from support.models import adapt
-from thoughtcache.train.trl_options import WORKS
+from thoughtcache.train.trl.options import WORKS
 
 LORA = {"r": 3, "lora_alpha": 6, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 AS_LORA = {"window": None, "initial_state": "identity", "absorb": False, "num_global_tokens": 3}

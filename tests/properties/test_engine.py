@@ -11,8 +11,8 @@ import thoughtcache as tc
 from support.compare import assert_close, assert_gradients_match, gradients, padded, weighted_loss
 from support.models import VOCABULARY, tiny_model
 from support.operators import WAITING, Operators
-from thoughtcache.policy import prefill as prefill_module
-from thoughtcache.policy.engine import Engine
+from thoughtcache.sampler import prefill as prefill_module
+from thoughtcache.sampler.engine import Engine
 
 PROMPTS = [[3, 1, 4, 1, 5], [6, 5], [3, 1, 4, 1, 5], [9], [2, 7, 1, 8], [6, 5], [4]]
 LENGTH = 17
@@ -83,7 +83,7 @@ def test_records_of_refilled_slots_serve_the_learner():
 
 
 def test_looking_rarely_changes_nothing(monkeypatch):
-    from thoughtcache.policy import engine
+    from thoughtcache.sampler import engine
 
     model = MODELS["sliding"]
     expected = stopping(model, PROMPTS, batch_size=3, kv_log="device")
@@ -110,7 +110,7 @@ def test_a_prompt_is_processed_once_for_all_its_completions(monkeypatch):
         seen.extend(prompts)
         return original(policy, prompts)
 
-    monkeypatch.setattr("thoughtcache.policy.engine.prefill", counted)
+    monkeypatch.setattr("thoughtcache.sampler.engine.prefill", counted)
     rollouts = tc.rollout(model, PROMPTS * 3, max_new_tokens=5, batch_size=4, ignore_eos=True)
     assert sorted(seen) == sorted({tuple(prompt) for prompt in PROMPTS})
     assert [r.prompt_ids for r in rollouts] == PROMPTS * 3
@@ -171,8 +171,8 @@ def test_slots_are_refilled_at_once():
 
 def test_a_round_asks_nothing_of_the_device_and_sends_it_nothing(monkeypatch):
     """Except when sequences begin, evict or are looked at: 40 rounds of three slots, an eviction every two of them."""
-    from thoughtcache.cache import slot_cache, window_block
-    from thoughtcache.policy import engine
+    from thoughtcache.sampler import engine
+    from thoughtcache.sampler.slots import slot_cache, window_block
 
     sent, original = [], window_block.to_device
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 import thoughtcache as tc
 from support.compare import assert_close, padded
 from support.models import VOCABULARY, tiny_model
-from thoughtcache.cache.kv_recorder import KVRecorder
 from thoughtcache.policy.handle import open_policy
-from thoughtcache.policy.record_bytes import ItemBytes, RecordBytes, item_bytes, record_bytes
+from thoughtcache.sampler.record_bytes import ItemBytes, RecordBytes, item_bytes, record_bytes
+from thoughtcache.sampler.slots.kv_recorder import KVRecorder
 
 MODELS = {
     "sliding": tiny_model(window=4, evict_fraction=0.5),
@@ -97,7 +97,7 @@ def test_a_bound_is_kept_to_the_byte(name, monkeypatch):
     options = {"max_new_tokens": 9, "kv_log": "device", "ignore_eos": True}
     needed = held(tc.rollout(model, PROMPTS, **options)).total
     assert held(tc.rollout(model, PROMPTS, max_record_bytes=needed, **options)).total == needed
-    monkeypatch.setattr("thoughtcache.policy.engine.prefill", None)  # whoever samples anyhow fails
+    monkeypatch.setattr("thoughtcache.sampler.engine.prefill", None)  # whoever samples anyhow fails
     with pytest.raises(ValueError, match=rf"max_record_bytes={needed - 1} is less than the {needed} bytes") as refusal:
         tc.rollout(model, PROMPTS, max_record_bytes=needed - 1, **options)
     for remedy in ("fewer prompts", "lower max_new_tokens", "leave kv_log out", "raise max_record_bytes"):

@@ -14,12 +14,12 @@ from support.compare import assert_close, padded
 from support.filters import processors
 from support.grpo import word_tokenizer
 from support.models import VOCABULARY, tiny_model
-from thoughtcache.policy import engine
+from thoughtcache.learner.options import ReplayOptions
+from thoughtcache.learner.replay import run_replay
 from thoughtcache.policy.batch import batch_rollouts
 from thoughtcache.policy.handle import open_policy
-from thoughtcache.policy.options import ReplayOptions
-from thoughtcache.policy.replay import run_replay
 from thoughtcache.records import TokenFilters
+from thoughtcache.sampler import engine
 
 PROMPTS = [[3, 1, 4, 1, 5], [6, 5], [3, 1, 4, 1, 5], [9], [2, 7, 1, 8]]
 LENGTH = 15

@@ -14,10 +14,10 @@ import thoughtcache as tc
 from support.compare import assert_close, padded
 from support.models import tiny_model
 from support.rollouts import PROMPTS
-from thoughtcache.policy.rollout_options import RolloutOptions
+from thoughtcache.sampler.options import RolloutOptions
 from thoughtcache.scale.processes import _digest
 from thoughtcache.scale.shards import plan_shards
-from thoughtcache.tasks.reasoner import load_reasoner
+from thoughtcache.tasks.embedded.reasoner import load_reasoner
 
 rows = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=5), min_size=1, max_size=24)
 

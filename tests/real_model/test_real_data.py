@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from thoughtcache.tasks.answers import _WORKER, check_math_answer
-from thoughtcache.tasks.datasets import load_prompts
+from thoughtcache.tasks.data.datasets import load_prompts
+from thoughtcache.tasks.maths.answers import _WORKER, check_math_answer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("THOUGHTCACHE_DATA") or REPOSITORY.parent / "shared" / "data")

@@ -18,8 +18,8 @@ from support.local_ray import local_ray
 from support.models import adapt
 from thoughtcache.scale.backend import RolloutBackend, SampledBatch
 from thoughtcache.scale.ray_rollouts import RayRollouts
-from thoughtcache.train import grpo
-from thoughtcache.train.ahead import Lookahead
+from thoughtcache.train.trl import trainer as grpo
+from thoughtcache.train.trl.ahead import Lookahead
 
 
 @dataclass

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from thoughtcache.config import RunConfig
-from thoughtcache.recipes import embedded
+from thoughtcache.recipes.embedded import job as embedded
+from thoughtcache.recipes.run.config import RunConfig
 
 
 @pytest.fixture

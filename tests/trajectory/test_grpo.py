@@ -15,10 +15,10 @@ import thoughtcache as tc
 from support.compare import TOLERANCE, max_difference, padded
 from support.grpo import base_with_eos, even_words, make_trainer, prompts, quick_arguments, word_tokenizer
 from support.models import adapt
-from thoughtcache.policy import decode_step
-from thoughtcache.policy.options import ReplayOptions
-from thoughtcache.policy.replay import score_rollouts
-from thoughtcache.train import grpo
+from thoughtcache.learner.options import ReplayOptions
+from thoughtcache.learner.replay import score_rollouts
+from thoughtcache.sampler import decode_step
+from thoughtcache.train.trl import trainer as grpo
 
 METRICS = (
     "policy/gap_mean",

@@ -14,7 +14,7 @@ import thoughtcache as tc
 from support.compare import TOLERANCE, max_difference
 from support.grpo import base_with_eos, even_words, make_trainer, prompts, quick_arguments, word_tokenizer
 from support.models import adapt
-from thoughtcache.train import grpo
+from thoughtcache.train.trl import trainer as grpo
 
 
 def _model() -> Any:

@@ -12,7 +12,7 @@ import thoughtcache as tc
 from support.compare import TOLERANCE
 from support.grpo import base_with_eos, even_words, make_trainer, prompts, quick_arguments, word_tokenizer
 from support.models import adapt
-from thoughtcache.train.trl_options import WORKS
+from thoughtcache.train.trl.options import WORKS
 
 
 def _model() -> Any:

@@ -10,8 +10,8 @@ import pytest
 from thoughtcache import ThoughtConfig
 from thoughtcache.evaluation.accuracy import Accuracy, exact_match_accuracy
 from thoughtcache.evaluation.intervals import wilson_interval
-from thoughtcache.tasks.problem import sample_problems
-from thoughtcache.tasks.reasoner import load_reasoner
+from thoughtcache.tasks.embedded.problem import sample_problems
+from thoughtcache.tasks.embedded.reasoner import load_reasoner
 
 NUM_PROBLEMS = 12
 WINDOW, EVICTED = 8, 2

@@ -14,9 +14,9 @@ from torch import nn
 import thoughtcache as tc
 from thoughtcache.records import SamplingSettings
 from thoughtcache.scale.backend import SampledBatch
-from thoughtcache.train.ahead import AheadSampler
-from thoughtcache.train.kept_rollouts import check_same_tokens
-from thoughtcache.train.weights_version import WeightsVersion
+from thoughtcache.train.trl.ahead import AheadSampler
+from thoughtcache.train.trl.kept_rollouts import check_same_tokens
+from thoughtcache.train.trl.weights_version import WeightsVersion
 
 MODEL = nn.Identity()
 SETTINGS = SamplingSettings(

@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from thoughtcache.tasks import answers
-from thoughtcache.tasks.answers import check_math_answer
+from thoughtcache.tasks.maths import answers
+from thoughtcache.tasks.maths.answers import check_math_answer
 
 ENDLESS = r"\boxed{9^{9^{9^{9}}}}"
 SCRIPT = Path(answers.__file__).with_name("answer_worker.py")

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from thoughtcache.tasks import answers
-from thoughtcache.tasks.answers import AnswerCheck, check_math_answer, last_boxed
+from thoughtcache.tasks.maths import answers
+from thoughtcache.tasks.maths.answers import AnswerCheck, check_math_answer, last_boxed
 
 ENDLESS = r"\boxed{9^{9^{9^{9}}}}"
 

@@ -11,9 +11,9 @@ from torch._subclasses import FakeTensorMode
 from transformers import LlamaConfig
 
 from support.compare import assert_close
-from thoughtcache.planning.live_bytes import LiveBytes
-from thoughtcache.planning.operator_flops import OperatorFlops
-from thoughtcache.policy.attention import NAME, REPLACED, _attention, lower_right_attention
+from thoughtcache.learner.attention import NAME, REPLACED, _attention, lower_right_attention
+from thoughtcache.measuring.live_bytes import LiveBytes
+from thoughtcache.measuring.operator_flops import OperatorFlops
 
 SCALING = 0.3
 

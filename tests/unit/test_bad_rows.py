@@ -13,11 +13,11 @@ from rich.console import Console
 from tests.support.text_model import save_text_model
 
 import thoughtcache as tc
-from thoughtcache.config import RunConfig
 from thoughtcache.recipes import grpo_phase
 from thoughtcache.recipes.real_model import run_real_model
-from thoughtcache.tasks.bad_rows import BadRow, settle_bad_rows
-from thoughtcache.tasks.datasets import load_prompts
+from thoughtcache.recipes.run.config import RunConfig
+from thoughtcache.tasks.data.bad_rows import BadRow, settle_bad_rows
+from thoughtcache.tasks.data.datasets import load_prompts
 
 GOOD = {"question": "w3 w4", "answer": "5"}
 BAD: list[tuple[dict[str, Any], str]] = [

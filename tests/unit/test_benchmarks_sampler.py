@@ -25,10 +25,10 @@ from benchmarks.sampler.timing import round_seconds, speed_curve
 
 import thoughtcache as tc
 from support.models import tiny_model
-from thoughtcache.planning.memory import MIB
-from thoughtcache.policy.sampling import sample_tokens, uniform_numbers
+from thoughtcache.measuring.peak_memory import MIB
 from thoughtcache.policy.token_logprobs import scaled_log_softmax
-from thoughtcache.tasks.reasoner import load_reasoner
+from thoughtcache.sampler.inverse_cdf import sample_tokens, uniform_numbers
+from thoughtcache.tasks.embedded.reasoner import load_reasoner
 
 
 def test_the_median_of_paired_ratios_is_judged():

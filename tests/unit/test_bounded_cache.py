@@ -11,7 +11,10 @@ from transformers.cache_utils import Cache
 from support.caches import given
 from support.compare import assert_close
 from support.models import VOCABULARY, tiny_model
-from thoughtcache.cache import BoundedCache, ReplayCache, SlotCache, StatefulCache
+from thoughtcache.cache.base import StatefulCache
+from thoughtcache.cache.generate_cache import BoundedCache
+from thoughtcache.cache.replay_cache import ReplayCache
+from thoughtcache.sampler.slots.slot_cache import SlotCache
 
 PROMPT, NEW_TOKENS, WINDOW = 4, 12, 5
 METHODS = ("reset", "reorder_cache", "crop", "batch_repeat_interleave", "batch_select_indices")

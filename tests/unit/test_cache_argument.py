@@ -11,7 +11,7 @@ from torch import nn
 from support.models import adapt, tiny_base
 from thoughtcache.adapter.cache_argument import CACHE_ARGUMENTS, cache_argument, cache_keyword, given_cache
 from thoughtcache.adapter.support import SUPPORTED_MODEL_TYPES
-from thoughtcache.cache import ReplayCache
+from thoughtcache.cache.replay_cache import ReplayCache
 from thoughtcache.policy.handle import find_tuner
 
 

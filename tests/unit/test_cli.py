@@ -17,7 +17,8 @@ from tests.support.command_line import Finished, run_commands
 from tests.support.text_model import save_questions, save_text_model, save_unsupported_model
 from transformers import AutoModelForCausalLM
 
-from thoughtcache.config import RunConfig, ThoughtConfig
+from thoughtcache.config import ThoughtConfig
+from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache_cli.arguments import build_parser
 
 HELP_SECONDS = 3.0  # a third of that is the promise; the rest is for busy machines

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from thoughtcache.tasks.datasets import MathExample, load_prompts
-from thoughtcache.tasks.final_answer import answer_text, final_answer
+from thoughtcache.tasks.data.datasets import MathExample, load_prompts
+from thoughtcache.tasks.data.final_answer import answer_text, final_answer
 
 USER = {"role": "user", "content": "2+2?"}
 WORKED = {"role": "assistant", "content": "It is \\boxed{4}."}

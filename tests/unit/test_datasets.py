@@ -10,8 +10,8 @@ from typing import Any
 import datasets
 import pytest
 
-from thoughtcache.tasks.datasets import load_prompts
-from thoughtcache.tasks.final_answer import final_answer
+from thoughtcache.tasks.data.datasets import load_prompts
+from thoughtcache.tasks.data.final_answer import final_answer
 
 ROWS: dict[str, tuple[dict[str, Any], str, str | None]] = {
     "gsm8k": ({"question": "Clips?", "answer": "48/2 = <<48/2=24>>24\n#### 1,072"}, "Clips?", "1072"),

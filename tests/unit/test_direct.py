@@ -12,7 +12,7 @@ from peft.tuners.lora.layer import Linear
 
 import thoughtcache as tc
 from support.models import tiny_base, tiny_model
-from thoughtcache.adapter.direct import direct_linears
+from thoughtcache.sampler.weights.direct_linears import direct_linears
 
 
 def linears(model: Any) -> list[Linear]:

@@ -18,14 +18,14 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 import thoughtcache as tc
+from thoughtcache.learner.options import ReplayOptions
+from thoughtcache.learner.replay import run_replay
 from thoughtcache.policy import scores
 from thoughtcache.policy.batch import batch_rollouts
 from thoughtcache.policy.handle import open_policy
-from thoughtcache.policy.options import ReplayOptions
-from thoughtcache.policy.replay import run_replay
-from thoughtcache.recipes.arms import thought_best
-from thoughtcache.tasks.problem import sample_problems
-from thoughtcache.tasks.reasoner import encode_prompt, load_reasoner
+from thoughtcache.recipes.embedded.arms import thought_best
+from thoughtcache.tasks.embedded.problem import sample_problems
+from thoughtcache.tasks.embedded.reasoner import encode_prompt, load_reasoner
 from thoughtcache.train import distill as module
 from thoughtcache.train.distill import DistillTrainer, distill, sample_teacher, under_window
 from thoughtcache.train.distill_config import DistillConfig

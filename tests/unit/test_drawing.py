@@ -8,10 +8,10 @@ import torch
 
 from support.models import VOCABULARY, tiny_model
 from support.operators import WAITING, Operators
-from thoughtcache.policy.drawing import Drawing
 from thoughtcache.policy.handle import open_policy
-from thoughtcache.policy.stop_strings import StopStrings
 from thoughtcache.records import SamplingSettings, TokenFilters
+from thoughtcache.sampler.drawing import Drawing
+from thoughtcache.sampler.stop_strings import StopStrings
 
 SLOTS, LENGTH = 3, 5
 

@@ -13,16 +13,16 @@ from transformers import PreTrainedTokenizerFast
 import thoughtcache as tc
 from support.grpo import BOS, EOS, base_with_eos, even_words, make_trainer, prompts, quick_arguments, word_tokenizer
 from support.models import adapt
-from thoughtcache.config import RunConfig
 from thoughtcache.ends import prompt_token_ids, stop_token_ids
 from thoughtcache.evaluation.accuracy import exact_match_accuracy
 from thoughtcache.recipes import answer as answer_module
 from thoughtcache.recipes import grpo_phase, real_model
 from thoughtcache.recipes.answer import answer
-from thoughtcache.tasks import reasoner
+from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.tasks.chat import encode_prompt
-from thoughtcache.tasks.datasets import MathExample
-from thoughtcache.tasks.problem import Problem
+from thoughtcache.tasks.data.datasets import MathExample
+from thoughtcache.tasks.embedded import reasoner
+from thoughtcache.tasks.embedded.problem import Problem
 from thoughtcache.tasks.saved_prompt import save_prompt_format, saved_instruction
 from thoughtcache.train.distill import distill, sample_teacher
 from thoughtcache.train.distill_config import DistillConfig

@@ -14,9 +14,9 @@ import thoughtcache as tc
 from support.grpo import word_tokenizer
 from support.models import tiny_model
 from support.rollouts import PROMPTS
-from thoughtcache.config import RunConfig
 from thoughtcache.recipes import grpo_phase
-from thoughtcache.recipes.run_checks import check_prompt_window, check_questions, check_window
+from thoughtcache.recipes.run.checks import check_prompt_window, check_questions, check_window
+from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.train.distill import sample_teacher, under_window
 from thoughtcache.train.evicted import longest_held
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from support.compare import assert_close
 from support.filters import processors
-from thoughtcache.policy.filters import filtered_log_softmax
-from thoughtcache.policy.sampling import row_seeds, sample_tokens, uniform_numbers
 from thoughtcache.records import TokenFilters
+from thoughtcache.sampler.filters import filtered_log_softmax
+from thoughtcache.sampler.inverse_cdf import row_seeds, sample_tokens, uniform_numbers
 
 ROWS, VOCABULARY, STOPS = 3, 41, [2, 7]
 

@@ -10,11 +10,11 @@ from rich.console import Console
 
 import thoughtcache as tc
 from support.plans import cpu_setting
-from thoughtcache.config import RunConfig
 from thoughtcache.planning.fit import DoesNotFitError, check_fit
 from thoughtcache.planning.model_configs import load_config
 from thoughtcache.planning.plan import make_plan
-from thoughtcache.recipes.fit import refuse_what_does_not_fit
+from thoughtcache.recipes.plan.fit import refuse_what_does_not_fit
+from thoughtcache.recipes.run.config import RunConfig
 
 RUN = RunConfig(model="m", dataset="d", max_new_tokens=4096, dtype="bfloat16", grpo_batch_size=16, group_size=16)
 THOUGHT = tc.ThoughtConfig(window=1024, target_modules="all-linear")

@@ -18,10 +18,10 @@ from tests.support.text_model import save_questions, save_text_model
 from transformers import AutoModelForCausalLM
 
 import thoughtcache as tc
-from thoughtcache.config import RunConfig
 from thoughtcache.recipes import builders
 from thoughtcache.recipes.load_adapter import settings_to_start_from
 from thoughtcache.recipes.real_model import run_real_model
+from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.train import distill as distill_module
 from thoughtcache.train import rewards
 from thoughtcache.train.checkpoints import checkpoints

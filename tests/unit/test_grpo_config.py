@@ -18,10 +18,10 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 import thoughtcache as tc
 from support.grpo import base_with_eos, even_words, make_trainer, prompts, quick_arguments, word_tokenizer
 from support.models import adapt, tiny_base
+from thoughtcache.measuring.phase_timer import PHASES, PhaseTimer
 from thoughtcache.records import SamplingSettings
-from thoughtcache.train.encoder_precision import encoders_to_fp32
-from thoughtcache.train.phase_timer import PHASES, PhaseTimer
-from thoughtcache.train.policy_metrics import cache_metrics, cache_totals, gap_metrics, sampled_log_ratio
+from thoughtcache.train.trl.encoder_precision import encoders_to_fp32
+from thoughtcache.train.trl.policy_metrics import cache_metrics, cache_totals, gap_metrics, sampled_log_ratio
 
 FIELDS = {field.name for field in dataclasses.fields(GRPOConfig)}
 CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in FIELDS else "gradient_checkpointing"
@@ -197,7 +197,7 @@ def test_cache_metrics_by_hand() -> None:
 
 def test_phase_timer_adds_up_and_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 1.0, 3.0, 10.0, 100.0, 105.0])
-    monkeypatch.setattr("thoughtcache.train.phase_timer.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("thoughtcache.measuring.phase_timer.time.perf_counter", lambda: next(clock))
     timer = PhaseTimer(torch.device("cpu"))
     with timer.phase("rollout"):  # from 0 to 10, with absorb from 1 to 3 inside
         assert timer.timed("absorb", abs)(-4) == 4
@@ -224,7 +224,9 @@ SCORING_PREFIX = [
     "compute_entropy",
     "compute_aux_loss",
 ]
-CHANGED = "TRL changed GRPOTrainer.{name}: read it, adapt train/grpo.py, then this test, then the pin in pyproject.toml"
+CHANGED = (
+    "TRL changed GRPOTrainer.{name}: read it, adapt train/trl/trainer.py, then this test and the pin in pyproject.toml"
+)
 
 
 def _parameters(function: Any) -> list[str]:

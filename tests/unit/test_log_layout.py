@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from thoughtcache.policy.log_layout import LogLayout
-from thoughtcache.policy.segment import Chunk
+from thoughtcache.learner.chunk import Chunk
+from thoughtcache.learner.log_layout import LogLayout
 
 CPU = torch.device("cpu")
 # (columns, rows) of every chunk

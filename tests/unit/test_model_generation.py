@@ -14,7 +14,7 @@ import thoughtcache as tc
 from support.grpo import base_with_eos, make_trainer
 from support.models import adapt
 from support.rollouts import PROMPTS
-from thoughtcache.train.model_generation import NEUTRAL, SET_BY_TRL, WITHOUT_EFFECT, check_model_generation
+from thoughtcache.train.trl.model_generation import NEUTRAL, SET_BY_TRL, WITHOUT_EFFECT, check_model_generation
 
 ASKED: dict[str, Any] = {
     "min_length": 4,

@@ -16,11 +16,11 @@ from tests.support.text_model import save_questions, save_text_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import thoughtcache as tc
-from thoughtcache.config import RunConfig
 from thoughtcache.recipes import real_model
 from thoughtcache.recipes.answer import answer
 from thoughtcache.recipes.load_model import load_base
 from thoughtcache.recipes.real_model import run_real_model
+from thoughtcache.recipes.run.config import RunConfig
 
 WINDOW, LENGTH = 4, 9
 
@@ -152,7 +152,7 @@ def test_an_instruction_reaches_both_stages(user: Path, tmp_path: Path, monkeypa
         return sample(model, prompt_ids, **arguments)
 
     monkeypatch.setattr("thoughtcache.train.distill.rollout", watched)
-    monkeypatch.setattr("thoughtcache.train.grpo.rollout", watched)
+    monkeypatch.setattr("thoughtcache.train.trl.trainer.rollout", watched)
     config = run_config(user, tmp_path, instruction="w28 w27", distill_steps=1, grpo_steps=1, limit=1)
     run_real_model(config, thought(), Console(quiet=True))
     distilled, grpo = prompts

@@ -13,12 +13,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import thoughtcache as tc
 from support.plans import cpu_setting
-from thoughtcache.planning.measure import measure
-from thoughtcache.planning.memory import can_measure_resident_bytes
-from thoughtcache.planning.parts import highest, total
-from thoughtcache.planning.rollout_memory import packed_bytes, rollout_parts
-from thoughtcache.planning.trace import with_layers
-from thoughtcache.policy import packed_linears as packed
+from thoughtcache.measuring.peak_memory import can_measure_resident_bytes
+from thoughtcache.planning.memory.parts import highest, total
+from thoughtcache.planning.memory.rollout import packed_bytes, rollout_parts
+from thoughtcache.recipes.plan.measure import measure
+from thoughtcache.recipes.plan.trace import with_layers
+from thoughtcache.sampler.weights import packed_linears as packed
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available()
 needs_onednn = pytest.mark.skipif(not HAS_ONEDNN, reason="this PyTorch has no oneDNN")

@@ -10,8 +10,8 @@ import time
 import pytest
 import torch
 
-from thoughtcache.train.phase_memory import PhaseMemory
-from thoughtcache.train.phase_timer import PhaseTimer
+from thoughtcache.measuring.phase_memory import PhaseMemory
+from thoughtcache.measuring.phase_timer import PhaseTimer
 
 SIZE_MIB = 96
 

@@ -10,7 +10,7 @@ import pytest
 from tests.support.command_line import Finished, run_commands
 
 from thoughtcache.planning.paper import FIGURES
-from thoughtcache.recipes.memory_plan import parse_bytes
+from thoughtcache.recipes.plan.memory_plan import parse_bytes
 
 MODEL = ["plan", "--model", "Qwen/Qwen2.5-0.5B"]
 SMALL = [

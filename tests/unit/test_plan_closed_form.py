@@ -9,22 +9,22 @@ import torch
 
 from support.plans import cpu_setting
 from thoughtcache.config import ThoughtConfig
+from thoughtcache.learner.chunk import plan_chunks
+from thoughtcache.learner.kv_log import KVLog
+from thoughtcache.measuring.live_bytes import LiveBytes
+from thoughtcache.measuring.operator_flops import OperatorFlops
+from thoughtcache.measuring.peak_memory import kv_cache_bytes
 from thoughtcache.planning import fit
 from thoughtcache.planning.chunk_shapes import chunk_shapes
 from thoughtcache.planning.fit import DoesNotFitError, check_fit, free_bytes
 from thoughtcache.planning.limits import largest, max_length, max_window, with_field
-from thoughtcache.planning.live_bytes import LiveBytes
-from thoughtcache.planning.memory import kv_cache_bytes
+from thoughtcache.planning.memory.replay import anchor_bytes, backward_parts, forward_parts, slot_bytes
+from thoughtcache.planning.memory.rollout import rollout_parts
 from thoughtcache.planning.model_configs import load_config
-from thoughtcache.planning.operator_flops import OperatorFlops
 from thoughtcache.planning.plan import GIB, make_plan, resident_parts
-from thoughtcache.planning.replay_memory import anchor_bytes, backward_parts, forward_parts, slot_bytes
-from thoughtcache.planning.rollout_memory import rollout_parts
 from thoughtcache.planning.setting import PlanSetting, side_by_side
-from thoughtcache.planning.trace import blank_rollouts
 from thoughtcache.policy.batch import batch_rollouts
-from thoughtcache.policy.kv_log import KVLog
-from thoughtcache.policy.segment import plan_chunks
+from thoughtcache.recipes.plan.trace import blank_rollouts
 
 
 def qwen(**changes):

@@ -9,16 +9,16 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from support.plans import cpu_setting
-from thoughtcache.planning.distill_memory import teacher_setting
+from thoughtcache.measuring.live_bytes import LiveBytes
+from thoughtcache.measuring.operator_flops import OperatorFlops
 from thoughtcache.planning.fit import DoesNotFitError, check_fit
-from thoughtcache.planning.live_bytes import LiveBytes
-from thoughtcache.planning.operator_flops import OperatorFlops
-from thoughtcache.planning.parts import highest, total
+from thoughtcache.planning.memory.distillation import teacher_setting
+from thoughtcache.planning.memory.parts import highest, total
+from thoughtcache.planning.memory.rollout import rollout_parts
 from thoughtcache.planning.plan import make_plan
-from thoughtcache.planning.rollout_memory import rollout_parts
 from thoughtcache.planning.setting import PlanSetting, side_by_side
 from thoughtcache.planning.step_flops import step_flops
-from thoughtcache.planning.trace import blank_rollouts, with_layers
+from thoughtcache.recipes.plan.trace import blank_rollouts, with_layers
 from thoughtcache.train.distill import distill_loss, sample_teacher
 from thoughtcache.train.distill_config import DistillConfig
 

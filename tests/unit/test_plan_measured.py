@@ -8,14 +8,14 @@ from dataclasses import replace
 import pytest
 
 from support.plans import cpu_setting
-from thoughtcache.planning.measure import Measured, measure
-from thoughtcache.planning.memory import MIB, can_measure_resident_bytes
-from thoughtcache.planning.parts import highest, total
+from thoughtcache.measuring.peak_memory import MIB, can_measure_resident_bytes
+from thoughtcache.planning.memory.parts import highest, total
+from thoughtcache.planning.memory.rollout import rollout_parts
 from thoughtcache.planning.plan import learner_bytes
-from thoughtcache.planning.rollout_memory import rollout_parts
 from thoughtcache.planning.setting import side_by_side
-from thoughtcache.planning.trace import with_layers
-from thoughtcache.recipes.measure_distill import DISTILL_CHILD
+from thoughtcache.recipes.plan.measure import Measured, measure
+from thoughtcache.recipes.plan.measure_distill import DISTILL_CHILD
+from thoughtcache.recipes.plan.trace import with_layers
 
 pytestmark = pytest.mark.skipif(not can_measure_resident_bytes(), reason="no /proc on this system")
 TOLERANCE = 0.1

@@ -12,7 +12,7 @@ from thoughtcache.planning.model_size import adapter_size, model_size
 from thoughtcache.planning.plan import learner_bytes
 from thoughtcache.planning.setting import side_by_side
 from thoughtcache.planning.step_flops import learner_flops_per_row
-from thoughtcache.planning.trace import trace_as_it_is, trace_learner, with_layers
+from thoughtcache.recipes.plan.trace import trace_as_it_is, trace_learner, with_layers
 
 TOLERANCE = 0.05
 """Half of what is promised: these are models of the same code, and what differs is known."""

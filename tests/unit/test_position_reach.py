@@ -12,9 +12,9 @@ from transformers import LlamaConfig
 from support.plans import cpu_setting
 from thoughtcache import ThoughtConfig
 from thoughtcache.adapter.positions import PositionReach, check_positions, position_reach, positions_needed
-from thoughtcache.config import RunConfig
 from thoughtcache.planning.limits import max_length
-from thoughtcache.recipes.run_lengths import check_lengths
+from thoughtcache.recipes.run.config import RunConfig
+from thoughtcache.recipes.run.lengths import check_lengths
 from thoughtcache.report.plan import print_positions
 
 K = 1024

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from thoughtcache.config import RunConfig
-from thoughtcache.recipes import embedded
-from thoughtcache.tasks.answers import AnswerCheck
-from thoughtcache.tasks.problem import Problem, check_answer
+from thoughtcache.recipes.embedded import job as embedded
+from thoughtcache.recipes.run.config import RunConfig
+from thoughtcache.tasks.embedded.problem import Problem, check_answer
+from thoughtcache.tasks.maths.answers import AnswerCheck
 from thoughtcache.train import rewards
 from thoughtcache.train.rewards import exact_match, math_correctness, recited_answer
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from thoughtcache.recipes.run_folder import RunFolder
+from thoughtcache.recipes.run.folder import RunFolder
 
 CONFIG: dict[str, Any] = {"seed": 1, "pair": (1, 2), "output_dir": "a"}
 

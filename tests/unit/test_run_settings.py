@@ -11,7 +11,7 @@ from tests.support.text_model import save_text_model
 from transformers import AutoConfig
 
 import thoughtcache as tc
-from thoughtcache.recipes.settings import adapter_settings, base_identity, data_identity, file_identity
+from thoughtcache.recipes.run.settings import adapter_settings, base_identity, data_identity, file_identity
 
 OTHER: dict[str, Any] = {
     "r": 3, "lora_alpha": 7, "target_modules": ["q_proj"], "num_global_tokens": 5, "window": 4, "evict_fraction": 0.5,

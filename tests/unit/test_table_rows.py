@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from thoughtcache.tasks.datasets import MathExample, load_prompts
+from thoughtcache.tasks.data.datasets import MathExample, load_prompts
 
 
 def load(path: Path, content: str | bytes, **options: Any) -> list[MathExample]:

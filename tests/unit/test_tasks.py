@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thoughtcache.tasks import build_reasoner, reasoner
-from thoughtcache.tasks.problem import TASKS, Problem, check_answer, sample_problems
-from thoughtcache.tasks.splits import SPLITS, split_of
+from thoughtcache.tasks.embedded import build_reasoner, reasoner
+from thoughtcache.tasks.embedded.problem import TASKS, Problem, check_answer, sample_problems
+from thoughtcache.tasks.embedded.splits import SPLITS, split_of
 
 LENGTHS = {"chains": (34, 50), "multiplication": (9, 41)}
 """Task -> (prompt tokens with bos, trace tokens with eos)."""
@@ -135,7 +135,7 @@ def test_multiplications_are_correct(split, seed):
 
 
 def test_worked_examples_of_the_docstrings():
-    from thoughtcache.tasks import chains, multiplication
+    from thoughtcache.tasks.embedded import chains, multiplication
 
     prompt = "9*8+3-7;4+4-1*0;2-7*7*3;1+1+1+1;="
     assert "".join(f"{chains.work_out(chain)[0]};" for chain in prompt.split(";")[:4]) + "#8054" in chains.__doc__

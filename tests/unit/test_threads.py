@@ -17,7 +17,7 @@ from support.grpo import word_tokenizer
 from support.models import tiny_model, trainable
 from support.rollouts import PROMPTS
 from thoughtcache.adapter.binding import StateBinding
-from thoughtcache.policy.attention import lower_right_attention
+from thoughtcache.learner.attention import lower_right_attention
 
 NEW_TOKENS = 14
 TIMEOUT_SECONDS = 60

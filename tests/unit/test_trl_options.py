@@ -12,7 +12,7 @@ from trl.trainer.grpo_config import GRPOConfig
 
 import thoughtcache as tc
 from support.grpo import quick_arguments
-from thoughtcache.train.trl_options import NO_MEANING, REFUSED, REFUSED_BY_OTHER_NAME, SOME_VERSIONS, WORKS
+from thoughtcache.train.trl.options import NO_MEANING, REFUSED, REFUSED_BY_OTHER_NAME, SOME_VERSIONS, WORKS
 
 ROOT = Path(__file__).parents[2]
 FIELDS = {field.name: field for field in dataclasses.fields(GRPOConfig)}
@@ -29,7 +29,7 @@ TRIED_BY_OTHER_NAME: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def test_every_option_of_trl_is_in_the_table() -> None:
-    """A new one: read what it does, try it, put it where it belongs in train/trl_options.py."""
+    """A new one: read what it does, try it, put it where it belongs in train/trl/options.py."""
     listed = {*REFUSED, *REFUSED_BY_OTHER_NAME}
     for names in (*WORKS.values(), *NO_MEANING.values()):
         listed |= set(names)

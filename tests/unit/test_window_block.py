@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from thoughtcache.cache.window_block import WindowBlock
+from thoughtcache.sampler.slots.window_block import WindowBlock
 
 SLOTS, HEADS, CAPACITY, HEAD_SIZE, SIZE = 6, 2, 11, 3, 4
 CASES = {

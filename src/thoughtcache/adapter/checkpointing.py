@@ -6,7 +6,7 @@ the states that were bound when the layer first ran are bound again, for the lay
 with and without `use_reentrant`: every layer has states of its own.
 
 A forward pass with a cache of ours is refused instead: transformers takes the cache away from checkpointed layers. The
-learner has checkpoints of its own (`policy/layer_checkpoint.py`).
+learner has checkpoints of its own (`learner/layer_checkpoint.py`).
 """
 
 from __future__ import annotations

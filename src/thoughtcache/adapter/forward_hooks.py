@@ -19,7 +19,7 @@ from thoughtcache.adapter.binding import Wanted
 from thoughtcache.adapter.cache_argument import given_cache
 from thoughtcache.adapter.checkpointing import CACHE_REFUSAL, bind_in_checkpoints, checkpoints_layers
 from thoughtcache.adapter.other_caches import OtherCaches
-from thoughtcache.cache import SlotCache, StatefulCache
+from thoughtcache.cache.base import StatefulCache
 
 if TYPE_CHECKING:
     from thoughtcache.adapter.model import ThoughtModel
@@ -56,7 +56,7 @@ class ForwardHooks:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         cache = given_cache(kwargs)
-        if not isinstance(cache, SlotCache):  # which the sampler alone has
+        if not (isinstance(cache, StatefulCache) and cache.is_samplers):
             self.tuner.use.check()
         if checkpoints_layers(module):
             if isinstance(cache, StatefulCache):

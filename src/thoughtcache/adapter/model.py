@@ -33,14 +33,13 @@ from thoughtcache.adapter.positions import check_positions, position_reach
 from thoughtcache.adapter.support import check_layer, check_model, layer_index
 from thoughtcache.adapter.usage import ModelUse
 from thoughtcache.adapter.variant import ThoughtVariant
-from thoughtcache.cache import BoundedCache, SlotCache
-from thoughtcache.cache.bounded_cache import AbsorbFn, States
+from thoughtcache.cache.base import AbsorbFn, States
 from thoughtcache.cache.eviction import make_policy
+from thoughtcache.cache.generate_cache import BoundedCache
 from thoughtcache.cache.rotation import Rotations, key_rotations
 from thoughtcache.cache.schedule import evict_count
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.lora_fields import check_lora_fields
-from thoughtcache.records import SamplingSettings
 from thoughtcache.state.encoder import ThoughtEncoder, scalars_as_vectors
 from thoughtcache.state.rules import absorb, initial_state
 
@@ -243,24 +242,6 @@ class ThoughtModel(RevertibleInjection):
             max_new_tokens=max_new_tokens,
             seed=seed,
             rotations=self.key_rotations(self.thought_config.positions),
-        )
-
-    def new_slots(
-        self, *, num_slots: int, capacity: int, settings: SamplingSettings, static_shapes: bool = False
-    ) -> SlotCache:
-        """Empty slots for our own sampler, each starting from the active adapter's initial states."""
-        return SlotCache(
-            num_layers=self.num_layers,
-            num_slots=num_slots,
-            capacity=capacity,
-            initial_states=self.initial_states() if self.adapter_enabled else None,
-            window=settings.window,
-            num_evicted=settings.num_evicted,
-            policy=make_policy(settings.eviction),
-            absorb=self.absorber(),
-            device=self.model.device,
-            rotations=self.key_rotations(settings.positions),
-            static_shapes=static_shapes,
         )
 
     def forward(self, *args: Any, thought_request: Callable[[ThoughtModel], Any] | None = None, **kwargs: Any) -> Any:

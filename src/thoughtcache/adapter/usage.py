@@ -1,7 +1,7 @@
 """Who runs a model at the moment: one sampler alone, or any number of threads that generate.
 
-A sampler changes the model's modules while it decodes (`direct.py`, packed weights), so nobody else may run it then.
-`generate` changes nothing: its states are bound per thread (`binding.py`).
+A sampler changes the model's modules while it decodes (`sampler/weights/`), so nobody else may run it then. `generate`
+changes nothing: its states are bound per thread (`binding.py`).
 """
 
 from __future__ import annotations

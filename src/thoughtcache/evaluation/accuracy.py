@@ -16,9 +16,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from thoughtcache.evaluation.intervals import wilson_interval
-from thoughtcache.policy.rollout import FROM_CONFIG, rollout
-from thoughtcache.tasks.problem import Problem, check_answer
-from thoughtcache.tasks.reasoner import encode_prompt
+from thoughtcache.sampler.rollout import FROM_CONFIG, rollout
+from thoughtcache.tasks.embedded.problem import Problem, check_answer
+from thoughtcache.tasks.embedded.reasoner import encode_prompt
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

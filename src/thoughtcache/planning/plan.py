@@ -13,14 +13,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from thoughtcache.planning.checkpointed_memory import checkpointed_parts, reference_parts
 from thoughtcache.planning.chunk_shapes import learner_chunks
-from thoughtcache.planning.distill_memory import kept_for_student, teacher_parts, teacher_setting
 from thoughtcache.planning.flops import linear_shapes
-from thoughtcache.planning.layer_memory import adapter_bytes, kv_bytes, layer_numbers
-from thoughtcache.planning.model_size import model_size
-from thoughtcache.planning.parts import Parts, add, highest, total
-from thoughtcache.planning.replay_memory import (
+from thoughtcache.planning.memory.checkpointed import checkpointed_parts, reference_parts
+from thoughtcache.planning.memory.distillation import kept_for_student, teacher_parts, teacher_setting
+from thoughtcache.planning.memory.layer import adapter_bytes, kv_bytes, layer_numbers
+from thoughtcache.planning.memory.parts import Parts, add, highest, total
+from thoughtcache.planning.memory.replay import (
     anchor_bytes,
     backward_parts,
     forward_parts,
@@ -28,7 +27,8 @@ from thoughtcache.planning.replay_memory import (
     resident_columns_bytes,
     slot_bytes,
 )
-from thoughtcache.planning.rollout_memory import recorded_kv_bytes, rollout_parts
+from thoughtcache.planning.memory.rollout import recorded_kv_bytes, rollout_parts
+from thoughtcache.planning.model_size import model_size
 from thoughtcache.planning.setting import PlanSetting
 
 GIB = 2**30

@@ -9,18 +9,21 @@ import torch
 from transformers import PretrainedConfig
 
 from thoughtcache.adapter.positions import PositionReach, position_reach, positions_needed
+from thoughtcache.adapter.support import DTYPES
 from thoughtcache.cache.eviction import POLICIES
 from thoughtcache.cache.schedule import evict_count
 from thoughtcache.checks import at_least_one, one_of
-from thoughtcache.config import DTYPES, TEACHER_BATCHES, GradientMode, ThoughtConfig
-from thoughtcache.policy.kv_log import Place
-from thoughtcache.policy.options import CHUNK_TOKENS, ReplayOptions
+from thoughtcache.config import ThoughtConfig
+from thoughtcache.learner.options import CHUNK_TOKENS, ReplayOptions
+from thoughtcache.policy.modes import GradientMode, Place
 
 Objective = Literal["grpo", "distill"]
 Learner = Literal["replay", "checkpointed"]
 Logits = Literal["chunked", "materialised"]
 SYSTEMS = ("LoRA, full cache", "LoRA_c", "PTE")
 DEVICES = ("cuda", "cpu")
+TEACHER_BATCHES = 4
+"""Batches of distillation that the teacher samples at once: sampling takes less memory than the learner."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Execution 3: the policy one sequence and one token at a time, as DESIGN section 2 says it. Slow on purpose.
 
 Keys and values are Python lists with one entry per token; the state follows `state/naive.py`. No padding, no batch, no
-preallocation, no anchors. `rollout.py` and `replay.py` are compared with this file in values and in all gradients.
+preallocation, no anchors. `sampler/` and `learner/` are compared with this file in values and in all gradients.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from thoughtcache.adapter.cache_argument import cache_keyword
-from thoughtcache.cache import ReplayCache
-from thoughtcache.config import GradientMode, ThoughtConfig
+from thoughtcache.cache.replay_cache import ReplayCache
+from thoughtcache.config import ThoughtConfig
 from thoughtcache.policy.handle import PolicyHandle, open_policy
 from thoughtcache.policy.limits import check_rollout_positions
+from thoughtcache.policy.modes import GradientMode
 from thoughtcache.policy.token_ids import check_rollouts
 from thoughtcache.records import Rollout, TokenLogProbs
 from thoughtcache.state.encoder import ThoughtEncoder
@@ -33,7 +34,7 @@ def naive_logprobs(model: nn.Module, rollouts: Sequence[Rollout], *, gradient: G
     Args:
         model: the adapted model.
         rollouts: any rollouts; their settings and recorded slots are used, their states are not.
-        gradient: see `replay.py`; each mode is defined here by where `.detach()` stands.
+        gradient: see `learner/replay.py`; each mode is defined here by where `.detach()` stands.
 
     Raises:
         ValueError: for what is no list of rollouts of the model's tokens, or for a rollout that is longer than its

@@ -8,9 +8,9 @@ from pathlib import Path
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from thoughtcache.policy.rollout import rollout
 from thoughtcache.recipes.load_adapter import put_adapter, read_adapter
 from thoughtcache.recipes.load_model import load_base, load_tokenizer, read_tokenizer
+from thoughtcache.sampler.rollout import rollout
 from thoughtcache.tasks.chat import encode_prompt
 from thoughtcache.tasks.saved_prompt import saved_instruction
 
@@ -34,7 +34,7 @@ def answer(
     """One completion of a saved adapter under its own window, of the prompt as it was trained on.
 
     Tokenizer, chat template and instruction are those that training saved with the adapter; without a saved tokenizer
-    the base model's is taken. It ends where completions ended in training (`ends.py`).
+    the base model's is taken. It ends where completions ended in training (`thoughtcache/ends.py`).
 
     Args:
         prompt: the question.

@@ -11,7 +11,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback
 
-from thoughtcache.config import RunConfig
+from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.report.files import whole_folder
 from thoughtcache.report.memory import write_memory_profile
 from thoughtcache.report.progress import plain_line
@@ -74,7 +74,7 @@ def train_grpo(
     """
     from datasets import Dataset
 
-    from thoughtcache.train.grpo import ThoughtGRPOConfig, ThoughtGRPOTrainer
+    from thoughtcache.train.trl.trainer import ThoughtGRPOConfig, ThoughtGRPOTrainer
 
     checkpoint = find_checkpoint(folder, console) if resume else None
     history = history_at_end(checkpoint, settings["max_steps"])

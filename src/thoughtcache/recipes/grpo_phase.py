@@ -9,12 +9,12 @@ from typing import Any
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from thoughtcache.config import RunConfig
 from thoughtcache.recipes.builders import learner_options, train_grpo
-from thoughtcache.recipes.run_folder import PhaseResult
+from thoughtcache.recipes.run.config import RunConfig
+from thoughtcache.recipes.run.folder import PhaseResult
 from thoughtcache.report.progress import plain_line
 from thoughtcache.tasks.chat import plain_prompt
-from thoughtcache.tasks.datasets import MathExample
+from thoughtcache.tasks.data.datasets import MathExample
 
 
 def grpo_phase(

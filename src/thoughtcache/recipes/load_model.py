@@ -11,9 +11,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from thoughtcache.adapter.support import check_model
+from thoughtcache.adapter.support import DTYPES, check_model
 from thoughtcache.checks import one_of
-from thoughtcache.config import DTYPES
 
 
 def load_tokenizer(model: str) -> tuple[Any, PreTrainedTokenizerBase]:

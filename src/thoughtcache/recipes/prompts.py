@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from thoughtcache.tasks.bad_rows import BadRow, Report, settle_bad_rows
 from thoughtcache.tasks.chat import ChatTokenizer, encode_prompt
-from thoughtcache.tasks.datasets import MathExample
+from thoughtcache.tasks.data.bad_rows import BadRow, Report, settle_bad_rows
+from thoughtcache.tasks.data.datasets import MathExample
 
 
 def encode_examples(

@@ -15,19 +15,20 @@ import torch
 from rich.console import Console
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from thoughtcache.config import RunConfig, ThoughtConfig
-from thoughtcache.policy.options import ReplayOptions
+from thoughtcache.config import ThoughtConfig
+from thoughtcache.learner.options import ReplayOptions
 from thoughtcache.recipes.builders import learner_options, save_adapter
 from thoughtcache.recipes.distill_phase import distill_phase as _distill
-from thoughtcache.recipes.fit import refuse_what_does_not_fit
 from thoughtcache.recipes.grpo_phase import grpo_phase as _grpo
 from thoughtcache.recipes.load_adapter import WEIGHTS, put_adapter, read_adapter
 from thoughtcache.recipes.load_model import load_base, load_tokenizer
+from thoughtcache.recipes.plan.fit import refuse_what_does_not_fit
 from thoughtcache.recipes.prompts import encode_examples
-from thoughtcache.recipes.run_checks import check_more_distillation, check_prompt_window, check_questions, check_window
-from thoughtcache.recipes.run_folder import WRITING_REMEDY, PhaseResult, RunFolder
-from thoughtcache.recipes.run_lengths import check_lengths
-from thoughtcache.recipes.settings import (
+from thoughtcache.recipes.run.checks import check_more_distillation, check_prompt_window, check_questions, check_window
+from thoughtcache.recipes.run.config import RunConfig
+from thoughtcache.recipes.run.folder import WRITING_REMEDY, PhaseResult, RunFolder
+from thoughtcache.recipes.run.lengths import check_lengths
+from thoughtcache.recipes.run.settings import (
     EXACT_OPTIONS,
     TRANSIENT_OPTIONS,
     adapter_settings,
@@ -38,7 +39,7 @@ from thoughtcache.recipes.settings import (
 from thoughtcache.report.files import writing
 from thoughtcache.report.plots import Panel, plot_curves
 from thoughtcache.report.results import environment, write_results
-from thoughtcache.tasks.datasets import MathExample, load_prompts
+from thoughtcache.tasks.data.datasets import MathExample, load_prompts
 from thoughtcache.tasks.saved_prompt import save_prompt_format
 from thoughtcache.train.checkpoints import load_weights
 

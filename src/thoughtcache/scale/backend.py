@@ -8,8 +8,8 @@ from typing import Protocol, Unpack, runtime_checkable
 
 from torch import nn
 
-from thoughtcache.policy.rollout_options import RolloutOptions
 from thoughtcache.records import Rollout
+from thoughtcache.sampler.options import RolloutOptions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

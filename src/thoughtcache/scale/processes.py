@@ -20,11 +20,11 @@ from typing import Unpack, cast
 import torch.distributed as dist
 from torch import nn
 
-from thoughtcache.policy import rollout
 from thoughtcache.policy.handle import open_policy
-from thoughtcache.policy.rollout_options import RolloutOptions
 from thoughtcache.policy.token_ids import check_prompts
 from thoughtcache.records import Rollout
+from thoughtcache.sampler.options import RolloutOptions
+from thoughtcache.sampler.rollout import rollout
 from thoughtcache.scale.exchange import exchange, failures_told, process_group
 from thoughtcache.scale.shards import plan_shards
 from thoughtcache.scale.wire import pack_rollouts, unpack_rollouts

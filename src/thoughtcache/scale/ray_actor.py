@@ -15,8 +15,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import thoughtcache.adapter  # noqa: F401  registers the PEFT method
-from thoughtcache.policy import rollout
-from thoughtcache.policy.rollout_options import RolloutOptions
+from thoughtcache.sampler.options import RolloutOptions
+from thoughtcache.sampler.rollout import rollout
 from thoughtcache.scale.adapter_weights import load_adapter
 from thoughtcache.scale.wire import pack_rollouts
 

@@ -20,9 +20,9 @@ import torch
 from torch import nn
 
 from thoughtcache.policy.handle import open_policy
-from thoughtcache.policy.rollout_options import RolloutOptions
 from thoughtcache.policy.token_ids import check_prompts
 from thoughtcache.records import Rollout
+from thoughtcache.sampler.options import RolloutOptions
 from thoughtcache.scale.adapter_weights import pack_adapter
 from thoughtcache.scale.backend import SampledBatch
 from thoughtcache.scale.ray_actor import RolloutActor

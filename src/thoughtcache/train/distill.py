@@ -26,13 +26,13 @@ from transformers.trainer_callback import PrinterCallback
 from thoughtcache.cache.eviction.sliding import sliding_evictions
 from thoughtcache.cache.schedule import evict_count
 from thoughtcache.config import ThoughtConfig
+from thoughtcache.learner.options import CHUNK_TOKENS, ReplayOptions
+from thoughtcache.learner.replay import run_replay
 from thoughtcache.policy.batch import RolloutBatch, batch_rollouts
 from thoughtcache.policy.handle import find_tuner, open_policy
-from thoughtcache.policy.options import CHUNK_TOKENS, ReplayOptions
-from thoughtcache.policy.replay import run_replay
-from thoughtcache.policy.rollout import rollout
 from thoughtcache.policy.token_ids import check_prompts, check_rollouts
 from thoughtcache.records import Rollout
+from thoughtcache.sampler.rollout import rollout
 from thoughtcache.train.checkpoints import history_at_end, load_weights, newest_whole
 from thoughtcache.train.distill_config import DistillConfig
 from thoughtcache.train.divergence import divergence

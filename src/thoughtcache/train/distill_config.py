@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from thoughtcache.checks import at_least_one, one_of
-from thoughtcache.config import GradientMode
-from thoughtcache.policy.kv_log import Place
-from thoughtcache.policy.options import CHUNK_TOKENS, ReplayOptions
+from thoughtcache.learner.options import CHUNK_TOKENS, ReplayOptions
+from thoughtcache.policy.modes import GradientMode, Place
 from thoughtcache.train.divergence import DIVERGENCES
 
 
@@ -25,7 +24,7 @@ class DistillConfig:
         betas: of Adam.
         max_grad_norm: gradient clipping.
         loss: "forward_kl" (teacher || student), "reverse_kl" or "cross_entropy".
-        gradient: how far the gradient reaches, see `policy/replay.py`, as the next four.
+        gradient: how far the gradient reaches, see `learner/replay.py`, as the next four.
         recompute: run segments again in the backward pass (memory flat in the length); False keeps all activations.
         checkpoint_layers: inside a chunk keep the inputs of the layers only.
         chunk_tokens: bound on the tokens of a row whose activations live at once.

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from thoughtcache.tasks.answers import check_math_answer
-from thoughtcache.tasks.final_answer import answer_text
-from thoughtcache.tasks.problem import recites
+from thoughtcache.tasks.data.final_answer import answer_text
+from thoughtcache.tasks.embedded.problem import recites
+from thoughtcache.tasks.maths.answers import check_math_answer
 
 Completion = str | Sequence[Mapping[str, Any]]
 Reference = object
@@ -26,7 +26,7 @@ def math_correctness(
     log_metric: LogMetric | None = None,
     **kwargs: Any,
 ) -> list[float]:
-    """1.0 where the final answer equals `answer`, else 0.0 (math-verify; see `tasks/answers.py`).
+    """1.0 where the final answer equals `answer`, else 0.0 (math-verify; see `tasks/maths/answers.py`).
 
     Logs the fractions `malformed_answers` (no readable answer) and `answer_timeouts` when TRL passes `log_metric`.
 

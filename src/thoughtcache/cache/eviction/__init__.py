@@ -4,7 +4,7 @@ To add one: subclass `EvictionPolicy`, give it a `name`, list it in `POLICIES`, 
 which run over that table, cover it.
 """
 
-from thoughtcache.cache.eviction.policy import EvictionPolicy
+from thoughtcache.cache.eviction.base import EvictionPolicy
 from thoughtcache.cache.eviction.random import RandomEviction
 from thoughtcache.cache.eviction.sliding import SlidingEviction
 

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from thoughtcache.cache.eviction.policy import EvictionPolicy
-from thoughtcache.cache.window_block import to_device
+from thoughtcache.cache.eviction.base import EvictionPolicy
+from thoughtcache.cache.host_integers import to_device
 
 
 class RandomEviction(EvictionPolicy):

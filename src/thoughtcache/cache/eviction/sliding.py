@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from thoughtcache.cache.eviction.policy import EvictionPolicy
+from thoughtcache.cache.eviction.base import EvictionPolicy
 from thoughtcache.cache.schedule import eviction_points
 from thoughtcache.records import Eviction
 

@@ -1,0 +1,122 @@
+"""What every cache of this package is: a cache that transformers models read, with the thought state of each layer.
+
+Its layers hold `[prompt | resident thoughts]`, physically contiguous. It reports *all* tokens seen as its length
+(positions count evicted tokens too) and its physical length to the attention mask. Evictions happen between forwards,
+never inside `update`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+States = list[Tensor] | None
+AbsorbFn = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer, state [B or 1, G, R], evicted keys, evicted values [B, H, E, D]) -> state [B, G, R]."""
+
+
+class ResidentLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+    """One layer's keys and values. `seen` counts all tokens ever written, `length` those that are resident."""
+
+    is_sliding = False
+    keys: Any
+    values: Any
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen = 0
+        self.length = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing: the first `update` makes the buffers."""
+        self.is_initialized = True
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Physical columns that a query attends to, and the first of them."""
+        return self.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """All tokens ever written."""
+        return self.seen
+
+    def get_max_length(self) -> int:
+        """-1: not bounded for transformers."""
+        return -1
+
+
+class StatefulCache(Cache):
+    """A cache that carries the thought state of every layer.
+
+    Attributes:
+        states: [B or 1, G, R] per layer, or None while the state is the identity (plain LoRA).
+    """
+
+    states: States
+    layers: Any
+    is_samplers = False
+    """Whether it is the cache of our own sampler, which marks the model as in use before it runs."""
+
+    def __init__(self, layers: list[Any], states: States) -> None:
+        super().__init__(layers=layers)
+        self.states = states
+
+    @property
+    def physical_length(self) -> int:
+        """Tokens that are resident now, prompt padding included."""
+        return int(self.layers[0].length)
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """Physical offset of the next query: without it a multi-token segment would see its own future."""
+        return int(self.layers[layer_idx].length)
+
+    @property
+    def is_croppable(self) -> bool:
+        """Never, since what was absorbed cannot come back; older versions of transformers lack the property."""
+        return False
+
+    @property
+    def positions_behind(self) -> int:
+        """How far positions are behind the count of all tokens; 0 where whoever calls passes exact ones."""
+        return 0
+
+    def prepare_forward(self, num_new_tokens: int) -> None:
+        """Called before each forward of the backbone; makes room where the cache is bounded."""
+
+    def compact_mask(self, mask: Tensor, num_new_tokens: int) -> Tensor:
+        """The 2D mask over physical columns; the identity where nothing was evicted inside this cache."""
+        return mask
+
+    # What transformers does to a cache moves keys and values only. Unless a class moves the states too, it refuses.
+
+    def reset(self) -> None:
+        """Refused."""
+        raise self._unmoved("reset()", "make a new cache")
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Refused."""
+        raise self._unmoved("reorder_cache()", "make a new cache")
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Refused."""
+        raise self._unmoved("batch_select_indices()", "make a new cache")
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Refused."""
+        raise self._unmoved("batch_repeat_interleave()", "make a new cache")
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Does nothing for 0 tokens.
+
+        Raises:
+            ValueError: for any other number; what was evicted and absorbed cannot come back.
+        """
+        if tokens_to_remove:
+            raise self._unmoved(
+                f"crop({tokens_to_remove})", "thoughts that were evicted cannot come back, so start with a new cache"
+            )
+
+    def _unmoved(self, call: str, remedy: str) -> ValueError:
+        return ValueError(f"{type(self).__name__}.{call} would leave the thought states where they are; {remedy}")

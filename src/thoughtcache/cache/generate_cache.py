@@ -1,0 +1,187 @@
+"""The cache of `generate`: preallocated, written in place; it evicts and absorbs by itself before a forward.
+
+Our own sampler's is `sampler/slots/slot_cache.py`. Not covered: static shapes for CUDA graphs, paged storage.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thoughtcache.cache.base import AbsorbFn, ResidentLayer, StatefulCache, States
+from thoughtcache.cache.eviction import EvictionPolicy
+from thoughtcache.cache.rotation import KeyRotation, Rotations
+from thoughtcache.cache.split import evict_block
+
+
+class _PreallocatedLayer(ResidentLayer):  # type: ignore[no-untyped-call]
+    """Keys and values in one buffer that never grows once the window is full."""
+
+    def __init__(self, capacity_after_prompt: int) -> None:
+        super().__init__()
+        self.capacity_after_prompt = capacity_after_prompt
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        added = key_states.shape[2]
+        if self.keys is None:
+            batch, heads, prompt, size = key_states.shape
+            shape = (batch, heads, prompt + self.capacity_after_prompt, size)
+            self.keys = key_states.new_empty(shape)
+            self.values = value_states.new_empty(shape)
+            self.is_initialized = True
+        end = self.length + added
+        if end > self.keys.shape[2]:
+            raise ValueError(
+                f"the cache has room for {self.keys.shape[2]} tokens, {end} were asked for; "
+                "raise max_new_tokens or evict before the forward pass"
+            )
+        self.keys[:, :, self.length : end] = key_states
+        self.values[:, :, self.length : end] = value_states
+        self.length, self.seen = end, self.seen + added
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def select_rows(self, rows: Tensor) -> None:
+        """Keep these rows of the batch, in this order; a row may come several times."""
+        if self.keys is not None:
+            self.keys, self.values = (buffer.index_select(0, rows) for buffer in (self.keys, self.values))
+
+    def clear(self) -> None:
+        """Forget everything, the size of the batch included."""
+        self.keys = self.values = None
+        self.is_initialized = False
+        self.seen = self.length = 0
+
+    def evict(
+        self, start: int, slots: Tensor | None, num_evicted: int, rotation: KeyRotation | None
+    ) -> tuple[Tensor, Tensor]:
+        """Remove slots (counted from `start`) and close the gap; returns copies of what left."""
+        removed = []
+        for buffer, turn in ((self.keys, rotation), (self.values, None)):
+            evicted, kept = evict_block(buffer[:, :, start : self.length], slots, num_evicted, turn)
+            removed.append(evicted.clone())
+            buffer[:, :, start : self.length - num_evicted] = kept.clone()
+        self.length -= num_evicted
+        return removed[0], removed[1]
+
+
+class BoundedCache(StatefulCache):
+    """Prompt plus at most `window` thoughts, preallocated; evicts and absorbs by itself before a forward.
+
+    Args:
+        num_layers: decoder layers.
+        states: initial thought states, or None for the identity.
+        window: resident thoughts; None keeps everything.
+        num_evicted: thoughts that leave at once; None with a full cache.
+        policy: chooses which thoughts leave.
+        absorb: makes a layer's next state of what leaves; None where the state never changes.
+        max_new_tokens: bound on the thoughts, which sizes the buffer of a full cache.
+        seed: for policies that draw random numbers.
+        rotations: of every layer with rolling positions; None with absolute ones.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        states: States,
+        window: int | None,
+        num_evicted: int | None,
+        policy: EvictionPolicy,
+        absorb: AbsorbFn | None,
+        max_new_tokens: int,
+        seed: int = 0,
+        rotations: Rotations | None = None,
+    ) -> None:
+        capacity = max_new_tokens if window is None else min(window, max_new_tokens)
+        super().__init__([_PreallocatedLayer(capacity) for _ in range(num_layers)], states)
+        self.initial_states = None if states is None else list(states)
+        self.window = window
+        self.num_evicted = num_evicted
+        self.policy = policy
+        self.absorb = absorb
+        self.seed = seed
+        self.rotations = rotations
+        self.prompt_length = 0
+        self.num_evictions = 0
+
+    @property
+    def positions_behind(self) -> int:
+        """How far rolling positions are behind the count of all tokens."""
+        return 0 if self.rotations is None else self.num_evictions * (self.num_evicted or 0)
+
+    @property
+    def resident_thoughts(self) -> int:
+        """Thought tokens that are resident now."""
+        return self.physical_length - self.prompt_length
+
+    def prepare_forward(self, num_new_tokens: int) -> None:
+        """Evict and absorb when `num_new_tokens` thoughts would not fit.
+
+        Raises:
+            ValueError: if several thoughts come at once to a full window; the policy is defined token by token.
+        """
+        if self.physical_length == 0:
+            self.prompt_length = num_new_tokens
+            return
+        if self.window is None or self.num_evicted is None:
+            return
+        if self.resident_thoughts + num_new_tokens <= self.window:
+            return
+        if num_new_tokens > 1:
+            raise ValueError(
+                f"{num_new_tokens} thought tokens arrived at once at a window of {self.window}; "
+                "feed them one at a time (no prefill chunks, no assistant model)"
+            )
+        self._evict(self.num_evicted)
+
+    def _evict(self, num_evicted: int) -> None:
+        """Remove `num_evicted` thoughts from every layer and absorb them."""
+        for index, layer in enumerate(self.layers):
+            resident = slice(self.prompt_length, layer.length)
+            keys_now, values_now = layer.keys[:, :, resident], layer.values[:, :, resident]
+            events = [(self.seed, self.num_evictions)] * keys_now.shape[0]
+            slots = self.policy.select(index, keys_now, values_now, num_evicted, events)
+            rotation = None if self.rotations is None else self.rotations[index]
+            evicted = layer.evict(self.prompt_length, slots, num_evicted, rotation)
+            if self.absorb is not None and self.states is not None:
+                self.states[index] = self.absorb(index, self.states[index], *evicted)
+        self.num_evictions += 1
+
+    def compact_mask(self, mask: Tensor, num_new_tokens: int) -> Tensor:
+        """Drop the columns of evicted tokens from a 2D mask over all tokens seen; keep physical ones."""
+        physical = self.physical_length + num_new_tokens
+        if mask.shape[1] == physical:
+            return mask
+        return torch.cat([mask[:, : self.prompt_length], mask[:, mask.shape[1] - physical + self.prompt_length :]], 1)
+
+    def reset(self) -> None:
+        """Make this a new cache, with its initial states."""
+        for layer in self.layers:
+            layer.clear()
+        # `states` itself may be bound to nobody by now, so it is replaced and not written to.
+        self.states = None if self.initial_states is None else list(self.initial_states)
+        self.prompt_length = self.num_evictions = 0
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Rows `beam_idx` [B] of keys, values and states, as `batch_select_indices`."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows of keys, values and states, in this order; a row may come several times."""
+        keys = self.layers[0].keys
+        if keys is None:
+            return
+        rows = torch.arange(keys.shape[0], device=keys.device)[indices.to(keys.device)]
+        for layer in self.layers:
+            layer.select_rows(rows)
+        if self.states is not None and keys.shape[0] > 1:
+            # A state of one row is that of all rows.
+            self.states = [state if state.shape[0] == 1 else state[rows.to(state.device)] for state in self.states]
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every row `repeats` times, one copy behind the other."""
+        keys = self.layers[0].keys
+        if keys is not None:
+            self.batch_select_indices(torch.arange(keys.shape[0]).repeat_interleave(repeats))

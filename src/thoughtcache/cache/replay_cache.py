@@ -1,0 +1,50 @@
+"""The learner's cache: functional, so that gradients flow through it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thoughtcache.cache.base import ResidentLayer, StatefulCache, States
+
+
+class _FunctionalLayer(ResidentLayer):  # type: ignore[no-untyped-call]
+    """Keys and values as tensors with a gradient history; `update` concatenates."""
+
+    def __init__(self, past: tuple[Tensor, Tensor] | None, seen: int) -> None:
+        super().__init__()
+        self.seen = seen
+        if past is not None:
+            self.keys, self.values = past
+            self.length = self.keys.shape[2]
+            self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if self.keys is None:
+            self.keys, self.values = key_states, value_states
+        else:
+            self.keys = torch.cat([self.keys, key_states], dim=2)
+            self.values = torch.cat([self.values, value_states], dim=2)
+        self.is_initialized = True
+        self.length, self.seen = self.length + key_states.shape[2], self.seen + key_states.shape[2]
+        return self.keys, self.values
+
+
+class ReplayCache(StatefulCache):
+    """The functional cache of one segment. Evictions are done by the learner between segments."""
+
+    def __init__(
+        self, num_layers: int, past: Sequence[tuple[Tensor, Tensor] | None] | None, num_seen: int, states: States
+    ) -> None:
+        pasts = past if past is not None else [None] * num_layers
+        super().__init__([_FunctionalLayer(entry, num_seen) for entry in pasts], states)
+
+    def of_layer(self, index: int) -> ReplayCache:
+        """Another cache with the keys and values of one layer as they are now; what it is given stays its own."""
+        layer = self.layers[index]
+        past: list[tuple[Tensor, Tensor] | None] = [None] * len(self.layers)
+        past[index] = None if layer.keys is None else (layer.keys, layer.values)
+        return ReplayCache(len(past), past, layer.seen, self.states)

@@ -1,0 +1,1 @@
+"""The second execution of the policy: sampled thoughts are repeated, with gradient, at flat memory."""

@@ -1,0 +1,265 @@
+"""One piece of a replay: evict and absorb on entry, run the backbone, score. The learner's unit of work.
+
+A *chunk* is a run of columns over [prompt | thoughts] inside one segment (cache/schedule.py). What passes from one
+chunk to the next is a `Boundary`: the resident keys and values, and the thought states. The learner decides nothing:
+lengths give the chunks, the record gives the evicted slots, the anchors give the states.
+
+Rows whose thoughts are over take no part in later chunks: a chunk runs on the rows up to the last unfinished one, so
+rows sorted by falling length cost exactly what they contain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from thoughtcache.adapter.cache_argument import cache_keyword
+from thoughtcache.cache.base import States
+from thoughtcache.cache.replay_cache import ReplayCache
+from thoughtcache.cache.rotation import Rotations
+from thoughtcache.cache.schedule import segments
+from thoughtcache.cache.split import evict_block
+from thoughtcache.learner.attention import lower_right_attention
+from thoughtcache.learner.layer_checkpoint import checkpointed_layers
+from thoughtcache.policy.batch import RolloutBatch
+from thoughtcache.policy.handle import PolicyHandle
+from thoughtcache.policy.modes import GradientMode
+from thoughtcache.policy.scores import ScoreFunction
+
+Past = list[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chunk:
+    """Columns `start..stop` of [prompt | thoughts], processed in one forward pass.
+
+    Attributes:
+        segment: index of the segment it lies in.
+        start: first column.
+        stop: column after the last one.
+        opens: whether the segment starts here.
+        rows: leading rows of the batch that take part.
+        first_score: thought token that the first scored column predicts.
+        last_score: thought token after the last predicted one; equal to `first_score` inside the prompt.
+    """
+
+    segment: int
+    start: int
+    stop: int
+    opens: bool
+    rows: int
+    first_score: int
+    last_score: int
+
+    @property
+    def evicts(self) -> bool:
+        """Whether an eviction happens on entry."""
+        return self.opens and self.segment > 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Boundary:
+    """What one chunk hands to the next: resident keys and values per layer ([rows, H, n, D]), states per layer."""
+
+    past: Past | None = None
+    states: States = None
+
+
+def plan_chunks(batch: RolloutBatch, chunk_tokens: int | None = None) -> list[Chunk]:
+    """The chunks of a batch in order: its segments, cut into pieces of at most `chunk_tokens` columns.
+
+    Args:
+        batch: the rollouts.
+        chunk_tokens: bound on the columns of one chunk (prompt columns count); None keeps segments whole.
+    """
+    width = batch.prompts.ids.shape[1]
+    chunks = []
+    for index, part in enumerate(segments(batch.longest - 1, batch.settings.window, batch.settings.num_evicted)):
+        begin, end = (0 if index == 0 else width + part.start), width + part.stop
+        size = chunk_tokens or end - begin
+        for start in range(begin, end, size):
+            stop = min(start + size, end)
+            first = max(start, width - 1) - width + 1
+            unfinished = [row for row, length in enumerate(batch.lengths) if width + length - 2 >= start]
+            chunks.append(
+                Chunk(
+                    segment=index,
+                    start=start,
+                    stop=stop,
+                    opens=start == begin,
+                    rows=unfinished[-1] + 1,
+                    first_score=first,
+                    last_score=max(first, stop - width + 1),
+                )
+            )
+    return chunks
+
+
+def run_chunk(
+    policy: PolicyHandle,
+    batch: RolloutBatch,
+    chunk: Chunk,
+    entry: Boundary,
+    score: ScoreFunction,
+    *,
+    anchored: bool,
+    checkpoint_layers: bool = False,
+    known: tuple[Tensor, ...] | None = None,
+) -> tuple[tuple[Tensor, ...], Boundary]:
+    """Evict and absorb if a segment opens here, run the backbone, score.
+
+    Args:
+        policy: the parts of the model.
+        batch: the rollouts.
+        chunk: what to run.
+        entry: the exit of the chunk before; ignored by the first chunk.
+        score: see `scores.ScoreFunction`.
+        anchored: replace recomputed states by recorded values, with the gradient of the recomputed ones.
+        checkpoint_layers: keep the inputs of the layers for the backward pass and run each layer again there.
+        known: scores of this chunk from an earlier pass, see `ScoreFunction`.
+
+    Returns:
+        Scores [rows, last_score - first_score], none inside the prompt; and the exit.
+    """
+    tuner, width = policy.tuner, batch.prompts.ids.shape[1]
+    if chunk.start == 0:
+        entry = Boundary(states=tuner.initial_states() if tuner.adapter_enabled else None)
+    entry = _leading_rows(entry, chunk.rows)
+    past, states = entry.past, entry.states
+    if chunk.evicts:
+        assert past is not None
+        assert batch.settings.num_evicted is not None
+        slots = recorded_slots(batch, chunk.segment - 1, chunk.rows, policy.device)
+        rotations = tuner.key_rotations(batch.settings.positions)
+        past, evicted = _evict(past, width, slots, batch.settings.num_evicted, rotations)
+        absorb = tuner.absorber()
+        if absorb is not None and states is not None:
+            states = [absorb(layer, states[layer], *block) for layer, block in enumerate(evicted)]
+            states = _anchor(states, batch, chunk.segment - 1) if anchored else states
+    cache = ReplayCache(tuner.num_layers, past, chunk.start, states)
+    columns = cache.physical_length + chunk.stop - chunk.start
+    layers = checkpointed_layers(tuner, cache) if checkpoint_layers else nullcontext()
+    with lower_right_attention(tuner.model.config), layers:
+        output = policy.backbone(
+            input_ids=batch.inputs(chunk.start, chunk.stop)[: chunk.rows],
+            attention_mask=batch.prompts.leading_columns_mask(columns, chunk.rows),
+            position_ids=_positions(batch, chunk),
+            use_cache=True,
+            **cache_keyword(policy.backbone, cache),
+        )
+    leaving = Boundary(past=[(layer.keys, layer.values) for layer in cache.layers], states=states)
+    if chunk.first_score == chunk.last_score:
+        return (), leaving
+    hidden = output.last_hidden_state[:, chunk.first_score - chunk.last_score :]
+    return score(hidden, chunk.first_score, chunk.last_score, known), leaving
+
+
+def cut(entry: Boundary, chunk: Chunk, gradient: GradientMode) -> Boundary:
+    """Detach what the gradient mode cuts on entry to a chunk (see `cuts_past`, `cuts_states`)."""
+    past, states = entry.past, entry.states
+    if past is not None and cuts_past(chunk, gradient):
+        past = [(keys.detach(), values.detach()) for keys, values in past]
+    if states is not None and cuts_states(chunk, gradient):
+        states = [state.detach() for state in states]
+    return Boundary(past=past, states=states)
+
+
+def cuts_states(chunk: Chunk, gradient: GradientMode) -> bool:
+    """Whether no gradient leaves this chunk through its entry states: where a block of n segments begins."""
+    return chunk.evicts and isinstance(gradient, int) and chunk.segment % gradient == 0
+
+
+def cuts_past(chunk: Chunk, gradient: GradientMode) -> bool:
+    """Whether no gradient leaves this chunk through its entry keys and values."""
+    return cuts_states(chunk, gradient) or (chunk.evicts and gradient == "detached")
+
+
+def join_scores(parts: Sequence[tuple[Tensor, ...]], num_rows: int) -> tuple[Tensor, ...]:
+    """Scores of successive chunks as [B, T] tensors; zero where a row took no part."""
+    scored = [part for part in parts if part]
+    return tuple(
+        torch.cat([with_rows(piece, num_rows) for piece in column], dim=1) for column in zip(*scored, strict=True)
+    )
+
+
+def with_rows(tensor: Tensor, rows: int) -> Tensor:
+    """Zeros for the rows that took no part."""
+    missing = rows - tensor.shape[0]
+    return tensor if missing == 0 else torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])])
+
+
+def recorded_slots(batch: RolloutBatch, event: int, rows: int, device: torch.device) -> Tensor | None:
+    """[rows, L, H, E] recorded slots of one eviction; rows that had ended get a valid dummy. None: the oldest."""
+    recorded = [r.evictions[event].slots if event < len(r.evictions) else None for r in batch.rollouts[:rows]]
+    example = next((slots for slots in recorded if slots is not None), None)
+    if example is None:
+        return None
+    dummy = torch.arange(example.shape[-1], device=example.device).expand_as(example)
+    return torch.stack([dummy if slots is None else slots for slots in recorded]).to(device)
+
+
+def _positions(batch: RolloutBatch, chunk: Chunk) -> Tensor:
+    """[rows, n] positions of the columns of a chunk."""
+    counted = batch.prompts.positions(chunk.start, chunk.stop)[: chunk.rows]
+    if batch.settings.positions == "rolling" and chunk.segment > 0:
+        return counted - chunk.segment * (batch.settings.num_evicted or 0)
+    return counted
+
+
+def _leading_rows(entry: Boundary, rows: int) -> Boundary:
+    """The first rows of a boundary; initial states are shared by all rows and stay as they are."""
+    past, states = entry.past, entry.states
+    if past is not None and past[0][0].shape[0] > rows:
+        past = [(keys[:rows], values[:rows]) for keys, values in past]
+    if states is not None and states[0].shape[0] > rows:
+        states = [state[:rows] for state in states]
+    return Boundary(past=past, states=states)
+
+
+def _evict(
+    past: Past, width: int, slots: Tensor | None, num_evicted: int, rotations: Rotations | None
+) -> tuple[Past, Past]:
+    """(what stays: prompt and kept thoughts, what leaves), per layer."""
+    kept_layers, evicted_layers = [], []
+    for layer, (keys, values) in enumerate(past):
+        chosen = None if slots is None else slots[:, layer]
+        rotation = None if rotations is None else rotations[layer]
+        evicted_keys, kept_keys = evict_block(keys[:, :, width:], chosen, num_evicted, rotation)
+        evicted_values, kept_values = evict_block(values[:, :, width:], chosen, num_evicted, None)
+        evicted_layers.append((evicted_keys, evicted_values))
+        kept_layers.append(
+            (torch.cat([keys[:, :, :width], kept_keys], dim=2), torch.cat([values[:, :, :width], kept_values], dim=2))
+        )
+    return kept_layers, evicted_layers
+
+
+def _anchor(states: list[Tensor], batch: RolloutBatch, event: int) -> list[Tensor]:
+    """Recorded values, recomputed gradients (straight-through), on rows that recorded this eviction."""
+    shape, found = states[0].shape[1:], {}
+    for row, record in enumerate(batch.rollouts[: states[0].shape[0]]):
+        if record.states is None and event < len(record.evictions):
+            raise ValueError(
+                f"rollout {row} carries no recorded states; replay it with anchored=False, or sample with anchors=True"
+            )
+        if record.states is None or event >= record.states.shape[0]:
+            continue
+        if record.states.shape[2:] != shape:
+            raise ValueError(
+                f"rollout {row} recorded states of shape {tuple(record.states.shape[2:])}, the adapter has "
+                f"{tuple(shape)}; replay it with the adapter that sampled it"
+            )
+        found[row] = record.states[event]
+    if not found:
+        return states
+    # One transfer for all layers: the records of a GPU lie on the host.
+    recorded = torch.stack(list(found.values())).to(states[0])
+    rows = torch.tensor(list(found), device=recorded.device)
+    anchored = []
+    for layer, state in enumerate(states):
+        value = state.detach().index_copy(0, rows, recorded[:, layer])
+        anchored.append(state + (value - state.detach()))
+    return anchored

@@ -1,0 +1,219 @@
+"""The keys and values of every token of a replay, so that any chunk can be entered again.
+
+Memory: `2 * L * H * D` numbers in the model's dtype for every token that a chunk ran, on the model's device or on the
+host. This is the only part of an exact replay that grows with the rollout.
+
+What a chunk adds, and what one finds resident, are contiguous blocks (log_layout.py). On CUDA, where the host copy is
+pinned, such blocks move without the CPU waiting; scattered memory would go through unpinned buffers, one wait each.
+The copies are ordered with the compute stream. They have no stream of their own that would hide them behind it.
+
+On CUDA: benchmarks/gpu/memory.py and benchmarks/gpu/profiled.py.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from thoughtcache.cache.rotation import Rotations
+from thoughtcache.cache.split import split_slots
+from thoughtcache.learner.chunk import Chunk, Past, recorded_slots
+from thoughtcache.learner.log_layout import LogLayout
+from thoughtcache.policy.batch import RolloutBatch
+from thoughtcache.policy.modes import Place, check_place
+
+HOST = torch.device("cpu")
+
+
+class KVLog:
+    """Keys and values by column of [prompt | thoughts], and which columns each chunk finds resident.
+
+    Args:
+        batch: the rollouts.
+        chunks: all chunks of the replay.
+        place: "device" or "host".
+        rotations: of every layer with rolling positions; None with absolute ones.
+
+    Attributes:
+        layers: keys and values of every layer, [tokens, H, D] each; empty until something is kept.
+
+    Raises:
+        ValueError: for another place.
+    """
+
+    def __init__(
+        self, batch: RolloutBatch, chunks: list[Chunk], place: Place, rotations: Rotations | None = None
+    ) -> None:
+        check_place(place)
+        self.rollouts, self.chunks = batch.rollouts, chunks
+        self.width = batch.prompts.ids.shape[1]
+        self.device = batch.prompts.ids.device
+        self.where = HOST if place == "host" else self.device
+        self.window, self.num_evicted = batch.settings.window, batch.settings.num_evicted or 0
+        self.rotations = rotations
+        self.layout = LogLayout(chunks, self.where)
+        self.layers: list[tuple[Tensor, Tensor]] = []
+        self.resident = _resident_columns(batch, chunks, self.where)
+        self._is_moving = False
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that the log holds."""
+        return sum(tensor.nbytes for pair in self.layers for tensor in pair)
+
+    def write(self, chunk: Chunk, past: Past) -> None:
+        """Keep what a chunk has added: the last columns of its exit."""
+        if not self.layers:
+            self.layers = [(self._empty(keys), self._empty(values)) for keys, values in past]
+        added = chunk.stop - chunk.start
+        for kept, new in zip(self.layers, past, strict=True):
+            for log, tensor in zip(kept, new, strict=True):
+                self._store(log, chunk, tensor[:, :, tensor.shape[2] - added :])
+
+    def fill(self) -> None:
+        """Take the record that sampling left (`Rollout.keys_values`) instead of a forward pass.
+
+        Raises:
+            ValueError: if a rollout carries none, or one of another length.
+        """
+        records: list[Tensor] = []
+        for row, rollout in enumerate(self.rollouts):
+            expected = len(rollout.prompt_ids) + len(rollout.token_ids) - 1
+            record = rollout.keys_values
+            if record is None or record.shape[3] != expected:
+                raise ValueError(
+                    f"rollout {row} carries no keys and values of its {expected} processed tokens; sample it with "
+                    'rollout(kv_log="device") or "host", or replay with reuse=False'
+                )
+            records.append(record)
+        for layer in range(records[0].shape[0]):
+            pair = self._empty(records[0][layer, 0]), self._empty(records[0][layer, 1])
+            for chunk in self.chunks:
+                for log, block in zip(pair, self._recorded(records, chunk, layer), strict=True):
+                    self._store(log, chunk, block)
+            self.layers.append(pair)
+
+    def read(self, index: int, chunk: Chunk) -> Past | None:
+        """What chunk number `index` finds resident on entry, before its own eviction; None before the first."""
+        if chunk.start == 0:
+            return None
+        resident = self.resident[index]
+        if resident is not None and self._is_pinned and self._is_moving:
+            torch.cuda.current_stream(self.device).synchronize()  # the host itself reads the log
+            self._is_moving = False
+        found = []
+        for layer, (keys, values) in enumerate(self.layers):
+            tokens = None if resident is None else self.layout.tokens(self.width + resident[: chunk.rows, layer].long())
+            past = self._gather(keys, chunk, tokens), self._gather(values, chunk, tokens)
+            found.append(past if self.rotations is None else self._rolled(past, chunk, resident, layer))
+        return found
+
+    def _rolled(
+        self, past: tuple[Tensor, Tensor], chunk: Chunk, resident: Tensor | None, layer: int
+    ) -> tuple[Tensor, Tensor]:
+        """Thoughts at the positions of their slots; the log has them where they were when they were written."""
+        assert self.rotations is not None
+        rotation, keys = self.rotations[layer], past[0]
+        if rotation is None or self.window is None or keys.shape[2] <= self.width:
+            return past
+        places = torch.arange(keys.shape[2] - self.width, device=keys.device)
+        if resident is None:
+            tokens = (places + self._num_evictions(chunk) * self.num_evicted)[None, None]
+        else:
+            tokens = resident[: chunk.rows, layer].long().to(keys.device)
+        evictions_before = ((tokens - self.window) // self.num_evicted + 1).clamp_min(0)
+        shift = places - (tokens - evictions_before * self.num_evicted)
+        moved = rotation.shift(keys[:, :, self.width :], shift)
+        return torch.cat([keys[:, :, : self.width], moved], dim=2), past[1]
+
+    @staticmethod
+    def _num_evictions(chunk: Chunk) -> int:
+        """Evictions before the entry of a chunk."""
+        return chunk.segment - (1 if chunk.evicts else 0)
+
+    @property
+    def _is_pinned(self) -> bool:
+        return self.where == HOST and self.device.type == "cuda"
+
+    def _empty(self, like: Tensor) -> Tensor:
+        """[tokens, H, D] for one layer's [..., H, n, D]."""
+        shape = (self.layout.num_tokens, like.shape[-3], like.shape[-1])
+        return torch.empty(shape, dtype=like.dtype, device=self.where, pin_memory=self._is_pinned)
+
+    def _store(self, log: Tensor, chunk: Chunk, block: Tensor) -> None:
+        """Keep [rows, H, n, D] of one chunk."""
+        (place,) = self.layout.blocks(chunk.start, chunk.stop)
+        kept = log[place.first : place.last].view(place.columns, place.rows, *log.shape[1:])
+        kept.copy_(block.permute(2, 0, 1, 3), non_blocking=True)
+        self._is_moving = True
+
+    def _recorded(self, records: list[Tensor], chunk: Chunk, layer: int) -> Tensor:
+        """[2, rows, H, n, D] of one chunk from the records [L, 2, H, n, D] of its rows; zero where a row has none."""
+        _, _, heads, _, size = records[0].shape
+        block = records[0].new_zeros(2, chunk.rows, heads, chunk.stop - chunk.start, size)
+        for row, rollout in enumerate(self.rollouts[: chunk.rows]):
+            padding, record = self.width - len(rollout.prompt_ids), records[row]
+            begin, end = max(chunk.start, padding), min(chunk.stop, padding + record.shape[3])
+            if begin < end:
+                part = record[layer, :, :, begin - padding : end - padding]
+                block[:, row, :, begin - chunk.start : end - chunk.start] = part
+        return block
+
+    def _gather(self, log: Tensor, chunk: Chunk, tokens: Tensor | None) -> Tensor:
+        """[rows, H, n, D] of the prompt so far and of the resident thoughts, by number if they were chosen."""
+        found = self._columns(log, chunk.rows, 0, min(self.width, chunk.start))
+        if tokens is None:
+            found += self._columns(
+                log, chunk.rows, self.width + self._num_evictions(chunk) * self.num_evicted, chunk.start
+            )
+        else:
+            thoughts = log[tokens, torch.arange(log.shape[1], device=log.device)[:, None]]
+            found.append(thoughts.to(self.device, non_blocking=True))
+        return _side_by_side(found)
+
+    def _columns(self, log: Tensor, rows: int, start: int, stop: int) -> list[Tensor]:
+        """Columns `start..stop` of the first rows, on the device, in pieces [rows, H, n, D]."""
+        pieces = []
+        for place in self.layout.blocks(start, stop):
+            block = log[place.first : place.last].to(self.device, non_blocking=True)
+            pieces.append(block.view(place.columns, place.rows, *log.shape[1:])[:, :rows].permute(1, 2, 0, 3))
+        return pieces
+
+
+def _side_by_side(pieces: list[Tensor]) -> Tensor:
+    """Pieces [rows, H, n, D] joined along n, by copies: `cat` is slow where rows are not the outermost axis."""
+    rows, heads, _, size = pieces[0].shape
+    joined = pieces[0].new_empty(rows, heads, sum(piece.shape[2] for piece in pieces), size)
+    start = 0
+    for piece in pieces:
+        joined[:, :, start : start + piece.shape[2]] = piece
+        start += piece.shape[2]
+    return joined
+
+
+def _resident_columns(batch: RolloutBatch, chunks: list[Chunk], device: torch.device) -> list[Tensor | None]:
+    """[rows, L, H, n] thought columns that each chunk finds resident on entry; None where they are a plain range.
+
+    They lie where the log is, because they grow with the rollout as it does.
+    """
+    if all(eviction.slots is None for rollout in batch.rollouts for eviction in rollout.evictions):
+        return [None] * len(chunks)
+    width = batch.prompts.ids.shape[1]
+    found: list[Tensor | None] = []
+    resident: Tensor | None = None
+    for chunk in chunks:
+        found.append(resident)
+        if chunk.evicts:
+            slots = recorded_slots(batch, chunk.segment - 1, chunk.rows, device)
+            assert slots is not None
+            assert resident is not None
+            columns = resident[: chunk.rows]
+            _, kept = split_slots(columns.flatten(1, 2).unsqueeze(-1), slots.flatten(1, 2), slots.shape[-1])
+            resident = kept.view(*columns.shape[:3], -1)
+        if resident is None:
+            example = next(e.slots for r in batch.rollouts for e in r.evictions if e.slots is not None)
+            resident = torch.empty(chunk.rows, *example.shape[:2], 0, dtype=torch.int32, device=device)
+        resident = resident[: chunk.rows]
+        added = torch.arange(max(chunk.start - width, 0), max(chunk.stop - width, 0), dtype=torch.int32, device=device)
+        resident = torch.cat([resident, added.expand(*resident.shape[:3], -1)], dim=-1)
+    return found

@@ -1,0 +1,46 @@
+"""How the learner repeats a rollout: what is exact, what is kept, where it waits. Checked once, here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from thoughtcache.policy.modes import GradientMode, Place, check_place
+
+CHUNK_TOKENS = 256
+"""Default of `chunk_tokens`: later segments have no more columns up to a window of 1024, so only the first is cut."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplayOptions:
+    """Options of `replay`, where each is described.
+
+    Raises:
+        ValueError: for unknown modes and places, sizes below 1, and combinations that have no meaning.
+    """
+
+    gradient: GradientMode = "exact"
+    anchored: bool = True
+    full_cache: bool = False
+    recompute: bool = True
+    checkpoint_layers: bool = False
+    chunk_tokens: int | None = CHUNK_TOKENS
+    kv_log: Place = "device"
+    reuse: bool = False
+
+    def __post_init__(self) -> None:
+        known = self.gradient in ("exact", "detached") or (isinstance(self.gradient, int) and self.gradient >= 1)
+        if not known:
+            raise ValueError(
+                f'gradient={self.gradient!r} is not known; use "exact", "detached" or a positive number of segments'
+            )
+        check_place(self.kv_log)
+        if self.chunk_tokens is not None and self.chunk_tokens < 1:
+            raise ValueError(f"chunk_tokens must be at least 1 or None, got {self.chunk_tokens}")
+        if self.checkpoint_layers and not self.recompute:
+            raise ValueError(
+                "checkpoint_layers=True goes with recompute=True: plain autograd (recompute=False) keeps everything"
+            )
+        if self.reuse and (self.full_cache or not self.anchored or not self.recompute):
+            raise ValueError(
+                "reuse=True repeats what was sampled; it goes with anchored=True, full_cache=False and recompute=True"
+            )

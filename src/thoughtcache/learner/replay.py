@@ -1,0 +1,169 @@
+"""Execution 2: the learner repeats a rollout segment by segment, with gradient.
+
+What is scored is the scored distribution: temperature and the whole softmax. Filters that sampling applied (top-k and
+the like, `SamplingSettings.filters`) are not repeated, so a filtered rollout is scored under another distribution than
+it was drawn from (`Rollout.sampled_logprobs` has that one); training refuses such rollouts.
+
+The learner decides nothing: lengths give the segments, the record gives the evicted slots, the anchors give the states
+(their recorded values with the gradient of the recomputed ones). One segment is `chunk.py`; loss functions take what
+comes out.
+
+Gradient modes:
+    "exact"     through keys, values and states of all segments;
+    "detached"  keys and values are cut at every segment boundary, the states are not (cheaper, and biased: measured);
+    n           exact inside blocks of n segments; keys, values and states are cut between blocks.
+
+Two ways to the same gradient: `recompute=True` (reverse.py) keeps memory flat in the length of the rollout for one more
+forward pass; `recompute=False` is plain autograd through all segments, its naive twin, and the faster one where
+everything fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from thoughtcache.adapter.model import ThoughtModel
+from thoughtcache.learner.chunk import Boundary, Chunk, cut, join_scores, plan_chunks, run_chunk
+from thoughtcache.learner.options import CHUNK_TOKENS, ReplayOptions
+from thoughtcache.learner.reverse import reverse_replay
+from thoughtcache.policy.batch import RolloutBatch, batch_rollouts
+from thoughtcache.policy.handle import PolicyHandle, open_policy
+from thoughtcache.policy.limits import check_rollout_positions
+from thoughtcache.policy.modes import GradientMode, Place
+from thoughtcache.policy.scores import ScoreFunction, row_scores, running_autocast
+from thoughtcache.policy.token_ids import check_rollouts
+from thoughtcache.policy.token_logprobs import token_logprobs
+from thoughtcache.records import Rollout, TokenLogProbs
+
+
+def replay(
+    model: nn.Module,
+    rollouts: Sequence[Rollout],
+    *,
+    gradient: GradientMode = "exact",
+    anchored: bool = True,
+    full_cache: bool = False,
+    recompute: bool = True,
+    checkpoint_layers: bool = False,
+    chunk_tokens: int | None = CHUNK_TOKENS,
+    kv_log: Place = "device",
+    reuse: bool = False,
+) -> TokenLogProbs:
+    """Log-probabilities of the sampled tokens under the policy that sampled them, without filters; differentiable.
+
+    Args:
+        model: the adapted model, wrapped (DDP, accelerate) or not; the call goes through its `forward`. An autocast
+            region counts if this call stands in it, as it does for `rollout`; states stay in fp32 in either case.
+        rollouts: sequences sampled under one set of cache settings.
+        gradient: "exact", "detached" or the number of segments per exact block.
+        anchored: use the recorded states (with the gradient of the recomputed ones). Right as long as the weights are
+            those that sampled; turn it off after an optimiser step.
+        full_cache: score without evictions, for a full-context reference.
+        recompute: keep activations of one chunk at a time and run chunks again in the backward pass; False keeps all.
+        checkpoint_layers: inside a chunk keep the inputs of the layers only, for one more forward pass.
+        chunk_tokens: bound on the tokens of a row whose activations live at once; None keeps segments whole.
+        kv_log: where `recompute` keeps the keys and values of all tokens: "device" or "host".
+        reuse: take keys, values, states and scores from the records of `rollout(kv_log=...)`, so that nothing runs
+            twice before the backward pass. Right as long as the weights are those that sampled, as `anchored`. The
+            returned scores are the recorded ones. Without gradients the flag has no effect.
+
+    Raises:
+        ValueError: for unknown modes, what is no list of rollouts of the model's tokens, mixed settings, anchors that
+            are missing or of another shape, or `reuse` without records or together with what was not sampled.
+    """
+    options = ReplayOptions(
+        gradient=gradient,
+        anchored=anchored,
+        full_cache=full_cache,
+        recompute=recompute,
+        checkpoint_layers=checkpoint_layers,
+        chunk_tokens=chunk_tokens,
+        kv_log=kv_log,
+        reuse=reuse,
+    )
+    return score_rollouts(model, rollouts, options)
+
+
+def score_rollouts(model: nn.Module, rollouts: Sequence[Rollout], options: ReplayOptions) -> TokenLogProbs:
+    """`replay`, with its options as one value."""
+    policy = open_policy(model)
+    check_rollouts(rollouts, policy)
+    by_length = sorted(range(len(rollouts)), key=lambda row: -len(rollouts[row].token_ids))
+    batch = batch_rollouts([rollouts[row] for row in by_length], policy.device)
+    temperature = batch.settings.scoring_temperature
+
+    def rows(hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        return token_logprobs(hidden, targets, policy.head, temperature)
+
+    def score(hidden: Tensor, start: int, stop: int, known: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+        targets = batch.token_ids[: hidden.shape[0], start:stop]
+        return row_scores(rows, policy.head, hidden, targets, known=known)
+
+    logprobs, entropies = run_replay(model, batch, score, options)
+    back = torch.tensor(by_length, device=policy.device).argsort()
+    zero = logprobs.new_zeros(())
+    return TokenLogProbs(
+        logprobs=torch.where(batch.mask, logprobs, zero)[back],
+        mask=batch.mask[back],
+        entropies=torch.where(batch.mask, entropies, zero.to(entropies.dtype))[back],
+    )
+
+
+def run_replay(
+    model: nn.Module,
+    batch: RolloutBatch,
+    score: ScoreFunction,
+    options: ReplayOptions,
+) -> tuple[Tensor, ...]:
+    """Run all segments through the wrapped model and join the scores to [B, T] tensors.
+
+    Args:
+        model: adapted model, wrapped or not.
+        batch: the rollouts, best sorted by falling length.
+        score: see `scores.ScoreFunction`.
+        options: see `replay`; with `reuse`, `score` must return what the records hold: log-probabilities and entropies.
+    """
+    policy = open_policy(model)
+    if options.full_cache:
+        batch = replace(batch, settings=batch.settings.with_full_cache())
+    check_rollout_positions(batch.rollouts, batch.settings, policy.reach)
+    chunks = plan_chunks(batch, options.chunk_tokens)
+    autocast = running_autocast(policy.device.type)
+
+    def request(tuner: ThoughtModel) -> tuple[Tensor, ...]:
+        run = reverse_replay if options.recompute and torch.is_grad_enabled() else _plain_replay
+        # Sampling does not go through `forward`: a region that accelerate has put around it is not the policy's.
+        with torch.autocast(**autocast):
+            return run(policy, batch, chunks, score, options)
+
+    outputs: tuple[Tensor, ...] = model(thought_request=request)
+    return outputs
+
+
+def _plain_replay(
+    policy: PolicyHandle,
+    batch: RolloutBatch,
+    chunks: list[Chunk],
+    score: ScoreFunction,
+    options: ReplayOptions,
+) -> tuple[Tensor, ...]:
+    """All chunks under one graph, or under none."""
+    entry, scores = Boundary(), []
+    for chunk in chunks:
+        entry = cut(entry, chunk, options.gradient)
+        found, entry = run_chunk(policy, batch, chunk, entry, score, anchored=options.anchored)
+        scores.append(found)
+    joined = join_scores(scores, len(batch.rollouts))
+    return (joined[0] + _touch_encoders(policy.tuner), *joined[1:])
+
+
+def _touch_encoders(tuner: ThoughtModel) -> Tensor | float:
+    """A zero that depends on every encoder parameter: short batches use few of them, and DDP wants all."""
+    if not torch.is_grad_enabled() or not tuner.adapter_enabled:
+        return 0.0
+    parameters = [p for encoder in tuner.encoders() for p in encoder.parameters() if p.requires_grad]
+    return sum((0.0 * p.sum() for p in parameters), start=0.0)

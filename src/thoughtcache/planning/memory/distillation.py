@@ -1,0 +1,47 @@
+"""Memory of cache distillation, in closed form: what `train/distill.py` adds to the replaying learner.
+
+The base samples the texts and passes over them with its full cache and without the adapter; its hidden states [B, T, d]
+stay while the student is replayed, and every chunk of scores forms two distributions over the vocabulary. Not covered:
+losses other than the forward KL, the texts of a whole run (4 bytes per token).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from thoughtcache.planning.chunk_shapes import learner_chunks
+from thoughtcache.planning.memory.layer import forward_transient_bytes, kv_bytes, layer_numbers
+from thoughtcache.planning.memory.parts import Parts, highest
+from thoughtcache.planning.model_size import model_size
+from thoughtcache.planning.setting import PlanSetting, plain_lora
+
+
+def teacher_setting(setting: PlanSetting) -> PlanSetting:
+    """The base alone, with its full cache, on prompts that all differ."""
+    nothing = replace(plain_lora(setting.thought, None), target_modules=[])
+    return replace(setting, objective="grpo", thought=nothing, group=1, rollout_batch=setting.decoded_at_once)
+
+
+def teacher_parts(setting: PlanSetting) -> Parts:
+    """The highest point of the teacher's pass over one batch."""
+    teacher = teacher_setting(setting)
+    numbers, rows = layer_numbers(teacher), teacher.batch
+    return highest(
+        {
+            "resident K/V": kv_bytes(numbers, rows, chunk.entry + chunk.leaving),
+            "activations": forward_transient_bytes(numbers, rows * chunk.columns),
+            "teacher states": _state_bytes(setting, max(0, chunk.entry - setting.prompt_tokens + 1)),
+        }
+        for chunk in learner_chunks(teacher)
+    )
+
+
+def kept_for_student(setting: PlanSetting) -> Parts:
+    """The teacher's hidden states while the student runs, and a copy of the rows that are scored."""
+    scored = [chunk.scored for chunk in learner_chunks(setting)]
+    copied = max(scored) if setting.recompute else sum(scored)
+    return {"teacher states": _state_bytes(setting, setting.max_new_tokens + (copied if setting.batch > 1 else 0))}
+
+
+def _state_bytes(setting: PlanSetting, tokens: int) -> int:
+    return setting.batch * tokens * model_size(setting.model).hidden * setting.base_bytes

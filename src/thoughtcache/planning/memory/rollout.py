@@ -1,0 +1,94 @@
+"""Memory of sampling by phase, in closed form: `sampler/engine.py` over slots of a preallocated cache.
+
+Letters: P prompt, W window, E evicted, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from thoughtcache.planning.memory.layer import (
+    FP32,
+    LayerNumbers,
+    final_norm_bytes,
+    forward_transient_bytes,
+    kv_bytes,
+    layer_numbers,
+)
+from thoughtcache.planning.memory.parts import Parts, add
+from thoughtcache.planning.memory.replay import record_parts, slot_state_bytes
+from thoughtcache.planning.setting import PlanSetting
+from thoughtcache.sampler.prefill import CHUNK_COLUMNS
+from thoughtcache.sampler.weights.packed_linears import DTYPES, SMALLEST, worth_packing
+
+FP64 = 8
+DRAW_BYTES = 3 * FP32
+"""Bytes per vocabulary entry and slot while a token is drawn: the distribution, and its probabilities in blocks."""
+
+
+def rollout_parts(setting: PlanSetting) -> dict[str, Parts]:
+    """What is alive at the highest point of every phase of sampling, all slots in step."""
+    numbers, slots, prompt = layer_numbers(setting), setting.decoded_at_once, setting.prompt_tokens
+    window = setting.max_new_tokens if setting.window is None else min(setting.window, setting.max_new_tokens)
+    prompts = -(-slots // setting.group)
+    waiting = max(0, setting.completions - slots)
+    states = slot_state_bytes(setting, slots)
+    cache = {"rollout K/V": kv_bytes(numbers, slots, prompt + window), "thought states": states}
+    scores = slots * setting.max_new_tokens * (FP64 + 8 + FP32)  # uniform numbers, tokens, log-probabilities
+    before = {"recorded K/V": recorded_kv_bytes(setting, waiting), **record_parts(setting, waiting)}
+    records = record_parts(setting, slots + waiting)
+    joined = {"thought states": record_parts(setting, 1).get("thought states", 0)}
+    during = add(cache, records, {"recorded K/V": recorded_kv_bytes(setting, slots + waiting)})
+    token = forward_transient_bytes(numbers, slots) + final_norm_bytes(numbers, slots)
+    phases: dict[str, Parts] = {
+        "prefill": {
+            **before,
+            "rollout K/V": kv_bytes(numbers, prompts, prompt),
+            "activations": forward_transient_bytes(numbers, prompts * min(prompt, CHUNK_COLUMNS)) + scores,
+        },
+        # Each prompt once, and in the slots.
+        "filling slots": add(cache, before, {"rollout K/V": kv_bytes(numbers, prompts, prompt), "activations": scores}),
+        "drawing": {
+            **during,
+            "activations": token + scores,
+            "logits": DRAW_BYTES * slots * numbers.size.vocabulary,
+        },
+        # The states before and after it are copies.
+        "evicting": {**during, "activations": _eviction_bytes(setting, numbers) + 2 * states + scores},
+        # Of one sequence at a time the pieces are joined and the states copied.
+        "collecting": add(during, joined, {"recorded K/V": recorded_kv_bytes(setting, 1), "activations": scores}),
+    }
+    packed = {"packed weights": packed_bytes(setting)}
+    return {name: add(parts, packed) for name, parts in phases.items()}
+
+
+def packed_bytes(setting: PlanSetting) -> int:
+    """The copy of the weights that sampling on a CPU reads: linears of the layers and the head, without small ones."""
+    wanted = setting.pack_weights and setting.device_type == "cpu" and setting.learner == "replay"
+    takes_dtype = getattr(torch, setting.dtype) in DTYPES
+    if not (wanted and takes_dtype and worth_packing(setting.decoded_at_once, setting.max_new_tokens)):
+        return 0
+    numbers = layer_numbers(setting)
+    sizes = [numbers.size.hidden * numbers.size.vocabulary]
+    if not setting.load_in_4bit:
+        sizes += numbers.size.layers * [inputs * outputs for inputs, outputs in numbers.shapes.values()]
+    return numbers.base * sum(size for size in sizes if size >= SMALLEST)
+
+
+def _eviction_bytes(setting: PlanSetting, numbers: LayerNumbers) -> int:
+    """One eviction of all slots: in one layer, copies of what leaves, and its absorption or the shift of what stays."""
+    window, evicted, slots = setting.window, setting.num_evicted, setting.decoded_at_once
+    if window is None or evicted is None or setting.max_new_tokens - 1 <= window:
+        return 0
+    tokens = slots * numbers.size.kv
+    shift = tokens * (window - evicted) * numbers.base
+    absorption = tokens * evicted * 2 * (numbers.base + 2 * FP32) if setting.absorbs else 0
+    return 2 * tokens * evicted * numbers.base + max(shift, absorption)
+
+
+def recorded_kv_bytes(setting: PlanSetting, rows: int) -> int:
+    """Keys and values of all tokens that sampling records for the learner, on the device."""
+    if not setting.reuse or setting.learner != "replay":
+        return 0
+    tokens = setting.prompt_tokens + setting.max_new_tokens - 1
+    return kv_bytes(layer_numbers(setting), rows, tokens) if setting.logs_on_device else 0

@@ -1,0 +1,21 @@
+"""Two choices that several executions share: how far gradients reach, and where records wait."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+GradientMode = Literal["exact", "detached"] | int
+"""How far gradients reach back; each mode is described in `learner/replay.py`."""
+
+Place = Literal["device", "host"]
+"""Where keys and values wait for the backward pass."""
+
+
+def check_place(place: str) -> None:
+    """Refuse unknown places of keys and values.
+
+    Raises:
+        ValueError: with the allowed values.
+    """
+    if place not in get_args(Place):
+        raise ValueError(f'kv_log={place!r} is not known; use "device" or "host"')

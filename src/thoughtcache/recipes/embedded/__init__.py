@@ -1,0 +1,1 @@
+"""The embedded job: what `make train` runs, its baselines, and its report."""

@@ -1,0 +1,199 @@
+"""`thoughtcache plan`: does a run fit, what would, and where the memory goes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
+from typing import Any
+
+from rich.console import Console
+
+from thoughtcache.config import ThoughtConfig
+from thoughtcache.planning.fit import check_fit
+from thoughtcache.planning.model_configs import load_config
+from thoughtcache.planning.model_size import adapter_size, model_size
+from thoughtcache.planning.paper import length_rows, paper_rows
+from thoughtcache.planning.plan import GIB, Plan, learner_bytes, make_plan
+from thoughtcache.planning.setting import PlanSetting, side_by_side
+from thoughtcache.planning.step_flops import learner_flops_per_row
+from thoughtcache.recipes.plan.measure import measure
+from thoughtcache.recipes.plan.measure_distill import DISTILL_CHILD
+from thoughtcache.recipes.plan.trace import trace_learner
+from thoughtcache.report.plan import (
+    print_flops,
+    print_limits,
+    print_paper,
+    print_plans,
+    print_positions,
+    print_sources,
+    print_sweep,
+)
+from thoughtcache.report.results import environment, write_results
+
+SWEEP_LENGTHS = (3072, 8192, 32768, 65536)
+SMALLEST_BYTES = 2**20
+_UNITS = {"": 1, "B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
+_SETTING_FIELDS = {field.name for field in fields(PlanSetting)} - {"model", "thought"}
+
+
+def parse_bytes(text: str) -> int:
+    """`80GB`, `512 MiB` or a number of bytes; a GB has 2^30 bytes, as on the box of a GPU.
+
+    Raises:
+        ValueError: for anything else, or nothing at all.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)i?(B?)\s*", text, re.IGNORECASE)
+    unit = "" if found is None else found.group(2).upper() + ("B" if found.group(2) else "")
+    if found is None or float(found.group(1)) <= 0:
+        raise ValueError(f"{text!r} is not an amount of memory; write for example 80GB or 512MB")
+    return int(float(found.group(1)) * _UNITS[unit])
+
+
+def plan_memory(
+    *,
+    model: str | None = None,
+    gpu: str = "80GB",
+    reserve: str | None = None,
+    paper: bool = False,
+    sweep: bool = False,
+    picture: str = "plan.png",
+    trace: bool = False,
+    measured: bool = False,
+    json: str | None = None,
+    console: Console | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Plan a run for three systems, print it, and return what was printed.
+
+    Args:
+        model: see `load_config`.
+        gpu: memory of the device, such as "80GB".
+        reserve: for everything that is not a tensor; 1 GiB on CUDA by default.
+        paper: print the comparison with the paper instead.
+        sweep: plan growing lengths as well and draw them.
+        picture: where the drawing goes.
+        trace: check the learner against the real code under fake tensors.
+        measured: check it against a run in a child process.
+        json: file for the numbers.
+        console: where to print.
+        **options: fields of `PlanSetting` and of `ThoughtConfig`.
+
+    Raises:
+        ValueError: for wrong values, and without a model.
+    """
+    console = console or Console()
+    if paper:
+        if model is not None or options or sweep or trace or measured:
+            raise ValueError("--paper has models and settings of its own; leave out everything but --json")
+        result: dict[str, Any] = _paper(console)
+    else:
+        gpu_bytes, reserve_bytes = _parse_device(gpu), None if reserve is None else _parse_reserve(reserve)
+        setting = _setting(model, options)
+        if trace and setting.distills:
+            raise ValueError("--trace runs the learner of GRPO; check distillation with --measure")
+        result = _plans(setting, gpu_bytes, reserve_bytes, model or "", console)
+        if trace:
+            result["traced"] = _traced(setting, console)
+        if measured:
+            result["measured"] = _measured(setting, console)
+        if sweep:
+            lengths = {n: side_by_side(replace(setting, max_new_tokens=n)) for n in SWEEP_LENGTHS}
+            result["sweep"] = print_sweep(lengths, gpu_bytes, reserve_bytes, picture, console)
+    if json is not None:
+        file = write_results(json, {"environment": environment(), **result})
+        console.print(f"numbers: {file}", soft_wrap=True, markup=False, highlight=False)
+    return result
+
+
+def _parse_device(text: str) -> int:
+    """An amount of memory that a device may have: without a unit, `24` would be 24 bytes."""
+    found = parse_bytes(text)
+    if found < SMALLEST_BYTES:
+        number = re.sub(r"\D*$", "", text.strip())
+        raise ValueError(f"{text!r} is {found} bytes, less than any device has; write for example {number}GB")
+    return found
+
+
+def _parse_reserve(text: str) -> int:
+    return 0 if text.strip() == "0" else _parse_device(text)
+
+
+def _setting(model: str | None, options: Mapping[str, Any]) -> PlanSetting:
+    if model is None:
+        raise ValueError("a plan needs a model: add --model with a hub id, a folder or a config.json")
+    thought = ThoughtConfig(**{name: value for name, value in options.items() if name not in _SETTING_FIELDS})
+    chosen = {name: value for name, value in options.items() if name in _SETTING_FIELDS}
+    return PlanSetting(model=load_config(model), thought=thought, **chosen)
+
+
+def _plans(
+    setting: PlanSetting, gpu_bytes: int, reserve_bytes: int | None, model: str, console: Console
+) -> dict[str, Any]:
+    settings = side_by_side(setting)
+    plans = {name: make_plan(chosen, reserve_bytes=reserve_bytes) for name, chosen in settings.items()}
+    rows = f"batch {setting.batch}" if setting.distills else f"micro-batch {setting.batch}, group {setting.group}"
+    window = "none" if setting.thought.window is None else setting.thought.window
+    title = (
+        f"{model}, {setting.objective}, {setting.prompt_tokens} + {setting.max_new_tokens} tokens, window "
+        f"{window}, {rows}, {setting.dtype}, GPU {gpu_bytes / GIB:g} GiB"
+    )
+    print_plans(plans, gpu_bytes, title, console)
+    print_positions(setting, console)
+    limits = print_limits(settings, gpu_bytes, reserve_bytes, console)
+    flops = print_flops(settings, console)
+    return {
+        "model": model,
+        "objective": setting.objective,
+        "parameters": model_size(setting.model).parameters,
+        "trainable_parameters": adapter_size(setting.model, setting.thought).parameters,
+        "gpu_bytes": gpu_bytes,
+        "plans": {name: _numbers(plan) for name, plan in plans.items()},
+        "largest": limits,
+        "flops": flops,
+    }
+
+
+def _numbers(plan: Plan) -> dict[str, Any]:
+    return {
+        "total_bytes": plan.total_bytes,
+        "host_bytes": plan.host_bytes,
+        "highest_in": plan.peak.name,
+        "phases": {phase.name: phase.parts for phase in plan.phases},
+    }
+
+
+def _traced(setting: PlanSetting, console: Console) -> dict[str, Any]:
+    """The learner of every system in the layout of the CPU, whose masks the closed form then counts as well."""
+    rows: list[tuple[str, float, float | None]] = []
+    arithmetic: list[tuple[str, float, float | None]] = []
+    numbers: dict[str, Any] = {}
+    for name, chosen in side_by_side(replace(setting, device_type="cpu", load_in_4bit=False, reuse=False)).items():
+        traced = trace_learner(chosen)
+        rows.append((f"learner of {name}", learner_bytes(chosen), traced.peak_bytes))
+        arithmetic.append((f"learner of {name}", chosen.batch * learner_flops_per_row(chosen), traced.flops))
+        numbers[name] = asdict(traced)
+    print_sources(rows, "Check: the real code under fake tensors (in the layout of the CPU)", console)
+    print_sources(arithmetic, "Check: its arithmetic", console, unit=("TFLOP", 1e12))
+    return numbers
+
+
+def _measured(setting: PlanSetting, console: Console) -> dict[str, Any]:
+    """The learner with the thought state, with random weights."""
+    import torch
+
+    here = replace(setting, device_type="cuda" if torch.cuda.is_available() else "cpu", load_in_4bit=False, reuse=False)
+    check_fit(here)
+    found = measure(here, module=DISTILL_CHILD if here.distills else None)
+    rows: list[tuple[str, float, float | None]] = [
+        ("tensors alive", learner_bytes(here), found.live_bytes),
+        ("allocator" if here.device_type == "cuda" else "resident set", learner_bytes(here), found.peak_bytes),
+    ]
+    print_sources(rows, f"Check: a run in a child process on {here.device_type}", console)
+    return asdict(found)
+
+
+def _paper(console: Console) -> dict[str, Any]:
+    rows, longer = paper_rows(), length_rows()
+    print_paper(rows, longer, console)
+    return {"paper": [asdict(row) for row in rows], "longer": [asdict(row) for row in longer]}

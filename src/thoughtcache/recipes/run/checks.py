@@ -1,0 +1,75 @@
+"""Runs in which nothing would happen are refused, each as early as it can be known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from thoughtcache.config import ThoughtConfig
+from thoughtcache.recipes.run.config import RunConfig
+from thoughtcache.recipes.run.folder import RunFolder
+from thoughtcache.train.evicted import longest_held
+
+_ALLOW = "or pass --allow-no-eviction"
+
+
+def check_window(run: RunConfig, thought: ThoughtConfig) -> None:
+    """Refuse a window that no thought can leave, before anything is read.
+
+    Raises:
+        ValueError: with the window, the bound on the thoughts and what to change.
+    """
+    if run.allow_no_eviction:
+        return
+    if thought.window is None and run.distill_steps:
+        raise ValueError(
+            "--window none keeps the full cache, which is the teacher's: there is nothing to distil; "
+            f"give a window, add --distill-steps 0, {_ALLOW}"
+        )
+    if isinstance(thought.window, int) and run.max_new_tokens <= longest_held(thought.window):
+        raise ValueError(
+            f"--window {thought.window} holds all thoughts of --max-new-tokens {run.max_new_tokens}: nothing is ever "
+            f"evicted, and the window makes no difference; lower --window, raise --max-new-tokens, {_ALLOW}"
+        )
+
+
+def check_prompt_window(run: RunConfig, thought: ThoughtConfig, prompts: Sequence[Sequence[int]]) -> None:
+    """The same for a window as long as the longest prompt of a batch.
+
+    Raises:
+        ValueError: if even the shortest prompt is long enough to hold all thoughts.
+    """
+    shortest = min(len(prompt) for prompt in prompts)
+    if thought.window == "prompt" and not run.allow_no_eviction and run.max_new_tokens <= longest_held(shortest):
+        raise ValueError(
+            f"--window prompt is at least {shortest} thoughts here, and holds all of --max-new-tokens "
+            f"{run.max_new_tokens}: nothing is ever evicted; give a smaller --window, raise --max-new-tokens, {_ALLOW}"
+        )
+
+
+def check_questions(run: RunConfig, num_questions: int) -> None:
+    """Refuse fewer questions than one step of GRPO takes: its trainer would end without a step.
+
+    Raises:
+        ValueError: with both numbers and what to change.
+    """
+    needed = run.grpo_batch_size // run.group_size
+    if run.grpo_steps and num_questions < needed:
+        raise ValueError(
+            f"{run.dataset} gives {num_questions} questions, and a step of GRPO takes {needed} "
+            f"(--grpo-batch-size {run.grpo_batch_size} / --group-size {run.group_size}); "
+            f"lower --grpo-batch-size to {num_questions * run.group_size}, or add questions"
+        )
+
+
+def check_more_distillation(run: RunConfig, folder: RunFolder) -> None:
+    """Refuse more steps of distillation once GRPO has started from what fewer of them left.
+
+    Raises:
+        ValueError: with the numbers and what to do instead.
+    """
+    before = (folder.stored or {}).get("distill_steps", run.distill_steps)
+    if run.distill_steps > before and folder.has_begun("grpo"):
+        raise ValueError(
+            f"GRPO in {folder.path} started after {before} steps of distillation, and --distill-steps is "
+            f"{run.distill_steps}; start a run from {folder.path / 'adapter'} with --adapter and another --output-dir"
+        )

@@ -1,0 +1,129 @@
+"""Everything of a run that is not the adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from thoughtcache.adapter.support import DTYPES
+from thoughtcache.checks import at_least_one, one_of
+from thoughtcache.policy.modes import GradientMode
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    r"""Everything of a run that is not the adapter. Each field is an option of `thoughtcache train`.
+
+    With `model=None` the embedded job runs (`recipes/embedded/job.py`); otherwise the same two stages, cache
+    distillation and GRPO, run on the given model and data (`recipes/real_model.py`).
+
+    Attributes:
+        output_dir: run folder: checkpoints, adapter, results.json, curves.png.
+        model: transformers folder or hub id; None for the embedded reasoner.
+        dataset: JSONL, JSON, CSV, TSV or parquet file, folder, or hub id; needed with `model`.
+        split: split of a hub data set.
+        prompt_column: column with the question; found by name if None.
+        answer_column: column with the reference answer; found by name if None.
+        instruction: text put after each question, such as "Put the final answer in \boxed{}."; "" for none.
+        limit: use only the first rows of the data set; rows that are dropped count.
+        bad_rows: "refuse" rows without a usable question or reference (by name, before anything is loaded), or "drop".
+        adapter: folder of a trained adapter to start from instead of a new one.
+        task: embedded task, "chains" or "multiplication".
+        dtype: dtype of the base model.
+        load_in_4bit: quantise the base with bitsandbytes.
+        max_new_tokens: length of the thoughts.
+        distill_steps: optimiser steps of cache distillation, 0 to skip it.
+        distill_batch_size: sequences per distillation step.
+        distill_learning_rate: peak learning rate of distillation.
+        grpo_steps: optimiser steps of GRPO, 0 to skip it.
+        group_size: completions per question (G of GRPO).
+        grpo_batch_size: completions per GRPO step and process, a multiple of `group_size`.
+        grpo_learning_rate: learning rate of GRPO (paper: 1e-5).
+        beta: weight of the KL term to the cache-consistent reference: the adapter as GRPO begins with it.
+        gradient: "exact", "detached" or a number of segments.
+        recompute: run segments again in the backward pass, so that memory stays flat in the length; False keeps all
+            activations. The embedded job, where everything fits, always keeps them.
+        checkpoint_layers: inside a chunk keep the inputs of the layers only, for one more forward pass.
+        chunk_tokens: bound on the tokens of a row whose activations live at once; None keeps segments whole.
+        kv_log: where keys and values wait for the backward pass, "device" or "host".
+        pack_weights: on a CPU, sample from a faster copy of the weights.
+        allow_no_eviction: train even if the window holds every thought, so that it makes no difference.
+        force: train even if the planner says that the run does not fit.
+        profile_memory: leave a timeline of the memory in use during GRPO, as JSON and as a picture.
+        reuse_rollout: let GRPO's learner start from the sampler's own keys, values and log-probabilities.
+        evaluation_size: problems of the embedded test split.
+        seed: of everything.
+        save_every: optimiser steps between checkpoints.
+        resume: go on in `output_dir` where the last run stopped.
+        overwrite: start anew in an `output_dir` that holds another run.
+    """
+
+    output_dir: str = "runs/train"
+    model: str | None = None
+    dataset: str | None = None
+    split: str = "train"
+    prompt_column: str | None = None
+    answer_column: str | None = None
+    instruction: str = ""
+    limit: int | None = None
+    bad_rows: Literal["refuse", "drop"] = "refuse"
+    adapter: str | None = None
+    task: str = "chains"
+    dtype: str = "float32"
+    load_in_4bit: bool = False
+    max_new_tokens: int = 3072
+    distill_steps: int = 100
+    distill_batch_size: int = 8
+    distill_learning_rate: float = 1e-3
+    grpo_steps: int = 100
+    group_size: int = 8
+    grpo_batch_size: int = 8
+    grpo_learning_rate: float = 1e-5
+    beta: float = 0.0
+    gradient: GradientMode = "exact"
+    recompute: bool = True
+    checkpoint_layers: bool = False
+    chunk_tokens: int | None = 256
+    kv_log: Literal["device", "host"] = "device"
+    reuse_rollout: bool = False
+    pack_weights: bool = True
+    profile_memory: bool = False
+    allow_no_eviction: bool = False
+    force: bool = False
+    evaluation_size: int = 1000
+    seed: int = 0
+    save_every: int = 50
+    resume: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("task", self.task, ("chains", "multiplication"))
+        one_of("dtype", self.dtype, DTYPES)
+        one_of("kv_log", self.kv_log, ("device", "host"))
+        one_of("bad_rows", self.bad_rows, ("refuse", "drop"))
+        if self.reuse_rollout and not self.recompute:
+            raise ValueError("reuse_rollout goes with recompute; leave out --reuse-rollout or --no-recompute")
+        at_least_one(self, "chunk_tokens", optional=True)
+        at_least_one(self, "max_new_tokens", "distill_batch_size", "group_size", "grpo_batch_size", "evaluation_size")
+        for name in ("distill_steps", "grpo_steps", "save_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("distill_learning_rate", "grpo_learning_rate"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.beta < 0:
+            raise ValueError(f"beta must be 0 or positive, got {self.beta}")
+        if self.grpo_steps and self.group_size < 2:
+            raise ValueError(f"group_size must be at least 2 to compare answers, got {self.group_size}")
+        if self.resume and self.overwrite:
+            raise ValueError("resume=True goes on with a run and overwrite=True forgets it; give one of them")
+        if self.grpo_batch_size % self.group_size:
+            raise ValueError(
+                f"grpo_batch_size={self.grpo_batch_size} must be a multiple of group_size={self.group_size}"
+            )
+        if self.model is not None and self.dataset is None:
+            raise ValueError("a model needs data: add --dataset with a file, folder or hub id")
+        if self.model is not None and not self.distill_steps and not self.grpo_steps:
+            raise ValueError("distill_steps=0 and grpo_steps=0 leave nothing to do; set one of them above 0")
+        if self.model is None and self.dataset is not None:
+            raise ValueError("a data set needs a model: add --model with a folder or hub id")

@@ -1,0 +1,160 @@
+"""A run folder that remembers which phases are done, so that an interrupted run goes on where it stopped.
+
+Layout: `phases/NAME.json` (what a finished phase returned), `phases/NAME.samples` (rollouts that are drawn once),
+`run.json` (the configuration), and whatever the phases write themselves. Nothing is written or removed before the first
+phase begins, so that input which turns out to be wrong leaves an older run as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from thoughtcache.recipes.run.settings import Difference, differences
+from thoughtcache.report.results import write_results
+from thoughtcache.train.checkpoints import checkpoints
+
+PhaseResult = dict[str, Any]
+STEPS = "steps"
+MOST_SHOWN = 4
+WRITING_REMEDY = "free some space or choose another --output-dir; --resume goes on with what was saved"
+
+
+class RunFolder:
+    """Phases of one run by name.
+
+    Args:
+        path: the folder.
+        config: what the run was asked for; a folder of another configuration is not touched.
+        resume: go on with the finished phases that are there.
+        overwrite: forget finished phases and the checkpoints of an older run.
+        free: settings that may be another one when a run goes on.
+        growing: counts that may be larger when a run goes on.
+
+    Raises:
+        ValueError: if the folder holds another run, or holds this one and neither flag is given, or is a file.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        config: Mapping[str, Any],
+        *,
+        resume: bool,
+        overwrite: bool,
+        free: Collection[str] = (),
+        growing: Collection[str] = (),
+    ) -> None:
+        self.path = Path(path)
+        self.resume = resume
+        self.stored: dict[str, Any] | None = None
+        self._overwrite = overwrite
+        # The folder may have been moved, or be named relative to another one.
+        self._free = {*free, "output_dir"}
+        self._growing = set(growing)
+        self._described: dict[str, Any] = {}
+        self._begun = False
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"{self.path} is a file; choose another --output-dir")
+        if self._marker.is_file() and not overwrite:
+            if not resume:
+                raise ValueError(
+                    f"{self.path} already holds a run; add --resume to go on, or --overwrite to start anew"
+                )
+            self.stored = _read_object(self._marker)
+        elif resume:
+            raise ValueError(f"{self.path} holds no run to resume; leave out --resume")
+        self.describe(config)
+
+    @property
+    def _marker(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What is written to run.json."""
+        return dict(self._described)
+
+    def describe(self, config: Mapping[str, Any]) -> None:
+        """Add to what the run was asked for; for what is known only when data or model were looked at.
+
+        Raises:
+            ValueError: if a run that goes on was asked for something else.
+        """
+        added = json.loads(json.dumps(dict(config), sort_keys=True))
+        self._described |= added
+        if self.stored is not None:
+            found = differences(self.stored, added, free=self._free, growing=self._growing)
+            if found:
+                raise ValueError(
+                    f"{self.path} holds a run with other settings ({', '.join(name for name, _, _ in found)}); "
+                    f"choose another --output-dir, or --overwrite to start anew{_values(found)}"
+                )
+
+    def samples_file(self, name: str) -> Path:
+        """Where rollouts of that name are kept once they are drawn."""
+        return self.path / "phases" / f"{name}.samples"
+
+    def has_begun(self, name: str) -> bool:
+        """Whether a run that goes on finished this phase or left a checkpoint of it."""
+        return self.stored is not None and (self._record(name).is_file() or bool(checkpoints(self.path / name)))
+
+    def phase(
+        self, name: str, work: Callable[[Path, bool], PhaseResult], *, num_steps: int | None = None
+    ) -> PhaseResult:
+        """The result of `work(folder, resume)`, from disk if the phase was finished before.
+
+        Args:
+            name: of the phase and its folder.
+            work: gets a folder of its own and whether that may hold checkpoints to continue; returns JSON data.
+            num_steps: optimiser steps of the phase; one that was finished with another number goes on.
+        """
+        self._begin()
+        record = self._record(name)
+        if record.is_file():
+            result = _read_object(record)
+            if num_steps is None or result.get(STEPS, num_steps) == num_steps:
+                return result
+        folder = self.path / name
+        result = work(folder, self.resume and bool(checkpoints(folder)))
+        if num_steps is not None:
+            result = {**result, STEPS: num_steps}
+        write_results(record, result)
+        return result
+
+    def _record(self, name: str) -> Path:
+        return self.path / "phases" / f"{name}.json"
+
+    def _begin(self) -> None:
+        """Make the folder this run's own, once."""
+        if self._begun:
+            return
+        if self._overwrite and self._marker.is_file():
+            for kept in ("*.json", "*.samples"):
+                for file in (self.path / "phases").glob(kept):
+                    file.unlink()
+            # Or a later `resume` would go on with the weights of the older run.
+            for state in list(self.path.rglob("checkpoint-*/trainer_state.json")):
+                shutil.rmtree(state.parent)
+        (self.path / "phases").mkdir(parents=True, exist_ok=True)
+        write_results(self._marker, self._described)
+        self._begun = True
+
+
+def _values(found: list[Difference]) -> str:
+    """What the values were and are, for a few."""
+    if len(found) > MOST_SHOWN:
+        return ""
+    changes = [f"{name}={before!r} then, {name}={now!r} now" for name, before, now in found]
+    return f" ({'; '.join(changes)})"
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is damaged ({error}); use --overwrite to start anew") from error
+    return content

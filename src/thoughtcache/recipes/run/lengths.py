@@ -1,0 +1,42 @@
+"""Whether prompts and thoughts of a run lie within the positions of its model, before any weight is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from thoughtcache.adapter.positions import position_reach, positions_needed
+from thoughtcache.config import ThoughtConfig
+from thoughtcache.recipes.run.config import RunConfig
+
+
+def check_lengths(prompts: list[list[int]], run: RunConfig, thought: ThoughtConfig, config: Any) -> None:
+    """Refuse a run whose positions the model does not have.
+
+    Positions that roll inside the window bound GRPO by the window; the teacher of distillation keeps everything.
+
+    Args:
+        prompts: tokens of all prompts.
+        run: its length and stages.
+        thought: window and kind of positions.
+        config: transformers configuration of the model.
+
+    Raises:
+        ValueError: with the lengths, the positions that there are, and the remedies as options of the command line.
+    """
+    reach, longest = position_reach(config), max(len(prompt) for prompt in prompts)
+    window = longest if isinstance(thought.window, str) else thought.window
+    rolls = thought.positions == "rolling" and not run.distill_steps
+    needed = positions_needed(longest, run.max_new_tokens, window if rolls else None)
+    if reach.positions is None or needed <= reach.positions:
+        return
+    if rolls and window is not None:
+        raise ValueError(
+            f"the longest prompt has {longest} tokens and --window is {window}, together more than the "
+            f"{reach.positions} positions of the model; lower --window or drop the long prompts"
+        )
+    rolling = "" if reach.varies else ", or use --positions rolling with a --window and --distill-steps 0"
+    raise ValueError(
+        f"the longest prompt has {longest} tokens and --max-new-tokens is {run.max_new_tokens}, together more than "
+        f"the {reach.described()}; lower --max-new-tokens, drop the long prompts, {'or ' if reach.varies else ''}"
+        f"{reach.other_scaling}{rolling}"
+    )

@@ -1,0 +1,339 @@
+"""The sampler's cache: a fixed number of slots, each with a sequence of its own length, phase and state.
+
+One slot is one row of every layer's buffer, `[prompt | resident thoughts]` from column 0, without padding. Sequences
+come and go by themselves. The host knows all lengths (the schedule is a function of integers) and the device keeps
+counters of its own that only an arrival, an eviction or an end touches, so a decode step neither waits for the device
+nor sends it anything, and costs the host the same for every number of slots.
+
+Where all slots have the same length the layers hand out plain views and need no mask. With `static_shapes` every step
+attends to the whole buffer under a mask, so that one compiled graph serves all of them (`sampler/decode_step.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from thoughtcache.adapter.model import ThoughtModel
+from thoughtcache.cache.base import AbsorbFn, ResidentLayer, StatefulCache, States
+from thoughtcache.cache.eviction import EvictionPolicy, make_policy
+from thoughtcache.cache.host_integers import Integers, to_device
+from thoughtcache.cache.rotation import Rotations
+from thoughtcache.cache.split import evict_block
+from thoughtcache.records import SamplingSettings
+from thoughtcache.sampler.slots.window_block import WindowBlock
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SlotEviction:
+    """One eviction of some slots.
+
+    Attributes:
+        slots: which ones, ascending.
+        states: [n, G, R] their new states per layer; None where nothing absorbs.
+        chosen: [n, L, H, E] resident thoughts that left; None means the oldest.
+    """
+
+    slots: list[int]
+    states: list[Float[Tensor, "n G R"]] | None
+    chosen: Int[Tensor, "n L H E"] | None
+
+
+class _SlotLayer(ResidentLayer):  # type: ignore[no-untyped-call]
+    """One layer's buffers [slots, H, capacity, D]; where to write and what to show is the cache's."""
+
+    def __init__(self, cache: SlotCache) -> None:
+        super().__init__()
+        self.cache = cache
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        cache, visible = self.cache, self.cache.visible
+        for buffer, new in ((self.keys, key_states), (self.values, value_states)):
+            if cache.uniform:
+                buffer[:, :, visible - 1 : visible] = new
+            else:
+                buffer[cache.every, :, cache.columns] = new[:, :, 0]
+        return self.keys[:, :, :visible], self.values[:, :, :visible]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.cache.visible, 0
+
+    def get_seq_length(self) -> int:
+        return self.cache.visible - 1
+
+
+EvictFn = Callable[[Integers], SlotEviction]
+"""As `SlotCache.evict`."""
+
+
+class SlotCache(StatefulCache):
+    """Slots that are filled, decoded one token at a time, evicted from and freed independently.
+
+    Args:
+        num_layers: decoder layers.
+        num_slots: sequences at once.
+        capacity: longest prompt plus the most resident thoughts.
+        initial_states: [1, G, R] per layer, or None for the identity.
+        window: resident thoughts of a slot; None keeps everything.
+        num_evicted: thoughts that leave at once; None with a full cache.
+        policy: chooses which thoughts leave.
+        absorb: makes a layer's next state of what leaves; None where the state never changes.
+        device: of all buffers.
+        rotations: of every layer with rolling positions; None with absolute ones.
+        static_shapes: attend to the whole buffer in every step.
+
+    Attributes:
+        prompts: prompt tokens of each slot, on the host as the next four.
+        lengths: resident tokens of each slot, prompt included; 0 for a free slot.
+        taken: slots that hold a sequence.
+        num_evictions: evictions of the sequence in each slot so far.
+        seeds: of the sequence in each slot, for policies that draw random numbers.
+        visible: columns that the running forward pass attends to.
+        uniform: whether all slots write to the same column.
+        columns: [slots] where each slot writes next, on the device as the next three.
+        positions: [slots] of the token that is written next.
+        occupied: [slots] 1 where there is a sequence.
+        every: [slots] 0, 1, 2, ...
+    """
+
+    is_samplers = True
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_slots: int,
+        capacity: int,
+        initial_states: States,
+        window: int | None,
+        num_evicted: int | None,
+        policy: EvictionPolicy,
+        absorb: AbsorbFn | None,
+        device: torch.device,
+        rotations: Rotations | None = None,
+        static_shapes: bool = False,
+    ) -> None:
+        states = None if initial_states is None else [s.expand(num_slots, -1, -1).clone() for s in initial_states]
+        super().__init__([_SlotLayer(self) for _ in range(num_layers)], states)
+        self.initial_states = initial_states
+        self.capacity = capacity
+        self.window = window
+        self.num_evicted = num_evicted
+        self.policy = policy
+        self.absorb = absorb
+        self.device = device
+        self.rotations = rotations
+        self.static_shapes = static_shapes
+        self.prompts: Integers = np.zeros(num_slots, np.int64)
+        self.lengths: Integers = np.zeros(num_slots, np.int64)
+        self.num_evictions: Integers = np.zeros(num_slots, np.int64)
+        self.taken: NDArray[np.bool_] = np.zeros(num_slots, np.bool_)
+        self.seeds = [0] * num_slots
+        self.visible = capacity
+        self.uniform = False
+        self.columns, self.positions, self.occupied = (
+            torch.zeros(num_slots, dtype=torch.long, device=device) for _ in range(3)
+        )
+        self.every = torch.arange(num_slots, device=device)
+        self._fix_addresses(self.columns, self.positions, self.occupied, self.every, *(states or ()))
+        self.move = self.move_thoughts
+
+    @property
+    def physical_length(self) -> int:
+        """Columns in front of the token that is processed."""
+        return self.visible - 1
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """As `physical_length`."""
+        return self.visible - 1
+
+    @property
+    def num_slots(self) -> int:
+        """Sequences at once, free slots included."""
+        return len(self.lengths)
+
+    def fill(self, slots: Sequence[int], past: list[tuple[Tensor, Tensor]], seeds: Sequence[int]) -> None:
+        """Put one prefilled prompt into free slots.
+
+        Args:
+            slots: where to.
+            past: keys and values per layer, [H, P, D].
+            seeds: of the sequence in each slot.
+        """
+        length = past[0][0].shape[1]
+        rows = to_device(np.array(slots), self.device)
+        for layer, pair in zip(self.layers, past, strict=True):
+            if layer.keys is None:
+                heads, _, size = pair[0].shape
+                layer.keys, layer.values = (t.new_zeros(self.num_slots, heads, self.capacity, size) for t in pair)
+                layer.is_initialized = True
+                self._fix_addresses(layer.keys, layer.values)
+            layer.keys[rows, :, :length], layer.values[rows, :, :length] = pair
+        if self.states is not None and self.initial_states is not None:
+            for state, initial in zip(self.states, self.initial_states, strict=True):
+                state[rows] = initial
+        self.columns[rows], self.positions[rows], self.occupied[rows] = length, length, 1
+        self.prompts[slots], self.lengths[slots], self.num_evictions[slots], self.taken[slots] = length, length, 0, True
+        for slot, seed in zip(slots, seeds, strict=True):
+            self.seeds[slot] = seed
+
+    def _fix_addresses(self, *buffers: Tensor) -> None:
+        """Tell the compiler that these stay where they are: a CUDA graph writes only to what it need not copy."""
+        if self.static_shapes:
+            for buffer in buffers:
+                torch._dynamo.mark_static_address(buffer)
+
+    def free(self, slot: int) -> None:
+        """The slot's sequence is over."""
+        self.prompts[slot], self.lengths[slot], self.taken[slot] = 0, 0, False
+        self.columns[slot], self.positions[slot], self.occupied[slot] = 0, 0, 0
+
+    def keep(self, slots: Integers) -> None:
+        """Drop all other slots, so that a step costs what is left."""
+        rows = to_device(slots, self.device)
+        for layer in self.layers:
+            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+        if self.states is not None:
+            self.states = [state[rows] for state in self.states]
+        self.columns, self.positions, self.occupied = (
+            counter[rows] for counter in (self.columns, self.positions, self.occupied)
+        )
+        self.prompts, self.lengths, self.num_evictions = (
+            values[slots] for values in (self.prompts, self.lengths, self.num_evictions)
+        )
+        self.taken = self.taken[slots]
+        self.seeds = [self.seeds[slot] for slot in slots]
+        self.every = torch.arange(len(slots), device=self.device)
+
+    def prepare_step(self) -> None:
+        """Make ready for one token per slot, whose room must exist."""
+        if not self.static_shapes:
+            self.visible = int(self.lengths.max()) + 1
+            self.uniform = int(self.lengths.min()) + 1 == self.visible
+
+    def step_mask(self) -> Float[Tensor, "B 1 1 visible"] | None:
+        """Additive mask of the step, or None where every slot sees all visible columns."""
+        if self.uniform:
+            return None
+        hidden = torch.arange(self.visible, device=self.device) > self.columns.unsqueeze(1)
+        dtype = self.layers[0].keys.dtype
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=self.device)
+        return mask.masked_fill(hidden, torch.finfo(dtype).min)[:, None, None]
+
+    def finish_step(self) -> None:
+        """Count the token that every slot with a sequence has written."""
+        self.lengths += self.taken
+        self.columns += self.occupied
+        self.positions += self.occupied
+
+    def due(self) -> Integers:
+        """Slots whose window is full: they evict before their next token."""
+        if self.window is None:
+            return np.zeros(0, np.int64)
+        return np.flatnonzero(self.taken & (self.lengths - self.prompts == self.window))
+
+    def evict(self, slots: Integers) -> SlotEviction:
+        """Remove `num_evicted` thoughts from these slots and absorb them."""
+        assert self.window is not None
+        assert self.num_evicted is not None
+        padded = self._padded(slots)
+        _, heads, capacity, _ = self.layers[0].keys.shape
+        window = WindowBlock(
+            padded,
+            self.prompts[padded],
+            self.window,
+            shape=(heads, capacity),
+            device=self.device,
+            static_shapes=self.static_shapes,
+        )
+        chosen = self._choose(window, padded) if self.policy.chooses else None
+        states = self.move(window, chosen)
+        rows = window.rows[: len(slots)]
+        self.columns[rows] -= self.num_evicted
+        if self.rotations is not None:
+            self.positions[rows] -= self.num_evicted
+        self.lengths[slots] -= self.num_evicted
+        self.num_evictions[slots] += 1
+        return SlotEviction(
+            slots=slots.tolist(),
+            states=None if states is None else [state[: len(slots)] for state in states],
+            chosen=torch.stack(chosen, dim=1)[: len(slots)] if chosen else None,
+        )
+
+    def _choose(self, window: WindowBlock, slots: Integers) -> list[Tensor]:
+        """[n, H, E] per layer: which thoughts leave."""
+        assert self.num_evicted is not None
+        events = [(self.seeds[slot], int(self.num_evictions[slot])) for slot in slots]
+        chosen = []
+        for index, layer in enumerate(self.layers):
+            keys, values = window.read(layer.keys), window.read(layer.values)
+            selected = self.policy.select(index, keys, values, self.num_evicted, events)
+            assert selected is not None, f"the policy {self.policy.name} chooses"
+            chosen.append(selected)
+        return chosen
+
+    def move_thoughts(self, window: WindowBlock, chosen: list[Tensor] | None) -> list[Tensor] | None:
+        """Close the gap that the leaving thoughts make and absorb them; never holds copies of more than one layer.
+
+        Args:
+            window: the thoughts of the slots in question.
+            chosen: [n, H, E] which of them leave, per layer; None if the oldest do.
+
+        Returns:
+            The new states [n, G, R] per layer; None where nothing absorbs.
+        """
+        assert self.num_evicted is not None
+        states = []
+        for index, layer in enumerate(self.layers):
+            slots = None if chosen is None else chosen[index]
+            rotation = None if self.rotations is None else self.rotations[index]
+            removed = []
+            for buffer, turn in ((layer.keys, rotation), (layer.values, None)):
+                evicted, kept = evict_block(window.read(buffer), slots, self.num_evicted, turn)
+                removed.append(evicted.clone())
+                window.write(buffer, kept)
+            if self.absorb is not None and self.states is not None:
+                states.append(self.absorb(index, self.states[index][window.index], *removed))
+                self.states[index][window.index] = states[-1]
+        return states or None
+
+    def _padded(self, slots: Integers) -> Integers:
+        """With static shapes as many slots as the next power of two, the last one repeated: few shapes, few graphs."""
+        if not self.static_shapes or self.num_slots == 1:
+            return slots
+        size = max(2, 1 << (len(slots) - 1).bit_length())
+        return np.pad(slots, (0, size - len(slots)), mode="edge")
+
+
+def new_slots(
+    tuner: ThoughtModel, *, num_slots: int, capacity: int, settings: SamplingSettings, static_shapes: bool = False
+) -> SlotCache:
+    """Empty slots, each starting from the active adapter's initial states.
+
+    Args:
+        tuner: of the model.
+        num_slots: sequences at once.
+        capacity: longest prompt plus the most resident thoughts.
+        settings: window and eviction of all sequences.
+        static_shapes: attend to the whole buffer in every step.
+    """
+    return SlotCache(
+        num_layers=tuner.num_layers,
+        num_slots=num_slots,
+        capacity=capacity,
+        initial_states=tuner.initial_states() if tuner.adapter_enabled else None,
+        window=settings.window,
+        num_evicted=settings.num_evicted,
+        policy=make_policy(settings.eviction),
+        absorb=tuner.absorber(),
+        device=tuner.model.device,
+        rotations=tuner.key_rotations(settings.positions),
+        static_shapes=static_shapes,
+    )

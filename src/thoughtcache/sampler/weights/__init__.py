@@ -1,0 +1,1 @@
+"""Faster forms of the linear layers, for as long as a sampler decodes."""

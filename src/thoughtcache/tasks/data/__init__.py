@@ -1,0 +1,1 @@
+"""Questions and references from files, folders and the hub, row by row checked."""

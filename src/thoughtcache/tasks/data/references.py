@@ -1,0 +1,23 @@
+r"""Whether a reference answer is one that an answer can be equal to; looked at before training, not during it.
+
+A reference that math-verify cannot read is kept if its braces close: some matrices of MATH are such, and equal
+text is equal. Not covered: whether it is the right answer.
+"""
+
+from __future__ import annotations
+
+from thoughtcache.tasks.data.columns import is_unicode
+from thoughtcache.tasks.maths.answers import BOX, MAX_ANSWER_CHARACTERS, last_boxed
+
+
+def reference_fault(answer: str | None) -> str | None:
+    r"""Why no answer can be equal to this one, as a clause; None if one can."""
+    if answer is None:
+        return "in which no final answer was found"
+    if len(answer) > MAX_ANSWER_CHARACTERS:
+        return f"an answer of {len(answer)} characters, allowed: 1 to {MAX_ANSWER_CHARACTERS}"
+    if not is_unicode(answer):
+        return "with half of a surrogate pair, which is no text"
+    if last_boxed(f"{BOX}{answer}}}") != answer:
+        return "whose braces do not close, so that no answer can be equal"
+    return None

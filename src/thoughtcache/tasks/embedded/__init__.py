@@ -1,0 +1,1 @@
+"""The embedded tasks, and the tiny model that solves them."""

@@ -1,0 +1,83 @@
+"""What a problem is, and the interface that all embedded tasks share.
+
+    problems = sample_problems("chains", num=8, split="train", seed=0)
+    check_answer(problems[0], problems[0].trace)        # True
+
+A task is a module with one function, `draw_problem(rng: random.Random) -> Problem`. To add one: write the module
+and name it in `TASKS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from thoughtcache.tasks.embedded.splits import require_split, split_of
+
+TASKS: dict[str, str] = {
+    "chains": "thoughtcache.tasks.embedded.chains",
+    "multiplication": "thoughtcache.tasks.embedded.multiplication",
+}
+"""Task name -> module that draws its problems (by name: the task modules import `Problem` from here)."""
+
+ANSWER_MARK = "#"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """One problem with its worked solution, as text of one token per character.
+
+    prompt: what the model is given, without `<bos>`; ends in `=`.
+    trace: the worked solution the model was pre-trained on, without `<eos>`; ends in `#` and the answer.
+    answer: what is recited after the last `#`.
+    """
+
+    prompt: str
+    trace: str
+    answer: str
+
+
+def sample_problems(task: str, num: int, split: str, seed: int) -> list[Problem]:
+    """`num` random problems of one split: the same list for the same arguments, on every machine.
+
+    Problems are drawn independently, so a small task may repeat one. The first `n` problems do not depend on `num`.
+    Different seeds, tasks and splits give unrelated lists. Raises `ValueError` for an unknown task or split, or a
+    negative `num`.
+    """
+    draw_problem = _draw_function(task)
+    wanted = require_split(split)
+    if num < 0:
+        raise ValueError(f"num is {num}, allowed: 0 or more; pass the number of problems to draw.")
+    rng = random.Random(f"{task}/{wanted}/{seed}")
+    problems: list[Problem] = []
+    while len(problems) < num:
+        problem = draw_problem(rng)
+        if split_of(problem.prompt) == wanted:
+            problems.append(problem)
+    return problems
+
+
+def check_answer(problem: Problem, completion_text: str) -> bool:
+    """Whether the answer recited at the end of a completion is exactly the problem's answer; see `recites`."""
+    return recites(completion_text, problem.answer)
+
+
+def recites(completion_text: str, answer: str) -> bool:
+    """Whether a completion ends in `#` and exactly this answer: the one definition of "right" for the embedded tasks.
+
+    `completion_text` is the generated text without the prompt; special tokens may have been skipped or not (text
+    from the first `<eos>` on is ignored). What is recited is everything after the last `#`; a completion without `#`
+    is wrong. Only the answer counts: the steps before it are not checked.
+    """
+    finished = completion_text.split("<eos>", maxsplit=1)[0]
+    _, mark, recited = finished.rpartition(ANSWER_MARK)
+    return mark == ANSWER_MARK and recited == answer
+
+
+def _draw_function(task: str) -> Callable[[random.Random], Problem]:
+    if task not in TASKS:
+        raise ValueError(f"task is {task!r}, allowed: {', '.join(map(repr, TASKS))}; pass one of these.")
+    draw_problem: Callable[[random.Random], Problem] = importlib.import_module(TASKS[task]).draw_problem
+    return draw_problem

@@ -1,0 +1,106 @@
+"""The embedded reasoner: a tiny Llama and its tokenizer, packaged in the folder `tiny_reasoner`.
+
+A real transformers model (rotary positions, three layers, four heads of 16, SwiGLU) of 152k parameters that solves the
+two tasks of `thoughtcache.tasks` with a full cache, so that every experiment of this project runs end to end on
+two CPU cores without network. It knows nothing else. `build_reasoner.py` makes it.
+
+Text and tokens. One token per character; `<pad>`, `<bos>` and `<eos>` are distinct. `<bos>` is added in front by
+default (`add_special_tokens=True`), `<eos>` never: a training sequence is `encode_prompt(...) + encode_trace(...)`.
+Because every character is its own token, that concatenation is the only tokenisation of the joined text.
+
+transformers is imported inside the functions: importing this module is cheap.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from thoughtcache.ends import prompt_token_ids
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+REASONER_FOLDER = Path(__file__).parent / "tiny_reasoner"
+PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
+CHARACTERS = "0123456789+-*=;#"
+VOCABULARY: dict[str, int] = {token: index for index, token in enumerate((PAD, BOS, EOS, *CHARACTERS))}
+MAX_POSITIONS = 512
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A fast tokenizer with one token per character of `CHARACTERS`; padding is on the left.
+
+    Text with any other character is refused by the tokenizers library with an exception (there is no unknown token).
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel(vocab=VOCABULARY))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, VOCABULARY[BOS])]
+    )
+    backend.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=backend,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        padding_side="left",
+        model_max_length=MAX_POSITIONS,
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def build_config() -> LlamaConfig:
+    """The architecture (152,192 parameters). Masters both tasks; smaller ones were not tried."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=64,
+        intermediate_size=176,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=16,
+        max_position_embeddings=MAX_POSITIONS,
+        tie_word_embeddings=True,
+        initializer_range=0.08,
+        pad_token_id=VOCABULARY[PAD],
+        bos_token_id=VOCABULARY[BOS],
+        eos_token_id=VOCABULARY[EOS],
+    )
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
+    """Token ids of a prompt, `<bos>` in front: `len(prompt) + 1` tokens."""
+    return prompt_token_ids(tokenizer, prompt)
+
+
+def encode_trace(tokenizer: PreTrainedTokenizerFast, trace: str) -> list[int]:
+    """Token ids of a trace, `<eos>` behind: `len(trace) + 1` tokens."""
+    token_ids: list[int] = tokenizer(trace, add_special_tokens=False)["input_ids"]
+    return [*token_ids, VOCABULARY[EOS]]
+
+
+def load_reasoner(dtype: torch.dtype | None = None) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """The packaged model (in eval mode, on the CPU, float32 unless `dtype` is given) and its tokenizer.
+
+    Raises `ValueError` if the folder is missing from the installation.
+    """
+    import torch
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+    if not (REASONER_FOLDER / "model.safetensors").is_file():
+        raise ValueError(
+            f"no model.safetensors in {REASONER_FOLDER}; reinstall the package, or build the reasoner with "
+            f"`python -m thoughtcache.tasks.embedded.build_reasoner --output {REASONER_FOLDER}`."
+        )
+    model = LlamaForCausalLM.from_pretrained(REASONER_FOLDER, dtype=dtype or torch.float32)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(REASONER_FOLDER)
+    model.eval()  # type: ignore[no-untyped-call]
+    return model, tokenizer

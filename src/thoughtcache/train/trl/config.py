@@ -1,0 +1,101 @@
+"""Configuration of GRPO under the bounded cache: TRL's, less everything that would score another policy than sampled.
+
+Each refusal names the reason and the remedy (`options.py`, docs/trl.md). What is not refused is TRL's and behaves
+as TRL documents it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from trl.trainer.grpo_config import GRPOConfig
+
+from thoughtcache.checks import at_least_one, one_of
+from thoughtcache.learner.options import CHUNK_TOKENS, ReplayOptions
+from thoughtcache.policy.modes import Place
+from thoughtcache.train.trl.options import refuse_options
+
+REFERENCES = ("consistent", "full")
+C = TypeVar("C")
+
+
+def _without_run_time_types(config: type[C]) -> type[C]:
+    """Leave the generated `__init__` out of run-time type checks: transformers keeps values of other types in it."""
+    config.__init__.__no_type_check__ = True  # type: ignore[attr-defined]
+    return config
+
+
+@_without_run_time_types
+@dataclass
+class ThoughtGRPOConfig(GRPOConfig):
+    """`trl.GRPOConfig` for a policy with a bounded cache and a thought state.
+
+    Attributes:
+        gradient: "exact", "detached" (keys and values cut at segment boundaries) or a number of segments such as "4"
+            (exact inside blocks of that many); an integer is taken as well.
+        recompute: run segments again in the backward pass (memory flat in the length of the rollout, one more forward
+            pass); False keeps all activations.
+        checkpoint_layers: inside a chunk keep the inputs of the layers only, for one more forward pass: what gradient
+            checkpointing is elsewhere.
+        chunk_tokens: bound on the tokens of a row whose activations live at once; None keeps segments whole.
+        kv_log: where keys and values wait for the backward pass: "device" or "host".
+        reuse_rollout: let the learner start from the sampler's keys, values, states and log-probabilities as long as
+            the weights have not changed, which saves its first forward pass and costs the memory of these records
+            (`kv_log` says where). The logged gap between sampling and replay is then zero by construction.
+        reference: what the KL term compares with. "consistent": the same evictions replayed (default); "full": full
+            cache (the paper's). The weights are those with the adapter off if the trainer made the adapter
+            (`peft_config`); of a model that came with one, TRL's frozen copy of that.
+        profile_memory: keep a timeline of the memory in use in `trainer.memory.timeline`.
+        rollout_batch_size: sequences decoded at once; None decodes the generation batch of a process in one go.
+        compile_rollout: static shapes and compiled steps in sampling; see `rollout(compile=True)`.
+        pack_weights: on a CPU, sample from a faster copy of the weights; see `rollout(pack_weights=True)`.
+        gradient_checkpointing: refused, because transformers then drops the cache.
+        bf16: refused with `fp16`; load the model in the dtype that it should compute in.
+    """
+
+    gradient: str = field(
+        default="exact", metadata={"help": "exact, detached, or the number of segments of an exact block"}
+    )
+    recompute: bool = field(default=True, metadata={"help": "run segments again in backward: flat memory"})
+    checkpoint_layers: bool = field(default=False, metadata={"help": "keep inputs of layers, not their activations"})
+    chunk_tokens: int | None = field(
+        default=CHUNK_TOKENS, metadata={"help": "tokens of a row whose activations live at once"}
+    )
+    kv_log: Place = field(default="device", metadata={"help": "where keys and values wait: device or host"})
+    reuse_rollout: bool = field(default=False, metadata={"help": "learner starts from the sampler's records"})
+    reference: str = field(default="consistent", metadata={"help": "consistent (same evictions) or full (full cache)"})
+    profile_memory: bool = field(default=False, metadata={"help": "keep a timeline of the memory in use"})
+    rollout_batch_size: int | None = field(default=None, metadata={"help": "sequences decoded at once"})
+    compile_rollout: bool = field(default=False, metadata={"help": "sample with compiled steps of static shapes"})
+    pack_weights: bool = field(default=True, metadata={"help": "on a CPU, sample from a faster copy of the weights"})
+    # None becomes False; an explicit False would make transformers warn about the option's old name.
+    gradient_checkpointing: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "must stay off: it drops the cache"}
+    )
+    bf16: bool = field(default=False, metadata={"help": "must stay off: load the model in bfloat16 instead"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        self.gradient = str(self.gradient)
+        if self.gradient not in ("exact", "detached") and not (self.gradient.isdecimal() and int(self.gradient) > 0):
+            raise ValueError(
+                f'gradient={self.gradient!r} is not known; use "exact", "detached" or a positive number of segments'
+            )
+        _ = self.replay_options
+        one_of("reference", self.reference, REFERENCES)
+        at_least_one(self, "rollout_batch_size", optional=True)
+        if self.reuse_rollout and not self.recompute:
+            raise ValueError("reuse_rollout=True needs recompute=True: plain autograd has to run forward itself")
+        refuse_options(self)
+
+    @property
+    def replay_options(self) -> ReplayOptions:
+        """How the learner repeats rollouts of its own weights; other passes change single fields."""
+        return ReplayOptions(
+            gradient=int(self.gradient) if self.gradient.isdecimal() else self.gradient,  # type: ignore[arg-type]
+            recompute=self.recompute,
+            checkpoint_layers=self.checkpoint_layers,
+            chunk_tokens=self.chunk_tokens,
+            kv_log=self.kv_log,
+        )
