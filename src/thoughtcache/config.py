@@ -10,7 +10,7 @@ from typing import Any, get_args
 from peft import LoraConfig
 from peft.utils.peft_types import PeftType
 
-from thoughtcache.cache.eviction import POLICIES
+from thoughtcache.cache.eviction import EVICTION_POLICIES
 from thoughtcache.cache.rotation import Positions
 from thoughtcache.cache.schedule import evict_count
 from thoughtcache.checks import at_least_one, one_of
@@ -97,7 +97,7 @@ class ThoughtConfig(LoraConfig):
                 "positions='rolling' moves what is left when others leave, and with window=None nothing leaves; "
                 "set a window, or positions='absolute'"
             )
-        one_of("eviction", self.eviction, tuple(sorted(POLICIES)))
+        one_of("eviction", self.eviction, tuple(sorted(EVICTION_POLICIES)))
         evict_count(self.window if isinstance(self.window, int) else 1, self.evict_fraction)
         if self.r < 1:
             raise ValueError(f"r must be at least 1, got {self.r}; the paper uses 32")

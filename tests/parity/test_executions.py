@@ -9,7 +9,7 @@ import thoughtcache as tc
 from support.compare import TOLERANCE, assert_close, max_difference, padded
 from support.models import CONTROLS, FAMILIES, tiny_model
 from support.rollouts import PROMPTS, ragged_rollouts
-from thoughtcache.cache.eviction import POLICIES
+from thoughtcache.cache.eviction import EVICTION_POLICIES
 from thoughtcache.state import STATE_RULES
 
 NEW_TOKENS = 21  # 20 inputs, window 5, one token leaves at a time: 15 evictions
@@ -48,7 +48,7 @@ def test_model_families(family):
     check_all_executions(model, rollouts)
 
 
-@pytest.mark.parametrize("eviction", sorted(POLICIES))
+@pytest.mark.parametrize("eviction", sorted(EVICTION_POLICIES))
 @pytest.mark.parametrize("rule", sorted(STATE_RULES))
 def test_state_rules_and_eviction_policies(rule, eviction):
     model = tiny_model(state_rule=rule, eviction=eviction)
@@ -57,7 +57,7 @@ def test_state_rules_and_eviction_policies(rule, eviction):
     check_all_executions(model, rollouts)
 
 
-@pytest.mark.parametrize("eviction", sorted(POLICIES))
+@pytest.mark.parametrize("eviction", sorted(EVICTION_POLICIES))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rolling_positions(family, eviction):
     model = tiny_model(family, eviction=eviction, positions="rolling", evict_fraction=0.4)
@@ -177,7 +177,7 @@ def fields(rollout: tc.Rollout) -> dict:
     return {name: getattr(rollout, name) for name in rollout.__dataclass_fields__}
 
 
-@pytest.mark.parametrize("eviction", sorted(POLICIES))
+@pytest.mark.parametrize("eviction", sorted(EVICTION_POLICIES))
 def test_records_of_a_rollout(eviction):
     model = tiny_model(window=4, evict_fraction=0.5, eviction=eviction)
     rollouts = ragged_rollouts(model, max_new_tokens=NEW_TOKENS)

@@ -11,7 +11,7 @@ import thoughtcache as tc
 from support.compare import assert_gradients_match, gradient_error, gradients, weighted_loss
 from support.models import CONTROLS, FAMILIES, tiny_model, trainable, use_norms_without_fp32
 from support.rollouts import ragged_rollouts
-from thoughtcache.cache.eviction import POLICIES
+from thoughtcache.cache.eviction import EVICTION_POLICIES
 from thoughtcache.state import STATE_RULES
 
 PROMPTS = [[3, 1, 4, 1], [6, 5], [9]]
@@ -36,7 +36,7 @@ def check(model, gradient="exact"):
     return expected
 
 
-@pytest.mark.parametrize("eviction", sorted(POLICIES))
+@pytest.mark.parametrize("eviction", sorted(EVICTION_POLICIES))
 @pytest.mark.parametrize("rule", sorted(STATE_RULES))
 def test_state_rules_and_eviction_policies(rule, eviction):
     expected = check(tiny_model(state_rule=rule, eviction=eviction, window=3))

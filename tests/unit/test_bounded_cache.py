@@ -110,8 +110,8 @@ def test_the_other_caches_refuse(method):
     tuner = tiny_model().base_model
     arguments = {"reset": (), "crop": (-1,), "batch_repeat_interleave": (1,)}.get(method, (torch.tensor([0]),))
     slots = SlotCache(
-        num_layers=2, num_slots=1, capacity=3, initial_states=None, window=None, num_evicted=None,
-        policy=new_cache(tiny_model()).policy, absorb=None, device=torch.device("cpu"),
+        num_layers=2, num_slots=1, capacity=3, initial_states=None,
+        rules=new_cache(tiny_model()).rules, device=torch.device("cpu"),
     )  # fmt: skip
     for cache in (ReplayCache(2, None, 0, tuner.initial_states()), slots):
         with pytest.raises(ValueError, match=rf"{type(cache).__name__}.{method}"):

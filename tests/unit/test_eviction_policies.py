@@ -12,7 +12,7 @@ from torch import Tensor
 import thoughtcache as tc
 from support.compare import assert_close, padded
 from support.models import tiny_model
-from thoughtcache.cache.eviction import POLICIES, EvictionPolicy, make_policy
+from thoughtcache.cache.eviction import EVICTION_POLICIES, EvictionPolicy, make_eviction_policy
 
 LAYERS, HEADS, WINDOW, NUM_EVICTED = 2, 2, 4, 2
 PROMPTS = [[3, 1, 4, 1, 5], [6, 5], [3, 1, 4, 1, 5], [9], [2, 7, 1, 8], [6, 5], [4]]
@@ -21,7 +21,7 @@ PROMPTS = [[3, 1, 4, 1, 5], [6, 5], [3, 1, 4, 1, 5], [9], [2, 7, 1, 8], [6, 5], 
 def drawn(layer: int, events: list[tuple[int, int]], window: int = WINDOW, num_evicted: int = NUM_EVICTED) -> Tensor:
     """[events, H, E] by the policy itself."""
     block = torch.zeros(len(events), HEADS, window, 6)
-    slots = make_policy("random").select(layer, block, block, num_evicted, events)
+    slots = make_eviction_policy("random").select(layer, block, block, num_evicted, events)
     assert slots is not None
     return slots
 
@@ -78,7 +78,7 @@ class SmallestValues(EvictionPolicy):
 
 def test_a_policy_is_shown_the_resident_keys_and_values(monkeypatch: pytest.MonkeyPatch) -> None:
     """Per layer and head the thoughts that are still there, in their order in time; what it chooses is replayed."""
-    monkeypatch.setitem(POLICIES, SmallestValues.name, SmallestValues)
+    monkeypatch.setitem(EVICTION_POLICIES, SmallestValues.name, SmallestValues)
     model = tiny_model(window=WINDOW, evict_fraction=0.5, eviction=SmallestValues.name)
     seeds = list(range(len(PROMPTS)))
     rollouts = tc.rollout(model, PROMPTS, max_new_tokens=13, stop_ids=[3, 7], seed=seeds, batch_size=3, kv_log="device")

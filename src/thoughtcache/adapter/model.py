@@ -33,11 +33,12 @@ from thoughtcache.adapter.positions import check_positions, position_reach
 from thoughtcache.adapter.support import check_layer, check_model, layer_index
 from thoughtcache.adapter.usage import ModelUse
 from thoughtcache.adapter.variant import ThoughtVariant
-from thoughtcache.cache.base import AbsorbFn, States
-from thoughtcache.cache.eviction import make_policy
+from thoughtcache.cache.base import States
+from thoughtcache.cache.eviction import make_eviction_policy
 from thoughtcache.cache.generate_cache import BoundedCache
 from thoughtcache.cache.rotation import Rotations, key_rotations
 from thoughtcache.cache.schedule import evict_count
+from thoughtcache.cache.window_rules import AbsorbFn, WindowRules
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.lora_fields import check_lora_fields
 from thoughtcache.state.encoder import ThoughtEncoder, scalars_as_vectors
@@ -228,20 +229,29 @@ class ThoughtModel(RevertibleInjection):
         """
         return key_rotations(self.model.config, self.backbone.rotary_emb) if positions == "rolling" else None
 
+    def window_rules(
+        self, *, window: int | None, num_evicted: int | None, eviction: str, positions: str
+    ) -> WindowRules:
+        """What bounds a cache under the active adapter; the arguments are those of `SamplingSettings`."""
+        return WindowRules(
+            size=window,
+            num_evicted=num_evicted or 0,
+            eviction=make_eviction_policy(eviction),
+            absorb=self.absorber(),
+            rotations=self.key_rotations(positions),
+        )
+
     def new_cache(
         self, *, window: int | None, num_evicted: int | None, eviction: str, max_new_tokens: int, seed: int = 0
     ) -> BoundedCache:
         """An empty bounded cache with the active adapter's initial states."""
+        positions = self.thought_config.positions
         return BoundedCache(
             num_layers=self.num_layers,
             states=self.initial_states() if self.adapter_enabled else None,
-            window=window,
-            num_evicted=num_evicted,
-            policy=make_policy(eviction),
-            absorb=self.absorber(),
+            rules=self.window_rules(window=window, num_evicted=num_evicted, eviction=eviction, positions=positions),
             max_new_tokens=max_new_tokens,
             seed=seed,
-            rotations=self.key_rotations(self.thought_config.positions),
         )
 
     def forward(self, *args: Any, thought_request: Callable[[ThoughtModel], Any] | None = None, **kwargs: Any) -> Any:

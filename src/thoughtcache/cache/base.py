@@ -7,15 +7,13 @@ never inside `update`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 States = list[Tensor] | None
-AbsorbFn = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(layer, state [B or 1, G, R], evicted keys, evicted values [B, H, E, D]) -> state [B, G, R]."""
+"""[B or 1, ...] per layer; None for the identity."""
 
 
 class ResidentLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thoughtcache.cache.base import AbsorbFn, ResidentLayer, StatefulCache, States
-from thoughtcache.cache.eviction import EvictionPolicy
-from thoughtcache.cache.rotation import KeyRotation, Rotations
-from thoughtcache.cache.split import evict_block
+from thoughtcache.cache.base import ResidentLayer, StatefulCache, States
+from thoughtcache.cache.evict import evict_layer
+from thoughtcache.cache.window_rules import WindowRules
 
 
 class _PreallocatedLayer(ResidentLayer):  # type: ignore[no-untyped-call]
@@ -53,17 +52,11 @@ class _PreallocatedLayer(ResidentLayer):  # type: ignore[no-untyped-call]
         self.is_initialized = False
         self.seen = self.length = 0
 
-    def evict(
-        self, start: int, slots: Tensor | None, num_evicted: int, rotation: KeyRotation | None
-    ) -> tuple[Tensor, Tensor]:
-        """Remove slots (counted from `start`) and close the gap; returns copies of what left."""
-        removed = []
-        for buffer, turn in ((self.keys, rotation), (self.values, None)):
-            evicted, kept = evict_block(buffer[:, :, start : self.length], slots, num_evicted, turn)
-            removed.append(evicted.clone())
-            buffer[:, :, start : self.length - num_evicted] = kept.clone()
-        self.length -= num_evicted
-        return removed[0], removed[1]
+    def keep(self, start: int, keys: Tensor, values: Tensor) -> None:
+        """Put the thoughts that stay behind the prompt, which ends at `start`; they may be views of where they go."""
+        stop = start + keys.shape[2]
+        self.keys[:, :, start:stop], self.values[:, :, start:stop] = keys.clone(), values.clone()
+        self.length = stop
 
 
 class BoundedCache(StatefulCache):
@@ -72,44 +65,26 @@ class BoundedCache(StatefulCache):
     Args:
         num_layers: decoder layers.
         states: initial thought states, or None for the identity.
-        window: resident thoughts; None keeps everything.
-        num_evicted: thoughts that leave at once; None with a full cache.
-        policy: chooses which thoughts leave.
-        absorb: makes a layer's next state of what leaves; None where the state never changes.
+        rules: what bounds the cache.
         max_new_tokens: bound on the thoughts, which sizes the buffer of a full cache.
-        seed: for policies that draw random numbers.
-        rotations: of every layer with rolling positions; None with absolute ones.
+        seed: for eviction policies that draw random numbers.
     """
 
     def __init__(
-        self,
-        *,
-        num_layers: int,
-        states: States,
-        window: int | None,
-        num_evicted: int | None,
-        policy: EvictionPolicy,
-        absorb: AbsorbFn | None,
-        max_new_tokens: int,
-        seed: int = 0,
-        rotations: Rotations | None = None,
+        self, *, num_layers: int, states: States, rules: WindowRules, max_new_tokens: int, seed: int = 0
     ) -> None:
-        capacity = max_new_tokens if window is None else min(window, max_new_tokens)
+        capacity = max_new_tokens if rules.size is None else min(rules.size, max_new_tokens)
         super().__init__([_PreallocatedLayer(capacity) for _ in range(num_layers)], states)
         self.initial_states = None if states is None else list(states)
-        self.window = window
-        self.num_evicted = num_evicted
-        self.policy = policy
-        self.absorb = absorb
+        self.rules = rules
         self.seed = seed
-        self.rotations = rotations
         self.prompt_length = 0
         self.num_evictions = 0
 
     @property
     def positions_behind(self) -> int:
         """How far rolling positions are behind the count of all tokens."""
-        return 0 if self.rotations is None else self.num_evictions * (self.num_evicted or 0)
+        return 0 if self.rules.rotations is None else self.num_evictions * self.rules.num_evicted
 
     @property
     def resident_thoughts(self) -> int:
@@ -125,28 +100,29 @@ class BoundedCache(StatefulCache):
         if self.physical_length == 0:
             self.prompt_length = num_new_tokens
             return
-        if self.window is None or self.num_evicted is None:
-            return
-        if self.resident_thoughts + num_new_tokens <= self.window:
+        window = self.rules.size
+        if window is None or self.resident_thoughts + num_new_tokens <= window:
             return
         if num_new_tokens > 1:
             raise ValueError(
-                f"{num_new_tokens} thought tokens arrived at once at a window of {self.window}; "
+                f"{num_new_tokens} thought tokens arrived at once at a window of {window}; "
                 "feed them one at a time (no prefill chunks, no assistant model)"
             )
-        self._evict(self.num_evicted)
+        self._evict()
 
-    def _evict(self, num_evicted: int) -> None:
-        """Remove `num_evicted` thoughts from every layer and absorb them."""
+    def _evict(self) -> None:
+        """Remove thoughts from every layer and absorb them."""
+        rules, start = self.rules, self.prompt_length
         for index, layer in enumerate(self.layers):
-            resident = slice(self.prompt_length, layer.length)
-            keys_now, values_now = layer.keys[:, :, resident], layer.values[:, :, resident]
-            events = [(self.seed, self.num_evictions)] * keys_now.shape[0]
-            slots = self.policy.select(index, keys_now, values_now, num_evicted, events)
-            rotation = None if self.rotations is None else self.rotations[index]
-            evicted = layer.evict(self.prompt_length, slots, num_evicted, rotation)
-            if self.absorb is not None and self.states is not None:
-                self.states[index] = self.absorb(index, self.states[index], *evicted)
+            resident = slice(start, layer.length)
+            keys, values = layer.keys[:, :, resident], layer.values[:, :, resident]
+            events = [(self.seed, self.num_evictions)] * keys.shape[0]
+            slots = rules.eviction.select(index, keys, values, rules.num_evicted, events)
+            state = None if self.states is None else self.states[index]
+            kept_keys, kept_values, state = evict_layer(rules, index, keys, values, slots, state)
+            layer.keep(start, kept_keys, kept_values)
+            if self.states is not None and state is not None:
+                self.states[index] = state
         self.num_evictions += 1
 
     def compact_mask(self, mask: Tensor, num_new_tokens: int) -> Tensor:

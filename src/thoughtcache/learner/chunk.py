@@ -18,17 +18,19 @@ import torch
 from torch import Tensor
 
 from thoughtcache.adapter.cache_argument import cache_keyword
+from thoughtcache.adapter.model import ThoughtModel
 from thoughtcache.cache.base import States
+from thoughtcache.cache.evict import evict_layer
 from thoughtcache.cache.replay_cache import ReplayCache
-from thoughtcache.cache.rotation import Rotations
 from thoughtcache.cache.schedule import segments
-from thoughtcache.cache.split import evict_block
+from thoughtcache.cache.window_rules import WindowRules
 from thoughtcache.learner.attention import lower_right_attention
 from thoughtcache.learner.layer_checkpoint import checkpointed_layers
 from thoughtcache.policy.batch import RolloutBatch
 from thoughtcache.policy.handle import PolicyHandle
 from thoughtcache.policy.modes import GradientMode
 from thoughtcache.policy.scores import ScoreFunction
+from thoughtcache.records import SamplingSettings
 
 Past = list[tuple[Tensor, Tensor]]
 
@@ -132,14 +134,10 @@ def run_chunk(
     past, states = entry.past, entry.states
     if chunk.evicts:
         assert past is not None
-        assert batch.settings.num_evicted is not None
         slots = recorded_slots(batch, chunk.segment - 1, chunk.rows, policy.device)
-        rotations = tuner.key_rotations(batch.settings.positions)
-        past, evicted = _evict(past, width, slots, batch.settings.num_evicted, rotations)
-        absorb = tuner.absorber()
-        if absorb is not None and states is not None:
-            states = [absorb(layer, states[layer], *block) for layer, block in enumerate(evicted)]
-            states = _anchor(states, batch, chunk.segment - 1) if anchored else states
+        past, absorbed = _evict(_rules(tuner, batch.settings), past, width, slots, states)
+        if absorbed is not states and absorbed is not None:
+            states = _anchor(absorbed, batch, chunk.segment - 1) if anchored else absorbed
     cache = ReplayCache(tuner.num_layers, past, chunk.start, states)
     columns = cache.physical_length + chunk.stop - chunk.start
     layers = checkpointed_layers(tuner, cache) if checkpoint_layers else nullcontext()
@@ -220,21 +218,31 @@ def _leading_rows(entry: Boundary, rows: int) -> Boundary:
     return Boundary(past=past, states=states)
 
 
-def _evict(
-    past: Past, width: int, slots: Tensor | None, num_evicted: int, rotations: Rotations | None
-) -> tuple[Past, Past]:
-    """(what stays: prompt and kept thoughts, what leaves), per layer."""
-    kept_layers, evicted_layers = [], []
+def _rules(tuner: ThoughtModel, settings: SamplingSettings) -> WindowRules:
+    return tuner.window_rules(
+        window=settings.window,
+        num_evicted=settings.num_evicted,
+        eviction=settings.eviction,
+        positions=settings.positions,
+    )
+
+
+def _evict(rules: WindowRules, past: Past, width: int, slots: Tensor | None, states: States) -> tuple[Past, States]:
+    """(what stays: prompt and kept thoughts, the states after), per layer; the same states where nothing absorbs."""
+    stays, after = [], []
     for layer, (keys, values) in enumerate(past):
         chosen = None if slots is None else slots[:, layer]
-        rotation = None if rotations is None else rotations[layer]
-        evicted_keys, kept_keys = evict_block(keys[:, :, width:], chosen, num_evicted, rotation)
-        evicted_values, kept_values = evict_block(values[:, :, width:], chosen, num_evicted, None)
-        evicted_layers.append((evicted_keys, evicted_values))
-        kept_layers.append(
+        before = None if states is None else states[layer]
+        kept_keys, kept_values, state = evict_layer(
+            rules, layer, keys[:, :, width:], values[:, :, width:], chosen, before
+        )
+        stays.append(
             (torch.cat([keys[:, :, :width], kept_keys], dim=2), torch.cat([values[:, :, :width], kept_values], dim=2))
         )
-    return kept_layers, evicted_layers
+        after.append(state)
+    if states is None or rules.absorb is None:
+        return stays, states
+    return stays, [state for state in after if state is not None]
 
 
 def _anchor(states: list[Tensor], batch: RolloutBatch, event: int) -> list[Tensor]:

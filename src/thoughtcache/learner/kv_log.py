@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from thoughtcache.cache.evict import split_thoughts
 from thoughtcache.cache.rotation import Rotations
-from thoughtcache.cache.split import split_slots
 from thoughtcache.learner.chunk import Chunk, Past, recorded_slots
 from thoughtcache.learner.log_layout import LogLayout
 from thoughtcache.policy.batch import RolloutBatch
@@ -208,7 +208,7 @@ def _resident_columns(batch: RolloutBatch, chunks: list[Chunk], device: torch.de
             assert slots is not None
             assert resident is not None
             columns = resident[: chunk.rows]
-            _, kept = split_slots(columns.flatten(1, 2).unsqueeze(-1), slots.flatten(1, 2), slots.shape[-1])
+            _, kept = split_thoughts(columns.flatten(1, 2).unsqueeze(-1), slots.flatten(1, 2), slots.shape[-1])
             resident = kept.view(*columns.shape[:3], -1)
         if resident is None:
             example = next(e.slots for r in batch.rollouts for e in r.evictions if e.slots is not None)

@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 
 from thoughtcache.adapter.positions import PositionReach, position_reach, positions_needed
 from thoughtcache.adapter.support import DTYPES
-from thoughtcache.cache.eviction import POLICIES
+from thoughtcache.cache.eviction import EVICTION_POLICIES
 from thoughtcache.cache.schedule import evict_count
 from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.config import ThoughtConfig
@@ -125,7 +125,7 @@ class PlanSetting:
     @property
     def chooses(self) -> bool:
         """Whether evictions are recorded slot by slot."""
-        return self.window is not None and POLICIES[self.thought.eviction].chooses
+        return self.window is not None and EVICTION_POLICIES[self.thought.eviction].chooses
 
     @property
     def positions_needed(self) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from thoughtcache.cache.eviction import POLICIES
+from thoughtcache.cache.eviction import EVICTION_POLICIES
 from thoughtcache.cache.schedule import num_evictions
 from thoughtcache.policy.handle import PolicyHandle
 from thoughtcache.records import SamplingSettings
@@ -106,7 +106,9 @@ def item_bytes(
     num_scores = 1 + settings.filters.active + keys_values
     return ItemBytes(
         state=state,
-        slots=layers * heads * (settings.num_evicted or 0) * SLOT_BYTES if POLICIES[settings.eviction].chooses else 0,
+        slots=layers * heads * (settings.num_evicted or 0) * SLOT_BYTES
+        if EVICTION_POLICIES[settings.eviction].chooses
+        else 0,
         token=2 * layers * heads * head_size * dtype.itemsize if keys_values else 0,
         thought=num_scores * torch.promote_types(dtype, torch.float32).itemsize,
     )

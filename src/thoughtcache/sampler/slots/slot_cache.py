@@ -22,11 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from thoughtcache.adapter.model import ThoughtModel
-from thoughtcache.cache.base import AbsorbFn, ResidentLayer, StatefulCache, States
-from thoughtcache.cache.eviction import EvictionPolicy, make_policy
+from thoughtcache.cache.base import ResidentLayer, StatefulCache, States
+from thoughtcache.cache.evict import evict_layer
 from thoughtcache.cache.host_integers import Integers, to_device
-from thoughtcache.cache.rotation import Rotations
-from thoughtcache.cache.split import evict_block
+from thoughtcache.cache.window_rules import WindowRules
 from thoughtcache.records import SamplingSettings
 from thoughtcache.sampler.slots.window_block import WindowBlock
 
@@ -81,12 +80,8 @@ class SlotCache(StatefulCache):
         num_slots: sequences at once.
         capacity: longest prompt plus the most resident thoughts.
         initial_states: [1, G, R] per layer, or None for the identity.
-        window: resident thoughts of a slot; None keeps everything.
-        num_evicted: thoughts that leave at once; None with a full cache.
-        policy: chooses which thoughts leave.
-        absorb: makes a layer's next state of what leaves; None where the state never changes.
+        rules: what bounds every slot.
         device: of all buffers.
-        rotations: of every layer with rolling positions; None with absolute ones.
         static_shapes: attend to the whole buffer in every step.
 
     Attributes:
@@ -112,24 +107,16 @@ class SlotCache(StatefulCache):
         num_slots: int,
         capacity: int,
         initial_states: States,
-        window: int | None,
-        num_evicted: int | None,
-        policy: EvictionPolicy,
-        absorb: AbsorbFn | None,
+        rules: WindowRules,
         device: torch.device,
-        rotations: Rotations | None = None,
         static_shapes: bool = False,
     ) -> None:
         states = None if initial_states is None else [s.expand(num_slots, -1, -1).clone() for s in initial_states]
         super().__init__([_SlotLayer(self) for _ in range(num_layers)], states)
         self.initial_states = initial_states
         self.capacity = capacity
-        self.window = window
-        self.num_evicted = num_evicted
-        self.policy = policy
-        self.absorb = absorb
+        self.rules = rules
         self.device = device
-        self.rotations = rotations
         self.static_shapes = static_shapes
         self.prompts: Integers = np.zeros(num_slots, np.int64)
         self.lengths: Integers = np.zeros(num_slots, np.int64)
@@ -235,31 +222,31 @@ class SlotCache(StatefulCache):
 
     def due(self) -> Integers:
         """Slots whose window is full: they evict before their next token."""
-        if self.window is None:
+        if self.rules.size is None:
             return np.zeros(0, np.int64)
-        return np.flatnonzero(self.taken & (self.lengths - self.prompts == self.window))
+        return np.flatnonzero(self.taken & (self.lengths - self.prompts == self.rules.size))
 
     def evict(self, slots: Integers) -> SlotEviction:
-        """Remove `num_evicted` thoughts from these slots and absorb them."""
-        assert self.window is not None
-        assert self.num_evicted is not None
+        """Remove thoughts from these slots and absorb them."""
+        rules = self.rules
+        assert rules.size is not None
         padded = self._padded(slots)
         _, heads, capacity, _ = self.layers[0].keys.shape
         window = WindowBlock(
             padded,
             self.prompts[padded],
-            self.window,
+            rules.size,
             shape=(heads, capacity),
             device=self.device,
             static_shapes=self.static_shapes,
         )
-        chosen = self._choose(window, padded) if self.policy.chooses else None
+        chosen = self._choose(window, padded) if rules.eviction.chooses else None
         states = self.move(window, chosen)
         rows = window.rows[: len(slots)]
-        self.columns[rows] -= self.num_evicted
-        if self.rotations is not None:
-            self.positions[rows] -= self.num_evicted
-        self.lengths[slots] -= self.num_evicted
+        self.columns[rows] -= rules.num_evicted
+        if rules.rotations is not None:
+            self.positions[rows] -= rules.num_evicted
+        self.lengths[slots] -= rules.num_evicted
         self.num_evictions[slots] += 1
         return SlotEviction(
             slots=slots.tolist(),
@@ -269,13 +256,13 @@ class SlotCache(StatefulCache):
 
     def _choose(self, window: WindowBlock, slots: Integers) -> list[Tensor]:
         """[n, H, E] per layer: which thoughts leave."""
-        assert self.num_evicted is not None
+        eviction = self.rules.eviction
         events = [(self.seeds[slot], int(self.num_evictions[slot])) for slot in slots]
         chosen = []
         for index, layer in enumerate(self.layers):
             keys, values = window.read(layer.keys), window.read(layer.values)
-            selected = self.policy.select(index, keys, values, self.num_evicted, events)
-            assert selected is not None, f"the policy {self.policy.name} chooses"
+            selected = eviction.select(index, keys, values, self.rules.num_evicted, events)
+            assert selected is not None, f"the policy {eviction.name} chooses"
             chosen.append(selected)
         return chosen
 
@@ -289,19 +276,17 @@ class SlotCache(StatefulCache):
         Returns:
             The new states [n, G, R] per layer; None where nothing absorbs.
         """
-        assert self.num_evicted is not None
         states = []
         for index, layer in enumerate(self.layers):
             slots = None if chosen is None else chosen[index]
-            rotation = None if self.rotations is None else self.rotations[index]
-            removed = []
-            for buffer, turn in ((layer.keys, rotation), (layer.values, None)):
-                evicted, kept = evict_block(window.read(buffer), slots, self.num_evicted, turn)
-                removed.append(evicted.clone())
-                window.write(buffer, kept)
-            if self.absorb is not None and self.states is not None:
-                states.append(self.absorb(index, self.states[index][window.index], *removed))
-                self.states[index][window.index] = states[-1]
+            state = None if self.states is None else self.states[index][window.index]
+            keys, values = window.read(layer.keys), window.read(layer.values)
+            kept_keys, kept_values, state = evict_layer(self.rules, index, keys, values, slots, state)
+            window.write(layer.keys, kept_keys)
+            window.write(layer.values, kept_values)
+            if self.rules.absorb is not None and self.states is not None and state is not None:
+                states.append(state)
+                self.states[index][window.index] = state
         return states or None
 
     def _padded(self, slots: Integers) -> Integers:
@@ -329,11 +314,12 @@ def new_slots(
         num_slots=num_slots,
         capacity=capacity,
         initial_states=tuner.initial_states() if tuner.adapter_enabled else None,
-        window=settings.window,
-        num_evicted=settings.num_evicted,
-        policy=make_policy(settings.eviction),
-        absorb=tuner.absorber(),
+        rules=tuner.window_rules(
+            window=settings.window,
+            num_evicted=settings.num_evicted,
+            eviction=settings.eviction,
+            positions=settings.positions,
+        ),
         device=tuner.model.device,
-        rotations=tuner.key_rotations(settings.positions),
         static_shapes=static_shapes,
     )

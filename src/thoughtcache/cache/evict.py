@@ -1,0 +1,78 @@
+"""One eviction of one layer, for every fast path: what leaves, what stays and where, and the state after it.
+
+`policy/naive.py` says the same with lists. Axes: B rows, H kv heads, W resident thoughts, E that leave, K that stay, D.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int, Num
+from torch import Tensor
+
+from thoughtcache.cache.rotation import KeyRotation
+from thoughtcache.cache.window_rules import WindowRules
+
+
+def evict_layer(
+    rules: WindowRules,
+    layer_index: int,
+    keys: Float[Tensor, "B H W D"],
+    values: Float[Tensor, "B H W D"],
+    slots: Int[Tensor, "B H E"] | None,
+    state: Tensor | None,
+) -> tuple[Float[Tensor, "B H K D"], Float[Tensor, "B H K D"], Tensor | None]:
+    """The keys and values that stay, and the state that has absorbed the others; differentiable.
+
+    Args:
+        rules: of the cache.
+        layer_index: decoder layer, from 0.
+        keys: cached keys of the resident thoughts.
+        values: cached values of the resident thoughts.
+        slots: thoughts that leave, ascending; None means the oldest.
+        state: [B or 1, ...] of this layer, or None for the identity.
+
+    Returns:
+        Kept keys, kept values (views of what was given where the oldest leave and nothing is moved), and the state.
+    """
+    leaving_keys, kept_keys = split_thoughts(keys, slots, rules.num_evicted)
+    leaving_values, kept_values = split_thoughts(values, slots, rules.num_evicted)
+    rotation = rules.rotation(layer_index)
+    if rotation is not None:
+        kept_keys = _moved(kept_keys, rotation, slots, keys.shape[2])
+    if rules.absorb is not None and state is not None:
+        state = rules.absorb(layer_index, state, leaving_keys, leaving_values)
+    return kept_keys, kept_values, state
+
+
+def split_thoughts(
+    thoughts: Num[Tensor, "B H W D"], slots: Int[Tensor, "B H E"] | None, num_evicted: int
+) -> tuple[Num[Tensor, "B H E D"], Num[Tensor, "B H K D"]]:
+    """Split what belongs to resident thoughts into (leaving, kept), both in their order in time.
+
+    Args:
+        thoughts: keys, values or anything else with one entry per thought.
+        slots: which ones leave, ascending; None means the oldest.
+        num_evicted: E.
+    """
+    if slots is None:
+        return thoughts[:, :, :num_evicted], thoughts[:, :, num_evicted:]
+    batch, heads, resident, size = thoughts.shape
+    leaves = torch.zeros(batch, heads, resident, dtype=torch.bool, device=thoughts.device)
+    leaves.scatter_(2, slots.long(), True)
+    # A stable sort of the flags puts the kept slots first and keeps both groups in their order in time.
+    order = leaves.to(torch.uint8).argsort(dim=-1, stable=True)
+    ordered = thoughts.gather(2, order.unsqueeze(-1).expand(-1, -1, -1, size))
+    return ordered[:, :, resident - num_evicted :], ordered[:, :, : resident - num_evicted]
+
+
+def _moved(
+    kept: Float[Tensor, "B H K D"], rotation: KeyRotation, slots: Int[Tensor, "B H E"] | None, num_resident: int
+) -> Float[Tensor, "B H K D"]:
+    """Kept keys at the positions of the slots that they now have."""
+    num_kept = kept.shape[2]
+    if slots is None:
+        return rotation.shift(kept, num_kept - num_resident)
+    places = torch.arange(num_resident, device=kept.device)
+    before = places.expand(*slots.shape[:2], -1).unsqueeze(-1)
+    _, stayed = split_thoughts(before, slots, num_resident - num_kept)
+    return rotation.shift(kept, places[:num_kept] - stayed.squeeze(-1))

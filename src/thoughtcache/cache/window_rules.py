@@ -1,0 +1,37 @@
+"""How a cache is bounded: one value for every cache and every execution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from thoughtcache.cache.eviction import EvictionPolicy
+from thoughtcache.cache.rotation import KeyRotation, Rotations
+
+AbsorbFn = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer, state [B or 1, ...], evicted keys, evicted values [B, H, E, D]) -> state [B, ...]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WindowRules:
+    """What bounds a cache: how many thoughts stay, which ones leave, and what becomes of both.
+
+    Attributes:
+        size: resident thoughts; None keeps everything.
+        num_evicted: thoughts that leave at once; 0 where everything is kept.
+        eviction: chooses which thoughts leave.
+        absorb: makes a layer's next state of what leaves; None where the state never changes.
+        rotations: move the keys that stay, by layer, with rolling positions; None with absolute ones.
+    """
+
+    size: int | None
+    num_evicted: int
+    eviction: EvictionPolicy
+    absorb: AbsorbFn | None = None
+    rotations: Rotations | None = None
+
+    def rotation(self, layer_index: int) -> KeyRotation | None:
+        """Moves the keys of one layer; None where they stay at their positions."""
+        return None if self.rotations is None else self.rotations[layer_index]
