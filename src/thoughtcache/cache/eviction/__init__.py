@@ -1,7 +1,7 @@
 """Eviction policies: which resident thoughts leave when the window is full. One small class per file.
 
-To add one: subclass `EvictionPolicy`, give it a `name`, and list it in `EVICTION_POLICIES`. The parity and property tests
-run over that table and cover it.
+To add one: subclass `EvictionPolicy`, give it a `name`, and list it in `EVICTION_POLICIES`. The parity and property
+tests run over that table and cover it.
 """
 
 from thoughtcache.cache.eviction.base import EvictionPolicy
