@@ -13,7 +13,9 @@ from thoughtcache.config import ThoughtConfig
 from thoughtcache.learner.replay import replay
 from thoughtcache.policy.handle import full_cache
 from thoughtcache.policy.naive import naive_logprobs
-from thoughtcache.records import Eviction, Rollout, TokenLogProbs
+from thoughtcache.records import Eviction, Rollout, TokenFilters, TokenLogProbs
+from thoughtcache.sampler.engine import Engine
+from thoughtcache.sampler.request import Request
 from thoughtcache.sampler.rollout import rollout
 
 if TYPE_CHECKING:
@@ -51,12 +53,15 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "DistillConfig",
+    "Engine",
     "Eviction",
     "RayRollouts",
+    "Request",
     "Rollout",
     "ThoughtConfig",
     "ThoughtGRPOConfig",
     "ThoughtGRPOTrainer",
+    "TokenFilters",
     "TokenLogProbs",
     "distill",
     "full_cache",

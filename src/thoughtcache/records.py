@@ -22,7 +22,7 @@ class TokenFilters:
     """What makes the distribution that tokens are drawn from another than the scored one; all off by default.
 
     Meant as by transformers, and applied in its order: repetition penalty, minimum length, temperature, top-k, top-p,
-    min-p (`sampler/filters.py`). No learner scores them.
+    min-p (`sampler/draw/filters.py`). No learner scores them.
 
     Attributes:
         top_k: keep the most likely tokens, so many; 0 keeps all.

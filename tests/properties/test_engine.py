@@ -110,7 +110,7 @@ def test_a_prompt_is_processed_once_for_all_its_completions(monkeypatch):
         seen.extend(prompts)
         return original(policy, prompts)
 
-    monkeypatch.setattr("thoughtcache.sampler.engine.prefill", counted)
+    monkeypatch.setattr("thoughtcache.sampler.prompts.prefill", counted)
     rollouts = tc.rollout(model, PROMPTS * 3, max_new_tokens=5, batch_size=4, ignore_eos=True)
     assert sorted(seen) == sorted({tuple(prompt) for prompt in PROMPTS})
     assert [r.prompt_ids for r in rollouts] == PROMPTS * 3
@@ -123,7 +123,7 @@ def test_a_waiting_prompt_keeps_its_own_keys_and_values_only(monkeypatch):
     original = Engine._draw
 
     def looked_at(engine):
-        for entry in engine.prefilled.values():
+        for entry in engine.prompts.prefilled.values():
             tensors = [entry.hidden, *(tensor for pair in entry.past for tensor in pair)]
             sizes.extend((tensor.untyped_storage().nbytes(), tensor.nbytes) for tensor in tensors)
         original(engine)
@@ -180,7 +180,7 @@ def test_a_round_asks_nothing_of_the_device_and_sends_it_nothing(monkeypatch):
         sent.append(len(values))
         return original(values, device)
 
-    for module in (window_block, slot_cache, engine):
+    for module in (window_block, slot_cache):
         monkeypatch.setattr(module, "to_device", counted)
     monkeypatch.setattr(engine.Engine, "_harvest", lambda self, look: None)
     evictions = []

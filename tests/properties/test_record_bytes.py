@@ -11,6 +11,7 @@ import thoughtcache as tc
 from support.compare import assert_close, padded
 from support.models import VOCABULARY, tiny_model
 from thoughtcache.policy.handle import open_policy
+from thoughtcache.sampler.cache_settings import CacheSettings
 from thoughtcache.sampler.record_bytes import ItemBytes, RecordBytes, item_bytes, record_bytes
 from thoughtcache.sampler.slots.kv_recorder import KVRecorder
 
@@ -45,8 +46,14 @@ def held(rollouts: list[tc.Rollout]) -> RecordBytes:
 
 def foretold(model, rollouts: list[tc.Rollout], *, keys_values: bool) -> RecordBytes:
     shared = rollouts[0].settings
+    cache = CacheSettings(
+        window=shared.window,
+        num_evicted=shared.num_evicted,
+        eviction=shared.eviction,
+        positions=shared.positions,
+    )
     return record_bytes(
-        item_bytes(open_policy(model), shared, keys_values=keys_values),
+        item_bytes(open_policy(model), cache, shared.filters, keys_values=keys_values),
         [len(rollout.prompt_ids) for rollout in rollouts],
         [len(rollout.token_ids) for rollout in rollouts],
         shared.window,
@@ -97,7 +104,7 @@ def test_a_bound_is_kept_to_the_byte(name, monkeypatch):
     options = {"max_new_tokens": 9, "kv_log": "device", "ignore_eos": True}
     needed = held(tc.rollout(model, PROMPTS, **options)).total
     assert held(tc.rollout(model, PROMPTS, max_record_bytes=needed, **options)).total == needed
-    monkeypatch.setattr("thoughtcache.sampler.engine.prefill", None)  # whoever samples anyhow fails
+    monkeypatch.setattr("thoughtcache.sampler.prompts.prefill", None)  # whoever samples anyhow fails
     with pytest.raises(ValueError, match=rf"max_record_bytes={needed - 1} is less than the {needed} bytes") as refusal:
         tc.rollout(model, PROMPTS, max_record_bytes=needed - 1, **options)
     for remedy in ("fewer prompts", "lower max_new_tokens", "leave kv_log out", "raise max_record_bytes"):

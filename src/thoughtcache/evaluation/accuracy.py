@@ -16,7 +16,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from thoughtcache.evaluation.intervals import wilson_interval
-from thoughtcache.sampler.rollout import FROM_CONFIG, rollout
+from thoughtcache.sampler.cache_settings import FROM_CONFIG
+from thoughtcache.sampler.rollout import rollout
 from thoughtcache.tasks.embedded.problem import Problem, check_answer
 from thoughtcache.tasks.embedded.reasoner import encode_prompt
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from transformers import TrainerCallback
@@ -16,8 +16,6 @@ from transformers import TrainerCallback
 from thoughtcache.measuring.phase_memory import PhaseMemory
 
 PHASES = ("rollout", "evict", "replay", "rewards", "backward", "optimizer")
-P = ParamSpec("P")
-R = TypeVar("R")
 Mark = Any
 """A moment: host seconds, or a CUDA event."""
 
@@ -68,15 +66,6 @@ class PhaseTimer:
             done = True
         finally:
             self.end(count=done)
-
-    def timed(self, name: str, function: Callable[P, R]) -> Callable[P, R]:
-        """`function`, each call counted as phase `name`."""
-
-        def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            with self.phase(name):
-                return function(*args, **kwargs)
-
-        return call
 
     def peaks(self) -> dict[str, float]:
         """MiB at the highest point of every phase since the last call; empty without memory."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from thoughtcache.adapter.cache_argument import cache_argument
 from thoughtcache.policy.handle import PolicyHandle
-from thoughtcache.sampler.slots.slot_cache import SlotCache
+from thoughtcache.sampler.slots.slot_cache import MoveFn, SlotCache, move_thoughts
 
 GRAPHS_PER_FUNCTION = 64
 """Shapes (batch sizes, windows, lengths of the longest prompt) that one process may compile for."""
@@ -70,9 +70,9 @@ def _step(backbone: nn.Module, cache: SlotCache, tokens: Tensor, argument: str) 
     return hidden
 
 
-def compile_evictions(cache: SlotCache) -> None:
-    """Compile what an eviction does after the choice of what leaves."""
-    cache.move = compile_whole(cache.move_thoughts, None)
+def eviction_step(*, compiled: bool) -> MoveFn:
+    """What an eviction does after the choice of what leaves, as it is or compiled."""
+    return compile_whole(move_thoughts, None) if compiled else move_thoughts
 
 
 def compile_whole(function: Callable[..., Any], device: torch.device | None) -> Callable[..., Any]:

@@ -1,8 +1,14 @@
 """The decode loop: slots that are refilled as soon as a sequence ends.
 
-One round: fill free slots with prefilled prompts; draw a token in every slot from its last hidden state; harvest the
+    with Engine(model, num_slots=16) as engine:
+        number = engine.add(Request(prompt_ids=ids, max_new_tokens=100))
+        while not engine.is_idle:
+            for event in engine.step():
+                ...
+
+One step: fill free slots with prefilled prompts; draw a token in every slot from its last hidden state; harvest the
 sequences that ended; evict and absorb where a window is full; one forward pass of one token per slot. All slots share
-the forward pass and nothing else: a sequence depends on its prompt, its seed and its row number alone.
+the forward pass and nothing else: a sequence depends on its request alone.
 
 The host knows the schedule. It looks at the device only to see which sequences have ended, on a GPU every few rounds;
 what a slot draws after its end is cut off (`drawing.py`). A round has no Python per slot: that is for slots in which a
@@ -11,26 +17,29 @@ sequence begins, evicts or ends.
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from types import TracebackType
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
-from thoughtcache.cache.host_integers import Integers, to_device
-from thoughtcache.cache.schedule import eviction_points
-from thoughtcache.policy.handle import PolicyHandle
-from thoughtcache.policy.modes import Place
-from thoughtcache.records import Eviction, Rollout, SamplingSettings
-from thoughtcache.sampler.decode_step import DecodeStep, compile_evictions
-from thoughtcache.sampler.drawing import Drawing
-from thoughtcache.sampler.prefill import Prefilled, prefill
+from thoughtcache.cache.host_integers import Integers
+from thoughtcache.policy.handle import open_policy
+from thoughtcache.policy.modes import Place, check_place
+from thoughtcache.sampler.cache_settings import FROM_CONFIG, cache_settings
+from thoughtcache.sampler.decode_step import DecodeStep, eviction_step
+from thoughtcache.sampler.draw.drawing import Drawing
+from thoughtcache.sampler.events import Event, Evicted, Evicting, Finished, Started, Tokens
+from thoughtcache.sampler.prompts import PromptStore
+from thoughtcache.sampler.request import Request
+from thoughtcache.sampler.sequence import RunningSequence, new_sequence
 from thoughtcache.sampler.slots.kv_recorder import KVRecorder
-from thoughtcache.sampler.slots.slot_cache import EvictFn, SlotCache, new_slots
-from thoughtcache.sampler.stop_strings import StopStrings
+from thoughtcache.sampler.slots.slot_cache import SlotCache, new_slots
+from thoughtcache.sampler.slots.table import SlotTable
 from thoughtcache.sampler.weights.direct_linears import direct_linears
 from thoughtcache.sampler.weights.packed_linears import packed_linears, worth_packing
 
@@ -38,119 +47,193 @@ ROUNDS_BETWEEN_LOOKS = 16
 """On a GPU; elsewhere looking costs nothing."""
 COMPILED_COLUMNS = 64
 """With static shapes the columns of a slot are a multiple of this."""
-
-
-@dataclass(kw_only=True, slots=True)
-class _Sequence:
-    """One sequence in a slot.
-
-    Attributes:
-        row: its number in the call.
-        states: [evictions, L, G, R] on the host, with room for all that can come: one piece, so that it does not lie
-            between what decoding allocates and frees.
-        chosen: [L, H, E] slots of each eviction so far, on the host; None where the oldest left.
-        recorder: of its keys and values.
-    """
-
-    row: int
-    prompt: tuple[int, ...]
-    states: Tensor | None = None
-    chosen: list[Tensor | None] = field(default_factory=list)
-    recorder: KVRecorder | None = None
+_OPEN = "an engine samples inside its block only: with Engine(model, ...) as engine: ..."
 
 
 class Engine:
-    """Samples all prompts of a call with a fixed number of slots.
+    """Samples any number of requests with a fixed number of slots; requests come and go while it works.
+
+    From when it is made until its block ends the weights must not change; inside the block the model is its own.
 
     Args:
-        policy: the parts of the model.
-        prompt_ids: one list of tokens per sequence.
-        settings: what all sequences share, other than their seeds.
-        seeds: (seed, row) of the uniform numbers of each sequence; the seed alone is that of evictions that draw.
-        stop_ids: tokens that end a sequence.
-        stop_strings: texts that end a sequence, or None.
+        model: a PEFT model with a `ThoughtConfig` adapter; inside `disable_adapter()` the base model is sampled.
         num_slots: sequences decoded at once.
-        kv_log: where keys and values are recorded, None for no record.
+        window: resident thoughts of every sequence instead of the adapter's own: an integer, or None for the full
+            cache. "prompt" has no meaning here.
+        tokenizer: of the model; its end-of-sequence token ends a sequence as those of the model do, and stop strings
+            need it.
+        max_prompt_tokens: room for prompts that is made at once; a longer prompt makes more when it comes.
+        max_new_tokens: the same for thoughts.
+        record_kv: where keys, values and entropies are recorded, "device" or "host"; None for no record.
         anchors: record the thought states after each eviction.
-        compiled: static shapes and compiled decode and eviction steps.
+        compile: static shapes, and compiled decode and eviction steps.
         pack_weights: on a CPU, decode from packed copies of the weights; not with compiled steps.
-        wrap_eviction: decorates the function that evicts: choice, move and absorption.
-        progress: called with the number of sequences that were finished.
+        stream: tell new tokens (`Tokens`) at every look at the device.
+        on_event: called with every event when it happens; `step` returns them as well.
+
+    Raises:
+        ValueError: for a model without a thought adapter, and for values out of range.
     """
 
+    @torch.no_grad()
     def __init__(
         self,
-        policy: PolicyHandle,
-        prompt_ids: Sequence[Sequence[int]],
-        settings: SamplingSettings,
+        model: nn.Module,
         *,
-        seeds: Sequence[tuple[int, int]],
-        stop_ids: list[int],
-        stop_strings: StopStrings | None,
         num_slots: int,
-        kv_log: Place | None,
-        anchors: bool,
-        compiled: bool,
-        pack_weights: bool,
-        wrap_eviction: Callable[[EvictFn], EvictFn] | None,
-        progress: Callable[[int], None] | None,
+        window: int | str | None = FROM_CONFIG,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        max_prompt_tokens: int = 0,
+        max_new_tokens: int = 0,
+        record_kv: Place | None = None,
+        anchors: bool = True,
+        compile: bool = False,
+        pack_weights: bool = True,
+        stream: bool = False,
+        on_event: Callable[[Event], None] | None = None,
     ) -> None:
-        self.policy, self.settings, self.kv_log, self.progress = policy, settings, kv_log, progress
-        self.anchors, self.compiled, self.pack_weights = anchors, compiled, pack_weights
-        self.prompts, self.seeds = [tuple(ids) for ids in prompt_ids], seeds
-        self.pending = deque(range(len(self.prompts)))
-        self.users = Counter(self.prompts)
-        self.prefilled: dict[tuple[int, ...], Prefilled] = {}
-        self.slots: list[_Sequence | None] = [None] * num_slots
-        self.results: list[Rollout | None] = [None] * len(self.prompts)
-        device, count = policy.device, settings.max_new_tokens
-        capacity = max(map(len, self.prompts)) + min(count, settings.window or count)
-        self.looks_every = ROUNDS_BETWEEN_LOOKS if device.type == "cuda" else 1
+        if num_slots < 1:
+            raise ValueError(f"num_slots must be at least 1 sequence, got {num_slots}")
+        if record_kv is not None:
+            check_place(record_kv)
+        self.policy = policy = open_policy(model)
+        self.tokenizer, self.record_kv, self.anchors, self.stream = tokenizer, record_kv, anchors, stream
+        self.compiled, self.on_event = compile, on_event
+        self.pack_weights = pack_weights and worth_packing(num_slots, max_new_tokens or None)
+        self.settings = cache_settings(policy.tuner.thought_config, window, longest_prompt=None)
+        self.looks_every = ROUNDS_BETWEEN_LOOKS if policy.device.type == "cuda" else 1
+        self.table = SlotTable(num_slots, policy.device)
+        rules = policy.tuner.window_rules(
+            window=self.settings.window,
+            num_evicted=self.settings.num_evicted,
+            eviction=self.settings.eviction,
+            positions=self.settings.positions,
+        )
         self.cache: SlotCache = new_slots(
             policy.tuner,
-            num_slots=num_slots,
-            # Few shapes, few graphs: prompts of many lengths share one.
-            capacity=capacity + (-capacity % COMPILED_COLUMNS if compiled else 0),
-            settings=settings,
-            static_shapes=compiled,
+            self.table,
+            rules,
+            capacity=self._columns(max_prompt_tokens, max_new_tokens),
+            static_shapes=compile,
         )
-        if compiled:
-            compile_evictions(self.cache)
-        self.evict = self.cache.evict if wrap_eviction is None else wrap_eviction(self.cache.evict)
-        self.step = DecodeStep(policy, compiled=compiled)
         self.drawing = Drawing(
-            policy, settings, stop_ids, stop_strings, num_slots=num_slots, with_entropies=kv_log is not None
+            policy, self.table, num_tokens=max_new_tokens, with_entropies=record_kv is not None, reads=stream
         )
-        self.counts = np.zeros(num_slots, np.int64)
+        self.move = eviction_step(compiled=compile)
+        self.decode = DecodeStep(policy, compiled=compile)
+        self.prompts = PromptStore(policy)
+        self.pending: deque[RunningSequence] = deque()
+        self.slots: list[RunningSequence | None] = [None] * num_slots
+        self.counts: Integers = np.zeros(num_slots, np.int64)
+        self.limits: Integers = np.zeros(num_slots, np.int64)
         # Made with the first hidden states, whose dtype it takes.
         self.hidden: Tensor | None = None
+        self.table.own(self, "slots", initial=None)
+        self.table.own(self, "counts", "limits", initial=0)
+        self.table.own(self, "hidden")
+        self._num_requests = self._rounds = 0
+        self._last_request: int | None = None
+        self._events: list[Event] = []
+        self._block: ExitStack | None = None
 
-    def run(self) -> list[Rollout]:
-        """All rollouts, in the order of the prompts."""
-        tuner = self.policy.tuner
-        with tuner.sampling(), ExitStack() as faster:
+    @torch.no_grad()
+    def __enter__(self) -> Engine:
+        with ExitStack() as block:
+            tuner = self.policy.tuner
+            block.enter_context(tuner.sampling())
             # A compiler follows the modules' own calls, and would take new ones for new code.
             if not self.compiled:
-                if self.pack_weights and worth_packing(len(self.slots), self.settings.max_new_tokens):
-                    faster.enter_context(packed_linears(tuner.model, tuner.prefix))
-                faster.enter_context(direct_linears(tuner))
-            self._run()
-        return [result for result in self.results if result is not None]
+                if self.pack_weights:
+                    block.enter_context(packed_linears(tuner.model, tuner.prefix))
+                block.enter_context(direct_linears(tuner))
+            self._block = block.pop_all()
+        return self
 
-    def _run(self) -> None:
-        rounds = 0
-        while self.pending or self.cache.taken.any():
-            self._admit()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._block is not None
+        block, self._block = self._block, None
+        block.__exit__(kind, error, trace)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request waits or runs."""
+        return not self.pending and not self.cache.taken.any()
+
+    def add(self, request: Request) -> int:
+        """Let a request wait for a slot.
+
+        Returns:
+            Its number, which events carry.
+
+        Raises:
+            ValueError: for what the model cannot sample.
+            RuntimeError: after `drain`.
+        """
+        if self._last_request is not None:
+            raise RuntimeError("this engine was told that no more requests come; make another one")
+        number, self._num_requests = self._num_requests, self._num_requests + 1
+        sequence = new_sequence(number, request, self.policy, self.settings, self.tokenizer)
+        self.pending.append(sequence)
+        self.prompts.wait(sequence.prompt)
+        return number
+
+    def abort(self, request: int) -> bool:
+        """Forget a request, whether it waits or runs; its slot is free at once.
+
+        Returns:
+            Whether it was there; it may have finished before.
+        """
+        for sequence in self.pending:
+            if sequence.request == request:
+                self.pending.remove(sequence)
+                self.prompts.forget(sequence.prompt)
+                return True
+        for slot, running in enumerate(self.slots):
+            if running is not None and running.request == request:
+                self._free([slot])
+                return True
+        return False
+
+    def drain(self) -> None:
+        """No more requests come: slots that become free are dropped, so that a step costs what is left."""
+        self._last_request = self._num_requests
+
+    @torch.no_grad()
+    def step(self) -> list[Event]:
+        """One round; what happened in it, in order.
+
+        Raises:
+            RuntimeError: outside of the engine's block.
+            FloatingPointError: if a log-probability is not finite.
+        """
+        if self._block is None:
+            raise RuntimeError(_OPEN)
+        self._events = []
+        self._admit()
+        if self.cache.taken.any():
             self._draw()
-            rounds += 1
-            self._harvest(look=rounds % self.looks_every == 0)
-            if not self.cache.taken.any():
-                continue
+            self._rounds += 1
+            self._harvest(look=self._rounds % self.looks_every == 0)
+        if self.cache.taken.any():
             self._shrink()
             due = self.cache.due()
             if due.size:
                 self._evict(due)
-            self.hidden = self.step(self.cache, self.drawing.last)
+            self.hidden = self.decode(self.cache, self.drawing.last)
+        return self._events
+
+    def _tell(self, event: Event) -> None:
+        self._events.append(event)
+        if self.on_event is not None:
+            self.on_event(event)
+
+    def _columns(self, prompt_tokens: int, thoughts: int) -> int:
+        """Columns of a slot that holds a prompt and thoughts."""
+        columns = prompt_tokens + min(thoughts, self.settings.window or thoughts)
+        # Few shapes, few graphs: prompts of many lengths share one.
+        return columns + (-columns % COMPILED_COLUMNS if self.compiled else 0)
 
     def _admit(self) -> None:
         """Fill free slots; a prompt with several completions is processed once."""
@@ -159,35 +242,24 @@ class Engine:
         slots = np.flatnonzero(~self.cache.taken)[: len(self.pending)].tolist()
         if not slots:
             return
-        rows = [self.pending.popleft() for _ in slots]
         by_prompt: dict[tuple[int, ...], list[int]] = {}
-        for slot, row in zip(slots, rows, strict=True):
-            self.slots[slot] = self._sequence(row)
-            by_prompt.setdefault(self.prompts[row], []).append(slot)
-        new = [prompt for prompt in by_prompt if prompt not in self.prefilled]
-        if new:
-            self.prefilled.update(zip(new, prefill(self.policy, new), strict=True))
-        seeds = dict(zip(slots, (self.seeds[row] for row in rows), strict=True))
-        for prompt, places in by_prompt.items():
-            entry = self.prefilled[prompt]
-            self.cache.fill(places, entry.past, [seeds[slot][0] for slot in places])
+        new = [self.pending.popleft() for _ in slots]
+        for slot, sequence in zip(slots, new, strict=True):
+            if self.record_kv is not None:
+                sequence.recorder = KVRecorder(self.cache.device, on_host=self.record_kv == "host")
+            self.slots[slot], self.limits[slot] = sequence, sequence.rules.max_new_tokens
+            by_prompt.setdefault(sequence.prompt, []).append(slot)
+        self.cache.reserve(max(self._columns(len(one.prompt), one.rules.max_new_tokens) for one in new))
+        seeds = {slot: sequence.rules.seed[0] for slot, sequence in zip(slots, new, strict=True)}
+        entries = self.prompts.take(list(by_prompt), [len(places) for places in by_prompt.values()])
+        for places, entry in zip(by_prompt.values(), entries, strict=True):
+            self.cache.fill(places, entry.past, [seeds[slot] for slot in places])
             if self.hidden is None:
                 self.hidden = entry.hidden.new_zeros(len(self.slots), entry.hidden.shape[0])
             self.hidden[places] = entry.hidden
-            self.users[prompt] -= len(places)
-            if not self.users[prompt]:
-                del self.prefilled[prompt]
-            elif len(new) > 1 and prompt in new:
-                self.prefilled[prompt] = entry.copied()  # of the padded batch it would keep all rows
-        self.counts[slots] = 0
-        self.drawing.admit(slots, list(seeds.values()), [self.prompts[row] for row in rows])
-
-    def _sequence(self, row: int) -> _Sequence:
-        prompt = self.prompts[row]
-        recorder = None
-        if self.kv_log is not None:
-            recorder = KVRecorder(self.cache.device, on_host=self.kv_log == "host")
-        return _Sequence(row=row, prompt=prompt, recorder=recorder)
+        self.drawing.admit(slots, [one.rules for one in new], [one.prompt for one in new])
+        for sequence in new:
+            self._tell(Started(request=sequence.request))
 
     def _draw(self) -> None:
         """One token in every slot; free slots draw one that nobody reads."""
@@ -197,86 +269,54 @@ class Engine:
 
     def _harvest(self, *, look: bool) -> None:
         """Take out the sequences that are over."""
-        over = self.counts == self.settings.max_new_tokens
+        over = (self.counts == self.limits) & self.cache.taken
         if look or over.any():
-            over |= self.drawing.ended(self.counts * self.cache.taken)
-        for slot in np.flatnonzero(over & self.cache.taken).tolist():
-            sequence = self.slots[slot]
+            over |= self.drawing.ended(self.counts * self.cache.taken) & self.cache.taken
+            if self.stream:
+                self._stream(over)
+        ended = np.flatnonzero(over).tolist()
+        for slot in ended:
+            sequence, count = self.slots[slot], int(self.counts[slot])
             assert sequence is not None
-            self.results[sequence.row] = self._record(slot, sequence)
-            self.slots[slot], self.counts[slot] = None, 0
-            self.cache.free(slot)
-            if self.progress is not None:
-                self.progress(1)
+            rollout = sequence.rollout(self.cache, slot, count, self.drawing.take(slot, count))
+            if self.stream and sequence.num_told < len(rollout.token_ids):
+                rest = tuple(rollout.token_ids[sequence.num_told :])
+                self._tell(Tokens(request=sequence.request, token_ids=rest))
+            self._tell(Finished(request=sequence.request, rollout=rollout))
+        self._free(ended)
 
-    def _record(self, slot: int, sequence: _Sequence) -> Rollout:
-        """The rollout of a slot, cut at its end."""
-        count = int(self.counts[slot])
-        drawn = self.drawing.take(slot, count)
-        length = len(drawn.token_ids)
-        processed = len(sequence.prompt) + length - 1
-        points = eviction_points(length - 1, self.settings.window, self.settings.num_evicted)
-        if self.cache.device.type == "cuda" and sequence.chosen:
-            # The host is about to read what the device was asked to write.
-            torch.cuda.current_stream(self.cache.device).synchronize()
-        keys_values = None
-        if sequence.recorder is not None:
-            if sequence.recorder.num_recorded < processed:
-                sequence.recorder.copy_new(self.cache, slot, len(sequence.prompt) + count - 1)
-            keys_values = sequence.recorder.finished(processed)
-        return Rollout(
-            prompt_ids=list(sequence.prompt),
-            token_ids=drawn.token_ids,
-            logprobs=drawn.logprobs,
-            sampled_logprobs=drawn.sampled_logprobs,
-            entropies=drawn.entropies,
-            evictions=tuple(
-                Eviction(before_token=point, num_tokens=self.settings.num_evicted or 0, slots=chosen)
-                for point, chosen in zip(points, sequence.chosen, strict=False)
-            ),
-            states=None if sequence.states is None or not points else sequence.states[: len(points)].clone(),
-            keys_values=keys_values,
-            finish_reason=drawn.finish_reason,
-            settings=replace(self.settings, seed=self.seeds[sequence.row][0]),
-        )
+    def _stream(self, over: np.typing.NDArray[np.bool_]) -> None:
+        """Tell the new tokens of the sequences that go on."""
+        for sequence, read, is_over in zip(self.slots, self.drawing.read, over, strict=True):
+            if sequence is not None and not is_over and len(read) > sequence.num_told:
+                self._tell(Tokens(request=sequence.request, token_ids=tuple(read[sequence.num_told :])))
+                sequence.num_told = len(read)
+
+    def _free(self, slots: list[int]) -> None:
+        self.table.reset(slots)
 
     def _shrink(self) -> None:
         """Nobody waits any more and half of the slots are free: drop those. Static shapes keep them."""
         active = np.flatnonzero(self.cache.taken)
-        if self.pending or self.compiled or 2 * len(active) > len(self.slots):
+        waits = self._last_request is None or bool(self.pending)
+        if waits or self.compiled or 2 * len(active) > len(self.slots):
             return
-        rows = to_device(active, self.cache.device)
-        assert self.hidden is not None
-        self.cache.keep(active)
-        self.hidden = self.hidden[rows]
-        self.drawing.keep(active.tolist(), rows)
-        self.slots, self.counts = [self.slots[slot] for slot in active], self.counts[active]
+        self.table.keep(active)
+        self.drawing.regroup()
 
     def _evict(self, due: Integers) -> None:
-        for slot in due.tolist():
-            sequence = self.slots[slot]
+        """Evict and absorb in these slots, and record it."""
+        sequences = [self.slots[slot] for slot in due.tolist()]
+        numbers = tuple(sequence.request for sequence in sequences if sequence is not None)
+        self._tell(Evicting(requests=numbers))
+        for slot, sequence in zip(due.tolist(), sequences, strict=True):
             if sequence is not None and sequence.recorder is not None:
                 sequence.recorder.copy_new(self.cache, slot, len(sequence.prompt) + int(self.counts[slot]) - 1)
-        event = self.evict(due)
+        event = self.cache.evict(due, self.move)
         states = torch.stack(event.states, dim=1) if self.anchors and event.states else None
-        for place, slot in enumerate(event.slots):
-            sequence = self.slots[slot]
+        for place, sequence in enumerate(sequences):
             assert sequence is not None
-            if states is not None:
-                self._anchor(sequence, states[place])
-            sequence.chosen.append(None if event.chosen is None else self._to_host(event.chosen[place]))
-
-    def _anchor(self, sequence: _Sequence, state: Tensor) -> None:
-        """Record the state [L, G, R] after an eviction; nothing waits until the sequence is taken out."""
-        if sequence.states is None:
-            settings = self.settings
-            count = len(eviction_points(settings.max_new_tokens - 1, settings.window, settings.num_evicted))
-            sequence.states = self._on_host((count, *state.shape), state.dtype)
-        sequence.states[len(sequence.chosen)].copy_(state, non_blocking=True)
-
-    def _to_host(self, record: Tensor) -> Tensor:
-        """Records grow with the length, so they leave a GPU at once."""
-        return self._on_host(record.shape, record.dtype).copy_(record, non_blocking=True)
-
-    def _on_host(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        return torch.empty(tuple(shape), dtype=dtype, pin_memory=self.cache.device.type == "cuda")
+            sequence.note_eviction(
+                None if event.chosen is None else event.chosen[place], None if states is None else states[place]
+            )
+        self._tell(Evicted(requests=numbers))

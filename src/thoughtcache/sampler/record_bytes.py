@@ -15,7 +15,8 @@ import torch
 from thoughtcache.cache.eviction import EVICTION_POLICIES
 from thoughtcache.cache.schedule import num_evictions
 from thoughtcache.policy.handle import PolicyHandle
-from thoughtcache.records import SamplingSettings
+from thoughtcache.records import TokenFilters
+from thoughtcache.sampler.cache_settings import CacheSettings
 
 SLOT_BYTES = torch.int64.itemsize
 """Of the number of one evicted slot."""
@@ -87,13 +88,14 @@ def record_bytes(
 
 
 def item_bytes(
-    policy: PolicyHandle, settings: SamplingSettings, *, keys_values: bool, anchors: bool = True
+    policy: PolicyHandle, cache: CacheSettings, filters: TokenFilters, *, keys_values: bool, anchors: bool = True
 ) -> ItemBytes:
     """Sizes of what a model records under some settings.
 
     Args:
         policy: the parts of the model.
-        settings: cache, eviction policy and filters.
+        cache: under which is sampled.
+        filters: of all sequences.
         keys_values: whether keys, values and entropies are recorded.
         anchors: whether thought states are.
     """
@@ -103,11 +105,11 @@ def item_bytes(
     state = 0
     if anchors and tuner.absorber() is not None and not config.is_plain_lora:
         state = layers * config.num_global_tokens * config.r * tuner.encoders()[0].log_write_scale.dtype.itemsize
-    num_scores = 1 + settings.filters.active + keys_values
+    num_scores = 1 + filters.active + keys_values
     return ItemBytes(
         state=state,
-        slots=layers * heads * (settings.num_evicted or 0) * SLOT_BYTES
-        if EVICTION_POLICIES[settings.eviction].chooses
+        slots=layers * heads * (cache.num_evicted or 0) * SLOT_BYTES
+        if EVICTION_POLICIES[cache.eviction].chooses
         else 0,
         token=2 * layers * heads * head_size * dtype.itemsize if keys_values else 0,
         thought=num_scores * torch.promote_types(dtype, torch.float32).itemsize,

@@ -11,29 +11,23 @@ refuses them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final
 
-import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from thoughtcache.adapter.positions import check_positions
-from thoughtcache.cache.schedule import evict_count
-from thoughtcache.ends import stop_token_ids
-from thoughtcache.policy.handle import PolicyHandle, open_policy
-from thoughtcache.policy.modes import Place, check_place
-from thoughtcache.policy.token_ids import check_prompts, check_stop_ids
-from thoughtcache.records import Rollout, SamplingSettings, TokenFilters
+from thoughtcache.policy.handle import open_policy
+from thoughtcache.policy.modes import Place
+from thoughtcache.policy.token_ids import check_prompts
+from thoughtcache.records import Rollout, TokenFilters
+from thoughtcache.sampler.cache_settings import FROM_CONFIG, cache_settings
+from thoughtcache.sampler.draw.inverse_cdf import row_seeds
 from thoughtcache.sampler.engine import Engine
-from thoughtcache.sampler.inverse_cdf import row_seeds
+from thoughtcache.sampler.events import Event, Finished
 from thoughtcache.sampler.record_bytes import check_record_bytes, item_bytes, record_bytes
-from thoughtcache.sampler.slots.slot_cache import EvictFn
-from thoughtcache.sampler.stop_strings import make_stop_strings
-
-FROM_CONFIG: Final = "config"
+from thoughtcache.sampler.request import Request
 
 
-@torch.no_grad()
 def rollout(
     model: nn.Module,
     prompt_ids: Sequence[Sequence[int]],
@@ -58,7 +52,7 @@ def rollout(
     compile: bool = False,
     pack_weights: bool = True,
     rows: Sequence[int] | None = None,
-    wrap_eviction: Callable[[EvictFn], EvictFn] | None = None,
+    on_event: Callable[[Event], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Rollout]:
     """Sample one thought sequence per prompt.
@@ -97,7 +91,7 @@ def rollout(
             the same up to rounding); False saves the memory of the copy. Nothing elsewhere, or with `compile`.
         rows: sample only these prompts, by number; seeds, the resolved window and all checks are those of the whole
             call, so that a call can be split over several processes. All of them by default.
-        wrap_eviction: decorates the function that evicts (choice, move and absorption), to time it for example.
+        on_event: called with every event of the engine (`events.py`) when it happens.
         progress: called with the number of rows that were finished.
 
     Returns:
@@ -109,17 +103,12 @@ def rollout(
         RuntimeError: if this model is sampling already.
     """
     policy = open_policy(model)
-    if kv_log is not None:
-        check_place(kv_log)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 sequence or None, got {batch_size}")
     check_prompts(prompt_ids, policy)
-    if stop_ids is not None:
-        check_stop_ids(stop_ids, policy)
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    texts = make_stop_strings(stop_strings, tokenizer)
     seeds = row_seeds(seed, len(prompt_ids))
+    longest = max(map(len, prompt_ids))
+    cache = cache_settings(policy.tuner.thought_config, window, longest_prompt=longest)
     filters = TokenFilters(
         top_k=top_k,
         top_p=top_p,
@@ -127,79 +116,54 @@ def rollout(
         repetition_penalty=repetition_penalty,
         min_new_tokens=min_new_tokens,
     )
-    _check_filters(filters, temperature, max_new_tokens)
-    resolved, num_evicted = _window(policy, prompt_ids, window)
-    settings = SamplingSettings(
-        temperature=temperature,
-        max_new_tokens=max_new_tokens,
-        window=resolved,
-        num_evicted=num_evicted,
-        eviction=policy.tuner.thought_config.eviction,
-        seed=seeds[0][0],
-        ignore_eos=ignore_eos,
-        filters=filters,
-        stop_strings=() if texts is None else texts.strings,
-        positions="rolling" if policy.tuner.thought_config.positions == "rolling" and resolved else "absolute",
-    )
-    longest = max(map(len, prompt_ids))
-    check_positions(longest, max_new_tokens, policy.reach, rolling_window=settings.rolling_window)
+    requests = [
+        Request(
+            prompt_ids=ids,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            filters=filters,
+            seed=own,
+            row=row,
+            ignore_eos=ignore_eos,
+            stop_ids=stop_ids,
+            stop_strings=stop_strings,
+        )
+        for ids, (own, row) in zip(prompt_ids, seeds, strict=True)
+    ]
+    rolling_window = cache.window if cache.positions == "rolling" else None
+    check_positions(longest, max_new_tokens, policy.reach, rolling_window=rolling_window)
     if max_record_bytes is not None:
         lengths = [len(ids) for ids in prompt_ids]
-        items = item_bytes(policy, settings, keys_values=kv_log is not None, anchors=anchors)
-        needed = record_bytes(items, lengths, [max_new_tokens] * len(lengths), resolved, num_evicted)
+        items = item_bytes(policy, cache, filters, keys_values=kv_log is not None, anchors=anchors)
+        needed = record_bytes(items, lengths, [max_new_tokens] * len(lengths), cache.window, cache.num_evicted)
         check_record_bytes(needed, max_record_bytes, len(lengths))
     chosen = range(len(prompt_ids)) if rows is None else rows
     if not chosen or min(chosen) < 0 or max(chosen) >= len(prompt_ids):
         raise ValueError(f"rows must be numbers from 0 to {len(prompt_ids) - 1}, at least one, got {list(chosen)}")
+
+    def tell(event: Event) -> None:
+        if on_event is not None:
+            on_event(event)
+        if progress is not None and isinstance(event, Finished):
+            progress(1)
+
     engine = Engine(
-        policy,
-        [prompt_ids[row] for row in chosen],
-        settings,
-        seeds=[seeds[row] for row in chosen],
-        stop_ids=_stop_ids(policy, settings, tokenizer) if stop_ids is None or ignore_eos else list(stop_ids),
-        stop_strings=texts,
+        model,
         num_slots=min(batch_size or len(chosen), len(chosen)),
-        kv_log=kv_log,
+        window=cache.window,
+        tokenizer=tokenizer,
+        max_prompt_tokens=max(len(prompt_ids[row]) for row in chosen),
+        max_new_tokens=max_new_tokens,
+        record_kv=kv_log,
         anchors=anchors,
-        compiled=compile,
+        compile=compile,
         pack_weights=pack_weights,
-        wrap_eviction=wrap_eviction,
-        progress=progress,
+        on_event=tell,
     )
-    return engine.run()
-
-
-def _check_filters(filters: TokenFilters, temperature: float, max_new_tokens: int) -> None:
-    if temperature < 0:
-        raise ValueError(f"temperature must be 0 (greedy) or positive, got {temperature}")
-    if temperature == 0 and filters.truncates:
-        raise ValueError(
-            f"top_k={filters.top_k}, top_p={filters.top_p} and min_p={filters.min_p} change nothing at temperature=0, "
-            "which takes the most likely token; leave them out, or set a positive temperature"
-        )
-    if filters.min_new_tokens > max_new_tokens:
-        raise ValueError(
-            f"min_new_tokens must be at most max_new_tokens={max_new_tokens}, got {filters.min_new_tokens}; "
-            "lower it or raise max_new_tokens"
-        )
-
-
-def _window(
-    policy: PolicyHandle, prompt_ids: Sequence[Sequence[int]], window: int | str | None
-) -> tuple[int | None, int | None]:
-    """Resident thoughts and how many leave at once."""
-    config = policy.tuner.thought_config
-    wanted = config.window if window == FROM_CONFIG else window
-    resolved = max(map(len, prompt_ids)) if wanted == "prompt" else wanted
-    if resolved is None:
-        return None, None
-    if not isinstance(resolved, int):
-        raise ValueError(f'window={wanted!r} is not known; use an integer >= 1, "prompt" or None')
-    return resolved, evict_count(resolved, config.evict_fraction)
-
-
-def _stop_ids(policy: PolicyHandle, settings: SamplingSettings, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
-    """End-of-sequence tokens of the model and of its tokenizer; none if they are to be ignored."""
-    if settings.ignore_eos:
-        return []
-    return stop_token_ids(policy.tuner.model.generation_config.eos_token_id, tokenizer)
+    numbers = [engine.add(requests[row]) for row in chosen]
+    engine.drain()
+    found: dict[int, Rollout] = {}
+    with engine:
+        while not engine.is_idle:
+            found.update((event.request, event.rollout) for event in engine.step() if isinstance(event, Finished))
+    return [found[number] for number in numbers]

@@ -37,7 +37,7 @@ from thoughtcache.records import Rollout
 from thoughtcache.report.files import writing
 from thoughtcache.report.progress import progress_bar
 from thoughtcache.report.trainer_progress import RichProgressCallback
-from thoughtcache.sampler.rollout import FROM_CONFIG
+from thoughtcache.sampler.cache_settings import FROM_CONFIG
 from thoughtcache.tasks.embedded.problem import Problem, sample_problems
 from thoughtcache.tasks.embedded.reasoner import encode_prompt, load_reasoner
 

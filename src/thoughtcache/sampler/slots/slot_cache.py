@@ -20,13 +20,14 @@ import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from thoughtcache.adapter.model import ThoughtModel
 from thoughtcache.cache.base import ResidentLayer, StatefulCache, States
 from thoughtcache.cache.evict import evict_layer
 from thoughtcache.cache.host_integers import Integers, to_device
 from thoughtcache.cache.window_rules import WindowRules
-from thoughtcache.records import SamplingSettings
+from thoughtcache.sampler.slots.table import SlotTable
 from thoughtcache.sampler.slots.window_block import WindowBlock
 
 
@@ -43,6 +44,10 @@ class SlotEviction:
     slots: list[int]
     states: list[Float[Tensor, "n G R"]] | None
     chosen: Int[Tensor, "n L H E"] | None
+
+
+MoveFn = Callable[["SlotCache", WindowBlock, list[Tensor] | None], list[Tensor] | None]
+"""As `move_thoughts`."""
 
 
 class _SlotLayer(ResidentLayer):  # type: ignore[no-untyped-call]
@@ -68,20 +73,15 @@ class _SlotLayer(ResidentLayer):  # type: ignore[no-untyped-call]
         return self.cache.visible - 1
 
 
-EvictFn = Callable[[Integers], SlotEviction]
-"""As `SlotCache.evict`."""
-
-
 class SlotCache(StatefulCache):
     """Slots that are filled, decoded one token at a time, evicted from and freed independently.
 
     Args:
         num_layers: decoder layers.
-        num_slots: sequences at once.
-        capacity: longest prompt plus the most resident thoughts.
+        table: of all that has a row per slot.
+        capacity: columns of a slot: longest prompt plus the most resident thoughts. `reserve` raises it.
         initial_states: [1, G, R] per layer, or None for the identity.
         rules: what bounds every slot.
-        device: of all buffers.
         static_shapes: attend to the whole buffer in every step.
 
     Attributes:
@@ -95,7 +95,6 @@ class SlotCache(StatefulCache):
         columns: [slots] where each slot writes next, on the device as the next three.
         positions: [slots] of the token that is written next.
         occupied: [slots] 1 where there is a sequence.
-        every: [slots] 0, 1, 2, ...
     """
 
     is_samplers = True
@@ -104,19 +103,18 @@ class SlotCache(StatefulCache):
         self,
         *,
         num_layers: int,
-        num_slots: int,
+        table: SlotTable,
         capacity: int,
         initial_states: States,
         rules: WindowRules,
-        device: torch.device,
         static_shapes: bool = False,
     ) -> None:
+        num_slots, device = table.num_slots, table.device
         states = None if initial_states is None else [s.expand(num_slots, -1, -1).clone() for s in initial_states]
         super().__init__([_SlotLayer(self) for _ in range(num_layers)], states)
-        self.initial_states = initial_states
+        self.table = table
         self.capacity = capacity
         self.rules = rules
-        self.device = device
         self.static_shapes = static_shapes
         self.prompts: Integers = np.zeros(num_slots, np.int64)
         self.lengths: Integers = np.zeros(num_slots, np.int64)
@@ -128,9 +126,14 @@ class SlotCache(StatefulCache):
         self.columns, self.positions, self.occupied = (
             torch.zeros(num_slots, dtype=torch.long, device=device) for _ in range(3)
         )
-        self.every = torch.arange(num_slots, device=device)
-        self._fix_addresses(self.columns, self.positions, self.occupied, self.every, *(states or ()))
-        self.move = self.move_thoughts
+        self._every = torch.arange(num_slots, device=device)
+        self._fix_addresses(self.columns, self.positions, self.occupied, self._every, *(states or ()))
+        table.own(self, "prompts", "lengths", "num_evictions", "taken", "seeds", initial=0)
+        table.own(self, "columns", "positions", "occupied", initial=0)
+        for index, layer in enumerate(self.layers):
+            table.own(layer, "keys", "values")
+            if self.states is not None and initial_states is not None:
+                table.own(self.states, index, initial=initial_states[index])
 
     @property
     def physical_length(self) -> int:
@@ -144,14 +147,24 @@ class SlotCache(StatefulCache):
     @property
     def num_slots(self) -> int:
         """Sequences at once, free slots included."""
-        return len(self.lengths)
+        return self.table.num_slots
+
+    @property
+    def every(self) -> Int[Tensor, " slots"]:
+        """The numbers 0, 1, 2, ... of the slots, on the device."""
+        return self._every[: self.num_slots]
+
+    @property
+    def device(self) -> torch.device:
+        """Where all buffers lie."""
+        return self.table.device
 
     def fill(self, slots: Sequence[int], past: list[tuple[Tensor, Tensor]], seeds: Sequence[int]) -> None:
-        """Put one prefilled prompt into free slots.
+        """Put one prefilled prompt into free slots, which hold their initial values.
 
         Args:
-            slots: where to.
-            past: keys and values per layer, [H, P, D].
+            slots: where.
+            past: its keys and values per layer, [H, P, D].
             seeds: of the sequence in each slot.
         """
         length = past[0][0].shape[1]
@@ -163,41 +176,28 @@ class SlotCache(StatefulCache):
                 layer.is_initialized = True
                 self._fix_addresses(layer.keys, layer.values)
             layer.keys[rows, :, :length], layer.values[rows, :, :length] = pair
-        if self.states is not None and self.initial_states is not None:
-            for state, initial in zip(self.states, self.initial_states, strict=True):
-                state[rows] = initial
         self.columns[rows], self.positions[rows], self.occupied[rows] = length, length, 1
-        self.prompts[slots], self.lengths[slots], self.num_evictions[slots], self.taken[slots] = length, length, 0, True
+        self.prompts[slots], self.lengths[slots], self.taken[slots] = length, length, True
         for slot, seed in zip(slots, seeds, strict=True):
             self.seeds[slot] = seed
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for so many columns in every slot; what is there stays."""
+        missing = capacity - self.capacity
+        if missing <= 0:
+            return
+        for layer in self.layers:
+            if layer.keys is not None:
+                layer.keys, layer.values = (pad(buffer, (0, 0, 0, missing)) for buffer in (layer.keys, layer.values))
+                self._fix_addresses(layer.keys, layer.values)
+        self.visible += missing
+        self.capacity = capacity
 
     def _fix_addresses(self, *buffers: Tensor) -> None:
         """Tell the compiler that these stay where they are: a CUDA graph writes only to what it need not copy."""
         if self.static_shapes:
             for buffer in buffers:
                 torch._dynamo.mark_static_address(buffer)
-
-    def free(self, slot: int) -> None:
-        """The slot's sequence is over."""
-        self.prompts[slot], self.lengths[slot], self.taken[slot] = 0, 0, False
-        self.columns[slot], self.positions[slot], self.occupied[slot] = 0, 0, 0
-
-    def keep(self, slots: Integers) -> None:
-        """Drop all other slots, so that a step costs what is left."""
-        rows = to_device(slots, self.device)
-        for layer in self.layers:
-            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
-        if self.states is not None:
-            self.states = [state[rows] for state in self.states]
-        self.columns, self.positions, self.occupied = (
-            counter[rows] for counter in (self.columns, self.positions, self.occupied)
-        )
-        self.prompts, self.lengths, self.num_evictions = (
-            values[slots] for values in (self.prompts, self.lengths, self.num_evictions)
-        )
-        self.taken = self.taken[slots]
-        self.seeds = [self.seeds[slot] for slot in slots]
-        self.every = torch.arange(len(slots), device=self.device)
 
     def prepare_step(self) -> None:
         """Make ready for one token per slot, whose room must exist."""
@@ -226,8 +226,13 @@ class SlotCache(StatefulCache):
             return np.zeros(0, np.int64)
         return np.flatnonzero(self.taken & (self.lengths - self.prompts == self.rules.size))
 
-    def evict(self, slots: Integers) -> SlotEviction:
-        """Remove thoughts from these slots and absorb them."""
+    def evict(self, slots: Integers, move: MoveFn | None = None) -> SlotEviction:
+        """Remove thoughts from these slots and absorb them.
+
+        Args:
+            slots: whose window is full.
+            move: another form of `move_thoughts`, such as a compiled one.
+        """
         rules = self.rules
         assert rules.size is not None
         padded = self._padded(slots)
@@ -241,7 +246,7 @@ class SlotCache(StatefulCache):
             static_shapes=self.static_shapes,
         )
         chosen = self._choose(window, padded) if rules.eviction.chooses else None
-        states = self.move(window, chosen)
+        states = (move or move_thoughts)(self, window, chosen)
         rows = window.rows[: len(slots)]
         self.columns[rows] -= rules.num_evicted
         if rules.rotations is not None:
@@ -266,29 +271,6 @@ class SlotCache(StatefulCache):
             chosen.append(selected)
         return chosen
 
-    def move_thoughts(self, window: WindowBlock, chosen: list[Tensor] | None) -> list[Tensor] | None:
-        """Close the gap that the leaving thoughts make and absorb them; never holds copies of more than one layer.
-
-        Args:
-            window: the thoughts of the slots in question.
-            chosen: [n, H, E] which of them leave, per layer; None if the oldest do.
-
-        Returns:
-            The new states [n, G, R] per layer; None where nothing absorbs.
-        """
-        states = []
-        for index, layer in enumerate(self.layers):
-            slots = None if chosen is None else chosen[index]
-            state = None if self.states is None else self.states[index][window.index]
-            keys, values = window.read(layer.keys), window.read(layer.values)
-            kept_keys, kept_values, state = evict_layer(self.rules, index, keys, values, slots, state)
-            window.write(layer.keys, kept_keys)
-            window.write(layer.values, kept_values)
-            if self.rules.absorb is not None and self.states is not None and state is not None:
-                states.append(state)
-                self.states[index][window.index] = state
-        return states or None
-
     def _padded(self, slots: Integers) -> Integers:
         """With static shapes as many slots as the next power of two, the last one repeated: few shapes, few graphs."""
         if not self.static_shapes or self.num_slots == 1:
@@ -297,29 +279,48 @@ class SlotCache(StatefulCache):
         return np.pad(slots, (0, size - len(slots)), mode="edge")
 
 
+def move_thoughts(cache: SlotCache, window: WindowBlock, chosen: list[Tensor] | None) -> list[Tensor] | None:
+    """Close the gap that the leaving thoughts make and absorb them; never holds copies of more than one layer.
+
+    Args:
+        cache: of the slots.
+        window: the thoughts of the slots in question.
+        chosen: [n, H, E] which of them leave, per layer; None if the oldest do.
+
+    Returns:
+        The new states [n, G, R] per layer; None where nothing absorbs.
+    """
+    states = []
+    for index, layer in enumerate(cache.layers):
+        slots = None if chosen is None else chosen[index]
+        state = None if cache.states is None else cache.states[index][window.index]
+        keys, values = window.read(layer.keys), window.read(layer.values)
+        kept_keys, kept_values, state = evict_layer(cache.rules, index, keys, values, slots, state)
+        window.write(layer.keys, kept_keys)
+        window.write(layer.values, kept_values)
+        if cache.rules.absorb is not None and cache.states is not None and state is not None:
+            states.append(state)
+            cache.states[index][window.index] = state
+    return states or None
+
+
 def new_slots(
-    tuner: ThoughtModel, *, num_slots: int, capacity: int, settings: SamplingSettings, static_shapes: bool = False
+    tuner: ThoughtModel, table: SlotTable, rules: WindowRules, *, capacity: int, static_shapes: bool = False
 ) -> SlotCache:
     """Empty slots, each starting from the active adapter's initial states.
 
     Args:
         tuner: of the model.
-        num_slots: sequences at once.
-        capacity: longest prompt plus the most resident thoughts.
-        settings: window and eviction of all sequences.
+        table: of all that has a row per slot.
+        rules: what bounds every slot.
+        capacity: columns of a slot.
         static_shapes: attend to the whole buffer in every step.
     """
     return SlotCache(
         num_layers=tuner.num_layers,
-        num_slots=num_slots,
+        table=table,
         capacity=capacity,
         initial_states=tuner.initial_states() if tuner.adapter_enabled else None,
-        rules=tuner.window_rules(
-            window=settings.window,
-            num_evicted=settings.num_evicted,
-            eviction=settings.eviction,
-            positions=settings.positions,
-        ),
-        device=tuner.model.device,
+        rules=rules,
         static_shapes=static_shapes,
     )

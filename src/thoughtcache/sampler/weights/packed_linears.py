@@ -23,9 +23,14 @@ PAYS_FROM = 16
 """Tokens. Packing takes as long as a few rounds."""
 
 
-def worth_packing(num_slots: int, max_new_tokens: int) -> bool:
-    """Whether a rollout is long enough to win back the time, and wide enough to win any: one row gains nothing."""
-    return num_slots > 1 and max_new_tokens >= PAYS_FROM
+def worth_packing(num_slots: int, max_new_tokens: int | None) -> bool:
+    """Whether sampling is long enough to win back the time, and wide enough to win any: one row gains nothing.
+
+    Args:
+        num_slots: sequences at once.
+        max_new_tokens: longest thoughts; None where they are not known and may be long.
+    """
+    return num_slots > 1 and (max_new_tokens is None or max_new_tokens >= PAYS_FROM)
 
 
 @contextmanager

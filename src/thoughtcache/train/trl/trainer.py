@@ -30,6 +30,7 @@ from thoughtcache.measuring.phase_memory import PhaseMemory
 from thoughtcache.measuring.phase_timer import PhaseCallback, PhaseTimer
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.records import Rollout
+from thoughtcache.sampler.events import Event, Evicted, Evicting
 from thoughtcache.sampler.options import RolloutOptions
 from thoughtcache.sampler.rollout import rollout
 from thoughtcache.scale.backend import RolloutBackend
@@ -174,8 +175,8 @@ class ThoughtGRPOTrainer(GRPOTrainer):
         """Here, or through the backend; a training batch of the backend may have been started a batch ago."""
         train, weights = self.model.training, self._weights.version(self.model)
         if self._sampler is None:
-            timed = (lambda function: self._timer.timed("evict", function)) if train else None
-            rollouts = rollout(model, prompt_ids, wrap_eviction=timed, **self._rollout_options())
+            timed = self._time_evictions if train else None
+            rollouts = rollout(model, prompt_ids, on_event=timed, **self._rollout_options())
             return Generation(rollouts=rollouts, sampled_by=weights)
         if not train:
             batch = self._sampler.sample_now(model, prompt_ids, **self._rollout_options())
@@ -186,6 +187,12 @@ class ThoughtGRPOTrainer(GRPOTrainer):
             self._sampler.start_next(model, following, weights, **self._rollout_options())
         self._append_metrics(backend_metrics(batch, weights.optimizer_steps - sampled_by.optimizer_steps))
         return Generation(rollouts=batch.rollouts, sampled_by=sampled_by)
+
+    def _time_evictions(self, event: Event) -> None:
+        if isinstance(event, Evicting):
+            self._timer.begin("evict")
+        elif isinstance(event, Evicted):
+            self._timer.end()
 
     def _is_on_policy(self, generation: Generation) -> bool:
         """Whether the weights are still those that sampled."""

@@ -1,0 +1,76 @@
+"""What an engine is asked for: one sequence with its own settings, seed, stop rules and limit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from thoughtcache.records import TokenFilters
+
+NO_FILTERS = TokenFilters()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """One sequence. Its tokens depend on this, the weights and the engine's cache alone, never on its neighbours.
+
+    Attributes:
+        prompt_ids: token ids of the prompt.
+        max_new_tokens: bound on the thought tokens.
+        temperature: of the sampled and scored distribution; 0 decodes greedily.
+        filters: what makes the distribution that is drawn from another than the scored one.
+        seed: of the uniform numbers, and of eviction policies that draw.
+        row: the uniform numbers are those of `(seed, row)`, so that requests can share a seed.
+        ignore_eos: go on past end-of-sequence tokens.
+        stop_ids: tokens that end the sequence, instead of the end-of-sequence tokens of the model and its tokenizer;
+            with `ignore_eos` there are none.
+        stop_strings: texts that end it; the engine needs a tokenizer for them.
+        given_tokens: thoughts that are taken instead of drawn, to score a text under the policy: the record has its
+            log-probabilities, states and evictions. Nothing but their end ends the sequence.
+
+    Raises:
+        ValueError: for values out of range, and for combinations without a meaning.
+    """
+
+    prompt_ids: Sequence[int]
+    max_new_tokens: int
+    temperature: float = 1.0
+    filters: TokenFilters = NO_FILTERS
+    seed: int = 0
+    row: int = 0
+    ignore_eos: bool = False
+    stop_ids: Sequence[int] | None = None
+    stop_strings: str | Sequence[str] = ()
+    given_tokens: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        check_filters(self.filters, self.temperature, self.max_new_tokens)
+        given = self.given_tokens
+        if given is not None and len(given) != self.max_new_tokens:
+            raise ValueError(
+                f"max_new_tokens={self.max_new_tokens} must be the number of given_tokens, which is {len(given)}"
+            )
+        if given is not None and (self.filters.active or self.stop_strings or self.stop_ids):
+            raise ValueError("given_tokens are neither drawn nor ended early; leave out filters and stop rules")
+
+
+def check_filters(filters: TokenFilters, temperature: float, max_new_tokens: int) -> None:
+    """Refuse filters that change nothing or can never be met.
+
+    Raises:
+        ValueError: with the values and the remedy.
+    """
+    if temperature < 0:
+        raise ValueError(f"temperature must be 0 (greedy) or positive, got {temperature}")
+    if temperature == 0 and filters.truncates:
+        raise ValueError(
+            f"top_k={filters.top_k}, top_p={filters.top_p} and min_p={filters.min_p} change nothing at temperature=0, "
+            "which takes the most likely token; leave them out, or set a positive temperature"
+        )
+    if filters.min_new_tokens > max_new_tokens:
+        raise ValueError(
+            f"min_new_tokens must be at most max_new_tokens={max_new_tokens}, got {filters.min_new_tokens}; "
+            "lower it or raise max_new_tokens"
+        )
