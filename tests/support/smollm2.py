@@ -51,5 +51,6 @@ def _convert(source: Path, folder: Path) -> None:
         vars(model).pop(mark, None)  # some versions take them off themselves
     model.is_quantized = False
     vars(model.config).pop("quantization_config", None)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # some versions do not read it
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
