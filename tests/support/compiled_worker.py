@@ -62,7 +62,8 @@ def main() -> None:
         next(p for name, p in model.named_parameters() if "lora_B" in name).mul_(3.0)
     with torch._dynamo.config.patch(error_on_recompile=True):
         after = compare(model)
-    print(json.dumps([before, after, written_inputs(model)]))
+    scored = tiny_model(window=8, evict_fraction=0.25, eviction="snapkv", positions="rolling")
+    print(json.dumps([before, after, written_inputs(model), compare(scored)]))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import peft
 import pytest
 import torch
 from peft import PeftModel
-from tests.support.compare import assert_close, assert_gradients_match, gradients
+from tests.support.compare import assert_close, assert_gradients_match, gradients, padded
 from tests.support.models import tiny_base, tiny_model, trainable
 from tests.support.rollouts import PROMPTS
 from torch import Tensor
@@ -24,6 +24,7 @@ from thoughtcache.policy import scores
 from thoughtcache.policy.batch import batch_rollouts
 from thoughtcache.policy.handle import open_policy
 from thoughtcache.recipes.embedded.arms import thought_best
+from thoughtcache.sampler.given import rollouts_of_given
 from thoughtcache.tasks.embedded.problem import sample_problems
 from thoughtcache.tasks.embedded.reasoner import encode_prompt, load_reasoner
 from thoughtcache.train import distill as module
@@ -194,11 +195,29 @@ def test_filtered_samples_are_refused() -> None:
         tc.distill(model, PROMPTS, config(), samples=[*plain, *filtered])
 
 
-def test_policies_that_choose_while_sampling_are_refused() -> None:
-    model = tiny_model(eviction="random")
-    samples = sample_teacher(model, PROMPTS, config())
-    with pytest.raises(ValueError, match="needs eviction='sliding', got 'random'"):
-        under_window(samples, model.base_model.thought_config)
+@pytest.mark.parametrize("positions", ["absolute", "rolling"])
+@pytest.mark.parametrize("eviction", ["h2o", "random", "snapkv"])
+def test_a_policy_that_chooses_goes_through_the_samples_first(eviction: str, positions: str, tmp_path: Path) -> None:
+    """Loss and gradient are those of what the student would have chosen, under its weights of the moment."""
+    model = tiny_model(window=5, evict_fraction=0.4, eviction=eviction, positions=positions)
+    rows = students(model)
+    chosen = rollouts_of_given(model, rows)
+    assert [row.token_ids for row in chosen] == [row.token_ids for row in rows]
+    assert any(not torch.equal(event.slots[0, 0], torch.arange(2)) for row in chosen for event in row.evictions)
+    if eviction != "random":
+        assert_close(tc.naive_logprobs(model, chosen, choose=True).logprobs, padded(chosen))
+    trainer = trainer_of(model, tmp_path, "forward_kl")
+    assert_close(trainer.compute_loss(model, {"rollouts": rows}), naive_loss(model, chosen, "forward_kl"))
+    actual = gradients(model, lambda: trainer.compute_loss(model, {"rollouts": rows}))
+    assert_gradients_match(actual, gradients(model, lambda: naive_loss(model, chosen, "forward_kl")))
+
+
+@pytest.mark.parametrize("eviction", ["h2o", "snapkv"])
+def test_distillation_under_a_policy_that_scores(eviction: str, tmp_path: Path) -> None:
+    model = tiny_model(window=5, evict_fraction=0.4, eviction=eviction)
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    tc.distill(model, PROMPTS, config(tmp_path, num_steps=2))
+    assert any(not torch.equal(p, before[name]) for name, p in model.named_parameters() if name in before)
 
 
 @pytest.mark.parametrize(

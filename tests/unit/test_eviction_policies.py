@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import pytest
@@ -12,7 +11,7 @@ from torch import Tensor
 import thoughtcache as tc
 from support.compare import assert_close, padded
 from support.models import tiny_model
-from thoughtcache.cache.eviction import EVICTION_POLICIES, EvictionPolicy, make_eviction_policy
+from thoughtcache.cache.eviction import EVICTION_POLICIES, EvictionPolicy, EvictionView, make_eviction_policy
 
 LAYERS, HEADS, WINDOW, NUM_EVICTED = 2, 2, 4, 2
 PROMPTS = [[3, 1, 4, 1, 5], [6, 5], [3, 1, 4, 1, 5], [9], [2, 7, 1, 8], [6, 5], [4]]
@@ -21,7 +20,8 @@ PROMPTS = [[3, 1, 4, 1, 5], [6, 5], [3, 1, 4, 1, 5], [9], [2, 7, 1, 8], [6, 5], 
 def drawn(layer: int, events: list[tuple[int, int]], window: int = WINDOW, num_evicted: int = NUM_EVICTED) -> Tensor:
     """[events, H, E] by the policy itself."""
     block = torch.zeros(len(events), HEADS, window, 6)
-    slots = make_eviction_policy("random").select(layer, block, block, num_evicted, events)
+    view = EvictionView(layer_index=layer, keys=block, values=block, num_evicted=num_evicted, events=events)
+    slots = make_eviction_policy("random").select(view)
     assert slots is not None
     return slots
 
@@ -67,13 +67,11 @@ class SmallestValues(EvictionPolicy):
     name: ClassVar[str] = "smallest values"
     shown: ClassVar[dict[tuple[int, int, int], tuple[Tensor, Tensor]]] = {}
 
-    def select(
-        self, layer_index: int, keys: Tensor, values: Tensor, num_evicted: int, events: Sequence[tuple[int, int]]
-    ) -> Tensor:
+    def select(self, view: EvictionView) -> Tensor:
         """By the norm of a value."""
-        for row, (seed, number) in enumerate(events):
-            self.shown[seed, number, layer_index] = keys[row].clone(), values[row].clone()
-        return values.norm(dim=-1).argsort(dim=-1)[:, :, :num_evicted].sort(dim=-1).values
+        for row, (seed, number) in enumerate(view.events):
+            self.shown[seed, number, view.layer_index] = view.keys[row].clone(), view.values[row].clone()
+        return view.values.norm(dim=-1).argsort(dim=-1)[:, :, : view.num_evicted].sort(dim=-1).values
 
 
 def test_a_policy_is_shown_the_resident_keys_and_values(monkeypatch: pytest.MonkeyPatch) -> None:

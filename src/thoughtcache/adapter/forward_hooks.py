@@ -18,6 +18,7 @@ from transformers.utils.generic import ModelOutput
 from thoughtcache.adapter.binding import Wanted
 from thoughtcache.adapter.cache_argument import given_cache
 from thoughtcache.adapter.checkpointing import CACHE_REFUSAL, bind_in_checkpoints, checkpoints_layers
+from thoughtcache.adapter.observed_queries import ARGUMENT, observed_queries
 from thoughtcache.adapter.other_caches import OtherCaches
 from thoughtcache.cache.base import StatefulCache
 
@@ -75,6 +76,10 @@ class ForwardHooks:
             if isinstance(mask, Tensor) and mask.ndim == 2:
                 kwargs["attention_mask"] = cache.compact_mask(mask, inputs.shape[1])
             self.tuner.binding.states = cache.states
+            observer = cache.observer
+            if observer is not None:
+                kwargs[ARGUMENT] = observer
+                self.tuner.binding.observe(observed_queries(self.tuner.model.config))
         elif self.tuner.adapter_enabled:
             window = self.tuner.thought_config.window
             if window is not None:
@@ -90,6 +95,7 @@ class ForwardHooks:
 
     def _release_states(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self.tuner.binding.states = None
+        self.tuner.binding.observe(None)
         if given_cache(kwargs) is None and _keeps_cache(module, kwargs) and isinstance(output, ModelOutput):
             self.other_caches.remember(given_cache(dict(output)), _inputs(args, kwargs).shape[1])
 

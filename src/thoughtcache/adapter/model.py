@@ -36,6 +36,7 @@ from thoughtcache.adapter.variant import ThoughtVariant
 from thoughtcache.cache.base import States
 from thoughtcache.cache.eviction import make_eviction_policy
 from thoughtcache.cache.generate_cache import BoundedCache
+from thoughtcache.cache.query_log import QueryLog
 from thoughtcache.cache.rotation import Rotations, key_rotations
 from thoughtcache.cache.schedule import evict_count
 from thoughtcache.cache.window_rules import AbsorbFn, WindowRules
@@ -246,12 +247,32 @@ class ThoughtModel(RevertibleInjection):
     ) -> BoundedCache:
         """An empty bounded cache with the active adapter's initial states."""
         positions = self.thought_config.positions
+        rules = self.window_rules(window=window, num_evicted=num_evicted, eviction=eviction, positions=positions)
         return BoundedCache(
             num_layers=self.num_layers,
             states=self.initial_states() if self.adapter_enabled else None,
-            rules=self.window_rules(window=window, num_evicted=num_evicted, eviction=eviction, positions=positions),
+            rules=rules,
             max_new_tokens=max_new_tokens,
             seed=seed,
+            log=self.query_log(rules),
+        )
+
+    @property
+    def query_heads(self) -> int:
+        """Query heads of a decoder layer."""
+        return int(self.model.config.num_attention_heads)
+
+    def query_log(self, rules: WindowRules) -> QueryLog | None:
+        """An empty log for an eviction policy that looks at queries; None for others."""
+        if not rules.num_queries or rules.size is None:
+            return None
+        layers: Any = self.backbone.layers
+        return QueryLog(
+            rules.eviction,
+            num_layers=self.num_layers,
+            num_queries=rules.num_queries,
+            window=rules.size,
+            scaling=layers[0].self_attn.scaling,
         )
 
     def forward(self, *args: Any, thought_request: Callable[[ThoughtModel], Any] | None = None, **kwargs: Any) -> Any:

@@ -80,6 +80,11 @@ class StatefulCache(Cache):
         """How far positions are behind the count of all tokens; 0 where whoever calls passes exact ones."""
         return 0
 
+    @property
+    def observer(self) -> Any:
+        """Whom the coming forward pass shows its queries; None where nobody looks at them."""
+        return None
+
     def prepare_forward(self, num_new_tokens: int) -> None:
         """Called before each forward of the backbone; makes room where the cache is bounded."""
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from thoughtcache.cache.base import ResidentLayer, StatefulCache, States
 from thoughtcache.cache.evict import evict_layer
+from thoughtcache.cache.eviction.view import EvictionView
+from thoughtcache.cache.query_log import QueryLog, Sight
 from thoughtcache.cache.window_rules import WindowRules
 
 
@@ -68,18 +70,29 @@ class BoundedCache(StatefulCache):
         rules: what bounds the cache.
         max_new_tokens: bound on the thoughts, which sizes the buffer of a full cache.
         seed: for eviction policies that draw random numbers.
+        log: of the queries, where the eviction policy wants them.
     """
 
     def __init__(
-        self, *, num_layers: int, states: States, rules: WindowRules, max_new_tokens: int, seed: int = 0
+        self,
+        *,
+        num_layers: int,
+        states: States,
+        rules: WindowRules,
+        max_new_tokens: int,
+        seed: int = 0,
+        log: QueryLog | None = None,
     ) -> None:
         capacity = max_new_tokens if rules.size is None else min(rules.size, max_new_tokens)
         super().__init__([_PreallocatedLayer(capacity) for _ in range(num_layers)], states)
         self.initial_states = None if states is None else list(states)
         self.rules = rules
         self.seed = seed
+        self.log = log
+        self.hidden_prompt: Tensor | None = None
         self.prompt_length = 0
         self.num_evictions = 0
+        self._num_observed: int | None = None
 
     @property
     def positions_behind(self) -> int:
@@ -91,33 +104,101 @@ class BoundedCache(StatefulCache):
         """Thought tokens that are resident now."""
         return self.physical_length - self.prompt_length
 
+    @property
+    def observer(self) -> BoundedCache | None:
+        """Itself, if the coming forward pass is one of a thought and the eviction policy wants its queries."""
+        return None if self._num_observed is None else self
+
     def prepare_forward(self, num_new_tokens: int) -> None:
         """Evict and absorb when `num_new_tokens` thoughts would not fit.
 
         Raises:
-            ValueError: if several thoughts come at once to a full window; the policy is defined token by token.
+            ValueError: if several thoughts come at once to a full window, or to a policy that looks at queries; the
+                policy is defined token by token.
+            RuntimeError: if a forward pass did not show the queries that the eviction policy looks at.
         """
         if self.physical_length == 0:
             self.prompt_length = num_new_tokens
             return
         window = self.rules.size
-        if window is None or self.resident_thoughts + num_new_tokens <= window:
-            return
-        if num_new_tokens > 1:
+        full = window is not None and self.resident_thoughts + num_new_tokens > window
+        if num_new_tokens > 1 and (full or self.log is not None):
             raise ValueError(
                 f"{num_new_tokens} thought tokens arrived at once at a window of {window}; "
                 "feed them one at a time (no prefill chunks, no assistant model)"
             )
-        self._evict()
+        if self.log is not None:
+            self._count_query(self.log)
+        if full:
+            self._evict()
+
+    def observe(self, layer_index: int, queries: Tensor) -> None:
+        """Told of the query [B, Q, 1, D] of a thought in one layer."""
+        assert self.log is not None
+        assert self._num_observed is not None
+        if self.log.queries[layer_index] is None:
+            batch, query_heads, _, size = queries.shape
+            shape = query_heads, self.layers[0].keys.shape[1], size
+            self.log.allocate(batch, shape, queries.dtype, queries.device)
+        self.log.observe(layer_index, queries)
+        self._num_observed += 1
+
+    def _count_query(self, log: QueryLog) -> None:
+        """Count the query of the thought before; look at all of them where the log is full of new ones."""
+        if self._num_observed is not None:
+            if self._num_observed != len(self.layers):
+                raise RuntimeError(
+                    f"the eviction policy {self.rules.eviction.name!r} looks at queries, and the last forward pass "
+                    f"showed those of {self._num_observed} of {len(self.layers)} layers; call the adapted model, and "
+                    "train with it in no other thread meanwhile"
+                )
+            log.advance(True)
+            if log.full_rows().any():
+                self._hear(log)
+        self._num_observed = 0
+
+    def _sight(self, log: QueryLog) -> Sight:
+        """What the last queries saw."""
+        length, hidden = self.physical_length, self.hidden_prompt
+        keys = self.layers[0].keys
+        if hidden is not None:
+            hidden = torch.nn.functional.pad(hidden, (0, length - self.prompt_length))
+        lengths, starts = (
+            torch.full(keys.shape[:1], value, device=keys.device) for value in (length, self.prompt_length)
+        )
+        return log.sight(slice(None), log.unheard.tolist(), length, lengths, starts, hidden)
+
+    def _hear(self, log: QueryLog) -> None:
+        """Add the new queries to the running scores."""
+        sight = self._sight(log)
+        for index, layer in enumerate(self.layers):
+            log.hear(index, sight, layer.keys[:, :, : layer.length])
+        log.unheard[:] = 0
 
     def _evict(self) -> None:
         """Remove thoughts from every layer and absorb them."""
-        rules, start = self.rules, self.prompt_length
+        rules, start, log = self.rules, self.prompt_length, self.log
+        if log is not None and rules.eviction.accumulates:
+            self._hear(log)
+        sight = None if log is None else self._sight(log)
         for index, layer in enumerate(self.layers):
             resident = slice(start, layer.length)
             keys, values = layer.keys[:, :, resident], layer.values[:, :, resident]
-            events = [(self.seed, self.num_evictions)] * keys.shape[0]
-            slots = rules.eviction.select(index, keys, values, rules.num_evicted, events)
+            attended = None
+            if log is not None and sight is not None:
+                attended = log.attended(index, sight, layer.keys[:, :, : layer.length])
+            view = EvictionView(
+                layer_index=index,
+                keys=keys,
+                values=values,
+                num_evicted=rules.num_evicted,
+                events=[(self.seed, self.num_evictions)] * keys.shape[0],
+                attended=attended,
+                scores=None if log is None else log.scores[index],
+            )
+            slots = rules.eviction.select(view)
+            if log is not None and slots is not None:
+                log.evict(index, slice(None), slots, rules.rotation(index))
             state = None if self.states is None else self.states[index]
             kept_keys, kept_values, state = evict_layer(rules, index, keys, values, slots, state)
             layer.keep(start, kept_keys, kept_values)
@@ -128,6 +209,8 @@ class BoundedCache(StatefulCache):
     def compact_mask(self, mask: Tensor, num_new_tokens: int) -> Tensor:
         """Drop the columns of evicted tokens from a 2D mask over all tokens seen; keep physical ones."""
         physical = self.physical_length + num_new_tokens
+        if self.log is not None and self.physical_length == 0:
+            self.hidden_prompt = mask[:, :num_new_tokens] == 0
         if mask.shape[1] == physical:
             return mask
         return torch.cat([mask[:, : self.prompt_length], mask[:, mask.shape[1] - physical + self.prompt_length :]], 1)
@@ -139,6 +222,9 @@ class BoundedCache(StatefulCache):
         # `states` itself may be bound to nobody by now, so it is replaced and not written to.
         self.states = None if self.initial_states is None else list(self.initial_states)
         self.prompt_length = self.num_evictions = 0
+        self.hidden_prompt = self._num_observed = None
+        if self.log is not None:
+            self.log.clear()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Rows `beam_idx` [B] of keys, values and states, as `batch_select_indices`."""
@@ -152,6 +238,10 @@ class BoundedCache(StatefulCache):
         rows = torch.arange(keys.shape[0], device=keys.device)[indices.to(keys.device)]
         for layer in self.layers:
             layer.select_rows(rows)
+        if self.log is not None:
+            self.log.select_rows(rows)
+        if self.hidden_prompt is not None:
+            self.hidden_prompt = self.hidden_prompt[rows]
         if self.states is not None and keys.shape[0] > 1:
             # A state of one row is that of all rows.
             self.states = [state if state.shape[0] == 1 else state[rows.to(state.device)] for state in self.states]

@@ -32,6 +32,11 @@ class WindowRules:
     absorb: AbsorbFn | None = None
     rotations: Rotations | None = None
 
+    @property
+    def num_queries(self) -> int:
+        """Last queries that the eviction policy wants to see; 0 for none."""
+        return 0 if self.size is None else self.eviction.num_queries(self.size, self.num_evicted)
+
     def rotation(self, layer_index: int) -> KeyRotation | None:
         """Moves the keys of one layer; None where they stay at their positions."""
         return None if self.rotations is None else self.rotations[layer_index]

@@ -7,17 +7,20 @@ preallocation, no anchors. `sampler/` and `learner/` are compared with this file
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from thoughtcache.adapter.cache_argument import cache_keyword
+from thoughtcache.adapter.observed_queries import ARGUMENT, observed_queries
 from thoughtcache.cache.replay_cache import ReplayCache
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.policy.handle import PolicyHandle, open_policy
 from thoughtcache.policy.limits import check_rollout_positions
 from thoughtcache.policy.modes import GradientMode
+from thoughtcache.policy.naive_eviction import NaiveEviction
 from thoughtcache.policy.token_ids import check_rollouts
 from thoughtcache.records import Rollout, TokenLogProbs
 from thoughtcache.state.encoder import ThoughtEncoder
@@ -28,13 +31,17 @@ TokenKV = tuple[Tensor, Tensor]
 Turn = Callable[[Tensor, int], Tensor]
 
 
-def naive_logprobs(model: nn.Module, rollouts: Sequence[Rollout], *, gradient: GradientMode = "exact") -> TokenLogProbs:
+def naive_logprobs(
+    model: nn.Module, rollouts: Sequence[Rollout], *, gradient: GradientMode = "exact", choose: bool = False
+) -> TokenLogProbs:
     """Log-probabilities of the sampled tokens, by the definition; differentiable (keep it small).
 
     Args:
         model: the adapted model.
         rollouts: any rollouts; their settings and recorded slots are used, their states are not.
         gradient: see `learner/replay.py`; each mode is defined here by where `.detach()` stands.
+        choose: let the naive form of the eviction policy choose what leaves, instead of what was recorded
+            (`naive_eviction.py`); for policies that score.
 
     Raises:
         ValueError: for what is no list of rollouts of the model's tokens, or for a rollout that is longer than its
@@ -44,7 +51,7 @@ def naive_logprobs(model: nn.Module, rollouts: Sequence[Rollout], *, gradient: G
     check_rollouts(rollouts, policy)
     for rollout in rollouts:
         check_rollout_positions([rollout], rollout.settings, policy.reach)
-    rows = [_one_sequence(policy, rollout, gradient) for rollout in rollouts]
+    rows = [_one_sequence(policy, rollout, gradient, choose) for rollout in rollouts]
     longest = max(len(row) for row, _ in rows)
 
     def pad(row: Tensor) -> Tensor:
@@ -58,7 +65,9 @@ def naive_logprobs(model: nn.Module, rollouts: Sequence[Rollout], *, gradient: G
     )
 
 
-def _one_sequence(policy: PolicyHandle, rollout: Rollout, gradient: GradientMode) -> tuple[Tensor, Tensor]:
+def _one_sequence(
+    policy: PolicyHandle, rollout: Rollout, gradient: GradientMode, choose: bool
+) -> tuple[Tensor, Tensor]:
     tuner, settings = policy.tuner, rollout.settings
     config, layers = tuner.thought_config, range(tuner.num_layers)
     encoders = tuner.encoders() if tuner.adapter_enabled else []
@@ -66,6 +75,7 @@ def _one_sequence(policy: PolicyHandle, rollout: Rollout, gradient: GradientMode
     prompt: list[list[TokenKV]] = [[] for _ in layers]
     thoughts: list[list[list[TokenKV]]] = [[] for _ in layers]  # [layer][slot] -> one entry per kv head
     evictions = {event.before_token: (index + 1, event) for index, event in enumerate(rollout.evictions)}
+    chooser = NaiveEviction(policy, settings) if choose else None
     logprobs: list[Tensor] = []
     entropies: list[Tensor] = []
     inputs = rollout.prompt_ids + rollout.token_ids[:-1]
@@ -82,6 +92,9 @@ def _one_sequence(policy: PolicyHandle, rollout: Rollout, gradient: GradientMode
             for layer in layers:
                 slots = None if event.slots is None else event.slots[layer].tolist()
                 turn = _turn(policy, layer) if settings.positions == "rolling" else None
+                if chooser is not None:
+                    slots = chooser.choose(layer, prompt, thoughts)
+                    chooser.leave(layer, slots, turn)
                 thoughts[layer], K_e, V_e = _leave(thoughts[layer], slots, event.num_tokens, turn)
                 if S is not None and encoders and config.absorb:
                     S[layer] = _absorb(encoders[layer], S[layer], K_e, V_e, config)
@@ -91,18 +104,22 @@ def _one_sequence(policy: PolicyHandle, rollout: Rollout, gradient: GradientMode
         cache = ReplayCache(
             tuner.num_layers, past if position else None, position, None if S is None else [s.unsqueeze(0) for s in S]
         )
-        hidden = policy.backbone(
-            input_ids=torch.tensor([[token]], device=policy.device),
-            position_ids=torch.tensor([[place]], device=policy.device),
-            use_cache=True,
-            **cache_keyword(policy.backbone, cache),
-        ).last_hidden_state[0, -1]
+        with nullcontext() if chooser is None else observed_queries(tuner.model.config):
+            hidden = policy.backbone(
+                input_ids=torch.tensor([[token]], device=policy.device),
+                position_ids=torch.tensor([[place]], device=policy.device),
+                use_cache=True,
+                **cache_keyword(policy.backbone, cache),
+                **({} if chooser is None else {ARGUMENT: chooser}),
+            ).last_hidden_state[0, -1]
         for layer in layers:
             k, v = cache.layers[layer].keys[0, :, -1], cache.layers[layer].values[0, :, -1]  # [H, D]
             if t < 0:
                 prompt[layer].append((k, v))
             else:
                 thoughts[layer].append(list(zip(k, v, strict=True)))
+        if chooser is not None and t >= 0:
+            chooser.note_thought(prompt, thoughts)
         if t >= -1:
             logits = policy.head(hidden)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / settings.scoring_temperature

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from thoughtcache.adapter.cache_argument import cache_argument
+from thoughtcache.adapter.observed_queries import ARGUMENT
 from thoughtcache.policy.handle import PolicyHandle
 from thoughtcache.sampler.slots.slot_cache import MoveFn, SlotCache, move_thoughts
 
@@ -59,12 +60,14 @@ class DecodeStep:
 
 
 def _step(backbone: nn.Module, cache: SlotCache, tokens: Tensor, argument: str) -> Tensor:
+    more = {} if cache.log is None else {ARGUMENT: cache.log}
     output = backbone(
         input_ids=tokens,
         attention_mask=cache.step_mask(),
         position_ids=cache.positions.unsqueeze(1),
         use_cache=True,
         **{argument: cache},
+        **more,
     )
     hidden: Tensor = output.last_hidden_state[:, -1]
     return hidden

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from thoughtcache.adapter.observed_queries import observed_queries
 from thoughtcache.cache.host_integers import Integers
 from thoughtcache.policy.handle import open_policy
 from thoughtcache.policy.modes import Place, check_place
@@ -141,6 +142,8 @@ class Engine:
         with ExitStack() as block:
             tuner = self.policy.tuner
             block.enter_context(tuner.sampling())
+            if self.cache.log is not None:
+                block.enter_context(observed_queries(tuner.model.config))
             # A compiler follows the modules' own calls, and would take new ones for new code.
             if not self.compiled:
                 if self.pack_weights:

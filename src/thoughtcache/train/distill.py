@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from thoughtcache.cache.eviction import EVICTION_POLICIES
 from thoughtcache.cache.eviction.sliding import sliding_evictions
 from thoughtcache.cache.schedule import evict_count
 from thoughtcache.config import ThoughtConfig
@@ -32,6 +33,7 @@ from thoughtcache.policy.batch import RolloutBatch, batch_rollouts
 from thoughtcache.policy.handle import find_tuner, open_policy
 from thoughtcache.policy.token_ids import check_prompts, check_rollouts
 from thoughtcache.records import Rollout
+from thoughtcache.sampler.given import rollouts_of_given
 from thoughtcache.sampler.rollout import rollout
 from thoughtcache.train.checkpoints import history_at_end, load_weights, newest_whole
 from thoughtcache.train.distill_config import DistillConfig
@@ -89,16 +91,11 @@ def sample_teacher(
 
 
 def under_window(samples: Sequence[Rollout], config: ThoughtConfig) -> list[Rollout]:
-    """The same tokens under the student's schedule (oldest first): what the student would have evicted.
+    """The same tokens under the student's schedule: when the student would have evicted.
 
-    Raises:
-        ValueError: for eviction policies that score tokens; their choices need the student's own forward pass.
+    What leaves is known for eviction="sliding" only. Other policies choose under the student's weights of the moment:
+    `distill_loss` lets the student go through the tokens first.
     """
-    if config.window is not None and config.eviction != "sliding":
-        raise ValueError(
-            f"distillation on teacher samples needs eviction='sliding', got {config.eviction!r}: "
-            "scored policies choose while sampling"
-        )
     longest = max(len(sample.prompt_ids) for sample in samples)
     window = longest if config.window == "prompt" else config.window
     assert window is None or isinstance(window, int)
@@ -109,7 +106,7 @@ def under_window(samples: Sequence[Rollout], config: ThoughtConfig) -> list[Roll
             replace(
                 sample,
                 settings=sample.settings.under_cache(
-                    window=window, num_evicted=evicted, eviction="sliding", positions=config.positions
+                    window=window, num_evicted=evicted, eviction=config.eviction, positions=config.positions
                 ),
                 evictions=sliding_evictions(len(sample.token_ids) - 1, window, evicted),
                 states=None,
@@ -189,6 +186,9 @@ def distill_loss(
         config: `loss` and the learner's options are used.
     """
     policy = open_policy(model)
+    settings = rollouts[0].settings
+    if settings.window is not None and EVICTION_POLICIES[settings.eviction].chooses:
+        rollouts = rollouts_of_given(adapted, rollouts)
     batch = batch_rollouts(rollouts, policy.device)
     teacher = teacher_hidden(adapted, batch, chunk_tokens=config.chunk_tokens)
     (per_token,) = run_replay(model, batch, divergence(policy, batch, teacher, config.loss), config.replay_options)

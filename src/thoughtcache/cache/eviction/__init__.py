@@ -1,15 +1,19 @@
 """Eviction policies: which resident thoughts leave when the window is full. One small class per file.
 
-To add one: subclass `EvictionPolicy`, give it a `name`, and list it in `EVICTION_POLICIES`. The parity and property
-tests run over that table and cover it.
+To add one: subclass `EvictionPolicy`, or `ScoredEviction` if it scores thoughts, give it a `name`, and list it in
+`EVICTION_POLICIES`. The parity and property tests run over that table and cover it.
 """
 
 from thoughtcache.cache.eviction.base import EvictionPolicy
+from thoughtcache.cache.eviction.h2o import H2OEviction
 from thoughtcache.cache.eviction.random import RandomEviction
+from thoughtcache.cache.eviction.scored import ScoredEviction
 from thoughtcache.cache.eviction.sliding import SlidingEviction
+from thoughtcache.cache.eviction.snapkv import SnapKVEviction
+from thoughtcache.cache.eviction.view import EvictionView
 
 EVICTION_POLICIES: dict[str, type[EvictionPolicy]] = {
-    policy.name: policy for policy in (SlidingEviction, RandomEviction)
+    eviction.name: eviction for eviction in (SlidingEviction, RandomEviction, SnapKVEviction, H2OEviction)
 }
 
 
@@ -27,4 +31,4 @@ def make_eviction_policy(name: str) -> EvictionPolicy:
     return EVICTION_POLICIES[name]()
 
 
-__all__ = ["EVICTION_POLICIES", "EvictionPolicy", "make_eviction_policy"]
+__all__ = ["EVICTION_POLICIES", "EvictionPolicy", "EvictionView", "ScoredEviction", "make_eviction_policy"]

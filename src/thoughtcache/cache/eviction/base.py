@@ -3,39 +3,35 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import ClassVar
 
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
+
+from thoughtcache.cache.eviction.view import EvictionView
 
 
 class EvictionPolicy(ABC):
     """Chooses the resident thoughts that leave. The prompt is never offered to it.
 
-    The choice is recorded in the rollout (`Eviction.slots`) and repeated, never recomputed, by the learner.
+    The choice is recorded in the rollout (`Eviction.slots`) and repeated, never recomputed, by the learner. Policies
+    that score thoughts: `scored.py`.
     """
 
     name: ClassVar[str]
     chooses: ClassVar[bool] = True
     """Whether `select` names slots, which are recorded; a policy that always takes the oldest says False."""
+    accumulates: ClassVar[bool] = False
+    """Whether it keeps a running score of every thought, which moves with the thoughts."""
+
+    def num_queries(self, window: int, num_evicted: int) -> int:
+        """How many of the last queries it wants to see; 0 for none."""
+        return 0
 
     @abstractmethod
-    def select(
-        self,
-        layer_index: int,
-        keys: Float[Tensor, "B H W D"],
-        values: Float[Tensor, "B H W D"],
-        num_evicted: int,
-        events: Sequence[tuple[int, int]],
-    ) -> Int[Tensor, "B H E"] | None:
+    def select(self, view: EvictionView) -> Int[Tensor, "B H E"] | None:
         """Slots (0 = oldest resident thought) that leave this layer, ascending; None means the oldest ones.
 
         Args:
-            layer_index: decoder layer, from 0.
-            keys: cached (rotated) keys of the resident thoughts.
-            values: cached values of the resident thoughts.
-            num_evicted: how many leave, the same for every row and head.
-            events: (seed of the sequence, which of its evictions this is, from 0) for every row; a choice that draws
-                random numbers draws them from these, so that no row depends on another.
+            view: of one layer.
         """

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from thoughtcache.cache.eviction.base import EvictionPolicy
+from thoughtcache.cache.eviction.view import EvictionView
 from thoughtcache.cache.host_integers import to_device
 
 
@@ -17,13 +17,13 @@ class RandomEviction(EvictionPolicy):
 
     name: ClassVar[str] = "random"
 
-    def select(
-        self, layer_index: int, keys: Tensor, values: Tensor, num_evicted: int, events: Sequence[tuple[int, int]]
-    ) -> Tensor:
+    def select(self, view: EvictionView) -> Tensor:
         """[B, H, E] ascending slots, uniform without replacement; `(seed, event, layer)` decides."""
-        _, heads, resident, _ = keys.shape
-        drawn = {event: self._draw(*event, layer_index, heads, resident, num_evicted) for event in set(events)}
-        return to_device(torch.stack([drawn[event] for event in events]).numpy(), keys.device)
+        _, heads, resident, _ = view.keys.shape
+        drawn = {
+            event: self._draw(*event, view.layer_index, heads, resident, view.num_evicted) for event in set(view.events)
+        }
+        return to_device(torch.stack([drawn[event] for event in view.events]).numpy(), view.keys.device)
 
     def _draw(self, seed: int, event: int, layer_index: int, heads: int, resident: int, num_evicted: int) -> Tensor:
         generator = torch.Generator().manual_seed((seed * 1_000_003 + event * 10_007 + layer_index) % 2**63)

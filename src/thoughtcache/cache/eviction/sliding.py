@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
-from torch import Tensor
-
 from thoughtcache.cache.eviction.base import EvictionPolicy
+from thoughtcache.cache.eviction.view import EvictionView
 from thoughtcache.cache.schedule import eviction_points
 from thoughtcache.records import Eviction
 
@@ -18,9 +16,7 @@ class SlidingEviction(EvictionPolicy):
     name: ClassVar[str] = "sliding"
     chooses: ClassVar[bool] = False
 
-    def select(
-        self, layer_index: int, keys: Tensor, values: Tensor, num_evicted: int, events: Sequence[tuple[int, int]]
-    ) -> None:
+    def select(self, view: EvictionView) -> None:
         """None: the oldest slots leave."""
         return None
 

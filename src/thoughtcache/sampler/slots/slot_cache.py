@@ -26,7 +26,9 @@ from thoughtcache.adapter.model import ThoughtModel
 from thoughtcache.cache.base import ResidentLayer, StatefulCache, States
 from thoughtcache.cache.evict import evict_layer
 from thoughtcache.cache.host_integers import Integers, to_device
+from thoughtcache.cache.query_log import QueryLog
 from thoughtcache.cache.window_rules import WindowRules
+from thoughtcache.sampler.slots.choice import choose, hear
 from thoughtcache.sampler.slots.table import SlotTable
 from thoughtcache.sampler.slots.window_block import WindowBlock
 
@@ -83,6 +85,7 @@ class SlotCache(StatefulCache):
         initial_states: [1, G, R] per layer, or None for the identity.
         rules: what bounds every slot.
         static_shapes: attend to the whole buffer in every step.
+        log: of the queries, with room for every slot, where the eviction policy wants them.
 
     Attributes:
         prompts: prompt tokens of each slot, on the host as the next four.
@@ -108,6 +111,7 @@ class SlotCache(StatefulCache):
         initial_states: States,
         rules: WindowRules,
         static_shapes: bool = False,
+        log: QueryLog | None = None,
     ) -> None:
         num_slots, device = table.num_slots, table.device
         states = None if initial_states is None else [s.expand(num_slots, -1, -1).clone() for s in initial_states]
@@ -130,6 +134,12 @@ class SlotCache(StatefulCache):
         self._fix_addresses(self.columns, self.positions, self.occupied, self._every, *(states or ()))
         table.own(self, "prompts", "lengths", "num_evictions", "taken", "seeds", initial=0)
         table.own(self, "columns", "positions", "occupied", initial=0)
+        self.log = log
+        if log is not None:
+            table.own(log, "unheard", initial=0)
+            table.own(log.queries, *range(num_layers))
+            table.own(log.scores, *range(num_layers), initial=0)
+            self._fix_addresses(log.place, *(queries for queries in log.queries if queries is not None))
         for index, layer in enumerate(self.layers):
             table.own(layer, "keys", "values")
             if self.states is not None and initial_states is not None:
@@ -219,6 +229,11 @@ class SlotCache(StatefulCache):
         self.lengths += self.taken
         self.columns += self.occupied
         self.positions += self.occupied
+        if self.log is not None:
+            self.log.advance(self.taken)
+            full = self.log.full_rows() & self.taken
+            if full.any():
+                hear(self, self.log, np.flatnonzero(full))
 
     def due(self) -> Integers:
         """Slots whose window is full: they evict before their next token."""
@@ -245,7 +260,7 @@ class SlotCache(StatefulCache):
             device=self.device,
             static_shapes=self.static_shapes,
         )
-        chosen = self._choose(window, padded) if rules.eviction.chooses else None
+        chosen = choose(self, window, padded, slots) if rules.eviction.chooses else None
         states = (move or move_thoughts)(self, window, chosen)
         rows = window.rows[: len(slots)]
         self.columns[rows] -= rules.num_evicted
@@ -258,18 +273,6 @@ class SlotCache(StatefulCache):
             states=None if states is None else [state[: len(slots)] for state in states],
             chosen=torch.stack(chosen, dim=1)[: len(slots)] if chosen else None,
         )
-
-    def _choose(self, window: WindowBlock, slots: Integers) -> list[Tensor]:
-        """[n, H, E] per layer: which thoughts leave."""
-        eviction = self.rules.eviction
-        events = [(self.seeds[slot], int(self.num_evictions[slot])) for slot in slots]
-        chosen = []
-        for index, layer in enumerate(self.layers):
-            keys, values = window.read(layer.keys), window.read(layer.values)
-            selected = eviction.select(index, keys, values, self.rules.num_evicted, events)
-            assert selected is not None, f"the policy {eviction.name} chooses"
-            chosen.append(selected)
-        return chosen
 
     def _padded(self, slots: Integers) -> Integers:
         """With static shapes as many slots as the next power of two, the last one repeated: few shapes, few graphs."""
@@ -316,6 +319,10 @@ def new_slots(
         capacity: columns of a slot.
         static_shapes: attend to the whole buffer in every step.
     """
+    log = tuner.query_log(rules)
+    if log is not None:
+        heads, size = tuner.kv_shape
+        log.allocate(table.num_slots, (tuner.query_heads, heads, size), tuner.model.dtype, table.device)
     return SlotCache(
         num_layers=tuner.num_layers,
         table=table,
@@ -323,4 +330,5 @@ def new_slots(
         initial_states=tuner.initial_states() if tuner.adapter_enabled else None,
         rules=rules,
         static_shapes=static_shapes,
+        log=log,
     )

@@ -1,0 +1,79 @@
+"""Policies that score thoughts: the lowest scores leave, the newest thoughts are protected."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from thoughtcache.cache.eviction.base import EvictionPolicy
+from thoughtcache.cache.eviction.naive_view import NaiveHead
+from thoughtcache.cache.eviction.view import Attended, EvictionView
+
+
+class ScoredEviction(EvictionPolicy):
+    """Takes out the thoughts of the lowest scores, per kv head.
+
+    The newest thoughts are protected: `max_protected` of them, and at most half of what stays, so that there is a
+    choice at every window. Of equal scores the older thought leaves.
+
+    A policy that looks at the last queries says how many (`max_queries`); where fewer thoughts were processed it gets
+    what there is. With rolling positions the logged queries move with the newest thought: by as many positions as
+    thoughts leave.
+
+    A policy that accumulates is asked for `increments` after every `num_evicted` thoughts and before each eviction, and
+    finds their sums in `EvictionView.scores`; every query is counted once.
+    """
+
+    max_queries: ClassVar[int] = 0
+    max_protected: ClassVar[int] = 0
+
+    def num_queries(self, window: int, num_evicted: int) -> int:
+        """All since the last look for a policy that accumulates, else `max_queries` and at most half of what stays."""
+        if self.accumulates:
+            return num_evicted
+        return min(self.max_queries, max(1, (window - num_evicted) // 2))
+
+    @abstractmethod
+    def score(self, view: EvictionView) -> Float[Tensor, "B H W"]:
+        """What each resident thought is worth, in at least fp32."""
+
+    def increments(self, attended: Attended) -> Float[Tensor, "B H W"]:
+        """What the queries since the last look add to the running scores."""
+        raise NotImplementedError(f"{self.name} accumulates and does not say what")
+
+    def select(self, view: EvictionView) -> Int[Tensor, "B H E"]:
+        """The lowest scores among what is not protected, ascending slots."""
+        scores = self.score(view)
+        resident = scores.shape[2]
+        recent = self.num_protected(resident, view.num_evicted)
+        protected = torch.arange(resident, device=scores.device) >= resident - recent
+        order = scores.masked_fill(protected, float("inf")).argsort(dim=-1, stable=True)
+        return order[:, :, : view.num_evicted].sort(dim=-1).values
+
+    def num_protected(self, window: int, num_evicted: int) -> int:
+        """Newest thoughts that stay whatever their scores are."""
+        return min(self.max_protected, (window - num_evicted) // 2)
+
+    # The same in loops, for one kv head: run by policy/naive_eviction.py.
+
+    def naive_step(self, head: NaiveHead) -> None:
+        """Called after every thought, whose query is the last one of `head`; accumulates where the policy does."""
+
+    @abstractmethod
+    def naive_score(self, head: NaiveHead) -> list[float]:
+        """What each resident thought is worth."""
+
+    def naive_select(self, head: NaiveHead, num_evicted: int) -> list[int]:
+        """Take the lowest score again and again; the first one of equals."""
+        scores = self.naive_score(head)
+        candidates = list(range(len(scores) - self.num_protected(len(scores), num_evicted)))
+        chosen: list[int] = []
+        for _ in range(num_evicted):
+            lowest = min(candidates, key=lambda slot: scores[slot])
+            candidates.remove(lowest)
+            chosen.append(lowest)
+        return sorted(chosen)

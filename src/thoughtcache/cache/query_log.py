@@ -1,0 +1,190 @@
+"""What a cache keeps for eviction policies that look at queries: the last of them, and running scores of thoughts.
+
+Axes: B rows, L layers, Q query heads, H kv heads, n queries, W thoughts of a window, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from thoughtcache.cache.evict import split_thoughts
+from thoughtcache.cache.eviction import EvictionPolicy
+from thoughtcache.cache.eviction.scored import ScoredEviction
+from thoughtcache.cache.eviction.view import Attended
+from thoughtcache.cache.host_integers import Integers
+from thoughtcache.cache.rotation import KeyRotation
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sight:
+    """What the last queries of some rows saw.
+
+    Attributes:
+        rows: which ones.
+        order: [n] places of the ring, the oldest query first.
+        visible: columns that each query saw; none for one that does not count.
+        first_thought: column of the oldest resident thought of each row.
+    """
+
+    rows: Int[Tensor, " b"] | slice
+    order: Int[Tensor, " n"]
+    visible: Bool[Tensor, "b n C"]
+    first_thought: Int[Tensor, " b"]
+
+
+class QueryLog:
+    """A ring of the last queries of every row and layer; all rows write to the same place of it.
+
+    Args:
+        eviction: the policy, which wants queries.
+        num_layers: L.
+        num_queries: n.
+        window: W.
+        scaling: of the products of queries and keys in the model's attention.
+
+    Attributes:
+        queries: [B, Q, n, D] of every layer, as a ring.
+        scores: [B, H, W] running scores of every layer, by resident thought; None where nothing is accumulated.
+        unheard: thought queries of each row that were logged since the last `hear` (for a policy that accumulates) or
+            since the row began, on the host.
+        place: [1] where the next query goes, on the device.
+    """
+
+    def __init__(
+        self, eviction: EvictionPolicy, *, num_layers: int, num_queries: int, window: int, scaling: float
+    ) -> None:
+        assert isinstance(eviction, ScoredEviction)
+        self.eviction = eviction
+        self.num_queries = num_queries
+        self.window = window
+        self.scaling = scaling
+        self.queries: list[Tensor | None] = [None] * num_layers
+        self.scores: list[Tensor | None] = [None] * num_layers
+        self.unheard: Integers = np.zeros(0, np.int64)
+        self.place = torch.zeros(1, dtype=torch.long)
+
+    def allocate(self, num_rows: int, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> None:
+        """Make room.
+
+        Args:
+            num_rows: B.
+            shape: (Q, H, D).
+            dtype: of the queries.
+            device: where they lie.
+        """
+        query_heads, heads, size = shape
+        exact = torch.promote_types(dtype, torch.float32)
+        for index in range(len(self.queries)):
+            self.queries[index] = torch.zeros(num_rows, query_heads, self.num_queries, size, dtype=dtype, device=device)
+            if self.eviction.accumulates:
+                self.scores[index] = torch.zeros(num_rows, heads, self.window, dtype=exact, device=device)
+        self.unheard = np.zeros(num_rows, np.int64)
+        self.place = torch.zeros(1, dtype=torch.long, device=device)
+
+    def full_rows(self) -> NDArray[np.bool_]:
+        """Rows of a policy that accumulates which have as many new queries as there is room for."""
+        full: NDArray[np.bool_] = self.unheard >= self.num_queries
+        return full if self.eviction.accumulates else np.zeros_like(full)
+
+    def clear(self) -> None:
+        """Forget everything, the number of rows included."""
+        self.queries = [None] * len(self.queries)
+        self.scores = [None] * len(self.scores)
+        self.unheard = np.zeros(0, np.int64)
+
+    def select_rows(self, rows: Int[Tensor, " b"]) -> None:
+        """Keep these rows, in this order; a row may come several times."""
+        self.queries = [None if one is None else one.index_select(0, rows) for one in self.queries]
+        self.scores = [None if one is None else one.index_select(0, rows) for one in self.scores]
+        if len(self.unheard):
+            self.unheard = self.unheard[rows.cpu().numpy()]
+
+    def observe(self, layer_index: int, queries: Float[Tensor, "B Q 1 D"]) -> None:
+        """Keep the query of one new token of every row."""
+        ring = self.queries[layer_index]
+        assert ring is not None
+        ring.index_copy_(2, self.place, queries.to(ring.dtype))
+
+    def advance(self, rows: NDArray[np.bool_] | bool) -> None:
+        """All layers have seen the token; count it for these rows."""
+        self.place.add_(1).remainder_(self.num_queries)
+        self.unheard += rows
+        if not self.eviction.accumulates:
+            np.minimum(self.unheard, self.num_queries, out=self.unheard)
+
+    def sight(
+        self,
+        rows: Int[Tensor, " b"] | slice,
+        counts: Sequence[int],
+        num_columns: int,
+        lengths: Int[Tensor, " b"],
+        first_thought: Int[Tensor, " b"],
+        hidden: Bool[Tensor, "b C"] | None = None,
+    ) -> Sight:
+        """What the last queries of some rows saw, the same in every layer.
+
+        Args:
+            rows: which ones.
+            counts: queries of each row that count.
+            num_columns: C.
+            lengths: columns that each of them has filled.
+            first_thought: where their thoughts begin.
+            hidden: columns that nobody sees, such as padding of prompts.
+        """
+        device, n = lengths.device, self.num_queries
+        behind = torch.arange(n, 0, -1, device=device)  # the newest query is that of the last column
+        last_seen = lengths.unsqueeze(1) - behind
+        visible = torch.arange(num_columns, device=device) <= last_seen.unsqueeze(2)
+        visible &= (behind <= torch.tensor(list(counts), device=device).unsqueeze(1)).unsqueeze(2)
+        if hidden is not None:
+            visible &= ~hidden.unsqueeze(1)
+        order = (self.place + torch.arange(n, device=device)) % n
+        return Sight(rows=rows, order=order, visible=visible, first_thought=first_thought)
+
+    def attended(self, layer_index: int, sight: Sight, keys: Float[Tensor, "b H C D"]) -> Attended:
+        """The last queries of one layer and what they saw.
+
+        Args:
+            layer_index: of the layer.
+            sight: of its rows.
+            keys: of all columns of these rows.
+        """
+        ring = self.queries[layer_index]
+        assert ring is not None
+        return Attended(
+            queries=ring[sight.rows].index_select(2, sight.order),
+            keys=keys,
+            visible=sight.visible,
+            first_thought=sight.first_thought,
+            num_thoughts=self.window,
+            scaling=self.scaling,
+        )
+
+    def hear(self, layer_index: int, sight: Sight, keys: Float[Tensor, "b H C D"]) -> None:
+        """Add what the queries of these rows say to the running scores."""
+        scores, rows, attended = self.scores[layer_index], sight.rows, self.attended(layer_index, sight, keys)
+        assert scores is not None
+        scores[rows] += self.eviction.increments(attended).to(scores.dtype)
+
+    def evict(
+        self,
+        layer_index: int,
+        rows: Int[Tensor, " b"] | slice,
+        slots: Int[Tensor, "b H E"],
+        rotation: KeyRotation | None,
+    ) -> None:
+        """Running scores move with the thoughts, and with rolling positions queries as the newest thought does."""
+        scores, ring, num_evicted = self.scores[layer_index], self.queries[layer_index], slots.shape[2]
+        assert ring is not None
+        if scores is not None:
+            _, kept = split_thoughts(scores[rows].unsqueeze(-1), slots, num_evicted)
+            scores[rows] = torch.nn.functional.pad(kept.squeeze(-1), (0, num_evicted))
+        if rotation is not None:
+            ring[rows] = rotation.shift(ring[rows], -num_evicted)

@@ -1,0 +1,88 @@
+"""What a scored eviction policy chooses, in loops over tokens and heads; the twin of the choice that sampling records.
+
+Letters as in `naive.py`. Queries come from the attention of the model; all that is made of them here is this file's and
+the policy's own naive form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from thoughtcache.cache.eviction import ScoredEviction, make_eviction_policy
+from thoughtcache.cache.eviction.naive_view import NaiveHead
+from thoughtcache.policy.handle import PolicyHandle
+from thoughtcache.records import SamplingSettings
+
+TokenKV = tuple[Tensor, Tensor]
+
+
+class NaiveEviction:
+    """The queries and running scores of one sequence.
+
+    Args:
+        policy: the parts of the model.
+        settings: under which the sequence was sampled; its eviction policy scores.
+
+    Raises:
+        ValueError: if the eviction policy does not score.
+    """
+
+    def __init__(self, policy: PolicyHandle, settings: SamplingSettings) -> None:
+        eviction = make_eviction_policy(settings.eviction)
+        if not isinstance(eviction, ScoredEviction) or settings.window is None:
+            raise ValueError(
+                f"eviction={settings.eviction!r} under window={settings.window} scores nothing, so that nothing can be "
+                "chosen again; leave out choose=True"
+            )
+        self.eviction = eviction
+        self.num_evicted = settings.num_evicted or 0
+        self.num_wanted = eviction.num_queries(settings.window, self.num_evicted)
+        layers: Any = policy.backbone.layers
+        self.scaling = float(layers[0].self_attn.scaling)
+        heads, _ = policy.tuner.kv_shape
+        self.queries: list[list[list[list[Tensor]]]] = [[[] for _ in range(heads)] for _ in layers]
+        self.scores: list[list[list[float]]] = [[[] for _ in range(heads)] for _ in layers]
+        self._seen: dict[int, Tensor] = {}
+
+    def observe(self, layer_index: int, queries: Tensor) -> None:
+        """Told of the queries [1, Q, 1, D] of the token that is processed."""
+        self._seen[layer_index] = queries[0, :, -1].detach()
+
+    def note_thought(self, prompt: list[list[TokenKV]], thoughts: list[list[list[TokenKV]]]) -> None:
+        """A thought was processed; its keys and values are the last of `thoughts`."""
+        for layer, queries in enumerate(self.queries):
+            seen, num_heads = self._seen[layer], len(queries)
+            group = seen.shape[0] // num_heads
+            for h in range(num_heads):
+                queries[h].append([seen[h * group + i] for i in range(group)])
+                queries[h][:] = queries[h][-self.num_wanted :]
+                self.scores[layer][h].append(0.0)
+                self.eviction.naive_step(self._head(layer, h, prompt, thoughts))
+
+    def choose(self, layer: int, prompt: list[list[TokenKV]], thoughts: list[list[list[TokenKV]]]) -> list[list[int]]:
+        """The slots that leave in every kv head of a layer."""
+        heads = [self._head(layer, h, prompt, thoughts) for h in range(len(self.queries[layer]))]
+        return [self.eviction.naive_select(head, self.num_evicted) for head in heads]
+
+    def leave(self, layer: int, chosen: list[list[int]], turn: Callable[[Tensor, int], Tensor] | None) -> None:
+        """Scores leave with their thoughts; with rolling positions queries move by as many places as thoughts leave."""
+        for h, gone in enumerate(chosen):
+            scores = self.scores[layer][h]
+            self.scores[layer][h] = [score for slot, score in enumerate(scores) if slot not in gone]
+            if turn is not None:
+                moved = [[turn(query, -self.num_evicted) for query in group] for group in self.queries[layer][h]]
+                self.queries[layer][h] = moved
+
+    def _head(self, layer: int, h: int, prompt: list[list[TokenKV]], thoughts: list[list[list[TokenKV]]]) -> NaiveHead:
+        return NaiveHead(
+            scaling=self.scaling,
+            num_wanted=self.num_wanted,
+            prompt=[k[h].detach() for k, _ in prompt[layer]],
+            keys=[slot[h][0].detach() for slot in thoughts[layer]],
+            values=[slot[h][1].detach() for slot in thoughts[layer]],
+            queries=self.queries[layer][h],
+            scores=self.scores[layer][h],
+        )

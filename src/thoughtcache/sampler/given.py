@@ -1,0 +1,47 @@
+"""Texts that are given instead of drawn: what the policy would have evicted of them, and how likely it finds them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from thoughtcache.records import Rollout
+from thoughtcache.sampler.engine import Engine
+from thoughtcache.sampler.events import Finished
+from thoughtcache.sampler.request import Request
+
+
+def rollouts_of_given(model: nn.Module, rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """The same tokens as the model's own policy goes through them: its evictions, states and log-probabilities.
+
+    Args:
+        model: the adapted model, not wrapped; it must not be sampling.
+        rollouts: tokens under one window, seeds for eviction policies that draw, and temperatures. What else they
+            recorded is not read.
+    """
+    engine = Engine(
+        model,
+        num_slots=len(rollouts),
+        window=rollouts[0].settings.window,
+        max_prompt_tokens=max(len(rollout.prompt_ids) for rollout in rollouts),
+        max_new_tokens=max(len(rollout.token_ids) for rollout in rollouts),
+    )
+    numbers = [
+        engine.add(
+            Request(
+                prompt_ids=rollout.prompt_ids,
+                max_new_tokens=len(rollout.token_ids),
+                temperature=rollout.settings.temperature,
+                seed=rollout.settings.seed,
+                given_tokens=rollout.token_ids,
+            )
+        )
+        for rollout in rollouts
+    ]
+    engine.drain()
+    found: dict[int, Rollout] = {}
+    with engine:
+        while not engine.is_idle:
+            found.update((event.request, event.rollout) for event in engine.step() if isinstance(event, Finished))
+    return [found[number] for number in numbers]
