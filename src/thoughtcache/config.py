@@ -16,6 +16,7 @@ from thoughtcache.cache.schedule import evict_count
 from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.lora_fields import check_lora_fields
 from thoughtcache.model_card import write_card
+from thoughtcache.state.rules import STATE_RULES
 
 PEFT_TYPE_NAME = "THOUGHT"
 
@@ -60,7 +61,7 @@ class ThoughtConfig(LoraConfig):
             (positions count the prompt and the resident thoughts; cached keys are moved when others leave).
         initial_state: "global" (learned), "zero" or "identity" (plain LoRA; needs num_global_tokens == r).
         absorb: whether evicted tokens change the state.
-        state_rule: "linear" (the paper's), "gated", "delta", "softmax" or "decay".
+        state_rule: name of the state rule; "linear" is the paper's.
         state_norm: "frobenius" (the state keeps the norm of the identity) or "none".
         write_scale: initial write scale of the encoder, positive.
     """
@@ -76,7 +77,7 @@ class ThoughtConfig(LoraConfig):
     positions: str = field(default="absolute", metadata={"help": "absolute or rolling"})
     initial_state: str = field(default="global", metadata={"help": "global, zero or identity"})
     absorb: bool = field(default=True, metadata={"help": "whether evicted tokens change the state"})
-    state_rule: str = field(default="linear", metadata={"help": "linear, gated, delta, softmax or decay"})
+    state_rule: str = field(default="linear", metadata={"help": "how evicted tokens change the state"})
     state_norm: str = field(default="frobenius", metadata={"help": "frobenius or none"})
     write_scale: float = field(default=0.1, metadata={"help": "initial write scale, positive"})
 
@@ -85,7 +86,7 @@ class ThoughtConfig(LoraConfig):
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = THOUGHT_PEFT_TYPE
         one_of("initial_state", self.initial_state, ("global", "zero", "identity"))
-        one_of("state_rule", self.state_rule, ("linear", "gated", "delta", "softmax", "decay"))
+        one_of("state_rule", self.state_rule, tuple(STATE_RULES))
         one_of("state_norm", self.state_norm, ("frobenius", "none"))
         if isinstance(self.window, str) and self.window != "prompt":
             raise ValueError(f'window={self.window!r} is not known; use an integer >= 1, "prompt" or None')

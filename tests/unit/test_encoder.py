@@ -18,7 +18,7 @@ from support.compare import max_difference, padded
 from support.models import adapt, tiny_base, tiny_model
 from support.rollouts import PROMPTS
 from thoughtcache.state import STATE_RULES, ThoughtEncoder, absorb
-from thoughtcache.state.encoder import SCALARS
+from thoughtcache.state.encoder import scalar_names
 
 WRITE_SCALE = 0.3
 # One token, G = R = K = 1, key 4 and value -2, so 1 and -1 when normalised: Q = 2 * 3, W_K k^ = 5, W_V v^ = -7.
@@ -62,7 +62,7 @@ def test_no_parameter_is_without_dimensions(rule):
     shapes = {name: tuple(p.shape) for name, p in tiny_model(state_rule=rule).named_parameters()}
     assert not [name for name, shape in shapes.items() if shape == ()]
     scalars = {name.rpartition(".")[2] for name, shape in shapes.items() if shape == (1,)}
-    assert scalars <= set(SCALARS)
+    assert scalars <= scalar_names()
     assert "log_write_scale" in scalars
 
 
@@ -71,12 +71,14 @@ def test_an_adapter_that_was_saved_with_scalars_without_dimensions_loads(rule, t
     model = tiny_model(state_rule=rule, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.rpartition(".")[2] in SCALARS:
+            if name.rpartition(".")[2] in scalar_names():
                 parameter.add_(0.25)
     rollouts = tc.rollout(model, PROMPTS, max_new_tokens=12)
     model.save_pretrained(tmp_path)
     file = tmp_path / "adapter_model.safetensors"
-    old = {name: t.reshape(()) if name.rpartition(".")[2] in SCALARS else t for name, t in load_file(file).items()}
+    old = {
+        name: t.reshape(()) if name.rpartition(".")[2] in scalar_names() else t for name, t in load_file(file).items()
+    }
     assert sum(tensor.ndim == 0 for tensor in old.values()) >= 4
     save_file(old, file)
     again = PeftModel.from_pretrained(tiny_base(dtype=torch.float32), tmp_path)

@@ -42,8 +42,8 @@ from thoughtcache.cache.schedule import evict_count
 from thoughtcache.cache.window_rules import AbsorbFn, WindowRules
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.lora_fields import check_lora_fields
+from thoughtcache.state.absorb import absorb, initial_state
 from thoughtcache.state.encoder import ThoughtEncoder, scalars_as_vectors
-from thoughtcache.state.rules import absorb, initial_state
 
 ENCODERS = "lora_thought_encoder"
 INJECTED = (

@@ -22,6 +22,7 @@ from transformers import PretrainedConfig
 from thoughtcache.adapter.support import check_model
 from thoughtcache.cache.schedule import evict_count, num_evictions, resident_thoughts
 from thoughtcache.config import ThoughtConfig
+from thoughtcache.state.rules import state_rule as rule_called
 
 Targets = Collection[str] | str | None
 NO_TARGETS: tuple[str, ...] = ()
@@ -173,21 +174,7 @@ def absorption_flops(kv_size: int, num_evicted: int, rank: int, num_global_token
     Raises:
         ValueError: for an unknown rule.
     """
-    both_projections = 4 * num_evicted * kv_size * rank
-    outer = 2 * num_evicted * num_global_tokens * rank
-    linear = both_projections + 2 * num_evicted * rank * rank + 2 * num_global_tokens * rank * rank
-    gated = both_projections + 4 * num_evicted * kv_size + 2 * outer
-    by_rule = {
-        "linear": linear,
-        "decay": linear,
-        "softmax": both_projections + 2 * outer,
-        "gated": gated,
-        # Overlaps of the addresses, what they read from the old state, and the triangular solve.
-        "delta": gated + outer + num_evicted * num_evicted * (2 * rank + num_global_tokens),
-    }
-    if state_rule not in by_rule:
-        raise ValueError(f"state_rule={state_rule!r} is not known; choose one of {list(by_rule)}")
-    return by_rule[state_rule]
+    return rule_called(state_rule).flops(kv_size, num_evicted, rank, num_global_tokens)
 
 
 def linear_shapes(config: PretrainedConfig) -> dict[str, tuple[int, int]]:

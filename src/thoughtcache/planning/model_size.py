@@ -13,8 +13,8 @@ from transformers import PretrainedConfig
 
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.planning.flops import linear_shapes, targeted_linears
+from thoughtcache.state.rules import state_rule
 
-GATED_RULES = ("gated", "delta")
 QK_NORM_TYPES = ("qwen3",)
 
 
@@ -110,8 +110,7 @@ def adapter_size(config: PretrainedConfig, thought: ThoughtConfig) -> AdapterSiz
         return AdapterSize(factors=factors, encoders=0)
     kv = shapes["self_attn.k_proj"][1]
     encoder = (2 * columns + 3 * rank) * kv + 1
-    encoder += 2 * kv + 1 if thought.state_rule in GATED_RULES else 0
-    encoder += 1 if thought.state_rule == "decay" else 0
+    encoder += sum(extra.count(kv) for extra in state_rule(thought.state_rule).parameters)
     return AdapterSize(factors=factors, encoders=config.num_hidden_layers * encoder)
 
 

@@ -10,18 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from thoughtcache.state.precision import state_precision
+from thoughtcache.state.rules import STATE_RULES, EncoderWeights, state_rule
 
-GATED_RULES = ("gated", "delta")
-SCALARS = ("log_write_scale", "gate_bias", "decay_logit")
-"""Parameters that are one number, kept as [1]."""
 SHARDED = (
     "the parameters of the thought encoder are sharded, but they are read outside of the layer that FSDP or ZeRO-3 "
     "gathers; keep the adapter whole on every process (DDP, ZeRO-2, or fully_shard with ignored_params for the "
@@ -29,29 +25,10 @@ SHARDED = (
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EncoderWeights:
-    """The encoder's tensors in the state's precision, ready for the pure functions in `rules/`.
-
-    Attributes:
-        queries: [G, R] projected global queries, `q_g W_Q^T / sqrt(K)`.
-        key_projection: [R, K] `W_K / sqrt(K)`.
-        value_projection: [R, K] `W_V / sqrt(K)`.
-        global_tokens: [G, K] `h_g`, learnable keys and values of the initial state.
-        log_write_scale: [] log of the write scale `w`.
-        gate: [2 K] `w_g`, for the gated rules.
-        gate_bias: [] `b_0`, for the gated rules.
-        decay_logit: [] logit of the share of the old state that is kept, for the decay rule.
-    """
-
-    queries: Float[Tensor, "G R"]
-    key_projection: Float[Tensor, "R K"]
-    value_projection: Float[Tensor, "R K"]
-    global_tokens: Float[Tensor, "G K"]
-    log_write_scale: Float[Tensor, ""]
-    gate: Float[Tensor, " K2"] | None
-    gate_bias: Float[Tensor, ""] | None
-    decay_logit: Float[Tensor, ""] | None
+def scalar_names() -> set[str]:
+    """Parameters that are one number, of all rules; they are kept as [1]."""
+    extra = {one.name for rule in STATE_RULES.values() for one in rule.parameters if one.size is None}
+    return {"log_write_scale"} | extra
 
 
 class ThoughtEncoder(nn.Module):
@@ -93,11 +70,10 @@ class ThoughtEncoder(nn.Module):
         self.key_projection = normal(rank)
         self.value_projection = normal(rank)
         self.log_write_scale = nn.Parameter(torch.tensor([math.log(write_scale)], dtype=dtype))
-        if rule in GATED_RULES:
-            self.gate = nn.Parameter(torch.zeros(2 * kv_size, dtype=dtype))
-            self.gate_bias = nn.Parameter(torch.zeros(1, dtype=dtype))
-        if rule == "decay":
-            self.decay_logit = nn.Parameter(torch.tensor([3.0], dtype=dtype))
+        self.rule = state_rule(rule)
+        for extra in self.rule.parameters:
+            value = torch.full((extra.count(kv_size),), extra.initial, dtype=dtype)
+            self.register_parameter(extra.name, nn.Parameter(value))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ThoughtEncoder:
         """What every move and cast of a module comes down to; here no tensor ends below fp32."""
@@ -120,38 +96,33 @@ class ThoughtEncoder(nn.Module):
             ValueError: if this process holds a shard of the parameters only.
         """
 
-        def cast(name: str) -> Tensor | None:
-            value = self._parameters.get(name)
-            if value is None:
-                return None
+        def cast(name: str) -> Tensor:
+            value = self._parameters[name]
+            assert value is not None, name
             if isinstance(value, DTensor) or not value.numel():
                 raise ValueError(SHARDED)
-            tensor = value.squeeze(0) if name in SCALARS else value
-            return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+            return value.to(torch.promote_types(value.dtype, torch.float32))
 
-        def need(name: str) -> Tensor:
-            value = cast(name)
-            assert value is not None, name
-            return value
-
-        scale = 1.0 / math.sqrt(need("key_projection").shape[1])
+        scale = 1.0 / math.sqrt(self.key_projection.shape[-1])
         with state_precision(self.global_queries.device.type):
-            queries = need("global_queries") @ need("query_projection").T * scale
+            queries = cast("global_queries") @ cast("query_projection").T * scale
         return EncoderWeights(
             queries=queries,
-            key_projection=need("key_projection") * scale,
-            value_projection=need("value_projection") * scale,
-            global_tokens=need("global_tokens"),
-            log_write_scale=need("log_write_scale"),
-            gate=cast("gate"),
-            gate_bias=cast("gate_bias"),
-            decay_logit=cast("decay_logit"),
+            key_projection=cast("key_projection") * scale,
+            value_projection=cast("value_projection") * scale,
+            global_tokens=cast("global_tokens"),
+            log_write_scale=cast("log_write_scale").squeeze(0),
+            extra={
+                one.name: cast(one.name).squeeze(0) if one.size is None else cast(one.name)
+                for one in self.rule.parameters
+            },
         )
 
 
 def scalars_as_vectors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict in which scalars of encoders that were saved without dimensions are [1], as they are kept now."""
+    scalars = scalar_names()
     return {
-        name: value.reshape(1) if value.ndim == 0 and name.rpartition(".")[2] in SCALARS else value
+        name: value.reshape(1) if value.ndim == 0 and name.rpartition(".")[2] in scalars else value
         for name, value in state_dict.items()
     }

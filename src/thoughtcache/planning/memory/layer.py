@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.planning.chunk_shapes import ChunkShape
 from thoughtcache.planning.flops import linear_shapes, targeted_linears
-from thoughtcache.planning.model_size import GATED_RULES, ModelSize, adapter_size, model_size
+from thoughtcache.planning.model_size import ModelSize, adapter_size, model_size
 from thoughtcache.planning.setting import PlanSetting
 from thoughtcache.policy.scores import CHUNK_ELEMENTS
+from thoughtcache.state.rules import state_rule
 
 FP32 = 4
 ADAPTER_BYTES = FP32
@@ -138,7 +139,7 @@ def absorption_saved_bytes(numbers: LayerNumbers, rows: int, chunk: ChunkShape) 
     """What the update of all states on entry to a chunk keeps: keys and values that left, raw and normalised."""
     if not (numbers.has_state and numbers.thought.absorb):
         return 0
-    numbers_per_entry = 6 if numbers.thought.state_rule in GATED_RULES else 4
+    numbers_per_entry = state_rule(numbers.thought.state_rule).saved_per_entry
     return numbers.size.layers * rows * chunk.evicted * numbers.size.kv * numbers_per_entry * FP32
 
 

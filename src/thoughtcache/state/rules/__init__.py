@@ -1,72 +1,30 @@
-"""State rules: how evicted keys and values change the thought state. One pure function per file.
+"""State rules: how evicted keys and values change the thought state. One file per rule.
 
-To add one: write the function (signature of `linear_write`), list it in `STATE_RULES`, write its loop in
-`state/naive.py`; the twin, gradient and parity tests run over this table.
+To add one: subclass `StateRule` and list it in `STATE_RULES`. Configuration, encoder, planner, command line and the
+twin, gradient and parity tests read that table.
 """
 
-from __future__ import annotations
+from thoughtcache.state.rules.base import EncoderWeights, ExtraParameter, StateRule
+from thoughtcache.state.rules.decay import DecayRule
+from thoughtcache.state.rules.delta import DeltaRule
+from thoughtcache.state.rules.gated import GatedRule
+from thoughtcache.state.rules.linear import LinearRule
+from thoughtcache.state.rules.softmax import SoftmaxRule
 
-from collections.abc import Callable
-from typing import Literal
-
-from jaxtyping import Float
-from torch import Tensor
-
-from thoughtcache.state.encoder import EncoderWeights
-from thoughtcache.state.precision import state_precision
-from thoughtcache.state.rules.common import concat_heads, normalise, rms_normalise
-from thoughtcache.state.rules.decay import decay_write
-from thoughtcache.state.rules.delta import delta_write
-from thoughtcache.state.rules.gated import gated_write
-from thoughtcache.state.rules.linear import linear_update, linear_write
-from thoughtcache.state.rules.softmax import softmax_write
-
-WriteRule = Callable[
-    [EncoderWeights, Float[Tensor, "B G R"], Float[Tensor, "B E K"], Float[Tensor, "B E K"]], Float[Tensor, "B G R"]
-]
-StateNorm = Literal["frobenius", "none"]
-
-STATE_RULES: dict[str, WriteRule] = {
-    "linear": linear_write,
-    "gated": gated_write,
-    "delta": delta_write,
-    "softmax": softmax_write,
-    "decay": decay_write,
+STATE_RULES: dict[str, type[StateRule]] = {
+    rule.name: rule for rule in (LinearRule, GatedRule, DeltaRule, SoftmaxRule, DecayRule)
 }
 
 
-def initial_state(weights: EncoderWeights) -> Float[Tensor, "1 G R"]:
-    """`S_0`: the linear form with the global tokens as keys and values, normalised (paper, method section)."""
-    with state_precision(weights.global_tokens.device.type):
-        tokens = rms_normalise(weights.global_tokens).unsqueeze(0)
-        return normalise(linear_update(weights, tokens, tokens))
+def state_rule(name: str) -> type[StateRule]:
+    """The rule called `name`.
 
-
-def absorb(
-    weights: EncoderWeights,
-    state: Float[Tensor, "#B G R"],
-    evicted_keys: Float[Tensor, "B H E D"],
-    evicted_values: Float[Tensor, "B H E D"],
-    *,
-    rule: str,
-    norm: StateNorm,
-) -> Float[Tensor, "B G R"]:
-    """The state after one eviction.
-
-    Args:
-        weights: the encoder's tensors of this layer.
-        state: state before; a batch of 1 is broadcast.
-        evicted_keys: keys that leave, as cached (rotated).
-        evicted_values: values that leave.
-        rule: a key of `STATE_RULES`.
-        norm: "frobenius" keeps `||S||_F = sqrt(min(G, R))`; "none" leaves the sum as it is.
+    Raises:
+        ValueError: if there is no such rule.
     """
-    dtype = state.dtype
-    with state_precision(state.device.type):
-        keys = rms_normalise(concat_heads(evicted_keys).to(dtype))
-        values = rms_normalise(concat_heads(evicted_values).to(dtype))
-        updated = STATE_RULES[rule](weights, state.expand(keys.shape[0], -1, -1), keys, values)
-        return normalise(updated) if norm == "frobenius" else updated
+    if name not in STATE_RULES:
+        raise ValueError(f"state_rule={name!r} is not known; choose one of {list(STATE_RULES)}")
+    return STATE_RULES[name]
 
 
-__all__ = ["STATE_RULES", "StateNorm", "absorb", "initial_state", "normalise"]
+__all__ = ["STATE_RULES", "EncoderWeights", "ExtraParameter", "StateRule", "state_rule"]

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
-from thoughtcache.state.encoder import EncoderWeights
+from thoughtcache.state.rules.base import EncoderWeights, StateRule, projection_flops
+from thoughtcache.state.rules.naive_common import linear_sum
+
+if TYPE_CHECKING:
+    from thoughtcache.state.encoder import ThoughtEncoder
 
 
 def linear_update(
@@ -19,11 +24,28 @@ def linear_update(
     return scale * (weights.queries @ memory)
 
 
-def linear_write(
-    weights: EncoderWeights,
-    state: Float[Tensor, "B G R"],
-    keys: Float[Tensor, "B E K"],
-    values: Float[Tensor, "B E K"],
-) -> Float[Tensor, "B G R"]:
+def linear_flops(kv_size: int, num_evicted: int, rank: int, num_global_tokens: int) -> int:
+    """Operations of `linear_update`: both projections, their product, and the queries."""
+    products = 2 * num_evicted * rank * rank + 2 * num_global_tokens * rank * rank
+    return projection_flops(kv_size, num_evicted, rank) + products
+
+
+class LinearRule(StateRule):
     """`S + S'`."""
-    return state + linear_update(weights, keys, values)
+
+    name: ClassVar[str] = "linear"
+
+    @staticmethod
+    def write(weights: EncoderWeights, state: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """`S + S'`."""
+        return state + linear_update(weights, keys, values)
+
+    @staticmethod
+    def naive_write(encoder: ThoughtEncoder, S: Tensor, K_e: Tensor, V_e: Tensor) -> Tensor:
+        """`S + S'`."""
+        return S + linear_sum(encoder, K_e, V_e)
+
+    @staticmethod
+    def flops(kv_size: int, num_evicted: int, rank: int, num_global_tokens: int) -> int:
+        """Those of `linear_update`."""
+        return linear_flops(kv_size, num_evicted, rank, num_global_tokens)

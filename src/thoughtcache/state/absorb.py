@@ -1,0 +1,52 @@
+"""The thought state before any eviction, and after one: what all rules share around their write."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from thoughtcache.state.precision import state_precision
+from thoughtcache.state.rules import EncoderWeights, state_rule
+from thoughtcache.state.rules.common import concat_heads, normalise, rms_normalise
+from thoughtcache.state.rules.linear import linear_update
+
+StateNorm = Literal["frobenius", "none"]
+
+
+def initial_state(weights: EncoderWeights) -> Float[Tensor, "1 G R"]:
+    """`S_0`: the linear form with the global tokens as keys and values, normalised (paper, method section)."""
+    with state_precision(weights.global_tokens.device.type):
+        tokens = rms_normalise(weights.global_tokens).unsqueeze(0)
+        return normalise(linear_update(weights, tokens, tokens))
+
+
+def absorb(
+    weights: EncoderWeights,
+    state: Float[Tensor, "#B G R"],
+    evicted_keys: Float[Tensor, "B H E D"],
+    evicted_values: Float[Tensor, "B H E D"],
+    *,
+    rule: str,
+    norm: StateNorm,
+) -> Float[Tensor, "B G R"]:
+    """The state after one eviction.
+
+    Args:
+        weights: the encoder's tensors of this layer.
+        state: state before; a batch of 1 is broadcast.
+        evicted_keys: keys that leave, as cached (rotated).
+        evicted_values: values that leave.
+        rule: a key of `STATE_RULES`.
+        norm: "frobenius" keeps `||S||_F = sqrt(min(G, R))`; "none" leaves the sum as it is.
+
+    Raises:
+        ValueError: for an unknown rule.
+    """
+    dtype = state.dtype
+    with state_precision(state.device.type):
+        keys = rms_normalise(concat_heads(evicted_keys).to(dtype))
+        values = rms_normalise(concat_heads(evicted_values).to(dtype))
+        updated = state_rule(rule).write(weights, state.expand(keys.shape[0], -1, -1), keys, values)
+        return normalise(updated) if norm == "frobenius" else updated

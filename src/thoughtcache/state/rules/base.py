@@ -1,0 +1,96 @@
+"""What a state rule is: one file with its parameters, its fast form, its loop, and its arithmetic."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from thoughtcache.state.encoder import ThoughtEncoder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderWeights:
+    """The encoder's tensors in the state's precision, ready for pure functions.
+
+    Attributes:
+        queries: [G, R] projected global queries, `q_g W_Q^T / sqrt(K)`.
+        key_projection: [R, K] `W_K / sqrt(K)`.
+        value_projection: [R, K] `W_V / sqrt(K)`.
+        global_tokens: [G, K] `h_g`, learnable keys and values of the initial state.
+        log_write_scale: [] log of the write scale `w`.
+        extra: parameters of the rule by name, scalars without dimensions.
+    """
+
+    queries: Float[Tensor, "G R"]
+    key_projection: Float[Tensor, "R K"]
+    value_projection: Float[Tensor, "R K"]
+    global_tokens: Float[Tensor, "G K"]
+    log_write_scale: Float[Tensor, ""]
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExtraParameter:
+    """A learnable parameter that a rule has beside the encoder's own.
+
+    Attributes:
+        name: of the attribute of the encoder, and in saved adapters.
+        initial: value of all its entries.
+        size: its entries by K; None for a scalar, which is kept as [1].
+    """
+
+    name: str
+    initial: float
+    size: Callable[[int], int] | None = None
+
+    def count(self, kv_size: int) -> int:
+        """Entries of a layer with K = `kv_size`."""
+        return 1 if self.size is None else self.size(kv_size)
+
+
+class StateRule(ABC):
+    """How the keys and values that leave change the thought state. Never instantiated.
+
+    Axes: B batch, E evicted tokens, K kv heads x head size, G global tokens, R rank.
+    """
+
+    name: ClassVar[str]
+    parameters: ClassVar[tuple[ExtraParameter, ...]] = ()
+    saved_per_entry: ClassVar[int] = 4
+    """fp32 numbers that its backward pass needs per number of the keys that leave (planning/memory/layer.py)."""
+
+    @staticmethod
+    @abstractmethod
+    def write(
+        weights: EncoderWeights,
+        state: Float[Tensor, "B G R"],
+        keys: Float[Tensor, "B E K"],
+        values: Float[Tensor, "B E K"],
+    ) -> Float[Tensor, "B G R"]:
+        """The state after tokens with these keys and values, RMS-normalised, have left; before it is normalised."""
+
+    @staticmethod
+    @abstractmethod
+    def naive_write(encoder: ThoughtEncoder, S: Tensor, K_e: Tensor, V_e: Tensor) -> Tensor:
+        """The same for one sequence, as a loop over tokens in the paper's letters; [m, K] as cached, [G, R]."""
+
+    @staticmethod
+    @abstractmethod
+    def flops(kv_size: int, num_evicted: int, rank: int, num_global_tokens: int) -> int:
+        """Operations of one write of one layer of one sequence."""
+
+
+def projection_flops(kv_size: int, num_evicted: int, rank: int) -> int:
+    """Operations of projecting the keys and the values that leave."""
+    return 4 * num_evicted * kv_size * rank
+
+
+def outer_flops(num_evicted: int, rank: int, num_global_tokens: int) -> int:
+    """Operations of one product of all evicted tokens with the queries, or of all their outer products."""
+    return 2 * num_evicted * num_global_tokens * rank
