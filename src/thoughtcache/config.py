@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
 from peft import LoraConfig
 from peft.utils.peft_types import PeftType
@@ -16,9 +16,12 @@ from thoughtcache.cache.schedule import evict_count
 from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.lora_fields import check_lora_fields
 from thoughtcache.model_card import write_card
+from thoughtcache.records import CacheSettings
 from thoughtcache.state.rules import STATE_RULES
 
 PEFT_TYPE_NAME = "THOUGHT"
+OWN_WINDOW: Final = "config"
+"""Stands for the adapter's own window where another one could be given."""
 
 
 def _extend_peft_type() -> Any:
@@ -122,6 +125,36 @@ class ThoughtConfig(LoraConfig):
         names = [item.name for item in fields(self) if item.name not in LORA_NAMES]
         settings = {name: getattr(self, name) for name in ("r", "lora_alpha", *names)}
         write_card(Path(save_directory), base=self.base_model_name_or_path, settings=settings)
+
+    def resolve_window(self, longest_prompt: int | None, window: int | str | None = OWN_WINDOW) -> CacheSettings:
+        """The cache of a call: the window as an integer, and what follows from it.
+
+        Args:
+            longest_prompt: tokens, which `window="prompt"` stands for; None where no prompt is known.
+            window: resident thoughts instead of the adapter's own: an integer, "prompt" or None.
+
+        Raises:
+            ValueError: for an unknown window, or "prompt" without prompts.
+        """
+        wanted = self.window if window == OWN_WINDOW else window
+        resolved = longest_prompt if wanted == "prompt" and longest_prompt is not None else wanted
+        if resolved is not None and not isinstance(resolved, int):
+            here = "" if longest_prompt is not None else ' ("prompt" has no meaning before the prompts are known)'
+            raise ValueError(f'window={wanted!r} is not known{here}; use an integer >= 1, "prompt" or None')
+        return CacheSettings(
+            window=resolved,
+            num_evicted=None if resolved is None else evict_count(resolved, self.evict_fraction),
+            eviction=self.eviction,
+            positions="rolling" if self.positions == "rolling" and resolved is not None else "absolute",
+        )
+
+    def behaviour(self) -> dict[str, Any]:
+        """Every setting, as JSON data, that decides what weights of given names and shapes compute.
+
+        Which linears are adapted is told by the names of the weights; what only starts a training is left out.
+        """
+        own = [item.name for item in fields(self) if item.name not in LORA_NAMES and item.name != "write_scale"]
+        return {name: getattr(self, name) for name in ("r", "lora_alpha", "use_rslora", "alpha_pattern", *own)}
 
     @property
     def is_plain_lora(self) -> bool:

@@ -68,6 +68,28 @@ class TokenFilters:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CacheSettings:
+    """The cache under which sequences are sampled and scored.
+
+    Attributes:
+        window: resident thought tokens, an integer by now (`"prompt"` is resolved), or None for the full cache.
+        num_evicted: thought tokens that leave at once; None with a full cache.
+        eviction: name of the eviction policy.
+        positions: "absolute" counts all tokens; "rolling" the prompt and the resident thoughts.
+    """
+
+    window: int | None
+    num_evicted: int | None
+    eviction: str
+    positions: Literal["absolute", "rolling"] = "absolute"
+
+    @property
+    def rolling_window(self) -> int | None:
+        """The window inside which positions roll; None where they count all tokens."""
+        return self.window if self.positions == "rolling" else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingSettings:
     """How a rollout was sampled; it travels with the rollout so that nothing is guessed when it is replayed.
 
@@ -96,34 +118,33 @@ class SamplingSettings:
     stop_strings: tuple[str, ...] = ()
     positions: Literal["absolute", "rolling"] = "absolute"
 
-    def under_cache(
-        self, *, window: int | None, num_evicted: int | None, eviction: str, positions: str
-    ) -> SamplingSettings:
-        """The same tokens as another cache would have seen them.
+    @property
+    def cache(self) -> CacheSettings:
+        """The cache alone."""
+        return CacheSettings(
+            window=self.window, num_evicted=self.num_evicted, eviction=self.eviction, positions=self.positions
+        )
 
-        Args:
-            window: resident thoughts, an integer by now, or None for the full cache.
-            num_evicted: thought tokens that leave at once.
-            eviction: name of the eviction policy.
-            positions: of the adapter; with a full cache they count all tokens whatever it says.
-        """
-        rolls = positions == "rolling" and window is not None
+    def under_cache(self, cache: CacheSettings) -> SamplingSettings:
+        """The same tokens as another cache would have seen them."""
         return replace(
             self,
-            window=window,
-            num_evicted=num_evicted,
-            eviction=eviction,
-            positions="rolling" if rolls else "absolute",
+            window=cache.window,
+            num_evicted=cache.num_evicted,
+            eviction=cache.eviction,
+            positions=cache.positions,
         )
 
     def with_full_cache(self) -> SamplingSettings:
         """The same without evictions; positions then count all tokens."""
-        return self.under_cache(window=None, num_evicted=None, eviction=self.eviction, positions="absolute")
+        return self.under_cache(
+            CacheSettings(window=None, num_evicted=None, eviction=self.eviction, positions="absolute")
+        )
 
     @property
     def rolling_window(self) -> int | None:
         """The window inside which positions roll; None where they count all tokens."""
-        return self.window if self.positions == "rolling" else None
+        return self.cache.rolling_window
 
     @property
     def scoring_temperature(self) -> float:

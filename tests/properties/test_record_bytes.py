@@ -11,7 +11,6 @@ import thoughtcache as tc
 from support.compare import assert_close, padded
 from support.models import VOCABULARY, tiny_model
 from thoughtcache.policy.handle import open_policy
-from thoughtcache.sampler.cache_settings import CacheSettings
 from thoughtcache.sampler.record_bytes import ItemBytes, RecordBytes, item_bytes, record_bytes
 from thoughtcache.sampler.slots.kv_recorder import KVRecorder
 
@@ -46,14 +45,8 @@ def held(rollouts: list[tc.Rollout]) -> RecordBytes:
 
 def foretold(model, rollouts: list[tc.Rollout], *, keys_values: bool) -> RecordBytes:
     shared = rollouts[0].settings
-    cache = CacheSettings(
-        window=shared.window,
-        num_evicted=shared.num_evicted,
-        eviction=shared.eviction,
-        positions=shared.positions,
-    )
     return record_bytes(
-        item_bytes(open_policy(model), cache, shared.filters, keys_values=keys_values),
+        item_bytes(open_policy(model), shared.cache, shared.filters, keys_values=keys_values),
         [len(rollout.prompt_ids) for rollout in rollouts],
         [len(rollout.token_ids) for rollout in rollouts],
         shared.window,

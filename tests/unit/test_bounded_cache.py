@@ -14,6 +14,7 @@ from support.models import VOCABULARY, tiny_model
 from thoughtcache.cache.base import StatefulCache
 from thoughtcache.cache.generate_cache import BoundedCache
 from thoughtcache.cache.replay_cache import ReplayCache
+from thoughtcache.records import CacheSettings
 from thoughtcache.sampler.slots.slot_cache import SlotCache
 from thoughtcache.sampler.slots.table import SlotTable
 
@@ -22,7 +23,9 @@ METHODS = ("reset", "reorder_cache", "crop", "batch_repeat_interleave", "batch_s
 
 
 def new_cache(model: Any) -> BoundedCache:
-    cache = model.base_model.new_cache(window=WINDOW, num_evicted=2, eviction="sliding", max_new_tokens=40)
+    cache = model.base_model.new_cache(
+        CacheSettings(window=WINDOW, num_evicted=2, eviction="sliding"), max_new_tokens=40
+    )
     assert isinstance(cache, BoundedCache)
     return cache
 

@@ -17,6 +17,7 @@ from thoughtcache.planning.flops import (
     rollout_flops_per_token,
 )
 from thoughtcache.policy.handle import find_tuner
+from thoughtcache.records import CacheSettings
 
 PROMPT, TOKENS, WINDOW = 7, 22, 8
 EXACT = 1e-9
@@ -97,7 +98,7 @@ def test_by_hand():
 def test_a_decode_step_agrees_with_the_counter(context):
     model = adapted()
     tuner = find_tuner(model)
-    cache = tuner.new_cache(window=None, num_evicted=None, eviction="sliding", max_new_tokens=1)
+    cache = tuner.new_cache(CacheSettings(window=None, num_evicted=None, eviction="sliding"), max_new_tokens=1)
     with torch.no_grad():
         if context > 1:
             tuner.backbone(

@@ -13,6 +13,7 @@ from thoughtcache import ThoughtConfig
 from thoughtcache.adapter.cache_argument import cache_keyword
 from thoughtcache.measuring.peak_memory import MIB, PeakMemory, kv_cache_bytes
 from thoughtcache.policy.handle import find_tuner
+from thoughtcache.records import CacheSettings
 
 
 def tiny_config() -> LlamaConfig:
@@ -45,7 +46,7 @@ def test_kv_cache_equals_the_buffers_of_the_bounded_cache():
     prompt, window, batch = 5, 4, 2
     model = peft.get_peft_model(LlamaForCausalLM(tiny_config()), ThoughtConfig(r=3, num_global_tokens=2, window=window))
     tuner = find_tuner(model)
-    cache = tuner.new_cache(window=window, num_evicted=1, eviction="sliding", max_new_tokens=63)
+    cache = tuner.new_cache(CacheSettings(window=window, num_evicted=1, eviction="sliding"), max_new_tokens=63)
     with torch.no_grad():
         model(input_ids=torch.ones(batch, prompt, dtype=torch.long), **cache_keyword(tuner.model, cache))
     measured = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)

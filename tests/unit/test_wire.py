@@ -13,7 +13,7 @@ from torch import Tensor
 import thoughtcache as tc
 from support.models import tiny_model
 from support.rollouts import ragged_rollouts
-from thoughtcache.scale.adapter_weights import SETTINGS, load_adapter, pack_adapter
+from thoughtcache.scale.adapter_weights import SHAPES, load_adapter, pack_adapter
 from thoughtcache.scale.wire import _encode, pack_rollouts, unpack_rollouts
 
 
@@ -56,7 +56,7 @@ def test_what_is_absent_stays_absent() -> None:
 def test_every_setting_travels_with_the_adapter_or_shows_in_its_shapes() -> None:
     """A new field of `ThoughtConfig` must be entered in one of the two."""
     shown = {"r", "target_modules", "task_type", "num_global_tokens", "write_scale"}  # the last one is a start value
-    assert set(tc.ThoughtConfig.__annotations__) - shown <= set(SETTINGS)
+    assert set(tc.ThoughtConfig.__annotations__) - shown <= set(tc.ThoughtConfig().behaviour())
 
 
 OTHER_SETTINGS: dict[str, Any] = {
@@ -74,7 +74,7 @@ OTHER_SETTINGS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", sorted({*OTHER_SETTINGS, *SETTINGS}))
+@pytest.mark.parametrize("name", sorted({*OTHER_SETTINGS, *tc.ThoughtConfig().behaviour()} - {*SHAPES}))
 def test_an_adapter_of_other_settings_is_refused(name: str) -> None:
     value, model = OTHER_SETTINGS[name], tiny_model()
     other = {name: value}

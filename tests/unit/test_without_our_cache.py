@@ -26,6 +26,7 @@ from support.models import VOCABULARY, adapt, tiny_base, tiny_model
 from support.rollouts import PROMPTS
 from support.text_model import save_text_model
 from thoughtcache.adapter.cache_argument import given_cache
+from thoughtcache.records import CacheSettings
 
 WINDOW = 5
 REFUSED = "without the adapter's own cache"
@@ -50,7 +51,9 @@ def steps(model: Any, prompt: int, count: int, cache: Any = None) -> torch.Tenso
 
 def whole(model: Any, prompt: int, count: int) -> torch.Tensor:
     """The same logits under the adapter's own cache."""
-    cache = model.base_model.new_cache(window=WINDOW, num_evicted=1, eviction="sliding", max_new_tokens=count)
+    cache = model.base_model.new_cache(
+        CacheSettings(window=WINDOW, num_evicted=1, eviction="sliding"), max_new_tokens=count
+    )
     return steps(model.base_model.model, prompt, count, cache)
 
 

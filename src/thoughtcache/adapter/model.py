@@ -38,10 +38,10 @@ from thoughtcache.cache.eviction import make_eviction_policy
 from thoughtcache.cache.generate_cache import BoundedCache
 from thoughtcache.cache.query_log import QueryLog
 from thoughtcache.cache.rotation import Rotations, key_rotations
-from thoughtcache.cache.schedule import evict_count
 from thoughtcache.cache.window_rules import AbsorbFn, WindowRules
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.lora_fields import check_lora_fields
+from thoughtcache.records import CacheSettings
 from thoughtcache.state.absorb import absorb, initial_state
 from thoughtcache.state.encoder import ThoughtEncoder, scalars_as_vectors
 
@@ -230,24 +230,19 @@ class ThoughtModel(RevertibleInjection):
         """
         return key_rotations(self.model.config, self.backbone.rotary_emb) if positions == "rolling" else None
 
-    def window_rules(
-        self, *, window: int | None, num_evicted: int | None, eviction: str, positions: str
-    ) -> WindowRules:
-        """What bounds a cache under the active adapter; the arguments are those of `SamplingSettings`."""
+    def window_rules(self, cache: CacheSettings) -> WindowRules:
+        """What bounds a cache under the active adapter."""
         return WindowRules(
-            size=window,
-            num_evicted=num_evicted or 0,
-            eviction=make_eviction_policy(eviction),
+            size=cache.window,
+            num_evicted=cache.num_evicted or 0,
+            eviction=make_eviction_policy(cache.eviction),
             absorb=self.absorber(),
-            rotations=self.key_rotations(positions),
+            rotations=self.key_rotations(cache.positions),
         )
 
-    def new_cache(
-        self, *, window: int | None, num_evicted: int | None, eviction: str, max_new_tokens: int, seed: int = 0
-    ) -> BoundedCache:
+    def new_cache(self, cache: CacheSettings, *, max_new_tokens: int, seed: int = 0) -> BoundedCache:
         """An empty bounded cache with the active adapter's initial states."""
-        positions = self.thought_config.positions
-        rules = self.window_rules(window=window, num_evicted=num_evicted, eviction=eviction, positions=positions)
+        rules = self.window_rules(cache)
         return BoundedCache(
             num_layers=self.num_layers,
             states=self.initial_states() if self.adapter_enabled else None,
@@ -302,18 +297,11 @@ class ThoughtModel(RevertibleInjection):
             options = merged_options(self.model.generation_config, arguments.get("generation_config"), arguments)
             check_options(options, arguments)
             prompt_length = prompt_tokens(arguments).shape[1]
-            window = prompt_length if isinstance(config.window, str) else config.window
-            assert window is not None
+            settings = config.resolve_window(prompt_length)
             reach = position_reach(self.model.config)
             new_tokens = new_token_bound(options, prompt_length, reach.positions)
-            rolling_window = window if config.positions == "rolling" else None
-            check_positions(prompt_length, new_tokens, reach, rolling_window=rolling_window)
-            cache = self.new_cache(
-                window=window,
-                num_evicted=evict_count(window, config.evict_fraction),
-                eviction=config.eviction,
-                max_new_tokens=new_tokens,
-            )
+            check_positions(prompt_length, new_tokens, reach, rolling_window=settings.rolling_window)
+            cache = self.new_cache(settings, max_new_tokens=new_tokens)
             return self.model.generate(**{**arguments, **cache_keyword(self.backbone, cache)})
 
     def _refuse_continuous_batching(self) -> None:

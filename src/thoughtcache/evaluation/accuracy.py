@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from thoughtcache.config import OWN_WINDOW
 from thoughtcache.evaluation.intervals import wilson_interval
-from thoughtcache.sampler.cache_settings import FROM_CONFIG
 from thoughtcache.sampler.rollout import rollout
 from thoughtcache.tasks.embedded.problem import Problem, check_answer
 from thoughtcache.tasks.embedded.reasoner import encode_prompt
@@ -56,7 +56,7 @@ def exact_match_accuracy(
     problems: Sequence[Problem],
     *,
     max_new_tokens: int,
-    window: int | str | None = FROM_CONFIG,
+    window: int | str | None = OWN_WINDOW,
     temperature: float = 0.0,
     batch_size: int = 250,
     seed: int = 0,

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from thoughtcache.adapter.cache_argument import cache_keyword
-from thoughtcache.adapter.model import ThoughtModel
 from thoughtcache.cache.base import States
 from thoughtcache.cache.evict import evict_layer
 from thoughtcache.cache.replay_cache import ReplayCache
@@ -30,7 +29,6 @@ from thoughtcache.policy.batch import RolloutBatch
 from thoughtcache.policy.handle import PolicyHandle
 from thoughtcache.policy.modes import GradientMode
 from thoughtcache.policy.scores import ScoreFunction
-from thoughtcache.records import SamplingSettings
 
 Past = list[tuple[Tensor, Tensor]]
 
@@ -135,7 +133,7 @@ def run_chunk(
     if chunk.evicts:
         assert past is not None
         slots = recorded_slots(batch, chunk.segment - 1, chunk.rows, policy.device)
-        past, absorbed = _evict(_rules(tuner, batch.settings), past, width, slots, states)
+        past, absorbed = _evict(tuner.window_rules(batch.settings.cache), past, width, slots, states)
         if absorbed is not states and absorbed is not None:
             states = _anchor(absorbed, batch, chunk.segment - 1) if anchored else absorbed
     cache = ReplayCache(tuner.num_layers, past, chunk.start, states)
@@ -216,15 +214,6 @@ def _leading_rows(entry: Boundary, rows: int) -> Boundary:
     if states is not None and states[0].shape[0] > rows:
         states = [state[:rows] for state in states]
     return Boundary(past=past, states=states)
-
-
-def _rules(tuner: ThoughtModel, settings: SamplingSettings) -> WindowRules:
-    return tuner.window_rules(
-        window=settings.window,
-        num_evicted=settings.num_evicted,
-        eviction=settings.eviction,
-        positions=settings.positions,
-    )
 
 
 def _evict(rules: WindowRules, past: Past, width: int, slots: Tensor | None, states: States) -> tuple[Past, States]:

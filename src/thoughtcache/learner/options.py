@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from thoughtcache.policy.modes import GradientMode, Place, check_place
 
@@ -44,3 +45,12 @@ class ReplayOptions:
             raise ValueError(
                 "reuse=True repeats what was sampled; it goes with anchored=True, full_cache=False and recompute=True"
             )
+
+
+LEARNER_OPTIONS = ("gradient", "recompute", "checkpoint_layers", "chunk_tokens", "kv_log")
+"""What every learner of a run shares, under the names that distillation, GRPO, the planner and a run have for it."""
+
+
+def learner_options(settings: object) -> dict[str, Any]:
+    """These options of some settings that have all of them."""
+    return {name: getattr(settings, name) for name in LEARNER_OPTIONS}

@@ -11,11 +11,11 @@ from transformers import PretrainedConfig
 from thoughtcache.adapter.positions import PositionReach, position_reach, positions_needed
 from thoughtcache.adapter.support import DTYPES
 from thoughtcache.cache.eviction import EVICTION_POLICIES
-from thoughtcache.cache.schedule import evict_count
 from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.config import ThoughtConfig
-from thoughtcache.learner.options import CHUNK_TOKENS, ReplayOptions
+from thoughtcache.learner.options import CHUNK_TOKENS, ReplayOptions, learner_options
 from thoughtcache.policy.modes import GradientMode, Place
+from thoughtcache.records import CacheSettings
 
 Objective = Literal["grpo", "distill"]
 Learner = Literal["replay", "checkpointed"]
@@ -102,25 +102,22 @@ class PlanSetting:
     @property
     def replay_options(self) -> ReplayOptions:
         """How the learner repeats rollouts."""
-        return ReplayOptions(
-            gradient=self.gradient,
-            recompute=self.recompute,
-            checkpoint_layers=self.checkpoint_layers,
-            chunk_tokens=self.chunk_tokens,
-            kv_log=self.kv_log,
-            reuse=self.reuse,
-        )
+        return ReplayOptions(**learner_options(self), reuse=self.reuse)
+
+    @property
+    def cache(self) -> CacheSettings:
+        """The cache of a call with these prompts."""
+        return self.thought.resolve_window(self.prompt_tokens)
 
     @property
     def window(self) -> int | None:
         """W as an integer ("prompt" is the prompt's length), or None for the full cache."""
-        wanted = self.thought.window
-        return self.prompt_tokens if isinstance(wanted, str) else wanted
+        return self.cache.window
 
     @property
     def rolls(self) -> bool:
         """Whether positions stay inside the window, however long the thoughts are."""
-        return self.thought.positions == "rolling" and self.window is not None
+        return self.cache.rolling_window is not None
 
     @property
     def chooses(self) -> bool:
@@ -130,7 +127,7 @@ class PlanSetting:
     @property
     def positions_needed(self) -> int:
         """Positions that the prompt and the thoughts take; with rolling ones, those that are resident."""
-        return positions_needed(self.prompt_tokens, self.max_new_tokens, self.window if self.rolls else None)
+        return positions_needed(self.prompt_tokens, self.max_new_tokens, self.cache.rolling_window)
 
     @property
     def reach(self) -> PositionReach:
@@ -150,7 +147,7 @@ class PlanSetting:
     @property
     def num_evicted(self) -> int | None:
         """E, thoughts that leave at once."""
-        return None if self.window is None else evict_count(self.window, self.thought.evict_fraction)
+        return self.cache.num_evicted
 
     @property
     def decoded_at_once(self) -> int:

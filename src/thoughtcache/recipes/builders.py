@@ -19,17 +19,6 @@ from thoughtcache.report.trainer_progress import RichProgressCallback
 from thoughtcache.train.checkpoints import history_at_end, load_weights, newest_whole
 
 
-def learner_options(run: RunConfig) -> dict[str, Any]:
-    """What every learner of a run shares, under the names that distillation, GRPO and the planner have for it."""
-    return {
-        "gradient": run.gradient,
-        "recompute": run.recompute,
-        "checkpoint_layers": run.checkpoint_layers,
-        "chunk_tokens": run.chunk_tokens,
-        "kv_log": run.kv_log,
-    }
-
-
 def find_checkpoint(folder: Path, console: Console) -> Path | None:
     """The newest whole checkpoint of a phase; what is skipped for it, and that there is none, is printed."""
     found = newest_whole(folder, lambda text: plain_line(console, f"warning: {text}"))

@@ -10,9 +10,10 @@ from typing import Any
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
+from thoughtcache.learner.options import learner_options
 from thoughtcache.planning.setting import TEACHER_BATCHES
 from thoughtcache.policy.handle import find_tuner
-from thoughtcache.recipes.builders import find_checkpoint, learner_options, save_adapter
+from thoughtcache.recipes.builders import find_checkpoint, save_adapter
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.recipes.run.folder import PhaseResult
 from thoughtcache.recipes.teacher_samples import kept_samples

@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from thoughtcache.recipes.builders import learner_options, train_grpo
+from thoughtcache.learner.options import learner_options
+from thoughtcache.recipes.builders import train_grpo
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.recipes.run.folder import PhaseResult
 from thoughtcache.report.progress import plain_line

@@ -16,8 +16,8 @@ from rich.console import Console
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from thoughtcache.config import ThoughtConfig
-from thoughtcache.learner.options import ReplayOptions
-from thoughtcache.recipes.builders import learner_options, save_adapter
+from thoughtcache.learner.options import ReplayOptions, learner_options
+from thoughtcache.recipes.builders import save_adapter
 from thoughtcache.recipes.distill_phase import distill_phase as _distill
 from thoughtcache.recipes.grpo_phase import grpo_phase as _grpo
 from thoughtcache.recipes.load_adapter import WEIGHTS, put_adapter, read_adapter

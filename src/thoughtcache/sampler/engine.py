@@ -29,9 +29,9 @@ from transformers import PreTrainedTokenizerBase
 
 from thoughtcache.adapter.observed_queries import observed_queries
 from thoughtcache.cache.host_integers import Integers
+from thoughtcache.config import OWN_WINDOW
 from thoughtcache.policy.handle import open_policy
 from thoughtcache.policy.modes import Place, check_place
-from thoughtcache.sampler.cache_settings import FROM_CONFIG, cache_settings
 from thoughtcache.sampler.decode_step import DecodeStep, eviction_step
 from thoughtcache.sampler.draw.drawing import Drawing
 from thoughtcache.sampler.events import Event, Evicted, Evicting, Finished, Started, Tokens
@@ -82,7 +82,7 @@ class Engine:
         model: nn.Module,
         *,
         num_slots: int,
-        window: int | str | None = FROM_CONFIG,
+        window: int | str | None = OWN_WINDOW,
         tokenizer: PreTrainedTokenizerBase | None = None,
         max_prompt_tokens: int = 0,
         max_new_tokens: int = 0,
@@ -101,19 +101,13 @@ class Engine:
         self.tokenizer, self.record_kv, self.anchors, self.stream = tokenizer, record_kv, anchors, stream
         self.compiled, self.on_event = compile, on_event
         self.pack_weights = pack_weights and worth_packing(num_slots, max_new_tokens or None)
-        self.settings = cache_settings(policy.tuner.thought_config, window, longest_prompt=None)
+        self.settings = policy.tuner.thought_config.resolve_window(None, window)
         self.looks_every = ROUNDS_BETWEEN_LOOKS if policy.device.type == "cuda" else 1
         self.table = SlotTable(num_slots, policy.device)
-        rules = policy.tuner.window_rules(
-            window=self.settings.window,
-            num_evicted=self.settings.num_evicted,
-            eviction=self.settings.eviction,
-            positions=self.settings.positions,
-        )
         self.cache: SlotCache = new_slots(
             policy.tuner,
             self.table,
-            rules,
+            policy.tuner.window_rules(self.settings),
             capacity=self._columns(max_prompt_tokens, max_new_tokens),
             static_shapes=compile,
         )

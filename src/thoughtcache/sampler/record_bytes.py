@@ -15,8 +15,7 @@ import torch
 from thoughtcache.cache.eviction import EVICTION_POLICIES
 from thoughtcache.cache.schedule import num_evictions
 from thoughtcache.policy.handle import PolicyHandle
-from thoughtcache.records import TokenFilters
-from thoughtcache.sampler.cache_settings import CacheSettings
+from thoughtcache.records import CacheSettings, TokenFilters
 
 SLOT_BYTES = torch.int64.itemsize
 """Of the number of one evicted slot."""

@@ -16,11 +16,11 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from thoughtcache.adapter.positions import check_positions
+from thoughtcache.config import OWN_WINDOW
 from thoughtcache.policy.handle import open_policy
 from thoughtcache.policy.modes import Place
 from thoughtcache.policy.token_ids import check_prompts
 from thoughtcache.records import Rollout, TokenFilters
-from thoughtcache.sampler.cache_settings import FROM_CONFIG, cache_settings
 from thoughtcache.sampler.draw.inverse_cdf import row_seeds
 from thoughtcache.sampler.engine import Engine
 from thoughtcache.sampler.events import Event, Finished
@@ -41,7 +41,7 @@ def rollout(
     seed: int | Sequence[int] = 0,
     ignore_eos: bool = False,
     min_new_tokens: int = 0,
-    window: int | str | None = FROM_CONFIG,
+    window: int | str | None = OWN_WINDOW,
     batch_size: int | None = None,
     stop_ids: Sequence[int] | None = None,
     stop_strings: str | Sequence[str] = (),
@@ -108,7 +108,7 @@ def rollout(
     check_prompts(prompt_ids, policy)
     seeds = row_seeds(seed, len(prompt_ids))
     longest = max(map(len, prompt_ids))
-    cache = cache_settings(policy.tuner.thought_config, window, longest_prompt=longest)
+    cache = policy.tuner.thought_config.resolve_window(longest, window)
     filters = TokenFilters(
         top_k=top_k,
         top_p=top_p,
@@ -130,8 +130,7 @@ def rollout(
         )
         for ids, (own, row) in zip(prompt_ids, seeds, strict=True)
     ]
-    rolling_window = cache.window if cache.positions == "rolling" else None
-    check_positions(longest, max_new_tokens, policy.reach, rolling_window=rolling_window)
+    check_positions(longest, max_new_tokens, policy.reach, rolling_window=cache.rolling_window)
     if max_record_bytes is not None:
         lengths = [len(ids) for ids in prompt_ids]
         items = item_bytes(policy, cache, filters, keys_values=kv_log is not None, anchors=anchors)

@@ -14,8 +14,7 @@ from thoughtcache.cache.schedule import eviction_points
 from thoughtcache.ends import stop_token_ids
 from thoughtcache.policy.handle import PolicyHandle
 from thoughtcache.policy.token_ids import check_prompts, check_stop_ids
-from thoughtcache.records import Eviction, Rollout, SamplingSettings
-from thoughtcache.sampler.cache_settings import CacheSettings
+from thoughtcache.records import CacheSettings, Eviction, Rollout, SamplingSettings
 from thoughtcache.sampler.draw.drawing import Drawn
 from thoughtcache.sampler.draw.rules import DrawRules
 from thoughtcache.sampler.draw.stop_strings import make_stop_strings

@@ -12,13 +12,11 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
+from thoughtcache.config import ThoughtConfig
 from thoughtcache.scale.wire import join, split
 
-SETTINGS = (
-    "lora_alpha", "use_rslora", "alpha_pattern", "window", "evict_fraction", "eviction", "positions", "initial_state",
-    "absorb", "state_rule", "state_norm",
-)  # fmt: skip
-"""Fields of `ThoughtConfig` that no shape of a weight tells."""
+SHAPES = ("r", "num_global_tokens")
+"""What the shapes of the weights tell, with a message of its own."""
 
 
 def pack_adapter(model: nn.Module) -> bytes:
@@ -58,7 +56,7 @@ def load_adapter(model: nn.Module, data: bytes) -> None:
         )
     ours = _settings(peft_model)
     different = [
-        f"{key}={theirs[key]!r} (the sampler has {ours[key]!r})" for key in SETTINGS if ours[key] != theirs[key]
+        f"{key}={theirs[key]!r} (the sampler has {ours[key]!r})" for key in ours if ours[key] != theirs.get(key)
     ]
     if different:
         raise ValueError(
@@ -71,7 +69,8 @@ def load_adapter(model: nn.Module, data: bytes) -> None:
 def _settings(model: PeftModel) -> dict[str, Any]:
     """What decides how the weights are used."""
     config = model.peft_config[model.active_adapter]
-    return {name: getattr(config, name) for name in SETTINGS}
+    assert isinstance(config, ThoughtConfig)
+    return {name: value for name, value in config.behaviour().items() if name not in SHAPES}
 
 
 def _peft_model(model: nn.Module) -> PeftModel:

@@ -25,7 +25,6 @@ from transformers.trainer_callback import PrinterCallback
 
 from thoughtcache.cache.eviction import EVICTION_POLICIES
 from thoughtcache.cache.eviction.sliding import sliding_evictions
-from thoughtcache.cache.schedule import evict_count
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.learner.options import CHUNK_TOKENS, ReplayOptions
 from thoughtcache.learner.replay import run_replay
@@ -97,21 +96,11 @@ def under_window(samples: Sequence[Rollout], config: ThoughtConfig) -> list[Roll
     `distill_loss` lets the student go through the tokens first.
     """
     longest = max(len(sample.prompt_ids) for sample in samples)
-    window = longest if config.window == "prompt" else config.window
-    assert window is None or isinstance(window, int)
-    evicted = None if window is None else evict_count(window, config.evict_fraction)
+    cache = config.resolve_window(longest)
     results = []
     for sample in samples:
-        results.append(
-            replace(
-                sample,
-                settings=sample.settings.under_cache(
-                    window=window, num_evicted=evicted, eviction=config.eviction, positions=config.positions
-                ),
-                evictions=sliding_evictions(len(sample.token_ids) - 1, window, evicted),
-                states=None,
-            )
-        )
+        evictions = sliding_evictions(len(sample.token_ids) - 1, cache.window, cache.num_evicted)
+        results.append(replace(sample, settings=sample.settings.under_cache(cache), evictions=evictions, states=None))
     return results
 
 

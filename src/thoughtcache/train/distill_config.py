@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from thoughtcache.checks import at_least_one, one_of
-from thoughtcache.learner.options import CHUNK_TOKENS, ReplayOptions
+from thoughtcache.learner.options import CHUNK_TOKENS, ReplayOptions, learner_options
 from thoughtcache.policy.modes import GradientMode, Place
 from thoughtcache.train.divergence import DIVERGENCES
 
@@ -77,11 +77,4 @@ class DistillConfig:
     @property
     def replay_options(self) -> ReplayOptions:
         """How the student repeats the samples; their states are those of its own weights, so nothing is anchored."""
-        return ReplayOptions(
-            gradient=self.gradient,
-            anchored=False,
-            recompute=self.recompute,
-            checkpoint_layers=self.checkpoint_layers,
-            chunk_tokens=self.chunk_tokens,
-            kv_log=self.kv_log,
-        )
+        return ReplayOptions(**learner_options(self), anchored=False)

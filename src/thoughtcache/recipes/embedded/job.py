@@ -22,7 +22,7 @@ import torch
 from peft import PeftModel
 from rich.console import Console
 
-from thoughtcache.config import ThoughtConfig
+from thoughtcache.config import OWN_WINDOW, ThoughtConfig
 from thoughtcache.evaluation.accuracy import Accuracy, exact_match_accuracy
 from thoughtcache.measuring.peak_memory import PeakMemory, kv_cache_bytes
 from thoughtcache.planning.flops import rollout_flops_per_token
@@ -37,7 +37,6 @@ from thoughtcache.records import Rollout
 from thoughtcache.report.files import writing
 from thoughtcache.report.progress import progress_bar
 from thoughtcache.report.trainer_progress import RichProgressCallback
-from thoughtcache.sampler.cache_settings import FROM_CONFIG
 from thoughtcache.tasks.embedded.problem import Problem, sample_problems
 from thoughtcache.tasks.embedded.reasoner import encode_prompt, load_reasoner
 
@@ -128,12 +127,12 @@ class _Job:
             self._samples = kept_samples(self.samples_file, len(prompts), draw)
         return self._samples
 
-    def accuracy(self, model: PeftModel, problems: list[Problem], window: Any = FROM_CONFIG) -> Accuracy:
+    def accuracy(self, model: PeftModel, problems: list[Problem], window: Any = OWN_WINDOW) -> Accuracy:
         return exact_match_accuracy(
             model, self.tokenizer, problems, max_new_tokens=self.task.max_new_tokens, window=window
         )
 
-    def test(self, model: PeftModel, window: Any = FROM_CONFIG) -> PhaseResult:
+    def test(self, model: PeftModel, window: Any = OWN_WINDOW) -> PhaseResult:
         """Accuracy on the test split, with the peak memory of sampling it."""
         problems = self.problems(self.run.evaluation_size, "test")
         with PeakMemory() as memory:

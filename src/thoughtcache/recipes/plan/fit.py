@@ -10,9 +10,9 @@ from rich.console import Console
 from transformers import PretrainedConfig
 
 from thoughtcache.config import ThoughtConfig
+from thoughtcache.learner.options import learner_options
 from thoughtcache.planning.fit import DoesNotFitError, check_fit
 from thoughtcache.planning.setting import PlanSetting
-from thoughtcache.recipes.builders import learner_options
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.report.plan import print_plans
 

@@ -31,10 +31,6 @@ from thoughtcache.sampler.rollout import rollout
 Work = Literal["learner", "rollout"]
 ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 TIMEOUT_SECONDS = 600.0
-_THOUGHT_FIELDS = (
-    "r", "lora_alpha", "num_global_tokens", "window", "evict_fraction", "eviction", "positions", "initial_state",
-    "absorb", "state_rule", "state_norm",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +66,7 @@ def measure(
     """
     given = {
         "model": {**setting.model.to_dict(), "model_type": setting.model.model_type},
-        "thought": {name: getattr(setting.thought, name) for name in _THOUGHT_FIELDS},
+        "thought": setting.thought.behaviour(),
         "setting": {
             field.name: getattr(setting, field.name)
             for field in dataclasses.fields(setting)

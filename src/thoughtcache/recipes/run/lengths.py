@@ -24,12 +24,11 @@ def check_lengths(prompts: list[list[int]], run: RunConfig, thought: ThoughtConf
         ValueError: with the lengths, the positions that there are, and the remedies as options of the command line.
     """
     reach, longest = position_reach(config), max(len(prompt) for prompt in prompts)
-    window = longest if isinstance(thought.window, str) else thought.window
-    rolls = thought.positions == "rolling" and not run.distill_steps
-    needed = positions_needed(longest, run.max_new_tokens, window if rolls else None)
+    window = None if run.distill_steps else thought.resolve_window(longest).rolling_window
+    needed = positions_needed(longest, run.max_new_tokens, window)
     if reach.positions is None or needed <= reach.positions:
         return
-    if rolls and window is not None:
+    if window is not None:
         raise ValueError(
             f"the longest prompt has {longest} tokens and --window is {window}, together more than the "
             f"{reach.positions} positions of the model; lower --window or drop the long prompts"

@@ -12,7 +12,7 @@ from typing import TypeVar
 from trl.trainer.grpo_config import GRPOConfig
 
 from thoughtcache.checks import at_least_one, one_of
-from thoughtcache.learner.options import CHUNK_TOKENS, ReplayOptions
+from thoughtcache.learner.options import CHUNK_TOKENS, ReplayOptions, learner_options
 from thoughtcache.policy.modes import Place
 from thoughtcache.train.trl.options import refuse_options
 
@@ -92,10 +92,5 @@ class ThoughtGRPOConfig(GRPOConfig):
     @property
     def replay_options(self) -> ReplayOptions:
         """How the learner repeats rollouts of its own weights; other passes change single fields."""
-        return ReplayOptions(
-            gradient=int(self.gradient) if self.gradient.isdecimal() else self.gradient,  # type: ignore[arg-type]
-            recompute=self.recompute,
-            checkpoint_layers=self.checkpoint_layers,
-            chunk_tokens=self.chunk_tokens,
-            kv_log=self.kv_log,
-        )
+        gradient = int(self.gradient) if self.gradient.isdecimal() else self.gradient
+        return ReplayOptions(**{**learner_options(self), "gradient": gradient})
