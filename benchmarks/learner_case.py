@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PretrainedConfig, Qwen2C
 import thoughtcache as tc
 from thoughtcache.cache.eviction.sliding import sliding_evictions
 from thoughtcache.cache.schedule import evict_count
-from thoughtcache.learner.chunk import Boundary, join_scores, plan_chunks, run_chunk
+from thoughtcache.learner.chunk import Boundary, batch_chunks, join_scores, run_chunk
 from thoughtcache.learner.kv_log import KVLog, Place
 from thoughtcache.measuring.peak_memory import MIB, PeakMemory
 from thoughtcache.policy.batch import batch_rollouts
@@ -192,7 +192,7 @@ def _checkpointed(model: nn.Module, rollout: Rollout) -> Tensor:
 
     def request(tuner: object) -> Tensor:
         entry, scores = Boundary(), []
-        for chunk in plan_chunks(batch):
+        for chunk in batch_chunks(batch):
             found, entry = checkpoint(
                 lambda chunk, entry: run_chunk(policy, batch, chunk, entry, score, anchored=False),
                 chunk,

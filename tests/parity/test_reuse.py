@@ -13,7 +13,7 @@ from support.models import tiny_model
 from support.rollouts import ragged_rollouts
 from thoughtcache.cache.eviction import EVICTION_POLICIES
 from thoughtcache.learner import reverse
-from thoughtcache.learner.chunk import plan_chunks
+from thoughtcache.learner.chunk import batch_chunks
 from thoughtcache.learner.kv_log import KVLog
 from thoughtcache.policy.batch import batch_rollouts
 from thoughtcache.state import STATE_RULES
@@ -71,7 +71,7 @@ def test_truncated_gradients(gradient):
 
 def test_scores_are_the_recorded_ones_and_nothing_runs_forward():
     model, rollouts = case()
-    chunks = plan_chunks(batch_rollouts(sorted(rollouts, key=lambda r: -len(r.token_ids)), torch.device("cpu")))
+    chunks = batch_chunks(batch_rollouts(sorted(rollouts, key=lambda r: -len(r.token_ids)), torch.device("cpu")))
     calls = []
     hook = model.base_model.backbone.register_forward_hook(lambda *_: calls.append(1))
     scored = tc.replay(model, rollouts, reuse=True)

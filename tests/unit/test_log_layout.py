@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from thoughtcache.learner.chunk import Chunk
+from thoughtcache.learner.chunk_plan import Chunk
 from thoughtcache.learner.log_layout import LogLayout
 
 CPU = torch.device("cpu")
@@ -24,7 +24,15 @@ def chunks_of(plan: list[tuple[int, int]]) -> list[Chunk]:
     for columns, rows in plan:
         chunks.append(
             Chunk(
-                segment=0, start=start, stop=start + columns, opens=start == 0, rows=rows, first_score=0, last_score=0
+                segment=0,
+                start=start,
+                stop=start + columns,
+                opens=start == 0,
+                rows=rows,
+                first_score=0,
+                last_score=0,
+                entry=start,
+                evicted=0,
             )
         )
         start += columns

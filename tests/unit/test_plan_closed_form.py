@@ -9,20 +9,20 @@ import torch
 
 from support.plans import cpu_setting
 from thoughtcache.config import ThoughtConfig
-from thoughtcache.learner.chunk import plan_chunks
+from thoughtcache.learner.chunk import batch_chunks
+from thoughtcache.learner.chunk_plan import plan_chunks
 from thoughtcache.learner.kv_log import KVLog
 from thoughtcache.measuring.live_bytes import LiveBytes
 from thoughtcache.measuring.operator_flops import OperatorFlops
 from thoughtcache.measuring.peak_memory import kv_cache_bytes
 from thoughtcache.planning import fit
-from thoughtcache.planning.chunk_shapes import chunk_shapes
 from thoughtcache.planning.fit import DoesNotFitError, check_fit, free_bytes
 from thoughtcache.planning.limits import largest, max_length, max_window, with_field
 from thoughtcache.planning.memory.replay import anchor_bytes, backward_parts, forward_parts, slot_bytes
 from thoughtcache.planning.memory.rollout import rollout_parts
 from thoughtcache.planning.model_configs import load_config
 from thoughtcache.planning.plan import GIB, make_plan, resident_parts
-from thoughtcache.planning.setting import PlanSetting, side_by_side
+from thoughtcache.planning.setting import PlanSetting, learner_chunks, side_by_side
 from thoughtcache.policy.batch import batch_rollouts
 from thoughtcache.recipes.plan.trace import blank_rollouts
 
@@ -37,8 +37,8 @@ def qwen(**changes):
 @pytest.mark.parametrize("tokens", [1, 2, 19, 63])
 def test_chunks_are_those_of_the_replay(window, chunk_tokens, tokens):
     setting = cpu_setting(thought={"window": window}, max_new_tokens=tokens, prompt_tokens=7, batch=2)
-    found = chunk_shapes(7, tokens, setting.window, setting.num_evicted, chunk_tokens)
-    expected = plan_chunks(batch_rollouts(blank_rollouts(setting), torch.device("cpu")), chunk_tokens)
+    found = learner_chunks(replace(setting, chunk_tokens=chunk_tokens))
+    expected = batch_chunks(batch_rollouts(blank_rollouts(setting), torch.device("cpu")), chunk_tokens)
     assert [shape.columns for shape in found] == [chunk.stop - chunk.start for chunk in expected]
     assert [shape.scored for shape in found] == [chunk.last_score - chunk.first_score for chunk in expected]
     assert [shape.segment for shape in found] == [chunk.segment for chunk in expected]
@@ -93,7 +93,7 @@ def test_slots_of_evictions_that_choose():
     assert {phase.parts.get("evicted slots") for phase in on_cpu.phases[2:]} == {slot_bytes(chosen, 3)}
     assert on_cpu.host_bytes == 0
     # The log notes 4 bytes for each thought that a chunk finds resident; on the host it takes nothing of the device.
-    resident = sum(max(0, shape.entry - 512) for shape in chunk_shapes(512, 8192, 1024, 256, 256))
+    resident = sum(max(0, shape.entry - 512) for shape in plan_chunks([8192], 512, 1024, 256, 256))
     with_columns, without = (
         backward_parts(qwen(thought=t, batch=3))["K/V log"] for t in (chosen.thought, ThoughtConfig())
     )
@@ -112,14 +112,14 @@ def test_records_of_evictions_leave_a_gpu():
     assert parts["optimizer step"] is None
     assert plan.host_bytes == anchor_bytes(setting, 3) + slot_bytes(setting, 3)
     logged = make_plan(replace(setting, kv_log="host")).host_bytes - plan.host_bytes
-    columns = 3 * 36 * 2 * 4 * sum(max(0, shape.entry - 512) for shape in chunk_shapes(512, 8192, 1024, 256, 256))
+    columns = 3 * 36 * 2 * 4 * sum(max(0, shape.entry - 512) for shape in plan_chunks([8192], 512, 1024, 256, 256))
     assert logged == 2 * 36 * 3 * (512 + 8192) * 256 * 2 + columns
 
 
 def test_the_log_notes_what_the_plan_counts():
     setting = cpu_setting(thought={"eviction": "random"}, max_new_tokens=150, chunk_tokens=32)
     batch = batch_rollouts(blank_rollouts(setting), torch.device("cpu"))
-    log = KVLog(batch, plan_chunks(batch, setting.chunk_tokens), "device")
+    log = KVLog(batch, batch_chunks(batch, setting.chunk_tokens), "device")
     noted = sum(columns.nbytes for columns in log.resident if columns is not None)
     plain = replace(setting, thought=replace(setting.thought, eviction="sliding"))
     assert noted == backward_parts(setting)["K/V log"] - backward_parts(plain)["K/V log"]

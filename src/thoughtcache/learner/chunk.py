@@ -1,6 +1,6 @@
 """One piece of a replay: evict and absorb on entry, run the backbone, score. The learner's unit of work.
 
-A *chunk* is a run of columns over [prompt | thoughts] inside one segment (cache/schedule.py). What passes from one
+What passes from one
 chunk to the next is a `Boundary`: the resident keys and values, and the thought states. The learner decides nothing:
 lengths give the chunks, the record gives the evicted slots, the anchors give the states.
 
@@ -21,9 +21,9 @@ from thoughtcache.adapter.cache_argument import cache_keyword
 from thoughtcache.cache.base import States
 from thoughtcache.cache.evict import evict_layer
 from thoughtcache.cache.replay_cache import ReplayCache
-from thoughtcache.cache.schedule import segments
 from thoughtcache.cache.window_rules import WindowRules
 from thoughtcache.learner.attention import lower_right_attention
+from thoughtcache.learner.chunk_plan import Chunk, cuts_past, cuts_states, plan_chunks
 from thoughtcache.learner.layer_checkpoint import checkpointed_layers
 from thoughtcache.policy.batch import RolloutBatch
 from thoughtcache.policy.handle import PolicyHandle
@@ -34,34 +34,6 @@ Past = list[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Chunk:
-    """Columns `start..stop` of [prompt | thoughts], processed in one forward pass.
-
-    Attributes:
-        segment: index of the segment it lies in.
-        start: first column.
-        stop: column after the last one.
-        opens: whether the segment starts here.
-        rows: leading rows of the batch that take part.
-        first_score: thought token that the first scored column predicts.
-        last_score: thought token after the last predicted one; equal to `first_score` inside the prompt.
-    """
-
-    segment: int
-    start: int
-    stop: int
-    opens: bool
-    rows: int
-    first_score: int
-    last_score: int
-
-    @property
-    def evicts(self) -> bool:
-        """Whether an eviction happens on entry."""
-        return self.opens and self.segment > 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Boundary:
     """What one chunk hands to the next: resident keys and values per layer ([rows, H, n, D]), states per layer."""
 
@@ -69,34 +41,10 @@ class Boundary:
     states: States = None
 
 
-def plan_chunks(batch: RolloutBatch, chunk_tokens: int | None = None) -> list[Chunk]:
-    """The chunks of a batch in order: its segments, cut into pieces of at most `chunk_tokens` columns.
-
-    Args:
-        batch: the rollouts.
-        chunk_tokens: bound on the columns of one chunk (prompt columns count); None keeps segments whole.
-    """
-    width = batch.prompts.ids.shape[1]
-    chunks = []
-    for index, part in enumerate(segments(batch.longest - 1, batch.settings.window, batch.settings.num_evicted)):
-        begin, end = (0 if index == 0 else width + part.start), width + part.stop
-        size = chunk_tokens or end - begin
-        for start in range(begin, end, size):
-            stop = min(start + size, end)
-            first = max(start, width - 1) - width + 1
-            unfinished = [row for row, length in enumerate(batch.lengths) if width + length - 2 >= start]
-            chunks.append(
-                Chunk(
-                    segment=index,
-                    start=start,
-                    stop=stop,
-                    opens=start == begin,
-                    rows=unfinished[-1] + 1,
-                    first_score=first,
-                    last_score=max(first, stop - width + 1),
-                )
-            )
-    return chunks
+def batch_chunks(batch: RolloutBatch, chunk_tokens: int | None = None) -> list[Chunk]:
+    """The chunks of a batch in order; see `plan_chunks`."""
+    settings = batch.settings
+    return plan_chunks(batch.lengths, batch.prompts.ids.shape[1], settings.window, settings.num_evicted, chunk_tokens)
 
 
 def run_chunk(
@@ -162,16 +110,6 @@ def cut(entry: Boundary, chunk: Chunk, gradient: GradientMode) -> Boundary:
     if states is not None and cuts_states(chunk, gradient):
         states = [state.detach() for state in states]
     return Boundary(past=past, states=states)
-
-
-def cuts_states(chunk: Chunk, gradient: GradientMode) -> bool:
-    """Whether no gradient leaves this chunk through its entry states: where a block of n segments begins."""
-    return chunk.evicts and isinstance(gradient, int) and chunk.segment % gradient == 0
-
-
-def cuts_past(chunk: Chunk, gradient: GradientMode) -> bool:
-    """Whether no gradient leaves this chunk through its entry keys and values."""
-    return cuts_states(chunk, gradient) or (chunk.evicts and gradient == "detached")
 
 
 def join_scores(parts: Sequence[tuple[Tensor, ...]], num_rows: int) -> tuple[Tensor, ...]:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from thoughtcache.cache.evict import split_thoughts
 from thoughtcache.cache.rotation import Rotations
-from thoughtcache.learner.chunk import Chunk, Past, recorded_slots
+from thoughtcache.learner.chunk import Past, recorded_slots
+from thoughtcache.learner.chunk_plan import Chunk
 from thoughtcache.learner.log_layout import LogLayout
 from thoughtcache.policy.batch import RolloutBatch
 from thoughtcache.policy.modes import Place, check_place

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from thoughtcache.learner.chunk import Chunk
+from thoughtcache.learner.chunk_plan import Chunk
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from thoughtcache.adapter.model import ThoughtModel
 from thoughtcache.cache.base import States
-from thoughtcache.learner.chunk import Chunk
+from thoughtcache.learner.chunk_plan import Chunk
 from thoughtcache.policy.batch import RolloutBatch
 
 

@@ -27,7 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from thoughtcache.adapter.model import ThoughtModel
-from thoughtcache.learner.chunk import Boundary, Chunk, cut, join_scores, plan_chunks, run_chunk
+from thoughtcache.learner.chunk import Boundary, batch_chunks, cut, join_scores, run_chunk
+from thoughtcache.learner.chunk_plan import Chunk
 from thoughtcache.learner.options import CHUNK_TOKENS, ReplayOptions
 from thoughtcache.learner.reverse import reverse_replay
 from thoughtcache.policy.batch import RolloutBatch, batch_rollouts
@@ -131,7 +132,7 @@ def run_replay(
     if options.full_cache:
         batch = replace(batch, settings=batch.settings.with_full_cache())
     check_rollout_positions(batch.rollouts, batch.settings, policy.reach)
-    chunks = plan_chunks(batch, options.chunk_tokens)
+    chunks = batch_chunks(batch, options.chunk_tokens)
     autocast = running_autocast(policy.device.type)
 
     def request(tuner: ThoughtModel) -> tuple[Tensor, ...]:

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from thoughtcache.learner.chunk import Boundary, Chunk, cut, cuts_past, cuts_states, join_scores, run_chunk, with_rows
+from thoughtcache.learner.chunk import Boundary, cut, join_scores, run_chunk, with_rows
+from thoughtcache.learner.chunk_plan import Chunk, cuts_past, cuts_states
 from thoughtcache.learner.kv_log import KVLog
 from thoughtcache.learner.options import ReplayOptions
 from thoughtcache.learner.recorded import entry_states, recorded_scores

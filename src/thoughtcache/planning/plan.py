@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from thoughtcache.planning.chunk_shapes import learner_chunks
 from thoughtcache.planning.flops import linear_shapes
 from thoughtcache.planning.memory.checkpointed import checkpointed_parts, reference_parts
 from thoughtcache.planning.memory.distillation import kept_for_student, teacher_parts, teacher_setting
@@ -29,7 +28,7 @@ from thoughtcache.planning.memory.replay import (
 )
 from thoughtcache.planning.memory.rollout import recorded_kv_bytes, rollout_parts
 from thoughtcache.planning.model_size import model_size
-from thoughtcache.planning.setting import PlanSetting
+from thoughtcache.planning.setting import PlanSetting, learner_chunks
 
 GIB = 2**30
 CUDA_RESERVE_BYTES = GIB

@@ -13,6 +13,7 @@ from thoughtcache.adapter.support import DTYPES
 from thoughtcache.cache.eviction import EVICTION_POLICIES
 from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.config import ThoughtConfig
+from thoughtcache.learner.chunk_plan import Chunk, plan_chunks
 from thoughtcache.learner.options import CHUNK_TOKENS, ReplayOptions, learner_options
 from thoughtcache.policy.modes import GradientMode, Place
 from thoughtcache.records import CacheSettings
@@ -201,3 +202,23 @@ def side_by_side(setting: PlanSetting) -> dict[str, PlanSetting]:
     if setting.distills:
         return windowed
     return {SYSTEMS[0]: replace(setting, thought=plain_lora(setting.thought, None), learner="checkpointed"), **windowed}
+
+
+def learner_chunks(setting: PlanSetting) -> list[Chunk]:
+    """What the learner runs of every row: the chunks of the replay, or whole rows with the full cache."""
+    if setting.learner == "checkpointed":  # TRL's forward pass runs the last thought as well
+        count = setting.max_new_tokens
+        whole = Chunk(
+            segment=0,
+            start=0,
+            stop=setting.prompt_tokens + count,
+            opens=True,
+            rows=1,
+            first_score=0,
+            last_score=count,
+            entry=0,
+            evicted=0,
+        )
+        return [whole]
+    lengths = [setting.max_new_tokens]
+    return plan_chunks(lengths, setting.prompt_tokens, setting.window, setting.num_evicted, setting.chunk_tokens)

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from thoughtcache.planning.chunk_shapes import learner_chunks
 from thoughtcache.planning.flops import FlopsPerToken, absorption_flops, flops_per_token, rollout_flops_per_token
 from thoughtcache.planning.memory.distillation import teacher_setting
 from thoughtcache.planning.model_size import model_size
-from thoughtcache.planning.setting import PlanSetting
+from thoughtcache.planning.setting import PlanSetting, learner_chunks
 
 BACKWARD_OF_ATTENTION = 2.5
 

@@ -12,7 +12,6 @@ rows and without it a [B, P + T, P + T] mask comes on top), and one of two heads
 
 from __future__ import annotations
 
-from thoughtcache.planning.chunk_shapes import learner_chunks
 from thoughtcache.planning.memory.layer import (
     FP32,
     LayerNumbers,
@@ -25,7 +24,7 @@ from thoughtcache.planning.memory.layer import (
     layer_numbers,
 )
 from thoughtcache.planning.memory.parts import Parts, highest
-from thoughtcache.planning.setting import PlanSetting
+from thoughtcache.planning.setting import PlanSetting, learner_chunks
 
 TILE_TOKENS, TILE_ENTRIES = 4096, 32768
 TORCH_TILE_BYTES = 29

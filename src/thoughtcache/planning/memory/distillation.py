@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from thoughtcache.planning.chunk_shapes import learner_chunks
 from thoughtcache.planning.memory.layer import forward_transient_bytes, kv_bytes, layer_numbers
 from thoughtcache.planning.memory.parts import Parts, highest
 from thoughtcache.planning.model_size import model_size
-from thoughtcache.planning.setting import PlanSetting, plain_lora
+from thoughtcache.planning.setting import PlanSetting, learner_chunks, plain_lora
 
 
 def teacher_setting(setting: PlanSetting) -> PlanSetting:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from thoughtcache.config import ThoughtConfig
-from thoughtcache.planning.chunk_shapes import ChunkShape
+from thoughtcache.learner.chunk_plan import Chunk
 from thoughtcache.planning.flops import linear_shapes, targeted_linears
 from thoughtcache.planning.model_size import ModelSize, adapter_size, model_size
 from thoughtcache.planning.setting import PlanSetting
@@ -100,19 +100,19 @@ def kv_bytes(numbers: LayerNumbers, rows: int, tokens: int) -> int:
     return 2 * numbers.size.layers * rows * tokens * numbers.size.kv * numbers.base
 
 
-def saved_bytes(numbers: LayerNumbers, rows: int, chunk: ChunkShape) -> int:
+def saved_bytes(numbers: LayerNumbers, rows: int, chunk: Chunk) -> int:
     """What autograd keeps of a chunk in all decoder layers, its resident keys and values (`kv_bytes`) not included."""
     total = sum(_saved_by_layer(numbers, rows, chunk, set(names)) for names in numbers.targeted)
     total += absorption_saved_bytes(numbers, rows, chunk)
     return total - rows * chunk.columns * FP32 * numbers.size.hidden  # nothing below the first norm needs a gradient
 
 
-def last_layer_bytes(numbers: LayerNumbers, rows: int, chunk: ChunkShape) -> int:
+def last_layer_bytes(numbers: LayerNumbers, rows: int, chunk: Chunk) -> int:
     """What autograd keeps of the last decoder layer alone: what one recomputed checkpoint needs."""
     return _saved_by_layer(numbers, rows, chunk, set(numbers.targeted[-1]))
 
 
-def _saved_by_layer(numbers: LayerNumbers, rows: int, chunk: ChunkShape, targeted: set[str]) -> int:
+def _saved_by_layer(numbers: LayerNumbers, rows: int, chunk: Chunk, targeted: set[str]) -> int:
     size, base, shapes = numbers.size, numbers.base, numbers.shapes
     per_token = 2 * FP32 * size.hidden + 2 * FP32  # both norms: their input in fp32, one scale per token
     if numbers.mixed:
@@ -135,7 +135,7 @@ def _saved_by_layer(numbers: LayerNumbers, rows: int, chunk: ChunkShape, targete
     return total
 
 
-def absorption_saved_bytes(numbers: LayerNumbers, rows: int, chunk: ChunkShape) -> int:
+def absorption_saved_bytes(numbers: LayerNumbers, rows: int, chunk: Chunk) -> int:
     """What the update of all states on entry to a chunk keeps: keys and values that left, raw and normalised."""
     if not (numbers.has_state and numbers.thought.absorb):
         return 0
@@ -143,7 +143,7 @@ def absorption_saved_bytes(numbers: LayerNumbers, rows: int, chunk: ChunkShape) 
     return numbers.size.layers * rows * chunk.evicted * numbers.size.kv * numbers_per_entry * FP32
 
 
-def has_mask(numbers: LayerNumbers, chunk: ChunkShape) -> bool:
+def has_mask(numbers: LayerNumbers, chunk: Chunk) -> bool:
     """Whether attention gets a dense mask in this chunk."""
     return numbers.dense_masks and (numbers.unequal_prompts or (chunk.entry > 0 and chunk.columns > 1))
 
@@ -195,12 +195,12 @@ def forward_transient_bytes(numbers: LayerNumbers, tokens: int) -> int:
     return tokens * max(up, down, product)
 
 
-def score_rows(numbers: LayerNumbers, rows: int, chunk: ChunkShape) -> int:
+def score_rows(numbers: LayerNumbers, rows: int, chunk: Chunk) -> int:
     """Rows of logits that are formed at once."""
     return min(rows * chunk.scored, max(1, CHUNK_ELEMENTS // numbers.size.vocabulary))
 
 
-def logits_bytes(numbers: LayerNumbers, rows: int, chunk: ChunkShape) -> int:
+def logits_bytes(numbers: LayerNumbers, rows: int, chunk: Chunk) -> int:
     """Logits and what is made of them, of one chunk of rows."""
     return numbers.score_bytes * score_rows(numbers, rows, chunk) * numbers.size.vocabulary
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from thoughtcache.cache.schedule import num_evictions
-from thoughtcache.planning.chunk_shapes import ChunkShape, learner_chunks
+from thoughtcache.learner.chunk_plan import Chunk
 from thoughtcache.planning.memory.layer import (
     FP32,
     LayerNumbers,
@@ -29,7 +29,7 @@ from thoughtcache.planning.memory.layer import (
 )
 from thoughtcache.planning.memory.parts import Parts, highest
 from thoughtcache.planning.model_size import model_size
-from thoughtcache.planning.setting import PlanSetting
+from thoughtcache.planning.setting import PlanSetting, learner_chunks
 from thoughtcache.sampler.record_bytes import SLOT_BYTES
 
 COLUMN_BYTES = 4
@@ -41,7 +41,7 @@ class _Learner:
     """What all phases share."""
 
     numbers: LayerNumbers
-    chunks: list[ChunkShape]
+    chunks: list[Chunk]
     rows: int
     checkpoint_layers: bool
     adapter_bytes: int
@@ -100,7 +100,7 @@ def _entry_state_bytes(setting: PlanSetting, num_chunks: int) -> int:
     return num_chunks * slot_state_bytes(setting, setting.batch)
 
 
-def resident_columns_bytes(setting: PlanSetting, chunks: list[ChunkShape]) -> int:
+def resident_columns_bytes(setting: PlanSetting, chunks: list[Chunk]) -> int:
     """Which thoughts every chunk finds resident, as int32 by layer and head, where evictions choose them."""
     if not setting.chooses or num_evictions(setting.max_new_tokens - 1, setting.window, setting.num_evicted) == 0:
         return 0
@@ -146,7 +146,7 @@ def anchor_bytes(setting: PlanSetting, rows: int) -> int:
     return events * slot_state_bytes(setting, rows)
 
 
-def _forward_chunk(learner: _Learner, chunk: ChunkShape, log: int, states: int) -> Parts:
+def _forward_chunk(learner: _Learner, chunk: Chunk, log: int, states: int) -> Parts:
     numbers, rows, tokens = learner.numbers, learner.rows, learner.rows * chunk.columns
     kept = chunk.entry - chunk.evicted if chunk.evicted else 0
     layers = forward_transient_bytes(numbers, tokens)
@@ -160,7 +160,7 @@ def _forward_chunk(learner: _Learner, chunk: ChunkShape, log: int, states: int) 
     }
 
 
-def _backward_chunk(learner: _Learner, chunk: ChunkShape, *, is_last: bool) -> Parts:
+def _backward_chunk(learner: _Learner, chunk: Chunk, *, is_last: bool) -> Parts:
     """One chunk that runs again; the last one is the first to do so."""
     numbers, rows, tokens = learner.numbers, learner.rows, learner.rows * chunk.columns
     arriving = 0 if is_last else chunk.leaving
@@ -195,7 +195,7 @@ def _backward_chunk(learner: _Learner, chunk: ChunkShape, *, is_last: bool) -> P
     return highest([layers, head, back, end])
 
 
-def _kept_and_running(learner: _Learner, chunk: ChunkShape) -> tuple[int, int, int]:
+def _kept_and_running(learner: _Learner, chunk: Chunk) -> tuple[int, int, int]:
     """Activations of a chunk: (kept by all layers, the running layer's forward, the running layer's backward)."""
     numbers, rows, tokens = learner.numbers, learner.rows, learner.rows * chunk.columns
     mask = rows * chunk.columns * chunk.leaving if has_mask(numbers, chunk) else 0
@@ -213,7 +213,7 @@ def _kept_and_running(learner: _Learner, chunk: ChunkShape) -> tuple[int, int, i
     )
 
 
-def _graph(learner: _Learner, chunks: list[ChunkShape], *, gradients: int) -> Parts:
+def _graph(learner: _Learner, chunks: list[Chunk], *, gradients: int) -> Parts:
     """All of these chunks under one graph: at the head or in the layers of each, from the last one to the first."""
     numbers, rows, last = learner.numbers, learner.rows, chunks[-1]
     saved, norms, resident = 0, 0, 0
@@ -240,10 +240,10 @@ def _head_gradient(numbers: LayerNumbers) -> int:
     return numbers.size.hidden * numbers.base
 
 
-def _distinct(chunks: list[ChunkShape]) -> list[ChunkShape]:
+def _distinct(chunks: list[Chunk]) -> list[Chunk]:
     """Chunks of distinct shapes, whatever segment they lie in."""
     return list({_key(chunk): chunk for chunk in chunks}.values())
 
 
-def _key(chunk: ChunkShape | None) -> tuple[int, ...]:
+def _key(chunk: Chunk | None) -> tuple[int, ...]:
     return () if chunk is None else (chunk.columns, chunk.entry, chunk.evicted, chunk.scored)

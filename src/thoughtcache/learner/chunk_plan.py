@@ -1,0 +1,111 @@
+"""Which pieces of a rollout the learner runs: pure integers.
+
+A *chunk* is a run of columns over [prompt | thoughts] inside one segment (`cache/schedule.py`). `chunk.py` runs them;
+the planner asks for the same list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from thoughtcache.cache.schedule import segments
+from thoughtcache.policy.modes import GradientMode
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chunk:
+    """Columns `start..stop` of [prompt | thoughts], processed in one forward pass.
+
+    Attributes:
+        segment: index of the segment it lies in.
+        start: first column.
+        stop: column after the last one.
+        opens: whether the segment starts here.
+        rows: leading rows of the batch that take part.
+        first_score: thought token that the first scored column predicts.
+        last_score: thought token after the last predicted one; equal to `first_score` inside the prompt.
+        entry: resident tokens that it finds, before its own eviction; 0 at the start.
+        evicted: thoughts that leave on entry.
+    """
+
+    segment: int
+    start: int
+    stop: int
+    opens: bool
+    rows: int
+    first_score: int
+    last_score: int
+    entry: int
+    evicted: int
+
+    @property
+    def evicts(self) -> bool:
+        """Whether an eviction happens on entry."""
+        return self.opens and self.segment > 0
+
+    @property
+    def columns(self) -> int:
+        """Tokens of a row that it runs."""
+        return self.stop - self.start
+
+    @property
+    def scored(self) -> int:
+        """Thought tokens of a row that it scores."""
+        return self.last_score - self.first_score
+
+    @property
+    def leaving(self) -> int:
+        """Resident tokens that it hands on, its own included."""
+        return self.entry - self.evicted + self.columns
+
+
+def plan_chunks(
+    lengths: Sequence[int],
+    prompt_columns: int,
+    window: int | None,
+    num_evicted: int | None,
+    chunk_tokens: int | None = None,
+) -> list[Chunk]:
+    """The chunks of a batch in order: its segments, cut into pieces of at most `chunk_tokens` columns.
+
+    Args:
+        lengths: T of every row, best in falling order.
+        prompt_columns: tokens of the longest prompt.
+        window: W, None for the full cache.
+        num_evicted: E; None with the full cache.
+        chunk_tokens: bound on the columns of one chunk (prompt columns count); None keeps segments whole.
+    """
+    width, chunks, entry = prompt_columns, list[Chunk](), 0
+    for index, part in enumerate(segments(max(lengths) - 1, window, num_evicted)):
+        begin, end = (0 if index == 0 else width + part.start), width + part.stop
+        size = chunk_tokens or end - begin
+        for start in range(begin, end, size):
+            stop = min(start + size, end)
+            first = max(start, width - 1) - width + 1
+            unfinished = [row for row, length in enumerate(lengths) if width + length - 2 >= start]
+            opens = start == begin
+            chunk = Chunk(
+                segment=index,
+                start=start,
+                stop=stop,
+                opens=opens,
+                rows=unfinished[-1] + 1,
+                first_score=first,
+                last_score=max(first, stop - width + 1),
+                entry=entry,
+                evicted=(num_evicted or 0) if opens and index > 0 else 0,
+            )
+            chunks.append(chunk)
+            entry = chunk.leaving
+    return chunks
+
+
+def cuts_states(chunk: Chunk, gradient: GradientMode) -> bool:
+    """Whether no gradient leaves this chunk through its entry states: where a block of n segments begins."""
+    return chunk.evicts and isinstance(gradient, int) and chunk.segment % gradient == 0
+
+
+def cuts_past(chunk: Chunk, gradient: GradientMode) -> bool:
+    """Whether no gradient leaves this chunk through its entry keys and values."""
+    return cuts_states(chunk, gradient) or (chunk.evicts and gradient == "detached")
