@@ -62,7 +62,7 @@ def test_advantages_are_those_of_the_table(tmp_path: Path) -> None:
     trainer = make_trainer(_model(), tmp_path, **PAIRS)
     inputs = _generate(trainer)
     texts = trainer._tokenizer.batch_decode(
-        [row.token_ids for row in trainer._generations["train"].rollouts], skip_special_tokens=True
+        [row.token_ids for row in trainer._run.generations["train"].rollouts], skip_special_tokens=True
     )
     rewards = torch.tensor(even_words(texts)).view(2, 2)
     centred = rewards - rewards.mean(dim=1, keepdim=True)
@@ -89,7 +89,7 @@ def test_the_window_of_the_prompt_is_resolved_over_a_call(tmp_path: Path) -> Non
     micro_batches = {**PAIRS, "per_device_train_batch_size": 2, "steps_per_generation": 2}
     trainer = make_trainer(_model(window="prompt"), tmp_path, **micro_batches)
     _generate(trainer)
-    assert {row.settings.window for row in trainer._generations["train"].rollouts} == {3}
+    assert {row.settings.window for row in trainer._run.generations["train"].rollouts} == {3}
 
 
 def test_accumulation_spreads_a_group_over_micro_batches(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_the_reference_of_an_adapted_model_is_a_frozen_copy_of_its_adapter(refer
             if "lora_B.default" in name:
                 parameter.mul_(1.5)
     inputs = _generate(trainer)
-    rollouts = trainer._generations["train"].rollouts
+    rollouts = trainer._run.generations["train"].rollouts
     with torch.no_grad():
         copy = tc.replay(untouched, rollouts, anchored=False, full_cache=reference == "full").logprobs
         with untouched.disable_adapter():
@@ -134,7 +134,7 @@ def test_the_gradient_of_the_kl_term_is_the_one_that_is_written_down(corrected: 
     options = {} if corrected else {"use_bias_correction_kl": False}  # the default is the correction
     trainer = make_trainer(model, tmp_path, beta=0.3, **PAIRS, **options)
     inputs = _generate(trainer)
-    rollouts = trainer._generations["train"].rollouts
+    rollouts = trainer._run.generations["train"].rollouts
     inputs["advantages"] = torch.zeros(4)
     inputs["ref_per_token_logps"] = inputs["ref_per_token_logps"] + 0.4 * torch.randn(
         inputs["ref_per_token_logps"].shape, dtype=torch.float64

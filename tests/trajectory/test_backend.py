@@ -110,7 +110,7 @@ def test_the_policy_that_sampled_is_the_old_policy_of_stale_rollouts(
     original = grpo.GRPOTrainer._compute_loss
 
     def spy(self: Any, model: Any, inputs: dict[str, Any], *rest: Any) -> Any:
-        records = [self._generations["train"].rollouts[index] for index in inputs["rollout_index"].tolist()]
+        records = [self._run.generations["train"].rollouts[index] for index in inputs["rollout_index"].tolist()]
         with torch.no_grad():
             now = tc.replay(model, records, anchored=False).logprobs
         seen.append({"old": inputs.get("old_per_token_logps"), "sampled": padded(records), "now": now})

@@ -202,7 +202,7 @@ def test_references_are_the_ones_that_were_asked_for(tmp_path: Path) -> None:
                 if "lora_B" in name:
                     parameter.normal_(std=0.2, generator=torch.Generator().manual_seed(3))
         inputs = _generate(trainer)
-        rollouts = trainer._generations["train"].rollouts
+        rollouts = trainer._run.generations["train"].rollouts
         with torch.no_grad(), trainer.model.disable_adapter():
             expected = tc.replay(trainer.model, rollouts, anchored=False, full_cache=reference == "full")
         found[reference] = inputs["ref_per_token_logps"]
@@ -270,7 +270,7 @@ def test_passes_in_pieces_score_every_row_of_a_generation(tmp_path: Path) -> Non
             if "lora_B" in name:
                 parameter.normal_(std=0.2, generator=torch.Generator().manual_seed(3))
     inputs = _generate(trainer)
-    rollouts = trainer._generations["train"].rollouts
+    rollouts = trainer._run.generations["train"].rollouts
     with torch.no_grad(), trainer.model.disable_adapter():
         reference = tc.replay(trainer.model, rollouts, anchored=False).logprobs
     assert len({tuple(row.token_ids) for row in rollouts}) == len(rollouts) == 4
@@ -283,7 +283,7 @@ def test_the_gap_is_what_lies_between_the_recorded_and_the_replayed_policy(tmp_p
     """Two tokens are recorded wrongly on purpose, one too low and one too high by 0.3 nats."""
     trainer = make_trainer(_model(), tmp_path, epsilon=0.2, epsilon_high=0.5)
     inputs = _generate(trainer)
-    generation = trainer._generations["train"]
+    generation = trainer._run.generations["train"]
     for row, error in ((1, -0.3), (3, 0.3)):
         record = generation.rollouts[row]
         wrong = record.logprobs.clone()
@@ -356,7 +356,7 @@ def test_a_checkpoint_is_a_peft_adapter(tmp_path: Path) -> None:
     trainer = make_trainer(_model(), tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
     trainer.train()
     loaded = peft.PeftModel.from_pretrained(base_with_eos(dtype=torch.float32), tmp_path / "checkpoint-1")
-    rollouts = trainer._generations["train"].rollouts
+    rollouts = trainer._run.generations["train"].rollouts
     with torch.no_grad():
         expected = tc.replay(trainer.model, rollouts, anchored=False).logprobs
         assert torch.equal(tc.replay(loaded, rollouts, anchored=False).logprobs, expected)

@@ -56,7 +56,7 @@ def test_completions_are_logged(tmp_path: Path, capsys: pytest.CaptureFixture[st
     trainer.train()
     (file,) = (tmp_path / "completions").glob("*.parquet")
     table = pandas.read_parquet(file)
-    rollouts = trainer._generations["train"].rollouts
+    rollouts = trainer._run.generations["train"].rollouts
     texts = word_tokenizer().batch_decode([row.token_ids for row in rollouts], skip_special_tokens=True)
     assert sorted(table["completion"]) == sorted(texts)
     assert "even_words" in table

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from thoughtcache.tasks.maths import answers
-from thoughtcache.tasks.maths.answers import AnswerCheck, check_math_answer, last_boxed
+from thoughtcache.tasks.maths.answers import check_math_answer, last_boxed
+from thoughtcache.tasks.verdict import Verdict
 
 ENDLESS = r"\boxed{9^{9^{9^{9}}}}"
 
@@ -92,7 +93,7 @@ def test_malformed_is_a_result(completion: str) -> None:
 def test_endless_comparison_ends_and_the_next_one_works() -> None:
     start = time.monotonic()
     check = check_math_answer(ENDLESS, "3", timeout_seconds=0.5)
-    assert check == AnswerCheck(correct=False, parsed=False, timed_out=True, extracted="9^{9^{9^{9}}}")
+    assert check == Verdict(correct=False, parsed=False, timed_out=True, extracted="9^{9^{9^{9}}}")
     assert time.monotonic() - start < 60  # the worker may have to start first
     assert check_math_answer(r"\boxed{1/2}", "0.5").correct
 

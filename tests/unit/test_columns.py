@@ -10,20 +10,21 @@ from typing import Any
 
 import pytest
 
-from thoughtcache.tasks.data.datasets import MathExample, load_prompts
+from thoughtcache.tasks.data.datasets import load_prompts
 from thoughtcache.tasks.data.final_answer import answer_text, final_answer
+from thoughtcache.tasks.example import Example
 
 USER = {"role": "user", "content": "2+2?"}
 WORKED = {"role": "assistant", "content": "It is \\boxed{4}."}
 
 
-def load(folder: Path, *rows: dict[str, Any], **options: Any) -> list[MathExample]:
+def load(folder: Path, *rows: dict[str, Any], **options: Any) -> list[Example]:
     file = folder / "a.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return load_prompts(str(file), **options)
 
 
-def answers(examples: list[MathExample]) -> list[str | None]:
+def answers(examples: list[Example]) -> list[str | None]:
     return [example.answer for example in examples]
 
 

@@ -20,9 +20,9 @@ from thoughtcache.recipes import grpo_phase, real_model
 from thoughtcache.recipes.answer import answer
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.tasks.chat import encode_prompt
-from thoughtcache.tasks.data.datasets import MathExample
 from thoughtcache.tasks.embedded import reasoner
 from thoughtcache.tasks.embedded.problem import Problem
+from thoughtcache.tasks.example import Example
 from thoughtcache.tasks.saved_prompt import save_prompt_format, saved_instruction
 from thoughtcache.train.distill import distill, sample_teacher
 from thoughtcache.train.distill_config import DistillConfig
@@ -118,7 +118,7 @@ def test_a_prompt_has_the_same_tokens_in_both_stages_of_train_and_in_generate(
     tokenizer = TOKENIZERS[name]()
     messages = [{"role": "user", "content": "w9 w6"}]
     distilled = encode_prompt(tokenizer, messages, instruction=instruction or None)
-    row = grpo_phase._row(MathExample(prompt=messages, answer="1", identifier="0"), tokenizer, instruction)
+    row = grpo_phase._row(Example(prompt=messages, answer="1", identifier="0"), tokenizer, instruction)
     monkeypatch.setattr(trainer, "processing_class", tokenizer)
     monkeypatch.setattr(trainer, "_tokenizer", tokenizer)
     (learned,), _, _ = trainer._tokenize_prompts([row["prompt"]])

@@ -13,9 +13,10 @@ from rich.console import Console
 
 from thoughtcache.recipes.embedded import job as embedded
 from thoughtcache.recipes.run.config import RunConfig
-from thoughtcache.tasks.embedded.problem import Problem, check_answer
-from thoughtcache.tasks.maths.answers import AnswerCheck
-from thoughtcache.train import rewards
+from thoughtcache.tasks import example
+from thoughtcache.tasks.embedded.problem import Problem
+from thoughtcache.tasks.example import check
+from thoughtcache.tasks.verdict import Verdict
 from thoughtcache.train.rewards import exact_match, math_correctness, recited_answer
 
 
@@ -34,12 +35,12 @@ def test_math_correctness_of_strings_and_chats() -> None:
 
 def test_metrics_are_fractions_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     verdicts = {
-        "right": AnswerCheck(correct=True, parsed=True, timed_out=False, extracted="1"),
-        "wrong": AnswerCheck(correct=False, parsed=True, timed_out=False, extracted="2"),
-        "broken": AnswerCheck(correct=False, parsed=False, timed_out=False, extracted=None),
-        "slow": AnswerCheck(correct=False, parsed=False, timed_out=True, extracted="9^9"),
+        "right": Verdict(correct=True, parsed=True, timed_out=False, extracted="1"),
+        "wrong": Verdict(correct=False, parsed=True, timed_out=False, extracted="2"),
+        "broken": Verdict(correct=False, parsed=False, timed_out=False, extracted=None),
+        "slow": Verdict(correct=False, parsed=False, timed_out=True, extracted="9^9"),
     }
-    monkeypatch.setattr(rewards, "check_math_answer", lambda completion, reference: verdicts[completion])
+    monkeypatch.setattr(example, "check_math_answer", lambda completion, reference: verdicts[completion])
     metrics: dict[str, float] = {}
     completions = ["right", "wrong", "broken", "broken", "slow", "right", "right", "right"]
     given = math_correctness(completions, answer=["1"] * 8, log_metric=metrics.__setitem__)
@@ -48,10 +49,10 @@ def test_metrics_are_fractions_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_an_error_in_the_checker_is_not_a_reward(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(completion: str, reference: str) -> AnswerCheck:
+    def broken(completion: str, reference: str) -> Verdict:
         raise RuntimeError("worker broken")
 
-    monkeypatch.setattr(rewards, "check_math_answer", broken)
+    monkeypatch.setattr(example, "check_math_answer", broken)
     with pytest.raises(RuntimeError, match="worker broken"):
         math_correctness(["1"], answer=["1"])
 
@@ -100,7 +101,7 @@ def test_references_may_be_numbers_and_lists(
 @given(text=st.text(alphabet="80#;=-,. 54", max_size=8), end=st.sampled_from(["", "8054", "#8054", "#8054;", ";8054"]))
 def test_the_embedded_reward_is_the_embedded_metric(text: str, end: str) -> None:
     problem = Problem(prompt="1+1=", trace="#8054", answer="8054")
-    assert recited_answer([text + end], answer=["8054"]) == [float(check_answer(problem, text + end))]
+    assert recited_answer([text + end], answer=["8054"]) == [float(check(problem.example, text + end).correct)]
 
 
 @pytest.mark.parametrize(("completion", "expected"), [("9;#8054", 1.0), ("8054", 0.0), ("=8054", 0.0), ("#;8054", 0.0)])
@@ -127,7 +128,7 @@ def test_the_embedded_job_rewards_what_its_metric_counts(monkeypatch: pytest.Mon
     problem = Problem(prompt="1+1=", trace="#8054", answer="8054")
     (reward,) = rewards_given
     for text in ("#8054", "8054", "#;8054", "#8054<eos>#1", "#8054 "):
-        assert reward([text], answer=["8054"]) == [float(check_answer(problem, text))], text
+        assert reward([text], answer=["8054"]) == [float(check(problem.example, text).correct)], text
 
 
 @pytest.mark.parametrize("reward", [math_correctness, exact_match, recited_answer])

@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
-from thoughtcache.tasks.data.datasets import MathExample, load_prompts
+from thoughtcache.tasks.data.datasets import load_prompts
+from thoughtcache.tasks.example import Example
 
 
-def load(path: Path, content: str | bytes, **options: Any) -> list[MathExample]:
+def load(path: Path, content: str | bytes, **options: Any) -> list[Example]:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return load_prompts(str(path), **options)
 
 
-def texts(examples: list[MathExample]) -> list[tuple[str, str | None]]:
+def texts(examples: list[Example]) -> list[tuple[str, str | None]]:
     return [(example.prompt[0]["content"], example.answer) for example in examples]
 
 

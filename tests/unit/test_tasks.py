@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thoughtcache.tasks.embedded import build_reasoner, reasoner
-from thoughtcache.tasks.embedded.problem import TASKS, Problem, check_answer, sample_problems
+from thoughtcache.tasks.embedded.problem import TASKS, Problem, sample_problems
 from thoughtcache.tasks.embedded.splits import SPLITS, split_of
+from thoughtcache.tasks.example import check
 
 LENGTHS = {"chains": (34, 50), "multiplication": (9, 41)}
 """Task -> (prompt tokens with bos, trace tokens with eos)."""
@@ -153,13 +154,13 @@ def test_worked_examples_of_the_docstrings():
 @given(task_names, seeds, st.data())
 def test_check_answer_accepts_the_right_one_only(task, seed, data):
     (problem,) = sample_problems(task, 1, "train", seed)
-    assert check_answer(problem, problem.trace)
-    assert check_answer(problem, problem.trace + "<eos>")
-    assert check_answer(problem, problem.trace + "<eos><pad><pad>")
+    assert check(problem.example, problem.trace).correct
+    assert check(problem.example, problem.trace + "<eos>").correct
+    assert check(problem.example, problem.trace + "<eos><pad><pad>").correct
     place = data.draw(st.integers(0, len(problem.answer) - 1))
     wrong = data.draw(st.sampled_from([digit for digit in "0123456789" if digit != problem.answer[place]]))
     corrupted = problem.answer[:place] + wrong + problem.answer[place + 1 :]
-    assert not check_answer(problem, problem.trace.replace(f"#{problem.answer}", f"#{corrupted}"))
+    assert not check(problem.example, problem.trace.replace(f"#{problem.answer}", f"#{corrupted}")).correct
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,7 @@ def test_check_answer_accepts_the_right_one_only(task, seed, data):
     ],
 )
 def test_check_answer_reads_what_follows_the_last_mark(completion, expected):
-    assert check_answer(Problem(prompt="3*4=", trace="#12", answer="12"), completion) is expected
+    assert check(Problem(prompt="3*4=", trace="#12", answer="12").example, completion).correct is expected
 
 
 # --- tokens -----------------------------------------------------------------------------------------------------

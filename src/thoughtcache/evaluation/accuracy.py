@@ -18,8 +18,9 @@ from transformers import PreTrainedTokenizerFast
 from thoughtcache.config import OWN_WINDOW
 from thoughtcache.evaluation.intervals import wilson_interval
 from thoughtcache.sampler.rollout import rollout
-from thoughtcache.tasks.embedded.problem import Problem, check_answer
+from thoughtcache.tasks.embedded.problem import Problem
 from thoughtcache.tasks.embedded.reasoner import encode_prompt
+from thoughtcache.tasks.example import check
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +101,7 @@ def exact_match_accuracy(
     )
     elapsed_seconds = time.perf_counter() - started
     texts = [str(tokenizer.decode(record.token_ids, skip_special_tokens=True)) for record in rollouts]
-    correct = sum(check_answer(problem, text) for problem, text in zip(problems, texts, strict=True))
+    correct = sum(check(problem.example, text).correct for problem, text in zip(problems, texts, strict=True))
     total = len(problems)
     low, high = wilson_interval(correct, total)
     return Accuracy(

@@ -15,14 +15,14 @@ from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.recipes.run.folder import PhaseResult
 from thoughtcache.report.progress import plain_line
 from thoughtcache.tasks.chat import plain_prompt
-from thoughtcache.tasks.data.datasets import MathExample
+from thoughtcache.tasks.example import Example
 
 
 def grpo_phase(
     run: RunConfig,
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    examples: list[MathExample],
+    examples: list[Example],
     folder: Path,
     resume: bool,
     console: Console,
@@ -75,9 +75,9 @@ def grpo_phase(
     }
 
 
-def _row(example: MathExample, tokenizer: PreTrainedTokenizerBase, instruction: str) -> dict[str, Any]:
+def _row(example: Example, tokenizer: PreTrainedTokenizerBase, instruction: str) -> dict[str, Any]:
     """The row that TRL sees; the same prompt tokens as `encode_prompt` gives."""
-    messages = [dict(message) for message in example.prompt]
+    messages = [dict(message) for message in example.messages]
     if instruction:
         messages[-1]["content"] += f"\n\n{instruction}"
     prompt = messages if tokenizer.chat_template else plain_prompt(messages)

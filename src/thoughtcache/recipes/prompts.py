@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from thoughtcache.tasks.chat import ChatTokenizer, encode_prompt
 from thoughtcache.tasks.data.bad_rows import BadRow, Report, settle_bad_rows
-from thoughtcache.tasks.data.datasets import MathExample
+from thoughtcache.tasks.example import Example
 
 
 def encode_examples(
-    tokenizer: ChatTokenizer, examples: Sequence[MathExample], *, instruction: str | None, bad_rows: str, report: Report
-) -> tuple[list[MathExample], list[list[int]]]:
+    tokenizer: ChatTokenizer, examples: Sequence[Example], *, instruction: str | None, bad_rows: str, report: Report
+) -> tuple[list[Example], list[list[int]]]:
     """The examples that can be encoded, and the prompt token ids of each.
 
     Args:
@@ -24,12 +24,12 @@ def encode_examples(
     Raises:
         ValueError: for such examples under "refuse", or if none is left.
     """
-    kept: list[MathExample] = []
+    kept: list[Example] = []
     prompts: list[list[int]] = []
     bad: list[BadRow] = []
     for example in examples:
         try:
-            prompts.append(encode_prompt(tokenizer, example.prompt, instruction=instruction))
+            prompts.append(encode_prompt(tokenizer, example.messages, instruction=instruction))
         except ValueError as error:
             bad.append(BadRow(place=f"{example.identifier}:", reason=str(error)))
         else:

@@ -39,7 +39,8 @@ from thoughtcache.recipes.run.settings import (
 from thoughtcache.report.files import writing
 from thoughtcache.report.plots import Panel, plot_curves
 from thoughtcache.report.results import environment, write_results
-from thoughtcache.tasks.data.datasets import MathExample, load_prompts
+from thoughtcache.tasks.data.datasets import load_prompts
+from thoughtcache.tasks.example import Example
 from thoughtcache.tasks.saved_prompt import save_prompt_format
 from thoughtcache.train.checkpoints import load_weights
 
@@ -113,7 +114,7 @@ def _phases(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[int]],
-    examples: list[MathExample],
+    examples: list[Example],
     console: Console,
 ) -> dict[str, PhaseResult]:
     """What the phases of the run returned; `model` ends with the adapter of the last one."""
@@ -137,7 +138,7 @@ def _phases(
 
 
 def _identities(
-    run: RunConfig, config: PretrainedConfig, prompts: list[list[int]], examples: list[MathExample]
+    run: RunConfig, config: PretrainedConfig, prompts: list[list[int]], examples: list[Example]
 ) -> dict[str, str]:
     """What a path does not say: digests of the base model, the data and the adapter that the run starts from."""
     assert run.model is not None

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from thoughtcache.tasks.data.final_answer import answer_text
-from thoughtcache.tasks.embedded.problem import recites
-from thoughtcache.tasks.maths.answers import check_math_answer
+from thoughtcache.tasks.example import Example, check
+from thoughtcache.tasks.verdict import Verdict
 
 Completion = str | Sequence[Mapping[str, Any]]
 Reference = object
@@ -33,8 +33,7 @@ def math_correctness(
     Raises:
         ValueError: if an answer is missing or there is not one for each completion.
     """
-    pairs = _pairs(completions, answer)
-    checks = [check_math_answer(completion, reference) for completion, reference in pairs]
+    checks = _verdicts(completions, answer, "maths")
     if log_metric is not None and checks:
         log_metric("malformed_answers", sum(not check.parsed and not check.timed_out for check in checks) / len(checks))
         log_metric("answer_timeouts", sum(check.timed_out for check in checks) / len(checks))
@@ -47,7 +46,7 @@ def recited_answer(completions: Sequence[Completion], answer: Sequence[Reference
     Raises:
         ValueError: if an answer is missing or empty, or there is not one for each completion.
     """
-    return [float(recites(completion, reference)) for completion, reference in _pairs(completions, answer)]
+    return [float(verdict.correct) for verdict in _verdicts(completions, answer, "recitation")]
 
 
 def exact_match(completions: Sequence[Completion], answer: Sequence[Reference], **kwargs: Any) -> list[float]:
@@ -67,6 +66,13 @@ def completion_text(completion: Completion) -> str:
     if isinstance(completion, str):
         return completion
     return str(completion[-1].get("content") or "") if completion else ""
+
+
+def _verdicts(completions: Sequence[Completion], answers: Sequence[Reference], kind: str) -> list[Verdict]:
+    return [
+        check(Example(prompt="", answer=reference, identifier=str(index), kind=kind), text)
+        for index, (text, reference) in enumerate(_pairs(completions, answers))
+    ]
 
 
 def _pairs(completions: Sequence[Completion], answers: Sequence[Reference]) -> list[tuple[str, str]]:

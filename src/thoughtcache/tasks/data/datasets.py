@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -25,24 +24,10 @@ from thoughtcache.tasks.data.final_answer import final_answer
 from thoughtcache.tasks.data.json_rows import json_rows, jsonl_rows
 from thoughtcache.tasks.data.references import reference_fault
 from thoughtcache.tasks.data.table_rows import TableRow, parquet_rows
+from thoughtcache.tasks.example import Example
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 SPLITS = ("train", "validation", "valid", "val", "dev", "test")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MathExample:
-    r"""One problem.
-
-    Attributes:
-        prompt: chat messages, each with "role" and "content".
-        answer: the final answer alone (`72`, `\frac{1}{2}`), or None if the row has none.
-        identifier: data set and row index, unique inside one `load_prompts` call: `gsm8k/test/17`.
-    """
-
-    prompt: list[dict[str, str]]
-    answer: str | None
-    identifier: str
 
 
 def load_prompts(
@@ -55,7 +40,7 @@ def load_prompts(
     need_answers: bool = False,
     bad_rows: str = "refuse",
     report: Report = warnings.warn,
-) -> list[MathExample]:
+) -> list[Example]:
     """Read the problems of `source`.
 
     Args:
@@ -74,7 +59,7 @@ def load_prompts(
     """
     if limit is not None and limit < 1:
         raise ValueError(f"--limit is {limit}, allowed: 1 or more; leave it out for all rows")
-    examples: list[MathExample] = []
+    examples: list[Example] = []
     bad: list[BadRow] = []
     for label, table in _tables(source, split):
         rows = list(islice(table, None if limit is None else limit - len(examples) - len(bad)))
@@ -90,14 +75,14 @@ def load_prompts(
             )
         for row in rows:
             result = _example(row, label, columns, need_answers)
-            (examples if isinstance(result, MathExample) else bad).append(result)  # type: ignore[arg-type]
+            (examples if isinstance(result, Example) else bad).append(result)  # type: ignore[arg-type]
     if not examples and not bad:
         raise ValueError(f"{source!r} (split {split!r}) holds no rows; check that the file was downloaded completely")
     settle_bad_rows(bad, len(examples) + len(bad), bad_rows, report)
     return examples
 
 
-def _example(row: TableRow, label: str, columns: Columns, need_answers: bool) -> MathExample | BadRow:
+def _example(row: TableRow, label: str, columns: Columns, need_answers: bool) -> Example | BadRow:
     if row.fault is not None:
         return BadRow(place=row.place, reason=row.fault)
     identifier = f"{label}/{row.index}"
@@ -111,7 +96,7 @@ def _example(row: TableRow, label: str, columns: Columns, need_answers: bool) ->
     fault = reference_fault(answer) if need_answers else None
     if fault is not None:
         return BadRow(place=place, reason=f"column {columns.answer!r} holds {value!r:.80}, {fault}")
-    return MathExample(prompt=prompt, answer=answer, identifier=identifier)
+    return Example(prompt=prompt, answer=answer, identifier=identifier)
 
 
 def _tables(source: str, split: str) -> Iterator[tuple[str, Iterator[TableRow]]]:

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.nn import functional as F
 
-from thoughtcache.tasks.embedded.problem import TASKS, Problem, check_answer, sample_problems
+from thoughtcache.tasks.embedded.problem import TASKS, Problem, sample_problems
 from thoughtcache.tasks.embedded.reasoner import (
     BOS,
     EOS,
@@ -36,6 +36,7 @@ from thoughtcache.tasks.embedded.reasoner import (
     build_tokenizer,
     encode_prompt,
 )
+from thoughtcache.tasks.example import check
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -167,7 +168,7 @@ def accuracy(
         **sampling,
     )
     texts = tokenizer.batch_decode(output[:, prompts.shape[1] :], skip_special_tokens=False)
-    return sum(map(check_answer, problems, texts)) / len(problems)
+    return sum(check(p.example, text).correct for p, text in zip(problems, texts, strict=True)) / len(problems)
 
 
 def build_reasoner(output: Path, settings: BuildSettings, console: Console) -> dict[str, Any]:

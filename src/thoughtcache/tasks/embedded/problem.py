@@ -1,7 +1,7 @@
 """What a problem is, and the interface that all embedded tasks share.
 
     problems = sample_problems("chains", num=8, split="train", seed=0)
-    check_answer(problems[0], problems[0].trace)        # True
+    check(problems[0].example, problems[0].trace).correct     # True
 
 A task is a module with one function, `draw_problem(rng: random.Random) -> Problem`. To add one: write the module
 and name it in `TASKS`.
@@ -15,14 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from thoughtcache.tasks.embedded.splits import require_split, split_of
+from thoughtcache.tasks.example import Example
 
 TASKS: dict[str, str] = {
     "chains": "thoughtcache.tasks.embedded.chains",
     "multiplication": "thoughtcache.tasks.embedded.multiplication",
 }
 """Task name -> module that draws its problems (by name: the task modules import `Problem` from here)."""
-
-ANSWER_MARK = "#"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +36,11 @@ class Problem:
     prompt: str
     trace: str
     answer: str
+
+    @property
+    def example(self) -> Example:
+        """The question alone, as rewards and evaluation see it."""
+        return Example(prompt=self.prompt, answer=self.answer, identifier=self.prompt, kind="recitation")
 
 
 def sample_problems(task: str, num: int, split: str, seed: int) -> list[Problem]:
@@ -57,23 +61,6 @@ def sample_problems(task: str, num: int, split: str, seed: int) -> list[Problem]
         if split_of(problem.prompt) == wanted:
             problems.append(problem)
     return problems
-
-
-def check_answer(problem: Problem, completion_text: str) -> bool:
-    """Whether the answer recited at the end of a completion is exactly the problem's answer; see `recites`."""
-    return recites(completion_text, problem.answer)
-
-
-def recites(completion_text: str, answer: str) -> bool:
-    """Whether a completion ends in `#` and exactly this answer: the one definition of "right" for the embedded tasks.
-
-    `completion_text` is the generated text without the prompt; special tokens may have been skipped or not (text
-    from the first `<eos>` on is ignored). What is recited is everything after the last `#`; a completion without `#`
-    is wrong. Only the answer counts: the steps before it are not checked.
-    """
-    finished = completion_text.split("<eos>", maxsplit=1)[0]
-    _, mark, recited = finished.rpartition(ANSWER_MARK)
-    return mark == ANSWER_MARK and recited == answer
 
 
 def _draw_function(task: str) -> Callable[[random.Random], Problem]:

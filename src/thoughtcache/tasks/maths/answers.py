@@ -24,9 +24,10 @@ import sys
 import threading
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from thoughtcache.tasks.verdict import Verdict
 
 MAX_TAIL_CHARACTERS = 2000
 MAX_ANSWER_CHARACTERS = 1000
@@ -34,23 +35,6 @@ STARTUP_SECONDS = 120.0
 BOX = r"\boxed{"
 SCIENTIFIC = re.compile(r"(?<![\w.\\}])([+-]?\d+(?:\.\d+)?)[eE]([+-]?\d+)(?!\w)")
 """`4.5e33`: a fifth of the Minerva references; math-verify reads the `e` as Euler's number."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AnswerCheck:
-    """The verdict on one completion.
-
-    Attributes:
-        correct: equal to the reference.
-        parsed: an answer was found and could be read; False for a completion without answer and for broken LaTeX.
-        timed_out: the comparison exceeded its time or memory and was ended; `correct` is then False.
-        extracted: the text that was taken for the answer, readable or not; None if nothing was.
-    """
-
-    correct: bool
-    parsed: bool
-    timed_out: bool
-    extracted: str | None
 
 
 def last_boxed(text: str) -> str | None:
@@ -67,7 +51,7 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
-def check_math_answer(completion: str, reference: str, timeout_seconds: float = 5.0) -> AnswerCheck:
+def check_math_answer(completion: str, reference: str, timeout_seconds: float = 5.0) -> Verdict:
     r"""Compare the final answer of `completion` with `reference` (LaTeX or plain, with or without `\boxed{}`).
 
     Safe in any thread. A malformed completion is a result (`parsed=False`), never an exception.
@@ -87,14 +71,14 @@ def check_math_answer(completion: str, reference: str, timeout_seconds: float = 
         )
     boxed = last_boxed(completion)
     if boxed is not None and "".join(boxed.split()) == "".join(expected.split()):
-        return AnswerCheck(correct=True, parsed=True, timed_out=False, extracted=boxed)
+        return Verdict(correct=True, parsed=True, timed_out=False, extracted=boxed)
     candidate = completion[-MAX_TAIL_CHARACTERS:] if boxed is None else f"{BOX}{boxed}}}"
     request = {"completion": _with_powers(candidate), "reference": _with_powers(f"{BOX}{expected}}}")}
     reply = _WORKER.ask(request, timeout_seconds)
     if reply is None:
-        return AnswerCheck(correct=False, parsed=False, timed_out=True, extracted=boxed)
+        return Verdict(correct=False, parsed=False, timed_out=True, extracted=boxed)
     extracted = boxed if boxed is not None else reply["extracted"]
-    return AnswerCheck(correct=reply["correct"], parsed=reply["parsed"], timed_out=False, extracted=extracted)
+    return Verdict(correct=reply["correct"], parsed=reply["parsed"], timed_out=False, extracted=extracted)
 
 
 def _with_powers(text: str) -> str:

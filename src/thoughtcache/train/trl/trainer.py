@@ -9,9 +9,7 @@ Not covered: images, tools, vLLM, autocast (refused); FSDP and DeepSpeed ZeRO-3 
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +28,6 @@ from thoughtcache.measuring.phase_memory import PhaseMemory
 from thoughtcache.measuring.phase_timer import PhaseCallback, PhaseTimer
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.records import Rollout
-from thoughtcache.sampler.events import Event, Evicted, Evicting
 from thoughtcache.sampler.options import RolloutOptions
 from thoughtcache.sampler.rollout import rollout
 from thoughtcache.scale.backend import RolloutBackend
@@ -43,13 +40,12 @@ from thoughtcache.train.trl.encoder_precision import encoders_to_fp32
 from thoughtcache.train.trl.kept_rollouts import Generation, Scoring, check_same_tokens
 from thoughtcache.train.trl.model_generation import check_model_generation
 from thoughtcache.train.trl.policy_metrics import cache_metrics, cache_totals, gap_metrics, sampled_log_ratio
+from thoughtcache.train.trl.run_state import RunState
 from thoughtcache.train.trl.weights_version import WeightsCounter
 
 __all__ = ["ThoughtGRPOConfig", "ThoughtGRPOTrainer"]
 
 REFERENCE_ADAPTER = "ref"
-SEED_BYTES = 5
-"""`rollout` multiplies its seed by about a million, and a generator takes 64 bits."""
 
 
 class ThoughtGRPOTrainer(GRPOTrainer):
@@ -92,13 +88,6 @@ class ThoughtGRPOTrainer(GRPOTrainer):
         given = {"tools": tools, "rollout_func": rollout_func, "environment_factory": environment_factory}
         args = check_arguments(model, args, peft_config, given)
         check_backend(rollout_backend, args)
-        self._sampler = None if rollout_backend is None else AheadSampler(rollout_backend)
-        self._generations: dict[str, Generation] = {}
-        self._scoring: Scoring | None = None
-        self._seed_calls: dict[str, tuple[tuple[int, int], int]] = {}
-        self._weights = WeightsCounter()
-        self._last_micro_step = 0
-        self._in_backward = False
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, peft_config=peft_config, **kwargs)
         if self.aux_loss_enabled:
             raise ValueError("the replay returns no router loss; set router_aux_loss_coef=0.0")
@@ -108,16 +97,20 @@ class ThoughtGRPOTrainer(GRPOTrainer):
         check_special_tokens(self._tokenizer, self.eos_token_ids)
         encoders_to_fp32(self.model)
         self.memory = PhaseMemory(self.accelerator.device, keep_timeline=args.profile_memory)
-        self._timer = PhaseTimer(self.accelerator.device, self.memory)
-        self.add_callback(PhaseCallback(self._timer, self._report_phases))
-        self.add_callback(self._weights)
+        self._run = RunState(
+            sampler=None if rollout_backend is None else AheadSampler(rollout_backend),
+            timer=PhaseTimer(self.accelerator.device, self.memory),
+            weights=WeightsCounter(),
+        )
+        self.add_callback(PhaseCallback(self._run.timer, self._report_phases))
+        self.add_callback(self._run.weights)
 
     @property
     def _mode(self) -> str:
         return "train" if self.model.training else "eval"
 
     def _phase(self, name: str) -> AbstractContextManager[None]:
-        return self._timer.phase(name) if self.model.training else nullcontext()
+        return self._run.timer.phase(name) if self.model.training else nullcontext()
 
     def _report_phases(self, seconds: dict[str, float], peaks: dict[str, float]) -> None:
         for name, value in seconds.items():
@@ -126,19 +119,8 @@ class ThoughtGRPOTrainer(GRPOTrainer):
             self._metrics["train"][f"memory/{name}_mib_max"].append(value)
 
     def _rollout_seed(self) -> int:
-        """A seed of its own for every call: run, mode, optimiser step, call within the step, process.
-
-        Calls are counted within an optimiser step, so a resumed run draws the numbers of an uninterrupted one.
-        """
-        starts, step = max(1, self._weights.fresh_starts), self.state.global_step
-        last, count = self._seed_calls.get(self._mode, ((0, 0), 0))
-        count = count + 1 if last == (starts, step) else 0
-        self._seed_calls[self._mode] = ((starts, step), count)
-        parts: tuple[Any, ...] = (self.args.seed, self._mode, step, count, self.accelerator.process_index)
-        if starts > 1:  # another `train()` from step 0
-            parts += (starts,)
-        digest = hashlib.blake2b(repr(parts).encode(), digest_size=SEED_BYTES).digest()
-        return int.from_bytes(digest, "big")
+        process = self.accelerator.process_index
+        return self._run.next_seed(self.args.seed, self._mode, self.state.global_step, process)
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], Any, dict[str, Any]]:
         """As TRL's, less an end-of-sequence token that the tokenizer appends to a text."""
@@ -165,38 +147,32 @@ class ThoughtGRPOTrainer(GRPOTrainer):
         ):
             generation = self._sample(model, prompt_ids)
         rollouts = generation.rollouts
-        self._generations[self._mode] = generation
-        self._scoring = Scoring(rollouts=rollouts, on_policy=self._is_on_policy(generation), is_loss=False)
+        self._run.generations[self._mode] = generation
+        self._run.scoring = Scoring(rollouts=rollouts, on_policy=self._is_on_policy(generation), is_loss=False)
         totals = self.accelerator.gather(cache_totals(rollouts).to(self.accelerator.device))
         self._append_metrics(cache_metrics(totals.view(-1, 5).cpu()))
         return [r.token_ids for r in rollouts], [r.logprobs.tolist() for r in rollouts]
 
     def _sample(self, model: nn.Module, prompt_ids: list[list[int]]) -> Generation:
         """Here, or through the backend; a training batch of the backend may have been started a batch ago."""
-        train, weights = self.model.training, self._weights.version(self.model)
-        if self._sampler is None:
-            timed = self._time_evictions if train else None
+        train, weights = self.model.training, self._run.weights.version(self.model)
+        if self._run.sampler is None:
+            timed = self._run.time_evictions if train else None
             rollouts = rollout(model, prompt_ids, on_event=timed, **self._rollout_options())
             return Generation(rollouts=rollouts, sampled_by=weights)
         if not train:
-            batch = self._sampler.sample_now(model, prompt_ids, **self._rollout_options())
+            batch = self._run.sampler.sample_now(model, prompt_ids, **self._rollout_options())
             return Generation(rollouts=batch.rollouts, sampled_by=weights)
-        batch, sampled_by = self._sampler.sample(model, prompt_ids, weights, **self._rollout_options())
-        following = self._following_prompts(self._sampler)
+        batch, sampled_by = self._run.sampler.sample(model, prompt_ids, weights, **self._rollout_options())
+        following = self._following_prompts(self._run.sampler)
         if following:
-            self._sampler.start_next(model, following, weights, **self._rollout_options())
+            self._run.sampler.start_next(model, following, weights, **self._rollout_options())
         self._append_metrics(backend_metrics(batch, weights.optimizer_steps - sampled_by.optimizer_steps))
         return Generation(rollouts=batch.rollouts, sampled_by=sampled_by)
 
-    def _time_evictions(self, event: Event) -> None:
-        if isinstance(event, Evicting):
-            self._timer.begin("evict")
-        elif isinstance(event, Evicted):
-            self._timer.end()
-
     def _is_on_policy(self, generation: Generation) -> bool:
         """Whether the weights are still those that sampled."""
-        return generation.sampled_by == self._weights.version(self.model)
+        return generation.sampled_by == self._run.weights.version(self.model)
 
     def _rollout_options(self) -> RolloutOptions:
         return RolloutOptions(
@@ -222,9 +198,9 @@ class ThoughtGRPOTrainer(GRPOTrainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """As TRL's, under the eyes of who samples ahead."""
         steps_to_go = self.state.max_steps - self.state.global_step
-        self._last_micro_step = self._step + steps_to_go * self.args.gradient_accumulation_steps
-        if self._sampler is not None:
-            epoch_iterator = self._sampler.watch(epoch_iterator, self._step + num_batches)
+        self._run.last_micro_step = self._step + steps_to_go * self.args.gradient_accumulation_steps
+        if self._run.sampler is not None:
+            epoch_iterator = self._run.sampler.watch(epoch_iterator, self._step + num_batches)
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def _following_prompts(self, sampler: AheadSampler) -> list[list[int]]:
@@ -232,7 +208,7 @@ class ThoughtGRPOTrainer(GRPOTrainer):
         generate_every = (self.args.steps_per_generation or 1) * self.num_iterations
         micro_step = (self._step // generate_every + 1) * generate_every
         batch = sampler.batch_at(micro_step)
-        if batch is None or micro_step >= self._last_micro_step:
+        if batch is None or micro_step >= self._run.last_micro_step:
             return []
         prompt_ids: list[list[int]] = self._tokenize_prompts(deepcopy([row["prompt"] for row in batch]))[0]
         return prompt_ids
@@ -241,8 +217,8 @@ class ThoughtGRPOTrainer(GRPOTrainer):
         try:
             output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         finally:
-            self._scoring = None
-        if not self._is_on_policy(self._generations[self._mode]):
+            self._run.scoring = None
+        if not self._is_on_policy(self._run.generations[self._mode]):
             # Stale rollouts: the policy that sampled is the old policy of TRL's importance weights.
             output["old_per_token_logps"] = output["sampling_per_token_logps"]
         output["rollout_index"] = torch.arange(len(inputs), device=self.accelerator.device)
@@ -251,14 +227,6 @@ class ThoughtGRPOTrainer(GRPOTrainer):
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Any:
         with self._phase("rewards"):
             return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-
-    @contextmanager
-    def _scored(self, scoring: Scoring) -> Iterator[None]:
-        self._scoring = scoring
-        try:
-            yield
-        finally:
-            self._scoring = None
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Also where TRL's frozen copy lies beside the policy: transformers below 5.23 then loads only the copy."""
@@ -273,27 +241,21 @@ class ThoughtGRPOTrainer(GRPOTrainer):
             loss: Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[no-untyped-call]
             return loss
         finally:
-            self._end_backward()
-
-    def _end_backward(self) -> None:
-        if self._in_backward:
-            self._timer.end()
-            self._in_backward = False
+            self._run.end_backward()
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
-        self._end_backward()
-        generation = self._generations[self._mode]
+        self._run.end_backward()
+        generation = self._run.generations[self._mode]
         on_policy = self._is_on_policy(generation)
         rollouts = [generation.rollouts[index] for index in inputs["rollout_index"].tolist()]
         if not on_policy and inputs.get("old_per_token_logps") is None:
             # Where TRL expects fresh rollouts it takes the policy of now for the old one.
             inputs = {**inputs, "old_per_token_logps": inputs["sampling_per_token_logps"]}
         scoring = Scoring(rollouts=rollouts, on_policy=on_policy, is_loss=True)
-        with self._scored(scoring):
+        with self._run.scored(scoring):
             loss = super()._compute_loss(model, inputs)  # type: ignore[no-untyped-call]
         if self.model.training:
-            self._in_backward = True
-            self._timer.begin("backward")
+            self._run.begin_backward()
         return loss
 
     def _get_per_token_logps_and_entropies(
@@ -308,7 +270,7 @@ class ThoughtGRPOTrainer(GRPOTrainer):
         **unused: Any,
     ) -> tuple[Tensor, Tensor | None, None]:
         """Replayed log-probabilities [B, logits_to_keep] and entropies; masks are not read, the records say it all."""
-        scoring = self._scoring
+        scoring = self._run.scoring
         if scoring is None:
             raise RuntimeError("log-probabilities were asked for outside of a generation and of a loss")
         check_same_tokens(scoring.rollouts, input_ids[:, -logits_to_keep:])
