@@ -28,6 +28,7 @@ from thoughtcache.measuring.peak_memory import PeakMemory, kv_cache_bytes
 from thoughtcache.planning.flops import rollout_flops_per_token
 from thoughtcache.recipes.builders import find_checkpoint, save_adapter, train_grpo
 from thoughtcache.recipes.embedded.arms import ARMS, TITLES, lora_window
+from thoughtcache.recipes.embedded.partial_start import PartialStart
 from thoughtcache.recipes.embedded.report import write_report
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.recipes.run.folder import WRITING_REMEDY, PhaseResult, RunFolder
@@ -76,7 +77,6 @@ LORA_ALPHA = 32  # 8 instead of 32 trained the gated rule to 58 % instead of 98 
 TEACHER_SAMPLES = 4096
 VALIDATION_SIZE = 100
 EVALUATE_EVERY = 10
-PARTLY_DISTILLED_PERCENT = 50.0
 GRPO_ARMS = ("lora_window", "thought_best")
 GRPO_PROMPTS, GRPO_GROUP, GRPO_LEARNING_RATE = 16, 8, 3e-4
 
@@ -199,20 +199,19 @@ def _evaluate_base(job: _Job, window: int | None) -> PhaseResult:
 def _distil(job: _Job, model: PeftModel, folder: Path, steps: int, resume: bool, title: str) -> dict[str, Any]:
     """Distil and return the learning curve and the wall time.
 
-    The adapter is saved to `folder/adapter`; the first one that passed 50 % on its way, to `folder/partly_distilled`.
+    The adapter is saved to `folder/adapter`; one on its way, to `folder/partly_distilled` (`partial_start.py`).
     """
     from thoughtcache.train.distill import distill
     from thoughtcache.train.distill_config import DistillConfig
 
     evaluation_seconds = 0.0
+    start = PartialStart(folder / PARTLY_DISTILLED, lambda current: job.accuracy(current, job.validation).percent)
 
     def evaluate(current: torch.nn.Module) -> dict[str, float]:
         nonlocal evaluation_seconds
         started = time.perf_counter()
         accuracy = job.accuracy(current, job.validation)  # type: ignore[arg-type]
-        partly = folder / PARTLY_DISTILLED
-        if accuracy.percent >= PARTLY_DISTILLED_PERCENT and not partly.exists():
-            save_adapter(model, partly)
+        start.note(model, accuracy.percent)
         evaluation_seconds += time.perf_counter() - started
         return {"accuracy": accuracy.percent}
 
