@@ -18,7 +18,7 @@ from benchmarks.sampler.figures import Figure
 from thoughtcache.sampler.engine import ROUNDS_BETWEEN_LOOKS
 
 COMPILED_GAP = 2e-3
-WAITING: dict[str, Any] = {"no records": {"anchors": False}, "states and K/V on the host": {"kv_log": "host"}}
+WAITING: dict[str, Any] = {"no records": {"anchors": False}, "states and K/V on the host": {"record_kv": "host"}}
 
 
 def no_waits(context: Context) -> list[Figure]:
@@ -95,7 +95,7 @@ def copies(context: Context) -> list[Figure]:
     prompts = make_prompts(model.get_base_model(), [16] * sizes.batch)
     rollout = blank_rollout(context, sizes.profile_learner_tokens)
     runs = {
-        "sampler": partial(tc.rollout, model, prompts, max_new_tokens=sizes.profile_tokens[1], kv_log="host"),
+        "sampler": partial(tc.rollout, model, prompts, max_new_tokens=sizes.profile_tokens[1], record_kv="host"),
         "learner": lambda: tc.replay(model, [rollout], anchored=False, kv_log="host").logprobs.sum().backward(),  # type: ignore[no-untyped-call]
     }
     figures = []

@@ -68,8 +68,8 @@ def test_static_shapes_give_the_same_rollouts(
 ) -> None:
     model = MODELS[kind]
     options: dict[str, Any] = {"max_new_tokens": 17, "seed": seed, "batch_size": num_slots, "stop_ids": stop_ids}
-    found = tc.rollout(model, prompts, compile=True, kv_log="device", **options)
-    expected = tc.rollout(model, prompts, kv_log="device", **options)
+    found = tc.rollout(model, prompts, compile=True, record_kv="device", **options)
+    expected = tc.rollout(model, prompts, record_kv="device", **options)
     assert_same(found, expected)
     for one, other in zip(found, expected, strict=True):
         assert_close(one.keys_values, other.keys_values)

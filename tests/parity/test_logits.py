@@ -43,7 +43,7 @@ def case(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(scores, "CHUNK_ELEMENTS", ROWS * VOCABULARY)
     model = tiny_model(window=5, evict_fraction=0.6, base={"vocab_size": VOCABULARY})
     use_norms_without_fp32(model)
-    rollouts = ragged_rollouts(model, max_new_tokens=24, prompts=[[3, 1, 4], [6, 5], [9]], kv_log="device")
+    rollouts = ragged_rollouts(model, max_new_tokens=24, prompts=[[3, 1, 4], [6, 5], [9]], record_kv="device")
     assert sum(len(rollout.token_ids) for rollout in rollouts) > 4 * ROWS * TENSORS
     return model, rollouts
 

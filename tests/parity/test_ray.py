@@ -24,7 +24,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 PLAIN = "support.ray_model:plain_model"
 TROUBLED = "support.ray_model:troubled_model"
-OPTIONS: dict[str, Any] = {"max_new_tokens": 17, "seed": 3, "stop_ids": [5, 11], "window": "prompt", "kv_log": "host"}
+OPTIONS: dict[str, Any] = {
+    "max_new_tokens": 17,
+    "seed": 3,
+    "stop_ids": [5, 11],
+    "window": "prompt",
+    "record_kv": "host",
+}
 MORE_PROMPTS = [*PROMPTS, PROMPTS[0], [4, 4], PROMPTS[0]]
 
 
@@ -165,7 +171,7 @@ def test_errors_of_the_call_are_raised_as_they_are_and_cost_no_actor() -> None:
 def test_stop_strings_and_seeds_travel() -> None:
     model, tokenizer = learner(), load_reasoner()[1]
     options: dict[str, Any] = {
-        "max_new_tokens": 17, "seed": [4, 4, 9], "stop_strings": ["="], "tokenizer": tokenizer, "kv_log": "host",
+        "max_new_tokens": 17, "seed": [4, 4, 9], "stop_strings": ["="], "tokenizer": tokenizer, "record_kv": "host",
     }  # fmt: skip
     expected = tc.rollout(model, PROMPTS[:3], **options)
     with RayRollouts({}, loader=PLAIN, timeout_seconds=300.0) as actors:

@@ -23,7 +23,7 @@ PROMPTS = [[3, 1, 4, 1], [6, 5], [9]]
 
 def case(**config):
     model = tiny_model(**{"window": 3, **config})
-    return model, ragged_rollouts(model, max_new_tokens=12, prompts=PROMPTS, kv_log="device")
+    return model, ragged_rollouts(model, max_new_tokens=12, prompts=PROMPTS, record_kv="device")
 
 
 def gradient_of(model, rollouts, **options):
@@ -120,7 +120,7 @@ def test_refusals():
     model, rollouts = case()
     bare = [replace(rollout, keys_values=None) for rollout in rollouts]
     for wrong, options in ((bare, {}), ([replace(r, entropies=None) for r in rollouts], {})):
-        with pytest.raises(ValueError, match=r"sample it with rollout\(kv_log="):
+        with pytest.raises(ValueError, match=r"sample it with rollout\(record_kv="):
             tc.replay(model, wrong, reuse=True, **options)
     with pytest.raises(ValueError, match="carries no recorded states"):
         tc.replay(model, [replace(rollout, states=None) for rollout in rollouts], reuse=True)

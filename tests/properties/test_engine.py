@@ -64,7 +64,7 @@ def test_tokens_do_not_depend_on_the_number_of_slots(num_slots):
 def test_replay_agrees_with_every_schedule(prompts, num_slots, seed, kind, stop_ids):
     model = MODELS[kind]
     rollouts = tc.rollout(
-        model, prompts, max_new_tokens=LENGTH, seed=seed, batch_size=num_slots, stop_ids=stop_ids, kv_log="device"
+        model, prompts, max_new_tokens=LENGTH, seed=seed, batch_size=num_slots, stop_ids=stop_ids, record_kv="device"
     )
     with torch.no_grad():
         assert_close(tc.replay(model, rollouts).logprobs, padded(rollouts))
@@ -77,7 +77,7 @@ def test_replay_agrees_with_every_schedule(prompts, num_slots, seed, kind, stop_
 
 def test_records_of_refilled_slots_serve_the_learner():
     model = MODELS["random"]
-    rollouts = stopping(model, PROMPTS, batch_size=2, kv_log="host")
+    rollouts = stopping(model, PROMPTS, batch_size=2, record_kv="host")
     found = gradients(model, lambda: weighted_loss(tc.replay(model, rollouts, reuse=True)))
     assert_gradients_match(found, gradients(model, lambda: weighted_loss(tc.replay(model, rollouts))))
 
@@ -86,7 +86,7 @@ def test_looking_rarely_changes_nothing(monkeypatch):
     from thoughtcache.sampler import engine
 
     model = MODELS["sliding"]
-    expected = stopping(model, PROMPTS, batch_size=3, kv_log="device")
+    expected = stopping(model, PROMPTS, batch_size=3, record_kv="device")
     original = engine.Engine.__init__
 
     def rarely(self, *args, **kwargs):
@@ -94,7 +94,7 @@ def test_looking_rarely_changes_nothing(monkeypatch):
         self.looks_every = 5
 
     monkeypatch.setattr(engine.Engine, "__init__", rarely)
-    found = stopping(model, PROMPTS, batch_size=3, kv_log="device")
+    found = stopping(model, PROMPTS, batch_size=3, record_kv="device")
     assert_same(found, expected)
     for one, other in zip(found, expected, strict=True):
         assert_close(one.keys_values, other.keys_values)

@@ -59,18 +59,18 @@ def foretold(model, rollouts: list[tc.Rollout], *, keys_values: bool) -> RecordB
     name=st.sampled_from(sorted(MODELS)),
     prompts=prompt_lists,
     length=st.integers(1, 19),
-    kv_log=st.sampled_from([None, "device", "host"]),
+    record_kv=st.sampled_from([None, "device", "host"]),
     top_k=st.sampled_from([0, 5]),
     num_slots=st.integers(1, 4),
 )
-def test_what_is_foretold_is_what_is_held(name, prompts, length, kv_log, top_k, num_slots):
+def test_what_is_foretold_is_what_is_held(name, prompts, length, record_kv, top_k, num_slots):
     model = MODELS[name]
-    options = {"max_new_tokens": length, "kv_log": kv_log, "top_k": top_k, "batch_size": num_slots}
+    options = {"max_new_tokens": length, "record_kv": record_kv, "top_k": top_k, "batch_size": num_slots}
     for rollouts in (
         tc.rollout(model, prompts, ignore_eos=True, **options),
         tc.rollout(model, prompts, stop_ids=[3, 7, 9], **options),
     ):
-        assert foretold(model, rollouts, keys_values=kv_log is not None) == held(rollouts)
+        assert foretold(model, rollouts, keys_values=record_kv is not None) == held(rollouts)
 
 
 def test_the_base_records_no_states():
@@ -94,13 +94,13 @@ def test_by_hand():
 @pytest.mark.parametrize("name", ["random", "full cache"])
 def test_a_bound_is_kept_to_the_byte(name, monkeypatch):
     model = MODELS[name]
-    options = {"max_new_tokens": 9, "kv_log": "device", "ignore_eos": True}
+    options = {"max_new_tokens": 9, "record_kv": "device", "ignore_eos": True}
     needed = held(tc.rollout(model, PROMPTS, **options)).total
     assert held(tc.rollout(model, PROMPTS, max_record_bytes=needed, **options)).total == needed
     monkeypatch.setattr("thoughtcache.sampler.prompts.prefill", None)  # whoever samples anyhow fails
     with pytest.raises(ValueError, match=rf"max_record_bytes={needed - 1} is less than the {needed} bytes") as refusal:
         tc.rollout(model, PROMPTS, max_record_bytes=needed - 1, **options)
-    for remedy in ("fewer prompts", "lower max_new_tokens", "leave kv_log out", "raise max_record_bytes"):
+    for remedy in ("fewer prompts", "lower max_new_tokens", "leave record_kv out", "raise max_record_bytes"):
         assert remedy in str(refusal.value)
     assert ("widen the window" in str(refusal.value)) == (name == "random")
 
@@ -123,7 +123,7 @@ def test_the_log_grows_with_the_sequence(name, monkeypatch):
         held_columns.append((sum(piece.shape[3] for piece in self._pieces), num_processed))
 
     monkeypatch.setattr(KVRecorder, "copy_new", watched)
-    found = tc.rollout(model, PROMPTS * 2, max_new_tokens=18, stop_ids=[3, 7], kv_log="device", batch_size=2)
+    found = tc.rollout(model, PROMPTS * 2, max_new_tokens=18, stop_ids=[3, 7], record_kv="device", batch_size=2)
     assert held_columns
     assert all(columns == processed for columns, processed in held_columns)
     with torch.no_grad():

@@ -159,7 +159,7 @@ def test_ends_of_all_kinds():
 def test_records_end_with_the_text():
     """Keys, values, states and entropies of a sequence that went on after its end while nobody looked."""
     model = MODELS["random"]
-    rollouts = sample(model, PROMPTS, stop_strings=["w5", "1 w2"], kv_log="device", repetition_penalty=1.2)
+    rollouts = sample(model, PROMPTS, stop_strings=["w5", "1 w2"], record_kv="device", repetition_penalty=1.2)
     assert any(r.finish_reason == "stop" for r in rollouts)
     for rollout in rollouts:
         count = len(rollout.token_ids)
@@ -228,7 +228,7 @@ def test_dropped_slots_leave_the_others_all_that_is_theirs(looks_every, monkeypa
     monkeypatch.setattr(engine.Engine, "__enter__", rarely)
     options = {
         "stop_ids": [*STOPS, 3, 8, 11], "stop_strings": ["w5", "w9 w4", "1 w2"], "repetition_penalty": 1.4,
-        "min_new_tokens": 2, "kv_log": "device",
+        "min_new_tokens": 2, "record_kv": "device",
     }  # fmt: skip
     together = sample(model, prompts, seed=range(10), **options)
     lengths = sorted(len(r.token_ids) for r in together)

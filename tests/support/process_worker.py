@@ -23,7 +23,7 @@ from support.rollouts import PROMPTS
 from thoughtcache.scale.exchange import LostProcess
 
 STOP = [5, 11]
-OPTIONS: dict[str, Any] = {"max_new_tokens": 17, "seed": 3, "stop_ids": STOP, "window": "prompt", "kv_log": "host"}
+OPTIONS: dict[str, Any] = {"max_new_tokens": 17, "seed": 3, "stop_ids": STOP, "window": "prompt", "record_kv": "host"}
 MORE_PROMPTS = [*PROMPTS, PROMPTS[0], [4, 4], PROMPTS[0]]
 
 

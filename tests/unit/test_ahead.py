@@ -15,7 +15,7 @@ import thoughtcache as tc
 from thoughtcache.records import SamplingSettings
 from thoughtcache.scale.backend import SampledBatch
 from thoughtcache.train.trl.ahead import AheadSampler
-from thoughtcache.train.trl.kept_rollouts import check_same_tokens
+from thoughtcache.train.trl.generations import check_same_tokens
 from thoughtcache.train.trl.weights_version import WeightsVersion
 
 MODEL = nn.Identity()

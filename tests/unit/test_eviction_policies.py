@@ -79,7 +79,9 @@ def test_a_policy_is_shown_the_resident_keys_and_values(monkeypatch: pytest.Monk
     monkeypatch.setitem(EVICTION_POLICIES, SmallestValues.name, SmallestValues)
     model = tiny_model(window=WINDOW, evict_fraction=0.5, eviction=SmallestValues.name)
     seeds = list(range(len(PROMPTS)))
-    rollouts = tc.rollout(model, PROMPTS, max_new_tokens=13, stop_ids=[3, 7], seed=seeds, batch_size=3, kv_log="device")
+    rollouts = tc.rollout(
+        model, PROMPTS, max_new_tokens=13, stop_ids=[3, 7], seed=seeds, batch_size=3, record_kv="device"
+    )
     assert max(len(rollout.evictions) for rollout in rollouts) > 3
     for rollout, seed in zip(rollouts, seeds, strict=True):
         assert rollout.keys_values is not None

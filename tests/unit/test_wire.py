@@ -33,7 +33,7 @@ def same(left: Any, right: Any) -> bool:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("eviction", ["sliding", "random"])
 def test_rollouts_survive_with_everything_they_carry(eviction: str, dtype: torch.dtype) -> None:
-    rollouts = ragged_rollouts(tiny_model(eviction=eviction, dtype=dtype), max_new_tokens=13, kv_log="host")
+    rollouts = ragged_rollouts(tiny_model(eviction=eviction, dtype=dtype), max_new_tokens=13, record_kv="host")
     first = rollouts[0]
     assert first.evictions
     assert (first.evictions[0].slots is None) is (eviction == "sliding")

@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 DTYPES = ("float32", "bfloat16", "float16")
-"""Of a base model."""
+"""The dtypes in which a base model can be loaded."""
 SUPPORTED_MODEL_TYPES = ("llama", "qwen2", "qwen3", "smollm3", "mistral")
 # Lora layers whose forward consults `lora_variant`; by name, since bitsandbytes, gptq and torchao are optional.
 SUPPORTED_QUANTISED_LAYERS = ("Linear8bitLt", "Linear4bit", "GPTQLoraLinear", "TorchaoLoraLinear")

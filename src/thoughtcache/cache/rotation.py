@@ -49,7 +49,7 @@ class KeyRotation:
 
 
 Rotations = list[KeyRotation | None]
-"""Of every layer; None where a layer has no positions."""
+"""One rotation per layer; None for a layer without positions."""
 
 
 def key_rotations(config: Any, rotary_embedding: Any) -> Rotations:

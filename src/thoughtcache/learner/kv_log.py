@@ -3,7 +3,7 @@
 Memory: `2 * L * H * D` numbers in the model's dtype for every token that a chunk ran, on the model's device or on the
 host. This is the only part of an exact replay that grows with the rollout.
 
-What a chunk adds, and what one finds resident, are contiguous blocks (log_layout.py). On CUDA, where the host copy is
+What a chunk adds, and what one finds resident, are contiguous blocks (kv_layout.py). On CUDA, where the host copy is
 pinned, such blocks move without the CPU waiting; scattered memory would go through unpinned buffers, one wait each.
 The copies are ordered with the compute stream. They have no stream of their own that would hide them behind it.
 
@@ -19,7 +19,7 @@ from thoughtcache.cache.evict import split_thoughts
 from thoughtcache.cache.rotation import Rotations
 from thoughtcache.learner.chunk import Past, recorded_slots
 from thoughtcache.learner.chunk_plan import Chunk
-from thoughtcache.learner.log_layout import LogLayout
+from thoughtcache.learner.kv_layout import LogLayout
 from thoughtcache.policy.batch import RolloutBatch
 from thoughtcache.policy.modes import Place, check_place
 
@@ -84,7 +84,7 @@ class KVLog:
             if record is None or record.shape[3] != expected:
                 raise ValueError(
                     f"rollout {row} carries no keys and values of its {expected} processed tokens; sample it with "
-                    'rollout(kv_log="device") or "host", or replay with reuse=False'
+                    'rollout(record_kv="device") or "host", or replay with reuse=False'
                 )
             records.append(record)
         for layer in range(records[0].shape[0]):

@@ -68,7 +68,7 @@ def replay(
         checkpoint_layers: inside a chunk keep the inputs of the layers only, for one more forward pass.
         chunk_tokens: bound on the tokens of a row whose activations live at once; None keeps segments whole.
         kv_log: where `recompute` keeps the keys and values of all tokens: "device" or "host".
-        reuse: take keys, values, states and scores from the records of `rollout(kv_log=...)`, so that nothing runs
+        reuse: take keys, values, states and scores from the records of `rollout(record_kv=...)`, so that nothing runs
             twice before the backward pass. Right as long as the weights are those that sampled, as `anchored`. The
             returned scores are the recorded ones. Without gradients the flag has no effect.
 

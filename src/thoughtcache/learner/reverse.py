@@ -24,9 +24,9 @@ from torch.autograd.function import once_differentiable
 
 from thoughtcache.learner.chunk import Boundary, cut, join_scores, run_chunk, with_rows
 from thoughtcache.learner.chunk_plan import Chunk, cuts_past, cuts_states
+from thoughtcache.learner.from_records import entry_states, recorded_scores
 from thoughtcache.learner.kv_log import KVLog
 from thoughtcache.learner.options import ReplayOptions
-from thoughtcache.learner.recorded import entry_states, recorded_scores
 from thoughtcache.policy.batch import RolloutBatch
 from thoughtcache.policy.handle import PolicyHandle
 from thoughtcache.policy.scores import ScoreFunction, running_autocast

@@ -11,11 +11,15 @@ Place = Literal["device", "host"]
 """Where keys and values wait for the backward pass."""
 
 
-def check_place(place: str) -> None:
+def check_place(place: str, name: str = "kv_log") -> None:
     """Refuse unknown places of keys and values.
+
+    Args:
+        place: what was given.
+        name: of the option.
 
     Raises:
         ValueError: with the allowed values.
     """
     if place not in get_args(Place):
-        raise ValueError(f'kv_log={place!r} is not known; use "device" or "host"')
+        raise ValueError(f'{name}={place!r} is not known; use "device" or "host"')

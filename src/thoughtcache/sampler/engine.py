@@ -96,7 +96,7 @@ class Engine:
         if num_slots < 1:
             raise ValueError(f"num_slots must be at least 1 sequence, got {num_slots}")
         if record_kv is not None:
-            check_place(record_kv)
+            check_place(record_kv, "record_kv")
         self.policy = policy = open_policy(model)
         self.tokenizer, self.record_kv, self.anchors, self.stream = tokenizer, record_kv, anchors, stream
         self.compiled, self.on_event = compile, on_event

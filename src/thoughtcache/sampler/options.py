@@ -27,7 +27,7 @@ class RolloutOptions(TypedDict, total=False):
     stop_ids: Sequence[int] | None
     stop_strings: str | Sequence[str]
     tokenizer: PreTrainedTokenizerBase | None
-    kv_log: Place | None
+    record_kv: Place | None
     anchors: bool
     max_record_bytes: int | None
     compile: bool

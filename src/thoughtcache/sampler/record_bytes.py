@@ -18,7 +18,7 @@ from thoughtcache.policy.handle import PolicyHandle
 from thoughtcache.records import CacheSettings, TokenFilters
 
 SLOT_BYTES = torch.int64.itemsize
-"""Of the number of one evicted slot."""
+"""A record keeps the number of an evicted slot in so many bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,7 +127,7 @@ def check_record_bytes(needed: RecordBytes, allowed: int, num_sequences: int) ->
         f"max_record_bytes={allowed} is less than the {needed.total} bytes that the records of {num_sequences} "
         f"sequences take at max_new_tokens (thought states {needed.states}, evicted slots {needed.slots}, keys and "
         f"values {needed.keys_values}, scores {needed.scores}); pass fewer prompts at a time, lower max_new_tokens"
-        + (", leave kv_log out" if needed.keys_values else "")
+        + (", leave record_kv out" if needed.keys_values else "")
         + (", widen the window or raise evict_fraction" if needed.states + needed.slots else "")
         + ", or raise max_record_bytes"
     )

@@ -46,7 +46,7 @@ def rollout(
     stop_ids: Sequence[int] | None = None,
     stop_strings: str | Sequence[str] = (),
     tokenizer: PreTrainedTokenizerBase | None = None,
-    kv_log: Place | None = None,
+    record_kv: Place | None = None,
     anchors: bool = True,
     max_record_bytes: int | None = None,
     compile: bool = False,
@@ -79,7 +79,7 @@ def rollout(
             the first of them in the text of its thoughts, special tokens included.
         tokenizer: of the model. It makes that text, and its end-of-sequence token ends a row as those that the model
             declares do; without it only the model's are known. Needed with `stop_strings`.
-        kv_log: record the keys and values of all tokens on the "device" or the "host", and the entropies, so that
+        record_kv: record the keys and values of all tokens on the "device" or the "host", and the entropies, so that
             `replay(reuse=True)` needs no forward pass of its own; None records neither.
         anchors: record the thought states after each eviction (`Rollout.states`), which keep a replay on the sampled
             path; they grow with the length. A rollout that no learner will repeat can do without.
@@ -133,7 +133,7 @@ def rollout(
     check_positions(longest, max_new_tokens, policy.reach, rolling_window=cache.rolling_window)
     if max_record_bytes is not None:
         lengths = [len(ids) for ids in prompt_ids]
-        items = item_bytes(policy, cache, filters, keys_values=kv_log is not None, anchors=anchors)
+        items = item_bytes(policy, cache, filters, keys_values=record_kv is not None, anchors=anchors)
         needed = record_bytes(items, lengths, [max_new_tokens] * len(lengths), cache.window, cache.num_evicted)
         check_record_bytes(needed, max_record_bytes, len(lengths))
     chosen = range(len(prompt_ids)) if rows is None else rows
@@ -153,7 +153,7 @@ def rollout(
         tokenizer=tokenizer,
         max_prompt_tokens=max(len(prompt_ids[row]) for row in chosen),
         max_new_tokens=max_new_tokens,
-        record_kv=kv_log,
+        record_kv=record_kv,
         anchors=anchors,
         compile=compile,
         pack_weights=pack_weights,

@@ -33,7 +33,7 @@ from thoughtcache.planning.setting import PlanSetting, learner_chunks
 from thoughtcache.sampler.record_bytes import SLOT_BYTES
 
 COLUMN_BYTES = 4
-"""Of the number of one resident column in the K/V log."""
+"""The K/V log keeps the number of a resident column in so many bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -53,7 +53,7 @@ class WindowBlock:
 
     @property
     def index(self) -> slice | Int[Tensor, " n"]:
-        """Of the slots in a tensor with one row per slot."""
+        """Indexes these slots in a tensor that has one row per slot."""
         return self.rows if self.span is None else self.span
 
     @property

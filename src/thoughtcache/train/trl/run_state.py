@@ -11,7 +11,7 @@ from typing import Any
 from thoughtcache.measuring.phase_timer import PhaseTimer
 from thoughtcache.sampler.events import Event, Evicted, Evicting
 from thoughtcache.train.trl.ahead import AheadSampler
-from thoughtcache.train.trl.kept_rollouts import Generation, Scoring
+from thoughtcache.train.trl.generations import Generation, Scoring
 from thoughtcache.train.trl.weights_version import WeightsCounter
 
 SEED_BYTES = 5

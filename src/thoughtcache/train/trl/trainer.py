@@ -37,7 +37,7 @@ from thoughtcache.train.trl.ahead import AheadSampler, backend_metrics
 from thoughtcache.train.trl.checks import check_arguments, check_backend, check_special_tokens
 from thoughtcache.train.trl.config import ThoughtGRPOConfig
 from thoughtcache.train.trl.encoder_precision import encoders_to_fp32
-from thoughtcache.train.trl.kept_rollouts import Generation, Scoring, check_same_tokens
+from thoughtcache.train.trl.generations import Generation, Scoring, check_same_tokens
 from thoughtcache.train.trl.model_generation import check_model_generation
 from thoughtcache.train.trl.policy_metrics import cache_metrics, cache_totals, gap_metrics, sampled_log_ratio
 from thoughtcache.train.trl.run_state import RunState
@@ -183,7 +183,7 @@ class ThoughtGRPOTrainer(GRPOTrainer):
             compile=self.args.compile_rollout,
             pack_weights=self.args.pack_weights,
             stop_ids=self.eos_token_ids,
-            kv_log=self.args.kv_log if self.args.reuse_rollout and self.model.training else None,
+            record_kv=self.args.kv_log if self.args.reuse_rollout and self.model.training else None,
         )
 
     def train(self, *args: Any, **kwargs: Any) -> Any:

@@ -23,7 +23,7 @@ def recorded_scores(batch: RolloutBatch) -> tuple[Tensor, Tensor]:
     for row, values in enumerate(entropies):
         if values is None:
             raise ValueError(
-                f'rollout {row} carries no recorded entropies; sample it with rollout(kv_log="device") or "host", '
+                f'rollout {row} carries no recorded entropies; sample it with rollout(record_kv="device") or "host", '
                 "or replay with reuse=False"
             )
     logprobs = pad_sequence([rollout.logprobs.to(device) for rollout in batch.rollouts], batch_first=True)

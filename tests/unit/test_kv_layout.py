@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from thoughtcache.learner.chunk_plan import Chunk
-from thoughtcache.learner.log_layout import LogLayout
+from thoughtcache.learner.kv_layout import LogLayout
 
 CPU = torch.device("cpu")
 # (columns, rows) of every chunk
