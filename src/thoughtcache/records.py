@@ -193,7 +193,7 @@ class Rollout:
     logprobs: Float[Tensor, " T"]
     sampled_logprobs: Float[Tensor, " T"] | None = None
     evictions: tuple[Eviction, ...] = ()
-    states: Float[Tensor, "N L G R"] | None = None
+    states: Float[Tensor, "N L *state"] | None = None
     keys_values: Float[Tensor, "L 2 H C D"] | None = None
     entropies: Float[Tensor, " T"] | None = None
     finish_reason: FinishReason

@@ -13,6 +13,7 @@ from support.models import CONTROLS, FAMILIES, tiny_model, trainable, use_norms_
 from support.rollouts import ragged_rollouts
 from thoughtcache.cache.eviction import EVICTION_POLICIES
 from thoughtcache.state import STATE_RULES
+from thoughtcache.state.adapter_state import AdapterState
 
 PROMPTS = [[3, 1, 4, 1], [6, 5], [9]]
 NEW_TOKENS = 12
@@ -82,15 +83,14 @@ def test_recorded_states_do_not_cut_the_gradient():
     model = tiny_model(window=3)
     rollouts = ragged_rollouts(model, max_new_tokens=NEW_TOKENS, prompts=PROMPTS)
     exact = replay_gradients(model, rollouts)
-    tuner = model.base_model
-    absorber = type(tuner).absorber
+    absorber = AdapterState.absorber
 
     def cut(self):
         absorb = absorber(self)
         return lambda *block: absorb(*block).detach()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(tuner), "absorber", cut)
+        patch.setattr(AdapterState, "absorber", cut)
         broken = replay_gradients(model, rollouts)
     assert gradient_error(broken, exact) > 1e-2
 

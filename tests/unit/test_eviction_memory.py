@@ -9,6 +9,7 @@ import torch
 
 import thoughtcache as tc
 from support.models import tiny_model
+from thoughtcache.state.adapter_state import AdapterState
 
 
 @pytest.mark.parametrize("eviction", ["sliding", "random"])
@@ -16,8 +17,7 @@ def test_what_left_a_layer_is_gone_before_the_next_layer_absorbs(
     eviction: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model(window=4, evict_fraction=0.5, eviction=eviction)
-    tuner = type(model.base_model)
-    absorber = tuner.absorber
+    absorber = AdapterState.absorber
     layers: list[int] = []
     earlier: list[weakref.ref[torch.Tensor]] = []
 
@@ -32,7 +32,7 @@ def test_what_left_a_layer_is_gone_before_the_next_layer_absorbs(
 
         return call
 
-    monkeypatch.setattr(tuner, "absorber", watched)
+    monkeypatch.setattr(AdapterState, "absorber", watched)
     tc.rollout(model, [[3, 4, 5], [6, 7]], max_new_tokens=13, ignore_eos=True)
     count = model.config.num_hidden_layers
     assert count > 1

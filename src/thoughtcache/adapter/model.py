@@ -38,12 +38,13 @@ from thoughtcache.cache.eviction import make_eviction_policy
 from thoughtcache.cache.generate_cache import BoundedCache
 from thoughtcache.cache.query_log import QueryLog
 from thoughtcache.cache.rotation import Rotations, key_rotations
-from thoughtcache.cache.window_rules import AbsorbFn, WindowRules
+from thoughtcache.cache.window_rules import WindowRules
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.lora_fields import check_lora_fields
 from thoughtcache.records import CacheSettings
-from thoughtcache.state.absorb import absorb, initial_state
+from thoughtcache.state.adapter_state import AdapterState
 from thoughtcache.state.encoder import ThoughtEncoder, scalars_as_vectors
+from thoughtcache.state.memory import Memory
 
 ENCODERS = "lora_thought_encoder"
 INJECTED = (
@@ -196,31 +197,20 @@ class ThoughtModel(RevertibleInjection):
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return int(config.num_key_value_heads), int(head_size)
 
+    def memory(self) -> Memory:
+        """What the active adapter learns from tokens before they leave; nothing inside `disable_adapter()`."""
+        config = self.thought_config
+        return AdapterState(
+            self.encoders() if self.adapter_enabled else [],
+            initial=config.initial_state,  # type: ignore[arg-type]
+            absorbs=config.absorb and self.adapter_enabled,
+            rule=config.state_rule,
+            norm=config.state_norm,  # type: ignore[arg-type]
+        )
+
     def initial_states(self) -> States:
-        """[1, G, R] per layer before any eviction; None where the state is the identity for ever."""
-        config = self.thought_config
-        if config.is_plain_lora:
-            return None
-        encoders = self.encoders()
-        if config.initial_state == "global":
-            return [initial_state(encoder.weights()) for encoder in encoders]
-        shape = (config.num_global_tokens, config.r)
-        make = torch.zeros if config.initial_state == "zero" else torch.eye
-        reference = [encoder.log_write_scale for encoder in encoders]
-        return [make(*shape, dtype=ref.dtype, device=ref.device).unsqueeze(0) for ref in reference]
-
-    def absorber(self) -> AbsorbFn | None:
-        """What makes a layer's next state of what leaves, by the active adapter; None if nothing absorbs."""
-        config = self.thought_config
-        if not config.absorb or not self.adapter_enabled:
-            return None
-        weights = [encoder.weights() for encoder in self.encoders()]
-
-        def absorb_block(layer: int, state: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            rule, norm = config.state_rule, config.state_norm
-            return absorb(weights[layer], state, keys, values, rule=rule, norm=norm)  # type: ignore[arg-type]
-
-        return absorb_block
+        """[1, ...] per layer before any eviction; None where there is no state."""
+        return self.memory().initial_states()
 
     def key_rotations(self, positions: str) -> Rotations | None:
         """How the keys of every layer are moved when thoughts leave; None with absolute positions.
@@ -236,7 +226,7 @@ class ThoughtModel(RevertibleInjection):
             size=cache.window,
             num_evicted=cache.num_evicted or 0,
             eviction=make_eviction_policy(cache.eviction),
-            absorb=self.absorber(),
+            absorb=self.memory().absorber(),
             rotations=self.key_rotations(cache.positions),
         )
 
@@ -245,7 +235,7 @@ class ThoughtModel(RevertibleInjection):
         rules = self.window_rules(cache)
         return BoundedCache(
             num_layers=self.num_layers,
-            states=self.initial_states() if self.adapter_enabled else None,
+            states=self.initial_states(),
             rules=rules,
             max_new_tokens=max_new_tokens,
             seed=seed,

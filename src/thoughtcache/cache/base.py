@@ -49,7 +49,7 @@ class StatefulCache(Cache):
     """A cache that carries the thought state of every layer.
 
     Attributes:
-        states: [B or 1, G, R] per layer, or None while the state is the identity (plain LoRA).
+        states: [B or 1, ...] per layer, or None where there is no state (plain LoRA).
     """
 
     states: States

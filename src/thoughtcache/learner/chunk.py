@@ -75,7 +75,7 @@ def run_chunk(
     """
     tuner, width = policy.tuner, batch.prompts.ids.shape[1]
     if chunk.start == 0:
-        entry = Boundary(states=tuner.initial_states() if tuner.adapter_enabled else None)
+        entry = Boundary(states=tuner.initial_states())
     entry = _leading_rows(entry, chunk.rows)
     past, states = entry.past, entry.states
     if chunk.evicts:

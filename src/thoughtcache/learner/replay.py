@@ -166,5 +166,5 @@ def _touch_encoders(tuner: ThoughtModel) -> Tensor | float:
     """A zero that depends on every encoder parameter: short batches use few of them, and DDP wants all."""
     if not torch.is_grad_enabled() or not tuner.adapter_enabled:
         return 0.0
-    parameters = [p for encoder in tuner.encoders() for p in encoder.parameters() if p.requires_grad]
+    parameters = [parameter for parameter in tuner.memory().parameters() if parameter.requires_grad]
     return sum((0.0 * p.sum() for p in parameters), start=0.0)

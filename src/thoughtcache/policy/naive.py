@@ -16,16 +16,12 @@ from torch import Tensor, nn
 from thoughtcache.adapter.cache_argument import cache_keyword
 from thoughtcache.adapter.observed_queries import ARGUMENT, observed_queries
 from thoughtcache.cache.replay_cache import ReplayCache
-from thoughtcache.config import ThoughtConfig
 from thoughtcache.policy.handle import PolicyHandle, open_policy
 from thoughtcache.policy.limits import check_rollout_positions
 from thoughtcache.policy.modes import GradientMode
 from thoughtcache.policy.naive_eviction import NaiveEviction
 from thoughtcache.policy.token_ids import check_rollouts
 from thoughtcache.records import Rollout, TokenLogProbs
-from thoughtcache.state.encoder import ThoughtEncoder
-from thoughtcache.state.naive import naive_absorb, naive_initial_state
-from thoughtcache.state.precision import state_precision
 
 TokenKV = tuple[Tensor, Tensor]
 Turn = Callable[[Tensor, int], Tensor]
@@ -69,9 +65,9 @@ def _one_sequence(
     policy: PolicyHandle, rollout: Rollout, gradient: GradientMode, choose: bool
 ) -> tuple[Tensor, Tensor]:
     tuner, settings = policy.tuner, rollout.settings
-    config, layers = tuner.thought_config, range(tuner.num_layers)
-    encoders = tuner.encoders() if tuner.adapter_enabled else []
-    S: list[Tensor] | None = _initial(policy)
+    layers = range(tuner.num_layers)
+    memory = tuner.memory()
+    S: list[Tensor] | None = memory.naive_initial_states()
     prompt: list[list[TokenKV]] = [[] for _ in layers]
     thoughts: list[list[list[TokenKV]]] = [[] for _ in layers]  # [layer][slot] -> one entry per kv head
     evictions = {event.before_token: (index + 1, event) for index, event in enumerate(rollout.evictions)}
@@ -96,8 +92,8 @@ def _one_sequence(
                     slots = chooser.choose(layer, prompt, thoughts)
                     chooser.leave(layer, slots, turn)
                 thoughts[layer], K_e, V_e = _leave(thoughts[layer], slots, event.num_tokens, turn)
-                if S is not None and encoders and config.absorb:
-                    S[layer] = _absorb(encoders[layer], S[layer], K_e, V_e, config)
+                if S is not None:
+                    S[layer] = memory.naive_absorb(layer, S[layer], K_e, V_e)
         rolls = settings.positions == "rolling" and t >= 0
         place = len(rollout.prompt_ids) + len(thoughts[0]) if rolls else position
         past = [_as_tensors(prompt[layer], thoughts[layer]) for layer in layers]
@@ -127,26 +123,6 @@ def _one_sequence(
             logprobs.append(p[rollout.token_ids[t + 1]])
             entropies.append(-(p.exp() * p).sum().detach())
     return torch.stack(logprobs), torch.stack(entropies)
-
-
-def _initial(policy: PolicyHandle) -> list[Tensor] | None:
-    """S_0 of every layer, by the naive equations; None where the state is the identity for ever."""
-    tuner = policy.tuner
-    config = tuner.thought_config
-    if not tuner.adapter_enabled or config.is_plain_lora:
-        return None
-    if config.initial_state == "global":
-        with state_precision(policy.device.type):
-            return [naive_initial_state(encoder) for encoder in tuner.encoders()]
-    like = [encoder.log_write_scale for encoder in tuner.encoders()]
-    make = torch.zeros if config.initial_state == "zero" else torch.eye
-    return [make(config.num_global_tokens, config.r, dtype=x.dtype, device=x.device) for x in like]
-
-
-def _absorb(encoder: ThoughtEncoder, S: Tensor, K_e: Tensor, V_e: Tensor, config: ThoughtConfig) -> Tensor:
-    """`naive_absorb` in the precision of the state, under autocast too."""
-    with state_precision(S.device.type):
-        return naive_absorb(encoder, S, K_e, V_e, config.state_rule, config.state_norm)
 
 
 def _cut(kv: TokenKV) -> TokenKV:

@@ -98,12 +98,10 @@ def item_bytes(
         keys_values: whether keys, values and entropies are recorded.
         anchors: whether thought states are.
     """
-    tuner, config = policy.tuner, policy.tuner.thought_config
+    tuner = policy.tuner
     layers, heads, head_size = tuner.num_layers, *tuner.kv_shape
     dtype = tuner.model.dtype
-    state = 0
-    if anchors and tuner.absorber() is not None and not config.is_plain_lora:
-        state = layers * config.num_global_tokens * config.r * tuner.encoders()[0].log_write_scale.dtype.itemsize
+    state = tuner.memory().state_bytes if anchors else 0
     num_scores = 1 + filters.active + keys_values
     return ItemBytes(
         state=state,

@@ -39,12 +39,12 @@ class SlotEviction:
 
     Attributes:
         slots: which ones, ascending.
-        states: [n, G, R] their new states per layer; None where nothing absorbs.
+        states: [n, ...] their new states per layer; None where nothing absorbs.
         chosen: [n, L, H, E] resident thoughts that left; None means the oldest.
     """
 
     slots: list[int]
-    states: list[Float[Tensor, "n G R"]] | None
+    states: list[Float[Tensor, "n *state"]] | None
     chosen: Int[Tensor, "n L H E"] | None
 
 
@@ -82,7 +82,7 @@ class SlotCache(StatefulCache):
         num_layers: decoder layers.
         table: of all that has a row per slot.
         capacity: columns of a slot: longest prompt plus the most resident thoughts. `reserve` raises it.
-        initial_states: [1, G, R] per layer, or None for the identity.
+        initial_states: [1, ...] per layer, or None for the identity.
         rules: what bounds every slot.
         static_shapes: attend to the whole buffer in every step.
         log: of the queries, with room for every slot, where the eviction policy wants them.
@@ -114,7 +114,7 @@ class SlotCache(StatefulCache):
         log: QueryLog | None = None,
     ) -> None:
         num_slots, device = table.num_slots, table.device
-        states = None if initial_states is None else [s.expand(num_slots, -1, -1).clone() for s in initial_states]
+        states = None if initial_states is None else [s.expand(num_slots, *s.shape[1:]).clone() for s in initial_states]
         super().__init__([_SlotLayer(self) for _ in range(num_layers)], states)
         self.table = table
         self.capacity = capacity
@@ -291,7 +291,7 @@ def move_thoughts(cache: SlotCache, window: WindowBlock, chosen: list[Tensor] | 
         chosen: [n, H, E] which of them leave, per layer; None if the oldest do.
 
     Returns:
-        The new states [n, G, R] per layer; None where nothing absorbs.
+        The new states [n, ...] per layer; None where nothing absorbs.
     """
     states = []
     for index, layer in enumerate(cache.layers):
@@ -327,7 +327,7 @@ def new_slots(
         num_layers=tuner.num_layers,
         table=table,
         capacity=capacity,
-        initial_states=tuner.initial_states() if tuner.adapter_enabled else None,
+        initial_states=tuner.initial_states(),
         rules=rules,
         static_shapes=static_shapes,
         log=log,

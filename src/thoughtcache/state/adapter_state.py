@@ -1,0 +1,98 @@
+"""The paper's memory: a state [G, R] per layer, between the factors of the LoRA adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from thoughtcache.cache.base import States
+from thoughtcache.cache.window_rules import AbsorbFn
+from thoughtcache.state.absorb import StateNorm, absorb, initial_state
+from thoughtcache.state.encoder import ThoughtEncoder
+from thoughtcache.state.memory import Memory
+from thoughtcache.state.naive import naive_absorb, naive_initial_state
+from thoughtcache.state.precision import state_precision
+
+InitialState = Literal["global", "zero", "identity"]
+
+
+class AdapterState(Memory):
+    """The states of an adapter with these encoders.
+
+    Args:
+        encoders: of every layer; none where the state is the identity for ever, or the adapter is off.
+        initial: "global" (learned), "zero" or "identity".
+        absorbs: whether evicted tokens change the state.
+        rule: name of the state rule.
+        norm: of the state after every write.
+    """
+
+    def __init__(
+        self, encoders: Sequence[ThoughtEncoder], *, initial: InitialState, absorbs: bool, rule: str, norm: StateNorm
+    ) -> None:
+        self.encoders = list(encoders)
+        self.initial = initial
+        self.absorbs = absorbs
+        self.rule = rule
+        self.norm: StateNorm = norm
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Those of the encoders."""
+        return [parameter for encoder in self.encoders for parameter in encoder.parameters()]
+
+    def initial_states(self) -> States:
+        """[1, G, R] per layer."""
+        if not self.encoders:
+            return None
+        if self.initial == "global":
+            return [initial_state(encoder.weights()) for encoder in self.encoders]
+        return [state.unsqueeze(0) for state in self._constant()]
+
+    def absorber(self) -> AbsorbFn | None:
+        """By the rule, under the encoders' weights of the moment."""
+        if not self.absorbs:
+            return None
+        weights = [encoder.weights() for encoder in self.encoders]
+
+        def absorb_block(layer: int, state: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            return absorb(weights[layer], state, keys, values, rule=self.rule, norm=self.norm)
+
+        return absorb_block
+
+    @property
+    def state_bytes(self) -> int:
+        """L x G x R numbers in the precision of the encoders."""
+        if not self.encoders or not self.absorbs:
+            return 0
+        rows, columns = self._shape
+        return len(self.encoders) * rows * columns * self.encoders[0].log_write_scale.dtype.itemsize
+
+    def naive_initial_states(self) -> list[Tensor] | None:
+        """S_0 [G, R] of every layer."""
+        if not self.encoders:
+            return None
+        if self.initial != "global":
+            return self._constant()
+        with state_precision(self.encoders[0].global_tokens.device.type):
+            return [naive_initial_state(encoder) for encoder in self.encoders]
+
+    def naive_absorb(self, layer_index: int, S: Tensor, K_e: Tensor, V_e: Tensor) -> Tensor:
+        """By the loop of the rule, in the precision of the state, under autocast too."""
+        if not self.absorbs or not self.encoders:
+            return S
+        with state_precision(S.device.type):
+            return naive_absorb(self.encoders[layer_index], S, K_e, V_e, self.rule, self.norm)
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        """G and R."""
+        return self.encoders[0].global_queries.shape[0], self.encoders[0].query_projection.shape[0]
+
+    def _constant(self) -> list[Tensor]:
+        """States that are no matter of learning."""
+        make = torch.zeros if self.initial == "zero" else torch.eye
+        scales = [encoder.log_write_scale for encoder in self.encoders]
+        return [make(*self._shape, dtype=scale.dtype, device=scale.device) for scale in scales]

@@ -1,0 +1,44 @@
+"""What is learned from tokens before they leave the cache, as caches, records, anchors and replay see it.
+
+They know a state per layer, a tensor [B or 1, ...] of any shape, and the functions below. What reads the states is no
+matter of theirs: a forward pass finds them bound (`adapter/binding.py`). The state inside the LoRA adapter is the first
+memory (`adapter_state.py`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from thoughtcache.cache.base import States
+from thoughtcache.cache.window_rules import AbsorbFn
+
+
+class Memory(ABC):
+    """The states of a model's layers under the weights of the moment."""
+
+    @abstractmethod
+    def parameters(self) -> list[nn.Parameter]:
+        """Everything learnable that makes the states."""
+
+    @abstractmethod
+    def initial_states(self) -> States:
+        """[1, ...] per layer before any eviction, with gradient; None where there is no state."""
+
+    @abstractmethod
+    def absorber(self) -> AbsorbFn | None:
+        """What makes a layer's next state of the keys and values that leave; None if nothing absorbs."""
+
+    @property
+    @abstractmethod
+    def state_bytes(self) -> int:
+        """Bytes of the states of all layers of one sequence; 0 where no eviction changes them."""
+
+    @abstractmethod
+    def naive_initial_states(self) -> list[Tensor] | None:
+        """The same as `initial_states` for one sequence, [...] per layer, by loops."""
+
+    @abstractmethod
+    def naive_absorb(self, layer_index: int, S: Tensor, K_e: Tensor, V_e: Tensor) -> Tensor:
+        """The state of one layer of one sequence after tokens [m, K] have left, by loops."""
