@@ -18,7 +18,7 @@ sequence begins, evicts or ends.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from types import TracebackType
 
@@ -32,6 +32,7 @@ from thoughtcache.cache.host_integers import Integers
 from thoughtcache.config import OWN_WINDOW
 from thoughtcache.policy.handle import open_policy
 from thoughtcache.policy.modes import Place, check_place
+from thoughtcache.records import Rollout
 from thoughtcache.sampler.decode_step import DecodeStep, eviction_step
 from thoughtcache.sampler.draw.drawing import Drawing
 from thoughtcache.sampler.events import Event, Evicted, Evicting, Finished, Started, Tokens
@@ -196,6 +197,20 @@ class Engine:
     def drain(self) -> None:
         """No more requests come: slots that become free are dropped, so that a step costs what is left."""
         self._last_request = self._num_requests
+
+    def run(self, requests: Iterable[Request]) -> list[Rollout]:
+        """Sample these requests and nothing after them.
+
+        Returns:
+            One rollout per request, in order.
+        """
+        numbers = [self.add(request) for request in requests]
+        self.drain()
+        found: dict[int, Rollout] = {}
+        with self:
+            while not self.is_idle:
+                found.update((event.request, event.rollout) for event in self.step() if isinstance(event, Finished))
+        return [found[number] for number in numbers]
 
     @torch.no_grad()
     def step(self) -> list[Event]:

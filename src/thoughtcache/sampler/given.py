@@ -8,7 +8,6 @@ from torch import nn
 
 from thoughtcache.records import Rollout
 from thoughtcache.sampler.engine import Engine
-from thoughtcache.sampler.events import Finished
 from thoughtcache.sampler.request import Request
 
 
@@ -27,21 +26,13 @@ def rollouts_of_given(model: nn.Module, rollouts: Sequence[Rollout]) -> list[Rol
         max_prompt_tokens=max(len(rollout.prompt_ids) for rollout in rollouts),
         max_new_tokens=max(len(rollout.token_ids) for rollout in rollouts),
     )
-    numbers = [
-        engine.add(
-            Request(
-                prompt_ids=rollout.prompt_ids,
-                max_new_tokens=len(rollout.token_ids),
-                temperature=rollout.settings.temperature,
-                seed=rollout.settings.seed,
-                given_tokens=rollout.token_ids,
-            )
+    return engine.run(
+        Request(
+            prompt_ids=rollout.prompt_ids,
+            max_new_tokens=len(rollout.token_ids),
+            temperature=rollout.settings.temperature,
+            seed=rollout.settings.seed,
+            given_tokens=rollout.token_ids,
         )
         for rollout in rollouts
-    ]
-    engine.drain()
-    found: dict[int, Rollout] = {}
-    with engine:
-        while not engine.is_idle:
-            found.update((event.request, event.rollout) for event in engine.step() if isinstance(event, Finished))
-    return [found[number] for number in numbers]
+    )

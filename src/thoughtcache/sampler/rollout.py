@@ -159,10 +159,4 @@ def rollout(
         pack_weights=pack_weights,
         on_event=tell,
     )
-    numbers = [engine.add(requests[row]) for row in chosen]
-    engine.drain()
-    found: dict[int, Rollout] = {}
-    with engine:
-        while not engine.is_idle:
-            found.update((event.request, event.rollout) for event in engine.step() if isinstance(event, Finished))
-    return [found[number] for number in numbers]
+    return engine.run(requests[row] for row in chosen)
