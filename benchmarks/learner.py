@@ -182,8 +182,27 @@ def _by_case(records: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """The records of every shape and window, under a title."""
     found: dict[str, list[dict[str, Any]]] = {}
     for record in records:
-        found.setdefault(f"{record['shape']}, window {record['window']}", []).append(record)
+        found.setdefault(f"{SHAPES[record['shape']]}, window {record['window']}", []).append(record)
     return found
+
+
+SHAPES = {
+    "smollm2": "SmolLM2-135M",
+    "smollm2_slice": "SmolLM2-135M, 4 layers",
+    "qwen3b_slice": "Qwen2.5-3B, 4 layers",
+    "0.5b": "Qwen2.5-0.5B",
+    "tiny": "embedded reasoner",
+}
+TITLES = {
+    "reverse": "ours",
+    "layers": "ours, checkpoint_layers",
+    "reuse": "ours, reuse",
+    "plain": "plain autograd",
+    "checkpoint": "a checkpoint per segment",
+    "trl": "TRL",
+    "trl_tiles": "TRL, head in tiles of 256",
+}
+"""What tables and pictures call them."""
 
 
 def plot_records(records: list[dict[str, Any]], path: Path) -> Path:
@@ -192,7 +211,7 @@ def plot_records(records: list[dict[str, Any]], path: Path) -> Path:
     for title, chosen in _by_case(records).items():
         for field, label in (("device_mib", "device peak (MiB)"), ("ms_per_token", "ms per token")):
             series = {
-                learner: (
+                TITLES[learner]: (
                     [float(r["tokens"]) for r in chosen if r["learner"] == learner],
                     [r[field] for r in chosen if r["learner"] == learner],
                 )
