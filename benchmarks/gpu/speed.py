@@ -113,7 +113,7 @@ def learner(context: Context, number: int) -> list[Figure]:
             rank=RANK,
             dtype="bfloat16" if context.on_gpu else "float32",
             device=context.device.type,
-            record_kv="device",
+            kv_log="device",
             **options,
         )
         seconds, peak = _learner_step(context, case)

@@ -106,7 +106,7 @@ def _adapter_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--r", type=int, help="rank of the adapter (32)")
     group.add_argument("--num-global-tokens", type=int, help="global queries and tokens (32)")
     group.add_argument("--lora-alpha", type=int, help="the delta is scaled by lora-alpha / r (32)")
-    group.add_argument("--state-rule", help="how evicted tokens change the state (linear, the paper's)")
+    group.add_argument("--state-rule", help="how evicted tokens change the state (linear)")
     group.add_argument("--state-norm", help="frobenius (default) or none")
     group.add_argument("--initial-state", help="global (default), zero or identity (plain LoRA)")
     group.add_argument("--no-absorb", dest="absorb", action="store_false", help="evicted tokens never change the state")
