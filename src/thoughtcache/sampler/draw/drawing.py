@@ -151,11 +151,15 @@ class Drawing:
             self.sampled_logprobs = torch.zeros_like(self.logprobs)
         uniform = self.uniform.gather(1, at)
         given = None if self.given is None else self.given.gather(1, at)
-        column, scores, sampled_scores, entropies = self.last, logits[:, :1], logits[:, :1], logits[:, :1]
-        for group in self.groups:
-            scored, sampled = group.distributions(
-                group.of(logits), group.of(at), None if self.seen is None else group.of(self.seen)
-            )
+        column, scores = self.last, logits.new_zeros(len(logits), 1)
+        sampled_scores = entropies = scores
+        for number, group in enumerate(self.groups, 1):
+            seen = None if self.seen is None else group.of(self.seen)
+            part = group.of(logits)
+            if number == len(self.groups):
+                del logits  # of the size of the distributions, which need the room
+            scored, sampled = group.distributions(part, group.of(at), seen)
+            del part
             chosen = sample_tokens(sampled, group.of(uniform).squeeze(1), greedy=group.greedy).unsqueeze(1)
             if given is not None:
                 taken = group.of(given)
