@@ -34,7 +34,7 @@ def drive(
     log = QueryLog(eviction, num_layers=1, num_queries=wanted, window=window, scaling=0.5)
     log.allocate(1, (HEADS * GROUP, HEADS, SIZE), torch.float64, torch.device("cpu"))
     keys, values = drawn(HEADS, prompt, SIZE), drawn(HEADS, prompt, SIZE)
-    heads = [NaiveHead(scaling=0.5, num_wanted=wanted, prompt=list(keys[h])) for h in range(HEADS)]
+    heads = [NaiveHead(scaling=0.5, prompt=list(keys[h])) for h in range(HEADS)]
     fast: list[list[list[int]]] = []
     slow: list[list[list[int]]] = []
 
@@ -45,7 +45,7 @@ def drive(
 
     for _ in range(window + 3 * num_evicted + 1):
         if keys.shape[1] - prompt == window:
-            if eviction.accumulates:
+            if log.accumulator is not None:
                 log.hear(0, sight(), keys[None])
                 log.unheard[:] = 0
             view = EvictionView(

@@ -24,7 +24,7 @@ def evict_layer(
     """The keys and values that stay, and the state that has absorbed the others; differentiable.
 
     Args:
-        rules: of the cache.
+        rules: what bounds the cache.
         layer_index: decoder layer, from 0.
         keys: cached keys of the resident thoughts.
         values: cached values of the resident thoughts.

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from thoughtcache.cache.base import ResidentLayer, StatefulCache, States
+from thoughtcache.cache.choice import choose_layer
 from thoughtcache.cache.evict import evict_layer
-from thoughtcache.cache.eviction.view import EvictionView
 from thoughtcache.cache.query_log import QueryLog, Sight
 from thoughtcache.cache.window_rules import WindowRules
 
@@ -70,7 +70,7 @@ class BoundedCache(StatefulCache):
         rules: what bounds the cache.
         max_new_tokens: bound on the thoughts, which sizes the buffer of a full cache.
         seed: for eviction policies that draw random numbers.
-        log: of the queries, where the eviction policy wants them.
+        log: keeps the last queries, where the eviction policy wants them.
     """
 
     def __init__(
@@ -178,27 +178,15 @@ class BoundedCache(StatefulCache):
     def _evict(self) -> None:
         """Remove thoughts from every layer and absorb them."""
         rules, start, log = self.rules, self.prompt_length, self.log
-        if log is not None and rules.eviction.accumulates:
+        if log is not None and log.accumulator is not None:
             self._hear(log)
         sight = None if log is None else self._sight(log)
         for index, layer in enumerate(self.layers):
-            resident = slice(start, layer.length)
-            keys, values = layer.keys[:, :, resident], layer.values[:, :, resident]
-            attended = None
-            if log is not None and sight is not None:
-                attended = log.attended(index, sight, layer.keys[:, :, : layer.length])
-            view = EvictionView(
-                layer_index=index,
-                keys=keys,
-                values=values,
-                num_evicted=rules.num_evicted,
-                events=[(self.seed, self.num_evictions)] * keys.shape[0],
-                attended=attended,
-                scores=None if log is None else log.scores[index],
-            )
-            slots = rules.eviction.select(view)
-            if log is not None and slots is not None:
-                log.evict(index, slice(None), slots, rules.rotation(index))
+            columns = layer.keys[:, :, : layer.length]
+            keys, values = columns[:, :, start:], layer.values[:, :, start : layer.length]
+            events = [(self.seed, self.num_evictions)] * keys.shape[0]
+            seen = None if log is None or sight is None else (log, sight, columns)
+            slots = choose_layer(rules, index, keys, values, events, seen)
             state = None if self.states is None else self.states[index]
             kept_keys, kept_values, state = evict_layer(rules, index, keys, values, slots, state)
             layer.keep(start, kept_keys, kept_values)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from thoughtcache.cache.evict import split_thoughts
 from thoughtcache.cache.eviction import EvictionPolicy
-from thoughtcache.cache.eviction.scored import ScoredEviction
+from thoughtcache.cache.eviction.scored import AccumulatedEviction
 from thoughtcache.cache.eviction.view import Attended
 from thoughtcache.cache.host_integers import Integers
 from thoughtcache.cache.rotation import KeyRotation
@@ -43,11 +43,11 @@ class QueryLog:
     """A ring of the last queries of every row and layer; all rows write to the same place of it.
 
     Args:
-        eviction: the policy, which wants queries.
+        eviction: the policy that wants queries.
         num_layers: L.
         num_queries: n.
         window: W.
-        scaling: of the products of queries and keys in the model's attention.
+        scaling: factor of the products of queries and keys in the model's attention.
 
     Attributes:
         queries: [B, Q, n, D] of every layer, as a ring.
@@ -60,8 +60,7 @@ class QueryLog:
     def __init__(
         self, eviction: EvictionPolicy, *, num_layers: int, num_queries: int, window: int, scaling: float
     ) -> None:
-        assert isinstance(eviction, ScoredEviction)
-        self.eviction = eviction
+        self.accumulator = eviction if isinstance(eviction, AccumulatedEviction) else None
         self.num_queries = num_queries
         self.window = window
         self.scaling = scaling
@@ -76,14 +75,14 @@ class QueryLog:
         Args:
             num_rows: B.
             shape: (Q, H, D).
-            dtype: of the queries.
+            dtype: dtype in which the model has its queries.
             device: where they lie.
         """
         query_heads, heads, size = shape
         exact = torch.promote_types(dtype, torch.float32)
         for index in range(len(self.queries)):
             self.queries[index] = torch.zeros(num_rows, query_heads, self.num_queries, size, dtype=dtype, device=device)
-            if self.eviction.accumulates:
+            if self.accumulator is not None:
                 self.scores[index] = torch.zeros(num_rows, heads, self.window, dtype=exact, device=device)
         self.unheard = np.zeros(num_rows, np.int64)
         self.place = torch.zeros(1, dtype=torch.long, device=device)
@@ -91,7 +90,7 @@ class QueryLog:
     def full_rows(self) -> NDArray[np.bool_]:
         """Rows of a policy that accumulates which have as many new queries as there is room for."""
         full: NDArray[np.bool_] = self.unheard >= self.num_queries
-        return full if self.eviction.accumulates else np.zeros_like(full)
+        return np.zeros_like(full) if self.accumulator is None else full
 
     def clear(self) -> None:
         """Forget everything, the number of rows included."""
@@ -116,7 +115,7 @@ class QueryLog:
         """All layers have seen the token; count it for these rows."""
         self.place.add_(1).remainder_(self.num_queries)
         self.unheard += rows
-        if not self.eviction.accumulates:
+        if self.accumulator is None:
             np.minimum(self.unheard, self.num_queries, out=self.unheard)
 
     def sight(
@@ -152,9 +151,9 @@ class QueryLog:
         """The last queries of one layer and what they saw.
 
         Args:
-            layer_index: of the layer.
-            sight: of its rows.
-            keys: of all columns of these rows.
+            layer_index: decoder layer, from 0.
+            sight: what the queries of these rows saw.
+            keys: cached keys of all their columns.
         """
         ring = self.queries[layer_index]
         assert ring is not None
@@ -171,7 +170,13 @@ class QueryLog:
         """Add what the queries of these rows say to the running scores."""
         scores, rows, attended = self.scores[layer_index], sight.rows, self.attended(layer_index, sight, keys)
         assert scores is not None
-        scores[rows] += self.eviction.increments(attended).to(scores.dtype)
+        assert self.accumulator is not None
+        scores[rows] += self.accumulator.increments(attended).to(scores.dtype)
+
+    def scores_of(self, layer_index: int, sight: Sight) -> Float[Tensor, "b H W"] | None:
+        """The running scores of these rows; None where nothing is accumulated."""
+        scores = self.scores[layer_index]
+        return None if scores is None else scores[sight.rows]
 
     def evict(
         self,

@@ -79,7 +79,6 @@ class NaiveEviction:
     def _head(self, layer: int, h: int, prompt: list[list[TokenKV]], thoughts: list[list[list[TokenKV]]]) -> NaiveHead:
         return NaiveHead(
             scaling=self.scaling,
-            num_wanted=self.num_wanted,
             prompt=[k[h].detach() for k, _ in prompt[layer]],
             keys=[slot[h][0].detach() for slot in thoughts[layer]],
             values=[slot[h][1].detach() for slot in thoughts[layer]],

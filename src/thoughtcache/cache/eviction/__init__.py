@@ -7,7 +7,7 @@ To add one: subclass `EvictionPolicy`, or `ScoredEviction` if it scores thoughts
 from thoughtcache.cache.eviction.base import EvictionPolicy
 from thoughtcache.cache.eviction.h2o import H2OEviction
 from thoughtcache.cache.eviction.random import RandomEviction
-from thoughtcache.cache.eviction.scored import ScoredEviction
+from thoughtcache.cache.eviction.scored import AccumulatedEviction, ScoredEviction
 from thoughtcache.cache.eviction.sliding import SlidingEviction
 from thoughtcache.cache.eviction.snapkv import SnapKVEviction
 from thoughtcache.cache.eviction.view import EvictionView
@@ -31,4 +31,11 @@ def make_eviction_policy(name: str) -> EvictionPolicy:
     return EVICTION_POLICIES[name]()
 
 
-__all__ = ["EVICTION_POLICIES", "EvictionPolicy", "EvictionView", "ScoredEviction", "make_eviction_policy"]
+__all__ = [
+    "EVICTION_POLICIES",
+    "AccumulatedEviction",
+    "EvictionPolicy",
+    "EvictionView",
+    "ScoredEviction",
+    "make_eviction_policy",
+]

@@ -21,8 +21,6 @@ class EvictionPolicy(ABC):
     name: ClassVar[str]
     chooses: ClassVar[bool] = True
     """Whether `select` names slots, which are recorded; a policy that always takes the oldest says False."""
-    accumulates: ClassVar[bool] = False
-    """Whether it keeps a running score of every thought, which moves with the thoughts."""
 
     def num_queries(self, window: int, num_evicted: int) -> int:
         """How many of the last queries it wants to see; 0 for none."""
@@ -33,5 +31,5 @@ class EvictionPolicy(ABC):
         """Slots (0 = oldest resident thought) that leave this layer, ascending; None means the oldest ones.
 
         Args:
-            view: of one layer.
+            view: one layer, as it is cached.
         """

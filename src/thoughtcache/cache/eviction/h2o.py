@@ -8,11 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thoughtcache.cache.eviction.naive_view import NaiveHead
-from thoughtcache.cache.eviction.scored import ScoredEviction
-from thoughtcache.cache.eviction.view import Attended, EvictionView
+from thoughtcache.cache.eviction.scored import AccumulatedEviction
+from thoughtcache.cache.eviction.view import Attended
 
 
-class H2OEviction(ScoredEviction):
+class H2OEviction(AccumulatedEviction):
     """Accumulated attention: `a_j` adds the softmax weight of every later query, and of its own, on thought `j`.
 
     Official code: FMInference/H2O, `h2o_hf/utils_real_drop/modify_llama.py`, `H2OKVCache_LayerWise`. As there a thought
@@ -23,13 +23,7 @@ class H2OEviction(ScoredEviction):
     """
 
     name: ClassVar[str] = "h2o"
-    accumulates: ClassVar[bool] = True
     max_protected: ClassVar[int] = 2**31
-
-    def score(self, view: EvictionView) -> Float[Tensor, "B H W"]:
-        """What was accumulated."""
-        assert view.scores is not None
-        return view.scores
 
     def increments(self, attended: Attended) -> Float[Tensor, "B H W"]:
         """Attention of the new queries, summed over them and over the query heads of a group."""
@@ -40,7 +34,3 @@ class H2OEviction(ScoredEviction):
         for query in head.queries[-1]:
             for slot, weight in enumerate(head.weights(query, len(head.keys))):
                 head.scores[slot] += weight
-
-    def naive_score(self, head: NaiveHead) -> list[float]:
-        """What was accumulated."""
-        return head.scores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -12,8 +13,7 @@ class NaiveHead:
     """One kv head of one sequence.
 
     Attributes:
-        scaling: of the products of queries and keys.
-        num_wanted: how many of the last queries the policy wants.
+        scaling: factor of the products of queries and keys.
         prompt: [D] key of every prompt token.
         keys: [D] key of every resident thought, oldest first.
         values: [D] their values.
@@ -22,7 +22,6 @@ class NaiveHead:
     """
 
     scaling: float
-    num_wanted: int
     prompt: list[Tensor] = field(default_factory=list)
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
@@ -33,6 +32,6 @@ class NaiveHead:
         """Attention weights of a query on the first `num_thoughts` resident thoughts, beside the whole prompt."""
         logits = [float(query.double() @ key.double()) * self.scaling for key in self.prompt + self.keys[:num_thoughts]]
         highest = max(logits)
-        exponentials = [2.718281828459045 ** (logit - highest) for logit in logits]
+        exponentials = [math.exp(logit - highest) for logit in logits]
         total = sum(exponentials)
         return [value / total for value in exponentials[len(self.prompt) :]]

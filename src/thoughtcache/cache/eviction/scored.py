@@ -23,27 +23,18 @@ class ScoredEviction(EvictionPolicy):
     A policy that looks at the last queries says how many (`max_queries`); where fewer thoughts were processed it gets
     what there is. With rolling positions the logged queries move with the newest thought: by as many positions as
     thoughts leave.
-
-    A policy that accumulates is asked for `increments` after every `num_evicted` thoughts and before each eviction, and
-    finds their sums in `EvictionView.scores`; every query is counted once.
     """
 
     max_queries: ClassVar[int] = 0
     max_protected: ClassVar[int] = 0
 
     def num_queries(self, window: int, num_evicted: int) -> int:
-        """All since the last look for a policy that accumulates, else `max_queries` and at most half of what stays."""
-        if self.accumulates:
-            return num_evicted
+        """`max_queries`, and at most half of what stays."""
         return min(self.max_queries, max(1, (window - num_evicted) // 2))
 
     @abstractmethod
     def score(self, view: EvictionView) -> Float[Tensor, "B H W"]:
         """What each resident thought is worth, in at least fp32."""
-
-    def increments(self, attended: Attended) -> Float[Tensor, "B H W"]:
-        """What the queries since the last look add to the running scores."""
-        raise NotImplementedError(f"{self.name} accumulates and does not say what")
 
     def select(self, view: EvictionView) -> Int[Tensor, "B H E"]:
         """The lowest scores among what is not protected, ascending slots."""
@@ -61,7 +52,7 @@ class ScoredEviction(EvictionPolicy):
     # The same in loops, for one kv head: run by policy/naive_eviction.py.
 
     def naive_step(self, head: NaiveHead) -> None:
-        """Called after every thought, whose query is the last one of `head`; accumulates where the policy does."""
+        """Called after every thought, whose query is the last one of `head`."""
 
     @abstractmethod
     def naive_score(self, head: NaiveHead) -> list[float]:
@@ -77,3 +68,32 @@ class ScoredEviction(EvictionPolicy):
             candidates.remove(lowest)
             chosen.append(lowest)
         return sorted(chosen)
+
+
+class AccumulatedEviction(ScoredEviction):
+    """Scores thoughts by what every query adds to a running score, which moves with the thoughts.
+
+    It is asked for `increments` after every `num_evicted` thoughts and before each eviction, so that every query is
+    counted once; `naive_step` adds to `NaiveHead.scores` thought by thought.
+    """
+
+    def num_queries(self, window: int, num_evicted: int) -> int:
+        """All since the last look."""
+        return num_evicted
+
+    @abstractmethod
+    def increments(self, attended: Attended) -> Float[Tensor, "B H W"]:
+        """What the queries since the last look add to the running scores."""
+
+    def score(self, view: EvictionView) -> Float[Tensor, "B H W"]:
+        """What was accumulated."""
+        assert view.scores is not None
+        return view.scores
+
+    @abstractmethod
+    def naive_step(self, head: NaiveHead) -> None:
+        """Add what the newest query says to `head.scores`."""
+
+    def naive_score(self, head: NaiveHead) -> list[float]:
+        """What was accumulated."""
+        return head.scores

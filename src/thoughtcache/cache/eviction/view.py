@@ -23,7 +23,7 @@ class Attended:
         visible: which columns each query attended to; none for a query that there is not yet.
         first_thought: column of the oldest resident thought of each row.
         num_thoughts: W; rows with fewer thoughts see nothing in the rest.
-        scaling: of the products of queries and keys.
+        scaling: factor of the products of queries and keys.
     """
 
     queries: Float[Tensor, "B Q n D"]

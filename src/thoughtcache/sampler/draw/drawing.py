@@ -46,7 +46,7 @@ class Drawing:
 
     Args:
         policy: the parts of the model.
-        table: of all that has a row per slot.
+        table: knows all that has a row per slot.
         num_tokens: T, room for the thoughts of a slot; `admit` makes more where a sequence needs it.
         with_entropies: record the entropy of every scored distribution.
         reads: read the tokens at every look, whether a sequence has stop strings or not.

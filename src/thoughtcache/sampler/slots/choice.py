@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from thoughtcache.cache.eviction.view import EvictionView
+from thoughtcache.cache.choice import choose_layer
 from thoughtcache.cache.host_integers import Integers, to_device
 from thoughtcache.cache.query_log import QueryLog, Sight
 from thoughtcache.sampler.slots.window_block import WindowBlock
@@ -15,40 +15,26 @@ if TYPE_CHECKING:
     from thoughtcache.sampler.slots.slot_cache import SlotCache
 
 
-def choose(cache: SlotCache, window: WindowBlock, padded: Integers, slots: Integers) -> list[Tensor]:
+def choose(cache: SlotCache, window: WindowBlock, slots: Integers) -> list[Tensor]:
     """[n, H, E] per layer: which thoughts leave.
 
     Args:
-        cache: of the slots.
+        cache: the cache of the slots.
         window: their thoughts.
-        padded: the slots of the window, the last one repeated where shapes are static.
-        slots: the slots once.
+        slots: the slots of the window; with static shapes some may stand there twice.
     """
-    eviction, log = cache.rules.eviction, cache.log
-    events = [(cache.seeds[slot], int(cache.num_evictions[slot])) for slot in padded]
-    if log is not None and eviction.accumulates:
+    events = [(cache.seeds[slot], int(cache.num_evictions[slot])) for slot in slots]
+    log = cache.log
+    if log is not None and log.accumulator is not None:
         hear(cache, log, slots)
-    sight = None if log is None else _sight(cache, log, padded)
+    sight = None if log is None else _sight(cache, log, slots)
     chosen = []
     for index, layer in enumerate(cache.layers):
-        attended = scores = None
-        if log is not None and sight is not None:
-            attended, scores = log.attended(index, sight, _keys(cache, index, sight)), log.scores[index]
-        view = EvictionView(
-            layer_index=index,
-            keys=window.read(layer.keys),
-            values=window.read(layer.values),
-            num_evicted=cache.rules.num_evicted,
-            events=events,
-            attended=attended,
-            scores=None if scores is None else scores[window.rows],
-        )
-        selected = eviction.select(view)
-        assert selected is not None, f"the policy {eviction.name} chooses"
+        seen = None if log is None or sight is None else (log, sight, _keys(cache, index, sight))
+        keys, values = window.read(layer.keys), window.read(layer.values)
+        selected = choose_layer(cache.rules, index, keys, values, events, seen)
+        assert selected is not None, f"the policy {cache.rules.eviction.name} chooses"
         chosen.append(selected)
-        if log is not None:
-            once = slice(0, len(slots))  # what is written twice would move twice
-            log.evict(index, window.rows[once], selected[once], cache.rules.rotation(index))
     return chosen
 
 

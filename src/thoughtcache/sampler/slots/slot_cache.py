@@ -80,12 +80,12 @@ class SlotCache(StatefulCache):
 
     Args:
         num_layers: decoder layers.
-        table: of all that has a row per slot.
+        table: knows all that has a row per slot.
         capacity: columns of a slot: longest prompt plus the most resident thoughts. `reserve` raises it.
         initial_states: [1, ...] per layer, or None for the identity.
         rules: what bounds every slot.
         static_shapes: attend to the whole buffer in every step.
-        log: of the queries, with room for every slot, where the eviction policy wants them.
+        log: keeps the last queries of every slot, where the eviction policy wants them.
 
     Attributes:
         prompts: prompt tokens of each slot, on the host as the next four.
@@ -260,7 +260,7 @@ class SlotCache(StatefulCache):
             device=self.device,
             static_shapes=self.static_shapes,
         )
-        chosen = choose(self, window, padded, slots) if rules.eviction.chooses else None
+        chosen = choose(self, window, padded) if rules.eviction.chooses else None
         states = (move or move_thoughts)(self, window, chosen)
         rows = window.rows[: len(slots)]
         self.columns[rows] -= rules.num_evicted
@@ -313,8 +313,8 @@ def new_slots(
     """Empty slots, each starting from the active adapter's initial states.
 
     Args:
-        tuner: of the model.
-        table: of all that has a row per slot.
+        tuner: the tuner of the model.
+        table: knows all that has a row per slot.
         rules: what bounds every slot.
         capacity: columns of a slot.
         static_shapes: attend to the whole buffer in every step.

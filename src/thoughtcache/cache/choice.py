@@ -1,0 +1,54 @@
+"""The choice of what leaves one layer, for every cache that chooses: the policy is shown the layer, the log follows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from thoughtcache.cache.eviction.view import EvictionView
+from thoughtcache.cache.query_log import QueryLog, Sight
+from thoughtcache.cache.window_rules import WindowRules
+
+
+def choose_layer(
+    rules: WindowRules,
+    layer_index: int,
+    keys: Float[Tensor, "B H W D"],
+    values: Float[Tensor, "B H W D"],
+    events: Sequence[tuple[int, int]],
+    seen: tuple[QueryLog, Sight, Float[Tensor, "B H C D"]] | None,
+) -> Int[Tensor, "B H E"] | None:
+    """Ask the eviction policy for one layer, and move what its log keeps of that layer.
+
+    Args:
+        rules: what bounds the cache.
+        layer_index: decoder layer, from 0.
+        keys: cached keys of the resident thoughts.
+        values: cached values of the resident thoughts.
+        events: (seed of the sequence, which of its evictions this is) for every row.
+        seen: the log of queries, what its last queries saw, and the cached keys of all columns; None where the policy
+            wants no queries. Rows may stand there twice, since what is written twice is the same.
+
+    Returns:
+        The thoughts that leave, ascending; None means the oldest.
+    """
+    attended = scores = None
+    if seen is not None:
+        log, sight, columns = seen
+        attended, scores = log.attended(layer_index, sight, columns), log.scores_of(layer_index, sight)
+    view = EvictionView(
+        layer_index=layer_index,
+        keys=keys,
+        values=values,
+        num_evicted=rules.num_evicted,
+        events=events,
+        attended=attended,
+        scores=scores,
+    )
+    slots = rules.eviction.select(view)
+    if seen is not None and slots is not None:
+        log, sight, _ = seen
+        log.evict(layer_index, sight.rows, slots, rules.rotation(layer_index))
+    return slots
