@@ -14,7 +14,7 @@ from support.compare import assert_close, assert_gradients_match, gradients, pad
 from support.grpo import base_with_eos, make_trainer
 from support.models import adapt, tiny_model
 from support.rollouts import PROMPTS
-from thoughtcache.adapter.observed_queries import observed_queries
+from thoughtcache.adapter.attention import observed_queries
 from thoughtcache.cache.eviction import EVICTION_POLICIES, EvictionView, ScoredEviction
 from thoughtcache.cache.eviction.naive_view import NaiveHead
 from thoughtcache.policy.handle import find_tuner

@@ -15,10 +15,10 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PretrainedConfig
 from transformers.utils.generic import ModelOutput
 
+from thoughtcache.adapter.attention import ARGUMENT, observed_queries
 from thoughtcache.adapter.binding import Wanted
 from thoughtcache.adapter.cache_argument import given_cache
 from thoughtcache.adapter.checkpointing import CACHE_REFUSAL, bind_in_checkpoints, checkpoints_layers
-from thoughtcache.adapter.observed_queries import ARGUMENT, observed_queries
 from thoughtcache.adapter.other_caches import OtherCaches
 from thoughtcache.cache.base import StatefulCache
 

@@ -10,10 +10,7 @@ On CUDA: benchmarks/gpu/parity.py and benchmarks/gpu/profiled.py.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from threading import Lock
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -25,37 +22,26 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from thoughtcache.adapter.attention import attention_block
+
 REPLACED = "sdpa"
 NAME = "thoughtcache_lower_right"
-_LOCK = Lock()
-_BLOCKS: Counter[int] = Counter()
-"""How many blocks use this attention now, by the address of the configuration, which a block keeps alive."""
 
 
-@contextmanager
-def lower_right_attention(config: PretrainedConfig) -> Iterator[None]:
-    """Use this attention inside the block, if the model would use `sdpa`; transformers learns its name here.
-
-    Blocks may nest, and overlap in threads that share the model; the last of them to end puts `sdpa` back.
+def lower_right_attention(config: PretrainedConfig) -> AbstractContextManager[None]:
+    """Use this attention inside a block, if the model would use `sdpa`; transformers learns its name here.
 
     Args:
         config: configuration that the model's attention layers read.
     """
-    with _LOCK:
-        counted = config._attn_implementation in (REPLACED, NAME)
-        if counted:
-            _register()  # now and not on import, which is to change nothing
-            _BLOCKS[id(config)] += 1
-            config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        if counted:
-            with _LOCK:
-                _BLOCKS[id(config)] -= 1
-                if not _BLOCKS[id(config)]:
-                    del _BLOCKS[id(config)]
-                    config._attn_implementation = REPLACED
+
+    def choose(now: str) -> tuple[str, str] | None:
+        if now not in (REPLACED, NAME):
+            return None
+        _register()  # now and not on import, which is to change nothing
+        return REPLACED, NAME
+
+    return attention_block(config, choose)
 
 
 def _attention(

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from thoughtcache.adapter.attention import ARGUMENT, observed_queries
 from thoughtcache.adapter.cache_argument import cache_keyword
-from thoughtcache.adapter.observed_queries import ARGUMENT, observed_queries
 from thoughtcache.cache.replay_cache import ReplayCache
 from thoughtcache.policy.handle import PolicyHandle, open_policy
 from thoughtcache.policy.limits import check_rollout_positions

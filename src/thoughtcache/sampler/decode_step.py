@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from thoughtcache.adapter.attention import ARGUMENT
 from thoughtcache.adapter.cache_argument import cache_argument
-from thoughtcache.adapter.observed_queries import ARGUMENT
 from thoughtcache.policy.handle import PolicyHandle
 from thoughtcache.sampler.slots.slot_cache import MoveFn, SlotCache, move_thoughts
 

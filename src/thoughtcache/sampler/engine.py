@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from thoughtcache.adapter.observed_queries import observed_queries
+from thoughtcache.adapter.attention import observed_queries
 from thoughtcache.cache.host_integers import Integers
 from thoughtcache.config import OWN_WINDOW
 from thoughtcache.policy.handle import open_policy
