@@ -128,7 +128,7 @@ class Engine:
         self.table.own(self, "counts", "limits", initial=0)
         self.table.own(self, "hidden")
         self._num_requests = self._rounds = 0
-        self._last_request: int | None = None
+        self._is_drained = False
         self._events: list[Event] = []
         self._block: ExitStack | None = None
 
@@ -169,13 +169,13 @@ class Engine:
             ValueError: for what the model cannot sample.
             RuntimeError: after `drain`.
         """
-        if self._last_request is not None:
+        if self._is_drained:
             raise RuntimeError("this engine was told that no more requests come; make another one")
-        number, self._num_requests = self._num_requests, self._num_requests + 1
-        sequence = new_sequence(number, request, self.policy, self.settings, self.tokenizer)
+        sequence = new_sequence(self._num_requests, request, self.policy, self.settings, self.tokenizer)
+        self._num_requests += 1
         self.pending.append(sequence)
         self.prompts.wait(sequence.prompt)
-        return number
+        return sequence.request
 
     def abort(self, request: int) -> bool:
         """Forget a request, whether it waits or runs; its slot is free at once.
@@ -190,13 +190,13 @@ class Engine:
                 return True
         for slot, running in enumerate(self.slots):
             if running is not None and running.request == request:
-                self._free([slot])
+                self.table.reset([slot])
                 return True
         return False
 
     def drain(self) -> None:
         """No more requests come: slots that become free are dropped, so that a step costs what is left."""
-        self._last_request = self._num_requests
+        self._is_drained = True
 
     def run(self, requests: Iterable[Request]) -> list[Rollout]:
         """Sample these requests and nothing after them.
@@ -262,7 +262,7 @@ class Engine:
             self.slots[slot], self.limits[slot] = sequence, sequence.rules.max_new_tokens
             by_prompt.setdefault(sequence.prompt, []).append(slot)
         self.cache.reserve(max(self._columns(len(one.prompt), one.rules.max_new_tokens) for one in new))
-        seeds = {slot: sequence.rules.seed[0] for slot, sequence in zip(slots, new, strict=True)}
+        seeds = {slot: sequence.settings.seed for slot, sequence in zip(slots, new, strict=True)}
         entries = self.prompts.take(list(by_prompt), [len(places) for places in by_prompt.values()])
         for places, entry in zip(by_prompt.values(), entries, strict=True):
             self.cache.fill(places, entry.past, [seeds[slot] for slot in places])
@@ -295,7 +295,7 @@ class Engine:
                 rest = tuple(rollout.token_ids[sequence.num_told :])
                 self._tell(Tokens(request=sequence.request, token_ids=rest))
             self._tell(Finished(request=sequence.request, rollout=rollout))
-        self._free(ended)
+        self.table.reset(ended)
 
     def _stream(self, over: np.typing.NDArray[np.bool_]) -> None:
         """Tell the new tokens of the sequences that go on."""
@@ -304,13 +304,10 @@ class Engine:
                 self._tell(Tokens(request=sequence.request, token_ids=tuple(read[sequence.num_told :])))
                 sequence.num_told = len(read)
 
-    def _free(self, slots: list[int]) -> None:
-        self.table.reset(slots)
-
     def _shrink(self) -> None:
         """Nobody waits any more and half of the slots are free: drop those. Static shapes keep them."""
         active = np.flatnonzero(self.cache.taken)
-        waits = self._last_request is None or bool(self.pending)
+        waits = not self._is_drained or bool(self.pending)
         if waits or self.compiled or 2 * len(active) > len(self.slots):
             return
         self.table.keep(active)

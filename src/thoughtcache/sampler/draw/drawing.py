@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from thoughtcache.cache.host_integers import Integers
+from thoughtcache.cache.host_integers import Integers, to_device
 from thoughtcache.policy.handle import PolicyHandle
 from thoughtcache.policy.token_ids import vocabulary_size
 from thoughtcache.policy.token_logprobs import entropy_of, head_logits
@@ -100,24 +100,27 @@ class Drawing:
             prompts: their tokens.
         """
         self._reserve(max(rule.max_new_tokens for rule in rules), max(len(rule.stop_ids) for rule in rules))
-        for slot, rule, prompt in zip(slots, rules, prompts, strict=True):
-            seed, row = rule.seed
-            count, device = rule.max_new_tokens, self.tokens.device
+        rows, device = to_device(np.array(slots), self.tokens.device), self.tokens.device
+        # One transfer for all sequences that begin together.
+        uniform = torch.zeros(len(slots), self.tokens.shape[1], dtype=torch.float64)
+        for place, rule in enumerate(rules):
             if rule.given_tokens is None:
-                self.uniform[slot, :count] = uniform_numbers(seed, range(row, row + 1), count, device)[0]
-            else:
-                if self.given is None:
-                    self.given = torch.full_like(self.tokens, NOTHING)
-                self.given[slot, :count] = torch.tensor(rule.given_tokens, device=device)
-            if rule.stop_ids:
-                self.stops[slot, : len(rule.stop_ids)] = torch.tensor(rule.stop_ids, device=device)
+                (seed, row), count = rule.seed, rule.max_new_tokens
+                uniform[place, :count] = uniform_numbers(seed, range(row, row + 1), count, uniform.device)[0]
+        self.uniform[rows] = uniform.to(device)
+        self.stops[rows] = _rows([rule.stop_ids for rule in rules], self.stops.shape[1]).to(device)
+        if any(rule.given_tokens is not None for rule in rules):
+            if self.given is None:
+                self.given = torch.full_like(self.tokens, NOTHING)
+            self.given[rows] = _rows([rule.given_tokens or () for rule in rules], self.given.shape[1]).to(device)
+        for slot, rule, prompt in zip(slots, rules, prompts, strict=True):
             if rule.filters.repetition_penalty != 1.0:
                 if self.seen is None:
                     self.seen = torch.zeros(len(self.rules), self.vocabulary, dtype=torch.bool, device=device)
                 self.seen[slot] = False  # a free slot goes on drawing
                 self.seen[slot, torch.tensor(prompt, device=device)] = True
             self.rules[slot] = rule
-        self.counts[slots] = 0
+        self.counts[rows] = 0
         self.regroup()
 
     def regroup(self) -> None:
@@ -237,3 +240,11 @@ class Drawing:
             entropies=None if self.entropies is None else self.entropies[slot, :length].clone(),
             finish_reason="stop" if over else "length",
         )
+
+
+def _rows(tokens: Sequence[Sequence[int]], width: int) -> Int[Tensor, "n T"]:
+    """Token ids of unequal number as rows, `NOTHING` behind each."""
+    rows = torch.full((len(tokens), width), NOTHING)
+    for row, ids in zip(rows, tokens, strict=True):
+        row[: len(ids)] = torch.tensor(ids, dtype=torch.long)
+    return rows
