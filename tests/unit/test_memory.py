@@ -11,7 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from thoughtcache import ThoughtConfig
 from thoughtcache.adapter.cache_argument import cache_keyword
-from thoughtcache.measuring.peak_memory import MIB, PeakMemory, kv_cache_bytes
+from thoughtcache.measuring.peak_memory import MIB, PeakMemory
+from thoughtcache.planning.memory.kv_cache import kv_cache_bytes
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.records import CacheSettings
 

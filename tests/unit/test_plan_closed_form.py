@@ -14,10 +14,10 @@ from thoughtcache.learner.chunk_plan import plan_chunks
 from thoughtcache.learner.kv_log import KVLog
 from thoughtcache.measuring.live_bytes import LiveBytes
 from thoughtcache.measuring.operator_flops import OperatorFlops
-from thoughtcache.measuring.peak_memory import kv_cache_bytes
 from thoughtcache.planning import fit
 from thoughtcache.planning.fit import DoesNotFitError, check_fit, free_bytes
 from thoughtcache.planning.limits import largest, max_length, max_window, with_field
+from thoughtcache.planning.memory.kv_cache import kv_cache_bytes
 from thoughtcache.planning.memory.replay import anchor_bytes, backward_parts, forward_parts, slot_bytes
 from thoughtcache.planning.memory.rollout import rollout_parts
 from thoughtcache.planning.model_configs import load_config

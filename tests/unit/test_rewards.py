@@ -40,7 +40,7 @@ def test_metrics_are_fractions_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> 
         "broken": Verdict(correct=False, parsed=False, timed_out=False, extracted=None),
         "slow": Verdict(correct=False, parsed=False, timed_out=True, extracted="9^9"),
     }
-    monkeypatch.setattr(example, "check_math_answer", lambda completion, reference: verdicts[completion])
+    monkeypatch.setitem(example.CHECKS, "maths", lambda completion, reference: verdicts[completion])
     metrics: dict[str, float] = {}
     completions = ["right", "wrong", "broken", "broken", "slow", "right", "right", "right"]
     given = math_correctness(completions, answer=["1"] * 8, log_metric=metrics.__setitem__)
@@ -52,7 +52,7 @@ def test_an_error_in_the_checker_is_not_a_reward(monkeypatch: pytest.MonkeyPatch
     def broken(completion: str, reference: str) -> Verdict:
         raise RuntimeError("worker broken")
 
-    monkeypatch.setattr(example, "check_math_answer", broken)
+    monkeypatch.setitem(example.CHECKS, "maths", broken)
     with pytest.raises(RuntimeError, match="worker broken"):
         math_correctness(["1"], answer=["1"])
 

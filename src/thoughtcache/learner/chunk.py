@@ -1,8 +1,7 @@
 """One piece of a replay: evict and absorb on entry, run the backbone, score. The learner's unit of work.
 
-What passes from one
-chunk to the next is a `Boundary`: the resident keys and values, and the thought states. The learner decides nothing:
-lengths give the chunks, the record gives the evicted slots, the anchors give the states.
+What passes from one chunk to the next is a `Boundary`: the resident keys and values, and the thought states. The
+learner decides nothing: lengths give the chunks, the record gives the evicted slots, the anchors give the states.
 
 Rows whose thoughts are over take no part in later chunks: a chunk runs on the rows up to the last unfinished one, so
 rows sorted by falling length cost exactly what they contain.

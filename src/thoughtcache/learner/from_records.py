@@ -40,7 +40,7 @@ def entry_states(tuner: ThoughtModel, batch: RolloutBatch, chunk: Chunk) -> Stat
         return None
     initial = tuner.initial_states()
     num_evictions = chunk.segment - (1 if chunk.evicts else 0)
-    if initial is None or num_evictions == 0 or tuner.memory().absorber() is None:
+    if initial is None or num_evictions == 0 or not tuner.memory().state_bytes:
         return initial
     rows = []
     for row, rollout in enumerate(batch.rollouts[: chunk.rows]):

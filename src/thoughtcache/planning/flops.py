@@ -20,8 +20,8 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from thoughtcache.adapter.support import check_model
-from thoughtcache.cache.schedule import evict_count, num_evictions, resident_thoughts
-from thoughtcache.config import ThoughtConfig
+from thoughtcache.cache.schedule import num_evictions, resident_thoughts
+from thoughtcache.config import OWN_WINDOW, ThoughtConfig
 from thoughtcache.state.rules import state_rule as rule_called
 
 Targets = Collection[str] | str | None
@@ -110,7 +110,7 @@ def rollout_flops_per_token(
     *,
     prompt_tokens: int,
     num_tokens: int,
-    window: int | str | None = "config",
+    window: int | str | None = OWN_WINDOW,
 ) -> FlopsPerToken:
     """Mean operations per decode step of a rollout of `num_tokens` thoughts (its `num_tokens - 1` decode steps).
 
@@ -126,20 +126,13 @@ def rollout_flops_per_token(
     Raises:
         ValueError: for values out of range, and for what `flops_per_token` refuses.
     """
-    wanted = window
-    if window == "config":
-        if thought is None:
-            raise ValueError("window='config' needs an adapter; pass an integer or None")
-        wanted = thought.window
-    if isinstance(wanted, str) and wanted != "prompt":
-        raise ValueError(f'window={wanted!r} is not known; use an integer >= 1, "prompt" or None')
-    resolved = prompt_tokens if isinstance(wanted, str) else wanted
-    fraction = 0.25 if thought is None else thought.evict_fraction
-    evicted = None if resolved is None else evict_count(resolved, fraction)
-    context = mean_context(prompt_tokens, num_tokens, resolved, evicted)
+    if window == OWN_WINDOW and thought is None:
+        raise ValueError("window='config' needs an adapter; pass an integer or None")
+    cache = (thought or ThoughtConfig()).resolve_window(prompt_tokens, window)
+    context = mean_context(prompt_tokens, num_tokens, cache.window, cache.num_evicted)
     if thought is None:
         return flops_per_token(model_or_config, context=context)
-    absorbs = thought.absorb and evicted is not None
+    absorbs = thought.absorb and cache.num_evicted is not None
     steps = num_tokens - 1
     return flops_per_token(
         model_or_config,
@@ -149,8 +142,8 @@ def rollout_flops_per_token(
         target_modules=thought.target_modules,
         reads_state=not thought.is_plain_lora,
         state_rule=thought.state_rule,
-        num_evicted=evicted or 0,
-        evictions_per_token=num_evictions(steps, resolved, evicted) / steps if absorbs else 0.0,
+        num_evicted=cache.num_evicted or 0,
+        evictions_per_token=num_evictions(steps, cache.window, cache.num_evicted) / steps if absorbs else 0.0,
     )
 
 

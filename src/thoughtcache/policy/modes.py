@@ -16,7 +16,7 @@ def check_place(place: str, name: str = "kv_log") -> None:
 
     Args:
         place: what was given.
-        name: of the option.
+        name: the option, as the message calls it.
 
     Raises:
         ValueError: with the allowed values.

@@ -23,11 +23,11 @@ class AdapterState(Memory):
     """The states of an adapter with these encoders.
 
     Args:
-        encoders: of every layer; none where the state is the identity for ever, or the adapter is off.
+        encoders: one per layer; none where the state is the identity for ever, or the adapter is off.
         initial: "global" (learned), "zero" or "identity".
         absorbs: whether evicted tokens change the state.
         rule: name of the state rule.
-        norm: of the state after every write.
+        norm: how the state is normalised after every write.
     """
 
     def __init__(

@@ -36,7 +36,7 @@ class Example:
 
 
 CHECKS: dict[str, Callable[[str, str], Verdict]] = {
-    "maths": lambda text, answer: check_math_answer(text, answer),
+    "maths": check_math_answer,
     "recitation": recitation,
 }
 """(completion, reference) -> verdict, by kind of answer."""

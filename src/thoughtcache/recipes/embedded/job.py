@@ -24,8 +24,9 @@ from rich.console import Console
 
 from thoughtcache.config import OWN_WINDOW, ThoughtConfig
 from thoughtcache.evaluation.accuracy import Accuracy, exact_match_accuracy
-from thoughtcache.measuring.peak_memory import PeakMemory, kv_cache_bytes
+from thoughtcache.measuring.peak_memory import PeakMemory
 from thoughtcache.planning.flops import rollout_flops_per_token
+from thoughtcache.planning.memory.kv_cache import kv_cache_bytes
 from thoughtcache.recipes.builders import find_checkpoint, save_adapter, train_grpo
 from thoughtcache.recipes.embedded.arms import ARMS, TITLES, lora_window
 from thoughtcache.recipes.embedded.partial_start import PartialStart

@@ -26,7 +26,7 @@ class PartialStart:
     """Watches a distillation and saves the start once.
 
     Args:
-        folder: of the start.
+        folder: where the start is saved.
         accuracy: validation accuracy of a model, in percent.
     """
 

@@ -40,7 +40,7 @@ class ExtraParameter:
     """A learnable parameter that a rule has beside the encoder's own.
 
     Attributes:
-        name: of the attribute of the encoder, and in saved adapters.
+        name: the attribute of the encoder, and part of the names in saved adapters.
         initial: value of all its entries.
         size: its entries by K; None for a scalar, which is kept as [1].
     """
