@@ -28,7 +28,7 @@ ARGUMENT = "thought_queries"
 PREFIX = "thoughtcache_observed_"
 _LOCK = Lock()
 _BLOCKS: Counter[tuple[int, str]] = Counter()
-"""How many blocks use a name now, by the address of the configuration, which a block keeps alive."""
+"""Number of blocks that use a name now, by the address of the configuration, which a block keeps alive."""
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def attention_block(config: PretrainedConfig, choose: Callable[[str], tuple[str,
 
 @runtime_checkable
 class QueryObserver(Protocol):
-    """What a forward pass is given as `thought_queries`."""
+    """The object that a forward pass is given as `thought_queries`."""
 
     def observe(self, layer_index: int, queries: Tensor) -> None:
         """Told of the queries [B, Q, T, D] of one layer, rotated; T new tokens."""
@@ -100,7 +100,7 @@ def _observed(plain: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         layer: Any = module
         if thought_queries is not None:
             thought_queries.observe(layer.layer_idx, query)
-        if plain == "eager":  # in no table: every family has its own
+        if plain == "eager":  # no table has it: every family has its own
             run = sys.modules[type(module).__module__].eager_attention_forward
         else:
             run = ALL_ATTENTION_FUNCTIONS[plain]

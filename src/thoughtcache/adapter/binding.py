@@ -1,4 +1,4 @@
-"""Which thought states the adapter uses during one forward pass.
+"""Binds the thought states that the adapter uses during one forward pass.
 
 Attention and MLP modules have no argument for a state, so it is bound around the forward: set on entry, removed on
 exit, never kept. One binding is shared by all adapted linears of a model, and each thread sees its own.

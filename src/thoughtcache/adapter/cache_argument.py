@@ -39,7 +39,7 @@ def cache_keyword(module: nn.Module, cache: Any) -> dict[str, Any]:
     """The cache as a keyword argument of `module`: `module(input_ids, **cache_keyword(module, cache))`.
 
     Raises:
-        ValueError: as `cache_argument`.
+        ValueError: see `cache_argument`.
     """
     return {cache_argument(module): cache}
 

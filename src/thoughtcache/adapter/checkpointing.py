@@ -29,8 +29,8 @@ class CheckpointWithStates:
     """A checkpoint function that binds, whenever it runs a layer, the states of the layer's first run.
 
     Args:
-        checkpoint: what transformers gave the layer.
-        binding: of the adapter.
+        checkpoint: checkpoint function that transformers gave the layer.
+        binding: binding of the adapter.
     """
 
     def __init__(self, checkpoint: Callable[..., Any], binding: StateBinding) -> None:

@@ -1,4 +1,4 @@
-"""How a forward pass gets its states.
+"""Gives a forward pass its states.
 
 A pre-hook on the backbone looks at the cache. A `StatefulCache` evicts and absorbs first and lends its states. Any
 other cache, or none, means that nothing was ever evicted, so the initial states apply, and the pass is refused where
@@ -30,7 +30,7 @@ class ForwardHooks:
     """The hooks of one tuner.
 
     Args:
-        tuner: whose model is run.
+        tuner: tuner whose model is run.
     """
 
     def __init__(self, tuner: ThoughtModel) -> None:

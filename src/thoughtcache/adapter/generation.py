@@ -1,4 +1,4 @@
-"""What `generate` of transformers may be asked for under a thought state.
+"""Decides what `generate` of transformers may be asked for under a thought state.
 
 `generate` takes options from three places: its keywords, the `GenerationConfig` it is given, and the model's own. They
 are merged first, as transformers merges them, and every option is then either right or refused. Right is whatever
@@ -22,11 +22,11 @@ from transformers import GenerationConfig
 from thoughtcache.adapter.cache_argument import CACHE_ARGUMENTS
 
 DEFAULT_NEW_TOKENS = 20
-"""What transformers adds to a prompt when nobody says how much."""
+"""The number of tokens that transformers adds to a prompt when nobody says how many."""
 
 
 class Use(Enum):
-    """What becomes of an option."""
+    """The ways in which an option is used."""
 
     SCORES = "changes the scores of a token, after the adapter's logits"
     WORKS = "decides how long, which tokens are special, or what is returned"
@@ -165,11 +165,11 @@ def check_options(options: Mapping[str, Any], arguments: Mapping[str, Any]) -> N
     """Refuse what would not be the adapter's policy.
 
     Args:
-        options: merged.
-        arguments: of the call, by name.
+        options: the merged options.
+        arguments: arguments of the call, by name.
 
     Raises:
-        ValueError: with the value, the reason and the remedy.
+        ValueError: if an option or an argument is refused; the message names the value, the reason and the remedy.
     """
     for refusals, values in ((REFUSED_ARGUMENTS, arguments), (REFUSED_OPTIONS, options)):
         for name, refusal in refusals.items():
@@ -204,12 +204,12 @@ def prompt_tokens(arguments: Mapping[str, Any]) -> Tensor:
 
 
 def new_token_bound(options: Mapping[str, Any], prompt_length: int, max_positions: int | None) -> int:
-    """How many tokens a generation may add, by the rules of transformers.
+    """The number of tokens that a generation may add, by the rules of transformers.
 
     Args:
-        options: merged.
-        prompt_length: padding included.
-        max_positions: of the model, which bounds the default.
+        options: the merged options.
+        prompt_length: tokens of the prompt, padding included.
+        max_positions: positions of the model, which bound the default.
     """
     if options["max_new_tokens"] is not None:
         return int(options["max_new_tokens"])

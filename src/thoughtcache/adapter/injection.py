@@ -44,7 +44,7 @@ class RevertibleInjection(PeftRefusals):
         """Give the model another adapter; if it cannot have it, it stays as it was.
 
         Raises:
-            ValueError: for a model, a layer or an option that is not supported.
+            ValueError: if the model, a layer or an option is not supported.
         """
         config = self.peft_config[adapter_name]
         self._check_before(model, config)

@@ -198,7 +198,7 @@ class ThoughtModel(RevertibleInjection):
         return int(config.num_key_value_heads), int(head_size)
 
     def memory(self) -> Memory:
-        """What the active adapter learns from tokens before they leave; nothing inside `disable_adapter()`."""
+        """The active adapter's memory of tokens that left; it holds nothing inside `disable_adapter()`."""
         config = self.thought_config
         return AdapterState(
             self.encoders() if self.adapter_enabled else [],
@@ -213,7 +213,7 @@ class ThoughtModel(RevertibleInjection):
         return self.memory().initial_states()
 
     def key_rotations(self, positions: str) -> Rotations | None:
-        """How the keys of every layer are moved when thoughts leave; None with absolute positions.
+        """The rotations that move the keys of every layer when thoughts leave; None with absolute positions.
 
         Raises:
             ValueError: if the model's rotary embedding cannot be moved.
@@ -221,7 +221,7 @@ class ThoughtModel(RevertibleInjection):
         return key_rotations(self.model.config, self.backbone.rotary_emb) if positions == "rolling" else None
 
     def window_rules(self, cache: CacheSettings) -> WindowRules:
-        """What bounds a cache under the active adapter."""
+        """The rules that bound a cache under the active adapter."""
         return WindowRules(
             size=cache.window,
             num_evicted=cache.num_evicted or 0,
@@ -275,8 +275,8 @@ class ThoughtModel(RevertibleInjection):
         Without a window, and inside `disable_adapter()`, this is the base model's own `generate` with any cache.
 
         Raises:
-            ValueError: for an empty prompt, and for options that would break the token-by-token policy
-                (`generation.py`), wherever they were set.
+            ValueError: if the prompt is empty, or if an option would break the token-by-token policy (`generation.py`),
+                wherever it was set.
             RuntimeError: if another thread samples with this model.
         """
         with self.use.generating():

@@ -55,9 +55,9 @@ class OtherCaches:
         """Let a forward pass begin that is the adapter's policy without the adapter's cache.
 
         Args:
-            cache: what it was given; None if nothing.
-            num_tokens: of each row.
-            window: of the adapter.
+            cache: cache that the pass was given; None if it was given none.
+            num_tokens: tokens of each row.
+            window: window of the adapter.
             keeps_cache: whether its keys and values can be used by a later pass.
             wanted: which of its logits are read; None if every position may be.
 

@@ -1,4 +1,4 @@
-"""How far a model's positions reach, rope scaling included, and the refusal of lengths beyond.
+"""Finds how far a model's positions reach, rope scaling included, and refuses lengths beyond.
 
 Two kinds of rotary embedding (transformers 5, `modeling_rope_utils`):
 
@@ -22,12 +22,12 @@ STRETCHED_FROM_ORIGINAL = ("linear", "yarn", "proportional")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PositionReach:
-    """How far positions reach.
+    """The reach of a model's positions.
 
     Attributes:
-        positions: how many there are; None if the model does not say.
-        rope_type: of the rotary embedding.
-        factor: by which the original length was stretched; None where it was not.
+        positions: number of positions; None if the model does not say.
+        rope_type: type of the rotary embedding.
+        factor: factor by which the original length was stretched; None where it was not.
         varies: whether frequencies are others beyond `positions`.
     """
 
@@ -38,7 +38,7 @@ class PositionReach:
 
     @property
     def other_scaling(self) -> str:
-        """What about the model's rope scaling could be changed for longer sequences."""
+        """The change of the model's rope scaling that would allow longer sequences."""
         if self.varies:
             return f"load the model with a rope type of fixed frequencies such as 'yarn' instead of {self.rope_type!r}"
         if self.factor is not None:
@@ -76,8 +76,8 @@ def positions_needed(prompt_tokens: int, thought_tokens: int, rolling_window: in
     """Positions that a prompt and its thoughts take.
 
     Args:
-        prompt_tokens: of the prompt.
-        thought_tokens: of the thoughts.
+        prompt_tokens: tokens of the prompt.
+        thought_tokens: tokens of the thoughts.
         rolling_window: resident thoughts where positions roll inside the window; None where they are absolute.
     """
     return prompt_tokens + (thought_tokens if rolling_window is None else min(rolling_window, thought_tokens))
@@ -89,13 +89,13 @@ def check_positions(
     """Refuse lengths whose positions are beyond the reach.
 
     Args:
-        prompt_tokens: of the longest prompt.
-        thought_tokens: of the longest thoughts.
-        reach: of the model.
-        rolling_window: as in `positions_needed`.
+        prompt_tokens: tokens of the longest prompt.
+        thought_tokens: tokens of the longest thoughts.
+        reach: reach of the model's positions.
+        rolling_window: see `positions_needed`.
 
     Raises:
-        ValueError: with the lengths, the positions that there are, and the remedies.
+        ValueError: if they are beyond it; the message names the lengths, the available positions and the remedies.
     """
     needed = positions_needed(prompt_tokens, thought_tokens, rolling_window)
     if reach.positions is None or needed <= reach.positions:

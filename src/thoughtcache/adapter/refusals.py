@@ -1,4 +1,4 @@
-"""What PEFT's LoRA tuner can and a thought adapter cannot: each method says so before anything has changed."""
+"""Refuses what PEFT's LoRA tuner can do and a thought adapter cannot; each method does so before anything changes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class PeftRefusals(LoraModel):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """What PEFT opens around `forward` and `generate`: arguments for single rows are refused."""
+        """The context that PEFT opens around `forward` and `generate`; arguments for single rows are refused."""
         for name in ("adapter_names", "alora_offsets"):
             if kwargs.get(name) is not None:
                 raise ValueError(BATCH_REFUSAL.format(name=name))

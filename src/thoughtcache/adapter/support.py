@@ -1,4 +1,4 @@
-"""Which models and layers the adapter supports; everything else is refused with the reason and the remedy."""
+"""Decides which models and layers the adapter supports; the rest is refused with the reason and the remedy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_model(config: Any) -> None:
         config: the transformers configuration (an object or the dict that PEFT passes), or None if there is none.
 
     Raises:
-        ValueError: no configuration, unknown model type, or layers with an attention window of their own.
+        ValueError: if there is no configuration, the model type is unknown, or a layer has its own attention window.
     """
     if config is None:
         raise ValueError(
@@ -53,7 +53,7 @@ def check_bare(model: nn.Module) -> None:
     """Refuse a model that carries adapter layers already: two adapters would act, and neither can be taken off.
 
     Raises:
-        ValueError: with the remedy.
+        ValueError: if it carries some; the message names the remedy.
     """
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise ValueError(
@@ -81,7 +81,7 @@ def check_layer(module: nn.Module, module_name: str) -> None:
     """Refuse LoRA layer classes whose forward ignores variants: they would silently be plain LoRA.
 
     Raises:
-        ValueError: with the class and the remedy.
+        ValueError: if the layer is of another class; the message names the class and the remedy.
     """
     if type(module) is LoraLinear or type(module).__name__ in SUPPORTED_QUANTISED_LAYERS:
         return

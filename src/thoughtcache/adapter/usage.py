@@ -17,7 +17,7 @@ REMEDY = (
 
 
 class ModelUse:
-    """What runs a model now, in which threads.
+    """Keeps account of what runs a model now, and in which threads.
 
     Attributes:
         changed_layers: held while the decoder layers' own forward functions are replaced, by one thread at a time.
@@ -77,7 +77,7 @@ class ModelUse:
                     del self._generating[own]
 
     def check(self) -> None:
-        """Whether this thread may run the model.
+        """Check that this thread may run the model.
 
         Raises:
             RuntimeError: if another thread samples.
@@ -100,5 +100,5 @@ class ModelUse:
 
     @property
     def has_full_cache(self) -> bool:
-        """Whether the adapter has no window now."""
+        """Whether the adapter runs without its window now."""
         return self._full_cache > 0

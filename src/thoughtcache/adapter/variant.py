@@ -124,5 +124,5 @@ def modulate(
 
 
 def is_prepared_for_hotswap(module: LoraLayer, adapter_name: str) -> bool:
-    """Whether PEFT has made the scaling a tensor, which it does first, whatever the rank that it is given."""
+    """Whether PEFT has made the scaling a tensor: its preparation begins with that, whatever rank it is given."""
     return isinstance(module.scaling[adapter_name], Tensor)

@@ -1,4 +1,4 @@
-"""What every cache of this package is: a cache that transformers models read, with the thought state of each layer.
+"""The base of every cache of this package: a cache that transformers models read, with a thought state per layer.
 
 Its layers hold `[prompt | resident thoughts]`, physically contiguous. It reports *all* tokens seen as its length
 (positions count evicted tokens too) and its physical length to the attention mask. Evictions happen between forwards,
@@ -55,7 +55,7 @@ class StatefulCache(Cache):
     states: States
     layers: Any
     is_samplers = False
-    """Whether it is the cache of our own sampler, which marks the model as in use before it runs."""
+    """Whether this is the cache of our own sampler, which marks the model as in use before it runs."""
 
     def __init__(self, layers: list[Any], states: States) -> None:
         super().__init__(layers=layers)
@@ -77,7 +77,7 @@ class StatefulCache(Cache):
 
     @property
     def positions_behind(self) -> int:
-        """How far positions are behind the count of all tokens; 0 where whoever calls passes exact ones."""
+        """Number by which positions lag behind the count of all tokens; 0 where the caller passes exact positions."""
         return 0
 
     @property
@@ -114,7 +114,7 @@ class StatefulCache(Cache):
         """Does nothing for 0 tokens.
 
         Raises:
-            ValueError: for any other number; what was evicted and absorbed cannot come back.
+            ValueError: if the number is not 0, because what was evicted and absorbed cannot come back.
         """
         if tokens_to_remove:
             raise self._unmoved(

@@ -51,7 +51,7 @@ def split_thoughts(
 
     Args:
         thoughts: keys, values or anything else with one entry per thought.
-        slots: which ones leave, ascending; None means the oldest.
+        slots: slots that leave, ascending; None means the oldest.
         num_evicted: E.
     """
     if slots is None:

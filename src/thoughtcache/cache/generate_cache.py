@@ -69,7 +69,7 @@ class BoundedCache(StatefulCache):
         states: initial thought states, or None for the identity.
         rules: what bounds the cache.
         max_new_tokens: bound on the thoughts, which sizes the buffer of a full cache.
-        seed: for eviction policies that draw random numbers.
+        seed: seed for eviction policies that draw random numbers.
         log: keeps the last queries, where the eviction policy wants them.
     """
 
@@ -96,7 +96,7 @@ class BoundedCache(StatefulCache):
 
     @property
     def positions_behind(self) -> int:
-        """How far rolling positions are behind the count of all tokens."""
+        """Number by which rolling positions lag behind the count of all tokens."""
         return 0 if self.rules.rotations is None else self.num_evictions * self.rules.num_evicted
 
     @property
@@ -158,7 +158,7 @@ class BoundedCache(StatefulCache):
         self._num_observed = 0
 
     def _sight(self, log: QueryLog) -> Sight:
-        """What the last queries saw."""
+        """The columns that the last queries saw."""
         length, hidden = self.physical_length, self.hidden_prompt
         keys = self.layers[0].keys
         if hidden is not None:

@@ -1,4 +1,4 @@
-"""What a cache keeps for eviction policies that look at queries: the last of them, and running scores of thoughts.
+"""The log that a cache keeps for eviction policies that look at queries: the last queries, and running scores.
 
 Axes: B rows, L layers, Q query heads, H kv heads, n queries, W thoughts of a window, D head size.
 """
@@ -24,10 +24,10 @@ from thoughtcache.cache.rotation import KeyRotation
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sight:
-    """What the last queries of some rows saw.
+    """The columns that the last queries of some rows saw.
 
     Attributes:
-        rows: which ones.
+        rows: the rows.
         order: [n] places of the ring, the oldest query first.
         visible: columns that each query saw; none for one that does not count.
         first_thought: column of the oldest resident thought of each row.
@@ -76,7 +76,7 @@ class QueryLog:
             num_rows: B.
             shape: (Q, H, D).
             dtype: dtype in which the model has its queries.
-            device: where they lie.
+            device: device of the queries.
         """
         query_heads, heads, size = shape
         exact = torch.promote_types(dtype, torch.float32)
@@ -127,15 +127,15 @@ class QueryLog:
         first_thought: Int[Tensor, " b"],
         hidden: Bool[Tensor, "b C"] | None = None,
     ) -> Sight:
-        """What the last queries of some rows saw, the same in every layer.
+        """The columns that the last queries of some rows saw, the same in every layer.
 
         Args:
-            rows: which ones.
+            rows: the rows.
             counts: queries of each row that count.
             num_columns: C.
-            lengths: columns that each of them has filled.
-            first_thought: where their thoughts begin.
-            hidden: columns that nobody sees, such as padding of prompts.
+            lengths: columns that each row has filled.
+            first_thought: column at which the thoughts of each row begin.
+            hidden: columns that no query sees, such as padding of prompts.
         """
         device, n = lengths.device, self.num_queries
         behind = torch.arange(n, 0, -1, device=device)  # the newest query is that of the last column

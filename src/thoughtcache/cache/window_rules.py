@@ -1,4 +1,4 @@
-"""How a cache is bounded: one value for every cache and every execution."""
+"""The rules that bound a cache: one value for every cache and every execution."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ AbsorbFn = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WindowRules:
-    """What bounds a cache: how many thoughts stay, which ones leave, and what becomes of both.
+    """The rules that bound a cache: how many thoughts stay, which ones leave, and what becomes of both.
 
     Attributes:
         size: resident thoughts; None keeps everything.

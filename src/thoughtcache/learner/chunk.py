@@ -34,7 +34,7 @@ Past = list[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Boundary:
-    """What one chunk hands to the next: resident keys and values per layer ([rows, H, n, D]), states per layer."""
+    """Values that one chunk hands to the next: resident keys and values ([rows, H, n, D]) and states, per layer."""
 
     past: Past | None = None
     states: States = None

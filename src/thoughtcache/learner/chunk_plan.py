@@ -1,4 +1,4 @@
-"""Which pieces of a rollout the learner runs: pure integers.
+"""Plans the pieces of a rollout that the learner runs, with integers only.
 
 A *chunk* is a run of columns over [prompt | thoughts] inside one segment (`cache/schedule.py`). `chunk.py` runs them;
 the planner asks for the same list.
@@ -102,7 +102,7 @@ def plan_chunks(
 
 
 def cuts_states(chunk: Chunk, gradient: GradientMode) -> bool:
-    """Whether no gradient leaves this chunk through its entry states: where a block of n segments begins."""
+    """Whether no gradient leaves this chunk through its entry states; a block of n segments begins there."""
     return chunk.evicts and isinstance(gradient, int) and chunk.segment % gradient == 0
 
 

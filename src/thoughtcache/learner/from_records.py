@@ -1,4 +1,4 @@
-"""What sampling recorded, in the shape in which a replay's own forward pass would have found it."""
+"""The records of sampling, in the shape in which a replay's own forward pass would have found them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Where the tokens of a replay lie in its K/V log: pure integers.
+"""Computes where the tokens of a replay lie in its K/V log, with integers only.
 
-Chunk after chunk, inside a chunk column after column, inside a column the rows that took part. Rows that ended take no
-room, and any range of columns in which equally many rows took part is one contiguous block. What the log holds is said
-in kv_log.py.
+The log is ordered by chunk, inside a chunk by column, and inside a column by the rows that took part. Rows that ended
+take no room, and any range of columns in which equally many rows took part is one contiguous block. What the log holds
+is said in kv_log.py.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class LogLayout:
         device: where the log lies.
 
     Attributes:
-        num_tokens: of all chunks.
+        num_tokens: tokens of all chunks.
     """
 
     def __init__(self, chunks: Sequence[Chunk], device: torch.device) -> None:

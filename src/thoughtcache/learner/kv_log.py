@@ -33,13 +33,13 @@ class KVLog:
         batch: the rollouts.
         chunks: all chunks of the replay.
         place: "device" or "host".
-        rotations: of every layer with rolling positions; None with absolute ones.
+        rotations: key rotations of every layer with rolling positions; None with absolute ones.
 
     Attributes:
         layers: keys and values of every layer, [tokens, H, D] each; empty until something is kept.
 
     Raises:
-        ValueError: for another place.
+        ValueError: if `place` is neither.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class KVLog:
             self.layers.append(pair)
 
     def read(self, index: int, chunk: Chunk) -> Past | None:
-        """What chunk number `index` finds resident on entry, before its own eviction; None before the first."""
+        """Keys and values that are resident when chunk `index` begins, before its own eviction; None for the first."""
         if chunk.start == 0:
             return None
         resident = self.resident[index]

@@ -27,8 +27,8 @@ def checkpointed_layers(tuner: ThoughtModel, cache: ReplayCache) -> Iterator[Non
     A second block in another thread waits for the first; other forward passes go through the layers as ever.
 
     Args:
-        tuner: of the model.
-        cache: what the forward pass inside the block is given.
+        tuner: tuner of the model.
+        cache: cache that the forward pass inside the block is given.
     """
     layers: Any = tuner.backbone.layers
     with tuner.use.changed_layers:

@@ -1,4 +1,4 @@
-"""How the learner repeats a rollout: what is exact, what is kept, where it waits. Checked once, here."""
+"""Options with which the learner repeats a rollout: what is exact, what is kept, where it waits. Checked once, here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ReplayOptions:
     """Options of `replay`, where each is described.
 
     Raises:
-        ValueError: for unknown modes and places, sizes below 1, and combinations that have no meaning.
+        ValueError: if a mode or a place is unknown, a size is below 1, or a combination has no meaning.
     """
 
     gradient: GradientMode = "exact"
@@ -48,9 +48,9 @@ class ReplayOptions:
 
 
 LEARNER_OPTIONS = ("gradient", "recompute", "checkpoint_layers", "chunk_tokens", "kv_log")
-"""What every learner of a run shares, under the names that distillation, GRPO, the planner and a run have for it."""
+"""Options of every learner of a run; distillation, GRPO, the planner and a run have them under these names."""
 
 
 def learner_options(settings: object) -> dict[str, Any]:
-    """These options of some settings that have all of them."""
+    """The values of these options in some settings that have all of them."""
     return {name: getattr(settings, name) for name in LEARNER_OPTIONS}

@@ -65,7 +65,7 @@ def replay(
             those that sampled; turn it off after an optimiser step.
         full_cache: score without evictions, for a full-context reference.
         recompute: keep activations of one chunk at a time and run chunks again in the backward pass; False keeps all.
-        checkpoint_layers: inside a chunk keep the inputs of the layers only, for one more forward pass.
+        checkpoint_layers: keep only the inputs of the layers inside a chunk, for one more forward pass.
         chunk_tokens: bound on the tokens of a row whose activations live at once; None keeps segments whole.
         kv_log: where `recompute` keeps the keys and values of all tokens: "device" or "host".
         reuse: take keys, values, states and scores from the records of `rollout(record_kv=...)`, so that nothing runs
@@ -73,8 +73,9 @@ def replay(
             returned scores are the recorded ones. Without gradients the flag has no effect.
 
     Raises:
-        ValueError: for unknown modes, what is no list of rollouts of the model's tokens, mixed settings, anchors that
-            are missing or of another shape, or `reuse` without records or together with what was not sampled.
+        ValueError: if a mode is unknown, `rollouts` is no list of rollouts of the model's tokens, settings are mixed,
+            anchors are missing or of another shape, or `reuse` comes without records or together with what was not
+            sampled.
     """
     options = ReplayOptions(
         gradient=gradient,

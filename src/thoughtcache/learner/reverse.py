@@ -44,7 +44,7 @@ def reverse_replay(
     Args:
         policy: the parts of the model.
         batch: the rollouts.
-        chunks: from `plan_chunks`.
+        chunks: chunks from `plan_chunks`.
         score: see `scores.ScoreFunction`.
         options: see `replay.py`.
     """
@@ -123,7 +123,7 @@ class _Replay:
         return self.known
 
     def _recorded(self) -> tuple[Tensor, ...]:
-        """What the forward pass would have found, from the records of sampling."""
+        """Take what the forward pass would have found from the records of sampling, and return the recorded scores."""
         if self.log is not None:
             self.log.fill()
         self.states = [entry_states(self.policy.tuner, self.batch, chunk) for chunk in self.chunks]

@@ -1,1 +1,1 @@
-"""What both executions of the policy need, and the third one, which reads like its definition (`naive.py`)."""
+"""The parts that both executions of the policy need, and a third one that reads like its definition (`naive.py`)."""

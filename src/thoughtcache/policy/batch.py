@@ -49,7 +49,7 @@ def pad_prompts(prompt_ids: Sequence[Sequence[int]], device: torch.device) -> Pr
     """Left-pad prompts of unequal lengths with token 0 (masked).
 
     Raises:
-        ValueError: for an empty batch or an empty prompt.
+        ValueError: if the batch or a prompt is empty.
     """
     if not prompt_ids:
         raise ValueError("no prompts were given; pass at least one list of token ids")
@@ -99,7 +99,7 @@ def batch_rollouts(rollouts: Sequence[Rollout], device: torch.device) -> Rollout
     """Collate rollouts.
 
     Raises:
-        ValueError: for an empty list, an empty rollout, or rows sampled under different cache or temperature settings.
+        ValueError: if the list or a rollout is empty, or if rows have different cache or temperature settings.
     """
     if not rollouts:
         raise ValueError("no rollouts were given")

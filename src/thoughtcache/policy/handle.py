@@ -1,4 +1,4 @@
-"""What every execution of the policy needs from a model: its tuner, backbone and head, checked once."""
+"""The parts of a model that every execution of the policy needs: its tuner, backbone and head, checked once."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def full_cache(model: nn.Module) -> AbstractContextManager[None]:
     sampled inside the block, in all threads.
 
     Args:
-        model: with a thought adapter, wrapped or not.
+        model: model with a thought adapter, wrapped or not.
 
     Raises:
         ValueError: if the model carries no thought adapter.
@@ -69,7 +69,7 @@ def open_policy(model: nn.Module) -> PolicyHandle:
     """Find the parts of the policy and refuse settings under which it could not be repeated exactly.
 
     Raises:
-        ValueError: with gradient checkpointing on (transformers then drops the cache) or attention dropout.
+        ValueError: if gradient checkpointing (transformers then drops the cache) or attention dropout is on.
     """
     tuner = find_tuner(model)
     base: Any = tuner.model

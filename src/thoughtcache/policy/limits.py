@@ -1,4 +1,4 @@
-"""Which rollouts lie within the positions of a model."""
+"""Checks that rollouts lie within the positions of a model."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def check_rollout_positions(rollouts: Sequence[Rollout], settings: SamplingSetti
     scored together count together: the longest prompt and the longest thoughts, since rows are padded to them.
 
     Args:
-        rollouts: that are scored in one batch.
-        settings: under which they are scored.
-        reach: of the model.
+        rollouts: rollouts that are scored in one batch.
+        settings: settings under which they are scored.
+        reach: reach of the model's positions.
 
     Raises:
         ValueError: see `check_positions`.

@@ -19,7 +19,7 @@ def check_place(place: str, name: str = "kv_log") -> None:
         name: the option, as the message calls it.
 
     Raises:
-        ValueError: with the allowed values.
+        ValueError: if the place is unknown; the message names the allowed values.
     """
     if place not in get_args(Place):
         raise ValueError(f'{name}={place!r} is not known; use "device" or "host"')

@@ -40,7 +40,7 @@ def naive_logprobs(
             (`naive_eviction.py`); for policies that score.
 
     Raises:
-        ValueError: for what is no list of rollouts of the model's tokens, or for a rollout that is longer than its
+        ValueError: if `rollouts` is no list of rollouts of the model's tokens, or if one is longer than the model's
             positions.
     """
     policy = open_policy(model)

@@ -1,4 +1,4 @@
-"""What a scored eviction policy chooses, in loops over tokens and heads; the twin of the choice that sampling records.
+"""The choice of a scored eviction policy, in loops over tokens and heads; the twin of the choice that is recorded.
 
 Letters as in `naive.py`. Queries come from the attention of the model; all that is made of them here is this file's and
 the policy's own naive form.
@@ -24,7 +24,7 @@ class NaiveEviction:
 
     Args:
         policy: the parts of the model.
-        settings: under which the sequence was sampled; its eviction policy scores.
+        settings: settings under which the sequence was sampled; its eviction policy scores.
 
     Raises:
         ValueError: if the eviction policy does not score.

@@ -1,4 +1,4 @@
-"""From hidden states to numbers per token, without a `[T, V]` tensor in the forward or the backward pass.
+"""Turns hidden states into numbers per token, without a `[T, V]` tensor in the forward or the backward pass.
 
 A *score function* turns the hidden states of some columns into tensors [rows, n]. The first of them carries a gradient,
 the others are reports (entropies). `row_scores` runs it over chunks of rows: the forward pass keeps nothing but the

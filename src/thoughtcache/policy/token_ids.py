@@ -1,4 +1,4 @@
-"""What counts as token ids: lists of Python integers that the model has. The one place that decides.
+"""Decides, in one place, what counts as token ids: lists of Python integers that the model has.
 
 Text, tensors, arrays, padded batches and flat lists are refused with what makes token ids of them, because each of them
 can be read in more than one way (which of the zeros is padding?), and what travels and is recorded is plain integers.
@@ -32,7 +32,7 @@ def check_prompts(prompt_ids: object, policy: PolicyHandle, *, purpose: str = ""
         purpose: what they are for, in the message that there are none.
 
     Raises:
-        ValueError: with the value, its place, and what makes token ids of it.
+        ValueError: if it is something else; the message names the value, its place, and what makes token ids of it.
     """
     if isinstance(prompt_ids, Mapping):
         raise ValueError(f'the prompts are {_told(prompt_ids)}; pass what stands in its ["input_ids"], unpadded')
@@ -64,7 +64,7 @@ def check_rollouts(rollouts: object, policy: PolicyHandle, *, may_be_empty: bool
         may_be_empty: whether some of them may have no thought tokens.
 
     Raises:
-        ValueError: with the value and the remedy.
+        ValueError: if `rollouts` is refused; the message names the value and the remedy.
     """
     if isinstance(rollouts, Rollout):
         raise ValueError("a single rollout was given; pass a list: [rollout]")
@@ -89,7 +89,7 @@ def check_stop_ids(stop_ids: object, policy: PolicyHandle) -> None:
         policy: the parts of the model.
 
     Raises:
-        ValueError: with the value and the remedy.
+        ValueError: if a stop token is refused; the message names the value and the remedy.
     """
     if _is_number(stop_ids):
         raise ValueError(f"stop_ids is the single number {_told(stop_ids)}; pass a list: [{stop_ids}]")
@@ -107,9 +107,9 @@ def _check_ids(ids: object, name: str, size: int, remedy: str) -> None:
 
     Args:
         ids: what was given.
-        name: whose ids they are.
+        name: name of the sequence that the ids belong to.
         size: tokens of the model.
-        remedy: against ids that the model has not.
+        remedy: remedy against ids that the model has not.
     """
     if isinstance(ids, str | bytes):
         raise ValueError(f"{name} is the text {_told(ids)}; pass its token ids: {_FROM_TEXT}")
@@ -128,7 +128,7 @@ def _check_ids(ids: object, name: str, size: int, remedy: str) -> None:
 
 
 def _is_number(value: object) -> bool:
-    """Whether it is one number of Python, numpy or torch."""
+    """Whether a value is one number of Python, numpy or torch."""
     return isinstance(value, Number) or (isinstance(value, Tensor | np.ndarray) and value.ndim == 0)
 
 

@@ -43,8 +43,8 @@ class DecodeStep:
         """One step of all slots.
 
         Args:
-            cache: with room for a token in every slot.
-            tokens: [slots, 1] what was drawn.
+            cache: cache with room for a token in every slot.
+            tokens: [slots, 1] tokens that were drawn.
 
         Returns:
             [slots, d] hidden states of these tokens.
@@ -74,7 +74,7 @@ def _step(backbone: nn.Module, cache: SlotCache, tokens: Tensor, argument: str) 
 
 
 def eviction_step(*, compiled: bool) -> MoveFn:
-    """What an eviction does after the choice of what leaves, as it is or compiled."""
+    """The function that an eviction runs after the choice of what leaves, as it is or compiled."""
     return compile_whole(move_thoughts, None) if compiled else move_thoughts
 
 
@@ -82,7 +82,7 @@ def compile_whole(function: Callable[..., Any], device: torch.device | None) -> 
     """`torch.compile` of a whole function; a part that cannot be compiled, or too many shapes, are an error.
 
     Args:
-        function: of tensors, modules and caches.
+        function: function of tensors, modules and caches.
         device: replay CUDA graphs if it is a GPU; None never does.
     """
     from torch._inductor import config as inductor  # takes a second to import

@@ -46,9 +46,9 @@ from thoughtcache.sampler.weights.direct_linears import direct_linears
 from thoughtcache.sampler.weights.packed_linears import packed_linears, worth_packing
 
 ROUNDS_BETWEEN_LOOKS = 16
-"""On a GPU; elsewhere looking costs nothing."""
+"""Rounds between two looks at the device if it is a GPU; elsewhere looking costs nothing."""
 COMPILED_COLUMNS = 64
-"""With static shapes the columns of a slot are a multiple of this."""
+"""The columns of a slot are a multiple of this with static shapes."""
 _OPEN = "an engine samples inside its block only: with Engine(model, ...) as engine: ..."
 
 
@@ -62,19 +62,19 @@ class Engine:
         num_slots: sequences decoded at once.
         window: resident thoughts of every sequence instead of the adapter's own: an integer, or None for the full
             cache. "prompt" has no meaning here.
-        tokenizer: of the model; its end-of-sequence token ends a sequence as those of the model do, and stop strings
-            need it.
+        tokenizer: tokenizer of the model; its end-of-sequence token ends a sequence as those of the model do, and stop
+            strings need it.
         max_prompt_tokens: room for prompts that is made at once; a longer prompt makes more when it comes.
-        max_new_tokens: the same for thoughts.
+        max_new_tokens: room for thoughts that is made at once; longer thoughts make more when they come.
         record_kv: where keys, values and entropies are recorded, "device" or "host"; None for no record.
         anchors: record the thought states after each eviction.
         compile: static shapes, and compiled decode and eviction steps.
-        pack_weights: on a CPU, decode from packed copies of the weights; not with compiled steps.
+        pack_weights: decode from packed copies of the weights on a CPU; not with compiled steps.
         stream: tell new tokens (`Tokens`) at every look at the device.
         on_event: called with every event when it happens; `step` returns them as well.
 
     Raises:
-        ValueError: for a model without a thought adapter, and for values out of range.
+        ValueError: if the model has no thought adapter, or if a value is out of range.
     """
 
     @torch.no_grad()
@@ -166,8 +166,8 @@ class Engine:
             Its number, which events carry.
 
         Raises:
-            ValueError: for what the model cannot sample.
-            RuntimeError: after `drain`.
+            ValueError: if the model cannot sample it.
+            RuntimeError: if `drain` was called before.
         """
         if self._is_drained:
             raise RuntimeError("this engine was told that no more requests come; make another one")

@@ -1,4 +1,4 @@
-"""What an engine tells while it works. `request` is the number that `Engine.add` gave."""
+"""The events that an engine tells while it works. `request` is the number that `Engine.add` gave."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from thoughtcache.sampler.request import Request
 
 
 def rollouts_of_given(model: nn.Module, rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """The same tokens as the model's own policy goes through them: its evictions, states and log-probabilities.
+    """The same tokens under the model's own policy: with its evictions, states and log-probabilities.
 
     Args:
         model: the adapted model, not wrapped; it must not be sampling.

@@ -29,7 +29,7 @@ class Prefilled:
     hidden: Tensor
 
     def copied(self) -> Prefilled:
-        """In memory of its own."""
+        """A copy in memory of its own."""
         past = [(keys.clone(), values.clone()) for keys, values in self.past]
         return Prefilled(past=past, hidden=self.hidden.clone())
 

@@ -46,5 +46,5 @@ class PromptStore:
         for prompt, entry, count in zip(prompts, taken, counts, strict=True):
             self.forget(prompt, count)
             if prompt in self.prefilled and len(new) > 1 and prompt in new:
-                self.prefilled[prompt] = entry.copied()  # of the padded batch it would keep all rows
+                self.prefilled[prompt] = entry.copied()  # a view would keep all rows of the padded batch
         return taken

@@ -1,4 +1,4 @@
-"""How many bytes the records of a `rollout` call take, from the schedule's integers alone, before anything is sampled.
+"""Computes the bytes that the records of a `rollout` call take, from the integers of its schedule, before it samples.
 
 Letters as in `records.py`: P prompt tokens, T thoughts. Counted is what the rollouts hold when the call returns,
 wherever it is; token ids are Python integers and are not counted. Proof: tests/properties/test_record_bytes.py, against
@@ -93,10 +93,10 @@ def item_bytes(
 
     Args:
         policy: the parts of the model.
-        cache: under which is sampled.
-        filters: of all sequences.
+        cache: cache settings of the sampling.
+        filters: filters of all sequences.
         keys_values: whether keys, values and entropies are recorded.
-        anchors: whether thought states are.
+        anchors: whether thought states are recorded.
     """
     tuner = policy.tuner
     layers, heads, head_size = tuner.num_layers, *tuner.kv_shape
@@ -117,7 +117,7 @@ def check_record_bytes(needed: RecordBytes, allowed: int, num_sequences: int) ->
     """Refuse a call whose records could outgrow a bound.
 
     Raises:
-        ValueError: with the bytes of every kind and what makes them fewer.
+        ValueError: if they could; the message names the bytes of every kind and what makes them fewer.
     """
     if needed.total <= allowed:
         return

@@ -1,4 +1,4 @@
-"""What an engine is asked for: one sequence with its own settings, seed, stop rules and limit."""
+"""A request to an engine: one sequence with its own settings, seed, stop rules and limit."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Request:
     Attributes:
         prompt_ids: token ids of the prompt.
         max_new_tokens: bound on the thought tokens.
-        temperature: of the sampled and scored distribution; 0 decodes greedily.
+        temperature: temperature of the sampled and scored distribution; 0 decodes greedily.
         filters: what makes the distribution that is drawn from another than the scored one.
-        seed: of the uniform numbers, and of eviction policies that draw.
+        seed: seed of the uniform numbers, and of eviction policies that draw.
         row: the uniform numbers are those of `(seed, row)`, so that requests can share a seed.
         ignore_eos: go on past end-of-sequence tokens.
         stop_ids: tokens that end the sequence, instead of the end-of-sequence tokens of the model and its tokenizer;
@@ -29,7 +29,7 @@ class Request:
             log-probabilities, states and evictions. Nothing but their end ends the sequence.
 
     Raises:
-        ValueError: for values out of range, and for combinations without a meaning.
+        ValueError: if a value is out of range, or if a combination has no meaning.
     """
 
     prompt_ids: Sequence[int]
@@ -60,7 +60,7 @@ def check_filters(filters: TokenFilters, temperature: float, max_new_tokens: int
     """Refuse filters that change nothing or can never be met.
 
     Raises:
-        ValueError: with the values and the remedy.
+        ValueError: if a filter is refused; the message names the values and the remedy.
     """
     if temperature < 0:
         raise ValueError(f"temperature must be 0 (greedy) or positive, got {temperature}")

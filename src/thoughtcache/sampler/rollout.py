@@ -61,7 +61,7 @@ def rollout(
         model: a PEFT model with a `ThoughtConfig` adapter; inside `disable_adapter()` the base model is sampled.
         prompt_ids: token ids, one list per prompt, of unequal lengths.
         max_new_tokens: bound on the thought tokens of each row.
-        temperature: of the sampled and scored distribution; 0 decodes greedily.
+        temperature: temperature of the sampled and scored distribution; 0 decodes greedily.
         top_k: draw from the most likely tokens only; see `TokenFilters`, as the next three. With any of them on,
             `Rollout.sampled_logprobs` is recorded beside `Rollout.logprobs`.
         top_p: draw from the most likely tokens that hold this probability together.
@@ -77,8 +77,8 @@ def rollout(
         stop_ids: tokens that end a row, instead of the end-of-sequence tokens of the model and of `tokenizer`.
         stop_strings: texts that end a row, whether tokens are ignored or not: it ends with the token that completes
             the first of them in the text of its thoughts, special tokens included.
-        tokenizer: of the model. It makes that text, and its end-of-sequence token ends a row as those that the model
-            declares do; without it only the model's are known. Needed with `stop_strings`.
+        tokenizer: tokenizer of the model. It makes that text, and its end-of-sequence token ends a row as those that
+            the model declares do; without it only the model's are known. Needed with `stop_strings`.
         record_kv: record the keys and values of all tokens on the "device" or the "host", and the entropies, so that
             `replay(reuse=True)` needs no forward pass of its own; None records neither.
         anchors: record the thought states after each eviction (`Rollout.states`), which keep a replay on the sampled
@@ -87,8 +87,8 @@ def rollout(
             on the device and on the host) could outgrow this, were every row to reach `max_new_tokens`.
         compile: static shapes, and decode and eviction steps compiled by `torch.compile`; the first rounds of a new
             shape take as long as compiling does, and every slot costs the same whether it is full or free.
-        pack_weights: on a CPU, decode from a copy of the weights in the layout that is fastest there (fp32 and bf16;
-            the same up to rounding); False saves the memory of the copy. Nothing elsewhere, or with `compile`.
+        pack_weights: decode on a CPU from a copy of the weights in the layout that is fastest there (fp32 and bf16; the
+            same up to rounding); False saves the memory of the copy. It has no effect elsewhere, or with `compile`.
         rows: sample only these prompts, by number; seeds, the resolved window and all checks are those of the whole
             call, so that a call can be split over several processes. All of them by default.
         on_event: called with every event of the engine (`events.py`) when it happens.
@@ -98,8 +98,8 @@ def rollout(
         One `Rollout` per prompt, in order; with `rows`, one per row, in the order of `rows`.
 
     Raises:
-        ValueError: for an empty prompt, prompts that are no lists of the model's token ids, a length beyond the model's
-            positions, values out of range, or records that could outgrow `max_record_bytes`.
+        ValueError: if a prompt is empty, the prompts are no lists of the model's token ids, a length is beyond the
+            model's positions, a value is out of range, or records could outgrow `max_record_bytes`.
         RuntimeError: if this model is sampling already.
     """
     policy = open_policy(model)

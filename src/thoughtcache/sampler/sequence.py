@@ -32,7 +32,7 @@ class RunningSequence:
         prompt: its tokens.
         settings: what its rollout says about how it was sampled.
         rules: how its tokens are drawn.
-        recorder: of its keys and values, once it has a slot; None where they are not recorded.
+        recorder: recorder of its keys and values, once it has a slot; None where they are not recorded.
         states: [evictions, L, ...] on the host, with room for all that can come: one piece, so that it does not lie
             between what decoding allocates and frees.
         chosen: [L, H, E] slots of each eviction so far, on the host; None where the oldest left.
@@ -64,13 +64,13 @@ class RunningSequence:
         self.chosen.append(None if chosen is None else _on_host(chosen.shape, chosen).copy_(chosen, non_blocking=True))
 
     def rollout(self, cache: SlotCache, slot: int, num_drawn: int, drawn: Drawn) -> Rollout:
-        """Its record, cut at its end.
+        """The record of the sequence, cut at its end.
 
         Args:
-            cache: in which its last keys and values still are.
-            slot: where.
+            cache: cache in which its last keys and values still are.
+            slot: its slot.
             num_drawn: tokens that the slot has drawn.
-            drawn: those that count.
+            drawn: what counts of the drawn tokens.
         """
         length = len(drawn.token_ids)
         processed = len(self.prompt) + length - 1
@@ -100,7 +100,7 @@ class RunningSequence:
         )
 
     def _points(self, num_thoughts: int) -> tuple[int, ...]:
-        """Before which thoughts an eviction happens; the last thought is drawn and not processed."""
+        """Numbers of the thoughts before which an eviction happens; the last thought is drawn and not processed."""
         return eviction_points(num_thoughts - 1, self.settings.window, self.settings.num_evicted)
 
 
@@ -114,14 +114,14 @@ def new_sequence(
     """A request as a sequence that waits.
 
     Args:
-        number: of the request.
+        number: number of the request.
         request: what is asked for.
         policy: the parts of the model.
-        cache: under which is sampled.
-        tokenizer: of the model, or None.
+        cache: cache settings of the sampling.
+        tokenizer: tokenizer of the model, or None.
 
     Raises:
-        ValueError: for what the model cannot sample.
+        ValueError: if the model cannot sample it.
     """
     check_prompts([request.prompt_ids], policy)
     if request.stop_ids is not None:

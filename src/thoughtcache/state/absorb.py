@@ -42,7 +42,7 @@ def absorb(
         norm: "frobenius" keeps `||S||_F = sqrt(min(G, R))`; "none" leaves the sum as it is.
 
     Raises:
-        ValueError: for an unknown rule.
+        ValueError: if the rule is unknown.
     """
     dtype = state.dtype
     with state_precision(state.device.type):

@@ -40,11 +40,11 @@ class AdapterState(Memory):
         self.norm: StateNorm = norm
 
     def parameters(self) -> list[nn.Parameter]:
-        """Those of the encoders."""
+        """The parameters of the encoders."""
         return [parameter for encoder in self.encoders for parameter in encoder.parameters()]
 
     def initial_states(self) -> States:
-        """[1, G, R] per layer."""
+        """The states [1, G, R] of all layers before any eviction; None if there are no encoders."""
         if not self.encoders:
             return None
         if self.initial == "global":
@@ -52,7 +52,7 @@ class AdapterState(Memory):
         return [state.unsqueeze(0) for state in self._constant()]
 
     def absorber(self) -> AbsorbFn | None:
-        """By the rule, under the encoders' weights of the moment."""
+        """The function that absorbs what leaves, by the rule and with the encoders' weights at this moment."""
         if not self.absorbs:
             return None
         weights = [encoder.weights() for encoder in self.encoders]
@@ -64,7 +64,7 @@ class AdapterState(Memory):
 
     @property
     def state_bytes(self) -> int:
-        """L x G x R numbers in the precision of the encoders."""
+        """Bytes of L x G x R numbers in the precision of the encoders; 0 where no eviction changes them."""
         if not self.encoders or not self.absorbs:
             return 0
         rows, columns = self._shape
@@ -80,7 +80,7 @@ class AdapterState(Memory):
             return [naive_initial_state(encoder) for encoder in self.encoders]
 
     def naive_absorb(self, layer_index: int, S: Tensor, K_e: Tensor, V_e: Tensor) -> Tensor:
-        """By the loop of the rule, in the precision of the state, under autocast too."""
+        """The state of one layer after tokens have left, by the rule's loop, in its own precision despite autocast."""
         if not self.absorbs or not self.encoders:
             return S
         with state_precision(S.device.type):
@@ -92,7 +92,7 @@ class AdapterState(Memory):
         return self.encoders[0].global_queries.shape[0], self.encoders[0].query_projection.shape[0]
 
     def _constant(self) -> list[Tensor]:
-        """States that are no matter of learning."""
+        """Initial states that are not learned, [G, R] per layer."""
         make = torch.zeros if self.initial == "zero" else torch.eye
         scales = [encoder.log_write_scale for encoder in self.encoders]
         return [make(*self._shape, dtype=scale.dtype, device=scale.device) for scale in scales]

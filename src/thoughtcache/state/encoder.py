@@ -76,12 +76,12 @@ class ThoughtEncoder(nn.Module):
             self.register_parameter(extra.name, nn.Parameter(value))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ThoughtEncoder:
-        """What every move and cast of a module comes down to; here no tensor ends below fp32."""
+        """Apply `fn`, as every move and cast of a module does; here no tensor ends below fp32."""
 
         def at_least_fp32(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             wanted = torch.promote_types(moved.dtype, torch.float32)
-            # From the tensor itself where its precision was lost, not from the rounded copy.
+            # The tensor itself is cast where `fn` lost its precision, not the rounded copy.
             return moved if moved.dtype == wanted else tensor.to(device=moved.device, dtype=wanted)
 
         super()._apply(at_least_fp32, recurse)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""What is learned from tokens before they leave the cache, as caches, records, anchors and replay see it.
+"""The interface of what is learned from tokens before they leave the cache, for caches, records, anchors and replay.
 
 They know a state per layer, a tensor [B or 1, ...] of any shape, and the functions below. What reads the states is no
 matter of theirs: a forward pass finds them bound (`adapter/binding.py`). The state inside the LoRA adapter is the first
@@ -28,7 +28,7 @@ class Memory(ABC):
 
     @abstractmethod
     def absorber(self) -> AbsorbFn | None:
-        """What makes a layer's next state of the keys and values that leave; None if nothing absorbs."""
+        """The function that makes a layer's next state of the keys and values that leave; None if nothing absorbs."""
 
     @property
     @abstractmethod
@@ -37,7 +37,7 @@ class Memory(ABC):
 
     @abstractmethod
     def naive_initial_states(self) -> list[Tensor] | None:
-        """The same as `initial_states` for one sequence, [...] per layer, by loops."""
+        """The states of `initial_states` for one sequence, [...] per layer, by loops."""
 
     @abstractmethod
     def naive_absorb(self, layer_index: int, S: Tensor, K_e: Tensor, V_e: Tensor) -> Tensor:

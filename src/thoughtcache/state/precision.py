@@ -15,7 +15,7 @@ def state_precision(device_type: str) -> AbstractContextManager[object]:
     """A block in which autocast is off.
 
     Args:
-        device_type: of the tensors, "cpu" or "cuda".
+        device_type: device type of the tensors, "cpu" or "cuda".
     """
     if not torch.is_autocast_enabled(device_type):
         return nullcontext()

@@ -1,4 +1,4 @@
-"""What an eviction policy is: a choice of slots, per layer and kv head, made once while sampling."""
+"""The interface of an eviction policy: a choice of slots, per layer and kv head, made once while sampling."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class EvictionPolicy(ABC):
     """Whether `select` names slots, which are recorded; a policy that always takes the oldest says False."""
 
     def num_queries(self, window: int, num_evicted: int) -> int:
-        """How many of the last queries it wants to see; 0 for none."""
+        """Number of the last queries that the policy wants to see; 0 for none."""
         return 0
 
     @abstractmethod

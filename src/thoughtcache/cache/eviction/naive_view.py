@@ -1,4 +1,4 @@
-"""What the naive form of an eviction policy sees: one kv head of one layer, token by token, as lists."""
+"""The view of the naive form of an eviction policy: one kv head of one layer, token by token, as lists."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class ScoredEviction(EvictionPolicy):
 
     @abstractmethod
     def score(self, view: EvictionView) -> Float[Tensor, "B H W"]:
-        """What each resident thought is worth, in at least fp32."""
+        """The score of each resident thought, in at least fp32."""
 
     def select(self, view: EvictionView) -> Int[Tensor, "B H E"]:
         """The lowest scores among what is not protected, ascending slots."""
@@ -56,7 +56,7 @@ class ScoredEviction(EvictionPolicy):
 
     @abstractmethod
     def naive_score(self, head: NaiveHead) -> list[float]:
-        """What each resident thought is worth."""
+        """The score of each resident thought."""
 
     def naive_select(self, head: NaiveHead, num_evicted: int) -> list[int]:
         """Take the lowest score again and again; the first one of equals."""
@@ -78,15 +78,15 @@ class AccumulatedEviction(ScoredEviction):
     """
 
     def num_queries(self, window: int, num_evicted: int) -> int:
-        """All since the last look."""
+        """The number of queries since the last look."""
         return num_evicted
 
     @abstractmethod
     def increments(self, attended: Attended) -> Float[Tensor, "B H W"]:
-        """What the queries since the last look add to the running scores."""
+        """The amounts that the queries since the last look add to the running scores."""
 
     def score(self, view: EvictionView) -> Float[Tensor, "B H W"]:
-        """What was accumulated."""
+        """The running scores."""
         assert view.scores is not None
         return view.scores
 
@@ -95,5 +95,5 @@ class AccumulatedEviction(ScoredEviction):
         """Add what the newest query says to `head.scores`."""
 
     def naive_score(self, head: NaiveHead) -> list[float]:
-        """What was accumulated."""
+        """The running scores."""
         return head.scores

@@ -35,7 +35,7 @@ class SnapKVEviction(ScoredEviction):
         return avg_pool1d(summed, self.kernel, stride=1, padding=self.kernel // 2)
 
     def naive_score(self, head: NaiveHead) -> list[float]:
-        """The same sums, thought by thought."""
+        """The sums of `score`, thought by thought."""
         resident, count = len(head.keys), len(head.queries)
         sums = [0.0] * resident
         for number, group in enumerate(head.queries):

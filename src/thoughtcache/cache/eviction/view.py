@@ -1,4 +1,4 @@
-"""What an eviction policy sees of one layer when windows are full.
+"""The view that an eviction policy has of one layer when windows are full.
 
 Axes: B rows, H kv heads, Q query heads, W resident thoughts, n queries, C columns of [prompt | thoughts], D head size.
 """

@@ -1,1 +1,1 @@
-"""From logits to tokens, row by row: distributions, filters, uniform numbers, and where a text ends."""
+"""Turns logits into tokens, row by row: distributions, filters, uniform numbers, and where a text ends."""

@@ -42,7 +42,7 @@ class Drawn:
 
 
 class Drawing:
-    """What the slots have drawn.
+    """Draws tokens in all slots, and keeps what was drawn.
 
     Args:
         policy: the parts of the model.
@@ -95,7 +95,7 @@ class Drawing:
         """Begin sequences in free slots.
 
         Args:
-            slots: where.
+            slots: slots in which they begin.
             rules: how they are drawn.
             prompts: their tokens.
         """
@@ -142,7 +142,7 @@ class Drawing:
         """One token in every slot; free slots draw one that nobody reads.
 
         Args:
-            hidden: of the last token of every slot.
+            hidden: hidden states of the last token of every slot.
         """
         # A free slot goes on counting; it writes over its own last token.
         at = self.counts.clamp_max(self.tokens.shape[1] - 1)
@@ -160,7 +160,7 @@ class Drawing:
             seen = None if self.seen is None else group.of(self.seen)
             part = group.of(logits)
             if number == len(self.groups):
-                del logits  # of the size of the distributions, which need the room
+                del logits  # the distributions, which are of the same size, need the room
             scored, sampled = group.distributions(part, group.of(at), seen)
             del part
             chosen = sample_tokens(sampled, group.of(uniform).squeeze(1), greedy=group.greedy).unsqueeze(1)
@@ -213,7 +213,7 @@ class Drawing:
         """The sequence in a slot after a look at its end.
 
         Args:
-            slot: where it is.
+            slot: slot in which it is.
             count: tokens that it has drawn.
 
         Raises:

@@ -25,8 +25,8 @@ def filtered_log_softmax(
     """Log-probabilities of the distribution that is drawn from; -inf for tokens that cannot be drawn.
 
     Args:
-        logits: at least fp32, not divided by the temperature.
-        filters: which ones.
+        logits: logits in at least fp32, not divided by the temperature.
+        filters: filters to apply.
         temperature: positive.
         seen: tokens of the prompt and of the thoughts so far; read if there is a repetition penalty.
         barred: tokens that must not come now, or None.

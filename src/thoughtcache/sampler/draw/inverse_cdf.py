@@ -21,7 +21,7 @@ def row_seeds(seed: int | Sequence[int], num_rows: int) -> list[tuple[int, int]]
     """(seed, row) of the uniform numbers of every row: `(seed, i)` for one seed, `(seed[i], 0)` for one per row.
 
     Raises:
-        ValueError: for another number of seeds than rows, one that is too large, or what is no integer.
+        ValueError: if there are not as many seeds as rows, or if a seed is too large or no integer.
     """
     if isinstance(seed, Sequence) and not isinstance(seed, str | bytes):
         pairs = [(_integer(own), 0) for own in seed]

@@ -1,4 +1,4 @@
-"""How the tokens of a sequence are drawn, and the slots that are drawn in the same way."""
+"""The rules by which the tokens of a sequence are drawn, and the slots that are drawn in the same way."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from thoughtcache.sampler.draw.stop_strings import StopStrings
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DrawRules:
-    """How one sequence is drawn.
+    """The rules by which one sequence is drawn.
 
     Attributes:
         temperature: divides the logits; 0 takes the most likely token, which is scored at 1.
@@ -39,7 +39,7 @@ class DrawRules:
 
     @property
     def distribution(self) -> tuple[float, TokenFilters, tuple[int, ...]]:
-        """What decides the distribution: sequences that share it are drawn together."""
+        """The settings that decide the distribution; sequences that share them are drawn together."""
         return self.temperature, self.filters, self.stop_ids if self.filters.min_new_tokens else ()
 
 
@@ -47,10 +47,10 @@ class DrawGroup:
     """Slots whose sequences share their distribution.
 
     Args:
-        rules: of any of them.
+        rules: rules of any of these sequences.
         rows: [n] the slots, on the device; None means all.
         vocabulary: V.
-        device: of the logits.
+        device: device of the logits.
 
     Attributes:
         is_stop: [V] the stop tokens, where some must not come yet; None elsewhere.
@@ -81,7 +81,7 @@ class DrawGroup:
         """The scored distribution and the one to draw from, the same tensor where no filter is on.
 
         Args:
-            logits: of these rows, at least fp32.
+            logits: logits of these rows, in at least fp32.
             counts: tokens drawn so far.
             seen: tokens of prompt and thoughts; read with a repetition penalty.
         """
@@ -97,9 +97,9 @@ def draw_groups(rules: Sequence[DrawRules | None], vocabulary: int, device: torc
     """The slots by their distribution. Free slots (None) join the first group; nobody reads what they draw.
 
     Args:
-        rules: of every slot.
+        rules: rules of the sequence in every slot.
         vocabulary: V.
-        device: of the logits.
+        device: device of the logits.
     """
     slots_of: dict[object, list[int]] = {}
     for slot, rule in enumerate(rules):

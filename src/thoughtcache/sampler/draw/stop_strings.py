@@ -13,20 +13,20 @@ from transformers import PreTrainedTokenizerBase
 Decode = Callable[[Sequence[int]], str]
 
 INCOMPLETE = "\ufffd"
-"""What a tokenizer shows for bytes that are no character yet."""
+"""The character that a tokenizer shows for bytes that are no character yet."""
 CONTEXT_TOKENS = 8
-"""Decoded in front of the longest stop string: some tokenizers strip or change the first tokens of a text."""
+"""Tokens decoded in front of the longest stop string, since tokenizers may strip or change the first of a text."""
 
 
 class StopStrings:
     """Finds the token that completes a stop string.
 
     Args:
-        strings: at least one, none of them empty.
+        strings: stop strings, at least one and none of them empty.
         decode: tokens to text, special tokens included.
 
     Raises:
-        ValueError: for an empty string, or one that holds U+FFFD.
+        ValueError: if a string is empty or holds U+FFFD.
     """
 
     def __init__(self, strings: Sequence[str], decode: Decode) -> None:
@@ -61,7 +61,7 @@ def make_stop_strings(strings: str | Sequence[str], tokenizer: PreTrainedTokeniz
     """The stop strings of a call; None if there are none.
 
     Raises:
-        ValueError: without a tokenizer, or for a string that cannot be looked for.
+        ValueError: if there is no tokenizer, or if a string cannot be looked for.
     """
     listed = (strings,) if isinstance(strings, str) else tuple(strings)
     if not listed:

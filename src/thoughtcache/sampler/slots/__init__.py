@@ -1,1 +1,1 @@
-"""What the sampler keeps per slot: keys and values, thought states, and the record of what passed through."""
+"""The state of a sampler per slot: keys and values, thought states, and the record of what passed through."""

@@ -1,4 +1,4 @@
-"""What leaves the slots whose window is full: the eviction policy is shown every layer, and its choice is kept."""
+"""Chooses what leaves the slots whose window is full: the eviction policy sees every layer, and its choice is kept."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def hear(cache: SlotCache, log: QueryLog, slots: Integers) -> None:
 
 
 def _sight(cache: SlotCache, log: QueryLog, slots: Integers) -> Sight:
-    """What the last queries of these slots saw."""
+    """The columns that the last queries of these slots saw."""
     lengths, starts = cache.lengths[slots], cache.prompts[slots]
     rows, on_device, first = (to_device(values, cache.device) for values in (slots, lengths, starts))
     return log.sight(rows, log.unheard[slots].tolist(), int(lengths.max()), on_device, first)

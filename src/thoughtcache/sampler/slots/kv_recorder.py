@@ -18,10 +18,10 @@ from thoughtcache.sampler.slots.slot_cache import SlotCache
 
 
 class KVRecorder:
-    """Grows by pieces `[L, 2, H, n, D]`.
+    """Records the keys and values of one sequence, in pieces `[L, 2, H, n, D]`.
 
     Args:
-        device: of the slots.
+        device: device of the slots.
         on_host: keep them on the host.
     """
 

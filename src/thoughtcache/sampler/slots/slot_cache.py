@@ -38,7 +38,7 @@ class SlotEviction:
     """One eviction of some slots.
 
     Attributes:
-        slots: which ones, ascending.
+        slots: slots that were evicted from, ascending.
         states: [n, ...] their new states per layer; None where nothing absorbs.
         chosen: [n, L, H, E] resident thoughts that left; None means the oldest.
     """
@@ -49,7 +49,7 @@ class SlotEviction:
 
 
 MoveFn = Callable[["SlotCache", WindowBlock, list[Tensor] | None], list[Tensor] | None]
-"""As `move_thoughts`."""
+"""The form of `move_thoughts`."""
 
 
 class _SlotLayer(ResidentLayer):  # type: ignore[no-untyped-call]
@@ -92,11 +92,11 @@ class SlotCache(StatefulCache):
         lengths: resident tokens of each slot, prompt included; 0 for a free slot.
         taken: slots that hold a sequence.
         num_evictions: evictions of the sequence in each slot so far.
-        seeds: of the sequence in each slot, for policies that draw random numbers.
+        seeds: seed of the sequence in each slot, for policies that draw random numbers.
         visible: columns that the running forward pass attends to.
         uniform: whether all slots write to the same column.
         columns: [slots] where each slot writes next, on the device as the next three.
-        positions: [slots] of the token that is written next.
+        positions: [slots] position of the token that is written next.
         occupied: [slots] 1 where there is a sequence.
     """
 
@@ -151,7 +151,7 @@ class SlotCache(StatefulCache):
         return self.visible - 1
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
-        """As `physical_length`."""
+        """The same number as `physical_length`, under the name that transformers asks for."""
         return self.visible - 1
 
     @property
@@ -166,16 +166,16 @@ class SlotCache(StatefulCache):
 
     @property
     def device(self) -> torch.device:
-        """Where all buffers lie."""
+        """The device of all buffers."""
         return self.table.device
 
     def fill(self, slots: Sequence[int], past: list[tuple[Tensor, Tensor]], seeds: Sequence[int]) -> None:
         """Put one prefilled prompt into free slots, which hold their initial values.
 
         Args:
-            slots: where.
+            slots: slots to fill.
             past: its keys and values per layer, [H, P, D].
-            seeds: of the sequence in each slot.
+            seeds: seed of the sequence in each slot.
         """
         length = past[0][0].shape[1]
         rows = to_device(np.array(slots), self.device)
@@ -245,7 +245,7 @@ class SlotCache(StatefulCache):
         """Remove thoughts from these slots and absorb them.
 
         Args:
-            slots: whose window is full.
+            slots: slots whose window is full.
             move: another form of `move_thoughts`, such as a compiled one.
         """
         rules = self.rules
@@ -275,7 +275,7 @@ class SlotCache(StatefulCache):
         )
 
     def _padded(self, slots: Integers) -> Integers:
-        """With static shapes as many slots as the next power of two, the last one repeated: few shapes, few graphs."""
+        """With static shapes, pad to a power of two by repeating the last slot, so that few shapes need few graphs."""
         if not self.static_shapes or self.num_slots == 1:
             return slots
         size = max(2, 1 << (len(slots) - 1).bit_length())
@@ -286,7 +286,7 @@ def move_thoughts(cache: SlotCache, window: WindowBlock, chosen: list[Tensor] | 
     """Close the gap that the leaving thoughts make and absorb them; never holds copies of more than one layer.
 
     Args:
-        cache: of the slots.
+        cache: cache of the slots.
         window: the thoughts of the slots in question.
         chosen: [n, H, E] which of them leave, per layer; None if the oldest do.
 

@@ -37,7 +37,7 @@ class SlotTable:
 
         Args:
             owner: an object with attributes of these names, or a list with values at these places.
-            names: of tensors, numpy arrays or lists with one entry per slot; None is allowed, and skipped.
+            names: names or places of tensors, arrays or lists with one entry per slot; values of None are skipped.
             initial: what `reset` writes into a row: a number, a tensor that is broadcast, or a function that makes the
                 entry of a list.
         """

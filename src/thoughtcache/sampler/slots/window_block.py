@@ -13,14 +13,14 @@ from thoughtcache.cache.host_integers import Integers, to_device
 
 
 class WindowBlock:
-    """Where the thoughts of some slots lie, in the buffers of every layer.
+    """The place of the thoughts of some slots in the buffers of every layer.
 
     Args:
         slots: ascending; with static shapes some may stand there twice (what is written twice is the same).
         starts: first column of the thoughts of each.
         size: resident thoughts of each.
         shape: (H, C) of the buffers.
-        device: of the buffers.
+        device: device of the buffers.
         static_shapes: index them in the same way whatever the slots are.
 
     Attributes:

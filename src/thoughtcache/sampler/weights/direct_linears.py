@@ -23,14 +23,14 @@ def direct_linears(model: nn.Module) -> Iterator[None]:
     """Run the plain adapted linears of a model directly in this block.
 
     Args:
-        model: with the adapter that is active for the whole block; its weights may change in place only.
+        model: model with the adapter that is active for the whole block; its weights may change in place only.
     """
     changed = []
     try:
         for module in model.modules():
             forward = _direct_forward(module) if isinstance(module, Linear) else None
             if forward is not None:
-                module.forward = forward  # of this instance, in front of the class's
+                module.forward = forward  # this attribute of the instance hides the method of its class
                 changed.append(module)
         yield
     finally:
@@ -39,7 +39,7 @@ def direct_linears(model: nn.Module) -> Iterator[None]:
 
 
 def _direct_forward(module: Linear) -> Callable[[Tensor], Tensor] | None:
-    """What PEFT's `forward` comes to, or None where it is more than two plain matrices beside a plain linear."""
+    """A function for what PEFT's `forward` comes to; None if that is more than a plain linear and two plain factors."""
     active = module.active_adapters
     if module.disable_adapters or module.merged or len(active) != 1 or active[0] not in module.lora_A:
         return None

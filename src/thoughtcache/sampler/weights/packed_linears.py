@@ -18,13 +18,13 @@ DTYPES = (torch.float32, torch.bfloat16)
 SMALLEST = 2**16
 """Numbers in a matrix; below, the call costs more than it wins."""
 ROWS = 32
-"""What the layout is made for. It serves fewer rows and a prefill as well."""
+"""Rows that the layout is made for. It serves fewer rows and a prefill as well."""
 PAYS_FROM = 16
-"""Tokens. Packing takes as long as a few rounds."""
+"""Thought tokens from which on packing pays, since it takes as long as a few rounds."""
 
 
 def worth_packing(num_slots: int, max_new_tokens: int | None) -> bool:
-    """Whether sampling is long enough to win back the time, and wide enough to win any: one row gains nothing.
+    """Whether packing pays: sampling must be long enough to win back its time, and one row alone gains nothing.
 
     Args:
         num_slots: sequences at once.
@@ -45,7 +45,7 @@ def packed_linears(model: nn.Module, adapter_prefix: str) -> Iterator[None]:
     try:
         for name, module in model.named_modules():
             if adapter_prefix not in name and _can_pack(module):
-                module.forward = _packed_forward(module)  # of this instance, in front of the class's
+                module.forward = _packed_forward(module)  # this attribute of the instance hides the method of its class
                 changed.append(module)
         yield
     finally:
@@ -54,7 +54,7 @@ def packed_linears(model: nn.Module, adapter_prefix: str) -> Iterator[None]:
 
 
 def _can_pack(module: nn.Module) -> bool:
-    """Whether it is a plain linear that gains from it, and nothing asks for another precision."""
+    """Whether a module is a plain linear that gains from packing, and nothing asks for another precision."""
     if type(module) is not nn.Linear or "forward" in vars(module) or type(module.weight) is not nn.Parameter:
         return False
     weight = module.weight
@@ -71,7 +71,7 @@ def _onednn_takes(dtype: torch.dtype) -> bool:
 
 
 def _packed_forward(module: nn.Linear) -> Callable[[Tensor], Tensor]:
-    """What the linear gives, up to rounding."""
+    """A function that returns what the linear returns, up to rounding."""
     bias, run = module.bias, torch.ops.mkldnn._linear_pointwise
     packed = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), ROWS)
 

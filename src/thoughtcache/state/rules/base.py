@@ -1,4 +1,4 @@
-"""What a state rule is: one file with its parameters, its fast form, its loop, and its arithmetic."""
+"""The interface of a state rule: one file with its parameters, its fast form, its loop, and its arithmetic."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class ExtraParameter:
 
 
 class StateRule(ABC):
-    """How the keys and values that leave change the thought state. Never instantiated.
+    """A rule by which the keys and values that leave change the thought state. It is never instantiated.
 
     Axes: B batch, E evicted tokens, K kv heads x head size, G global tokens, R rank.
     """
@@ -78,7 +78,10 @@ class StateRule(ABC):
     @staticmethod
     @abstractmethod
     def naive_write(encoder: ThoughtEncoder, S: Tensor, K_e: Tensor, V_e: Tensor) -> Tensor:
-        """The same for one sequence, as a loop over tokens in the paper's letters; [m, K] as cached, [G, R]."""
+        """The result of `write` for one sequence, by a loop over tokens in the paper's letters.
+
+        `K_e` and `V_e` [m, K] are as cached; `S` and the result are [G, R].
+        """
 
     @staticmethod
     @abstractmethod

@@ -33,5 +33,5 @@ class DecayRule(StateRule):
 
     @staticmethod
     def flops(kv_size: int, num_evicted: int, rank: int, num_global_tokens: int) -> int:
-        """Those of `linear_update`; the decay is not counted."""
+        """Operations of `linear_update`; the decay is not counted."""
         return linear_flops(kv_size, num_evicted, rank, num_global_tokens)

@@ -43,7 +43,7 @@ class DeltaRule(StateRule):
 
     @staticmethod
     def flops(kv_size: int, num_evicted: int, rank: int, num_global_tokens: int) -> int:
-        """Those of the gated rule, overlaps of the addresses, what they read of the old state, the triangular solve."""
+        """Operations of the gated rule, address overlaps, reads of the old state, and the triangular solve."""
         block = outer_flops(num_evicted, rank, num_global_tokens)
         solve = num_evicted * num_evicted * (2 * rank + num_global_tokens)
         return gated_flops(kv_size, num_evicted, rank, num_global_tokens) + block + solve

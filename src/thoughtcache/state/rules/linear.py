@@ -47,5 +47,5 @@ class LinearRule(StateRule):
 
     @staticmethod
     def flops(kv_size: int, num_evicted: int, rank: int, num_global_tokens: int) -> int:
-        """Those of `linear_update`."""
+        """Operations of `linear_update`."""
         return linear_flops(kv_size, num_evicted, rank, num_global_tokens)
