@@ -9,7 +9,7 @@ def one_of(name: str, value: object, allowed: Sequence[str]) -> None:
     """Refuse a name that is not known.
 
     Raises:
-        ValueError: with what is allowed.
+        ValueError: if `value` is not in `allowed`; the message lists the allowed names.
     """
     if value not in allowed:
         raise ValueError(f"{name}={value!r} is not known; choose one of {list(allowed)}")
@@ -20,11 +20,11 @@ def at_least_one(settings: object, *names: str, optional: bool = False) -> None:
 
     Args:
         settings: an object with the counts.
-        names: of its attributes.
+        names: names of the attributes that hold the counts.
         optional: whether they may be None.
 
     Raises:
-        ValueError: for the first such count.
+        ValueError: if a count is below 1; the message names the first one.
     """
     for name in names:
         value = getattr(settings, name)

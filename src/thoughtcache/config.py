@@ -1,4 +1,4 @@
-"""The configuration of the adapter and of its cache. That of a run: `recipes/run/config.py`."""
+"""The configuration of the adapter and of its cache. The configuration of a run is in `recipes/run/config.py`."""
 
 from __future__ import annotations
 
@@ -130,11 +130,11 @@ class ThoughtConfig(LoraConfig):
         """The cache of a call: the window as an integer, and what follows from it.
 
         Args:
-            longest_prompt: tokens, which `window="prompt"` stands for; None where no prompt is known.
+            longest_prompt: tokens of the longest prompt, the size of `window="prompt"`; None where no prompt is known.
             window: resident thoughts instead of the adapter's own: an integer, "prompt" or None.
 
         Raises:
-            ValueError: for an unknown window, or "prompt" without prompts.
+            ValueError: if the window is unknown, or "prompt" without prompts.
         """
         wanted = self.window if window == OWN_WINDOW else window
         resolved = longest_prompt if wanted == "prompt" and longest_prompt is not None else wanted

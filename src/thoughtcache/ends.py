@@ -1,9 +1,8 @@
-"""Where a sequence ends and where a prompt does: decided here for every command, trainer and sampler.
+"""Decides where a sequence ends and where a prompt ends, for every command, trainer and sampler.
 
 A sequence ends with an end-of-sequence token of the model *or* of its tokenizer. They often differ: a chat model ends a
-turn with a token that its base model never heard of. TRL takes the union, and so does all of this project. Only who has
-no tokenizer (`rollout` without one) knows the model's tokens alone.
-
+turn with a token that its base model never heard of. TRL takes the union, and so does all of this project. A caller
+without a tokenizer (`rollout` without one) knows the model's tokens alone.
 A prompt never ends with an end-of-sequence token that the tokenizer appends (`add_eos_token`): the thought begins
 there.
 """
@@ -16,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 @runtime_checkable
 class EndingTokenizer(Protocol):
-    """What is used of a transformers tokenizer."""
+    """The part of a transformers tokenizer that is used here."""
 
     eos_token_id: Any
 
@@ -28,8 +27,8 @@ def stop_token_ids(declared: int | Sequence[int] | None, tokenizer: EndingTokeni
     """The tokens that end a sequence, each once; empty if neither side names one.
 
     Args:
-        declared: by the model, `generation_config.eos_token_id`.
-        tokenizer: of the model, or None if the caller has none.
+        declared: token ids that the model declares in `generation_config.eos_token_id`, or None.
+        tokenizer: tokenizer of the model, or None if the caller has none.
     """
     own = [] if tokenizer is None or tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     models = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
@@ -40,7 +39,7 @@ def prompt_token_ids(tokenizer: EndingTokenizer, text: str) -> list[int]:
     """Tokens of a prompt's text, with the special tokens that the tokenizer puts in front and none that it appends.
 
     Args:
-        tokenizer: of the model.
+        tokenizer: tokenizer of the model.
         text: what the model continues; an end-of-sequence token that is written in it stays.
     """
     ids = [int(token) for token in tokenizer(text)["input_ids"]]
@@ -53,5 +52,5 @@ def prompt_token_ids(tokenizer: EndingTokenizer, text: str) -> list[int]:
 
 
 def _count_last(ids: Sequence[int], token: int) -> int:
-    """How many times a token stands at the end."""
+    """How many times a token is repeated at the end."""
     return next((count for count, other in enumerate(reversed(ids)) if other != token), len(ids))

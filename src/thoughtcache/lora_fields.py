@@ -59,7 +59,8 @@ def check_lora_fields(config: LoraConfig) -> None:
         config: a `ThoughtConfig`.
 
     Raises:
-        ValueError: with the field, its value, the reason and the remedy.
+        ValueError: if a field has a value that is not supported; the message names the field, its value, the reason and
+            the remedy.
     """
     for field in fields(LoraConfig):
         value = getattr(config, field.name)
@@ -81,6 +82,6 @@ def check_lora_fields(config: LoraConfig) -> None:
 
 
 def _is_given(field: Any, value: Any) -> bool:
-    """Whether a value is more than the default, or nothing in another form (None, {}, [])."""
+    """Whether a field is set: its value is neither the default nor empty (None, {}, [])."""
     default = field.default_factory() if field.default is MISSING else field.default
     return bool(value) and value != default

@@ -20,9 +20,9 @@ def write_card(folder: Path, *, base: str | None, settings: dict[str, Any]) -> N
     """Write `README.md` next to the adapter, or add to the one that is there.
 
     Args:
-        folder: of the adapter; the card's own metadata are kept.
+        folder: folder of the adapter; a card that lies there keeps its own metadata.
         base: folder or hub id of the base model, or None if it is not known.
-        settings: of the adapter, name -> value, in the order they are shown in.
+        settings: settings of the adapter, name -> value, in the order in which they are shown.
     """
     file = folder / "README.md"
     card = ModelCard(file.read_text(encoding="utf-8")) if file.exists() else ModelCard.from_template(ModelCardData())

@@ -19,13 +19,13 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenFilters:
-    """What makes the distribution that tokens are drawn from another than the scored one; all off by default.
+    """Filters that make the distribution that tokens are drawn from differ from the scored one; all are off by default.
 
-    Meant as by transformers, and applied in its order: repetition penalty, minimum length, temperature, top-k, top-p,
+    Their meaning and order are those of transformers: repetition penalty, minimum length, temperature, top-k, top-p,
     min-p (`sampler/draw/filters.py`). No learner scores them.
 
     Attributes:
-        top_k: keep the most likely tokens, so many; 0 keeps all.
+        top_k: number of the most likely tokens that are kept; 0 keeps all.
         top_p: keep the fewest most likely tokens that hold this probability together, in (0, 1]; 1 keeps all.
         min_p: keep tokens that are at least so likely relative to the most likely one, in [0, 1]; 0 keeps all.
         repetition_penalty: positive; divides the positive and multiplies the negative logits of tokens that stand in
@@ -33,7 +33,7 @@ class TokenFilters:
         min_new_tokens: the first so many thought tokens are no stop tokens and end no sequence.
 
     Raises:
-        ValueError: for a value out of range.
+        ValueError: if a value is out of range.
     """
 
     top_k: int = 0
@@ -63,7 +63,7 @@ class TokenFilters:
 
     @property
     def active(self) -> bool:
-        """Whether any of them is on."""
+        """Whether any filter is on."""
         return self != TokenFilters()
 
 
@@ -91,7 +91,7 @@ class CacheSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingSettings:
-    """How a rollout was sampled; it travels with the rollout so that nothing is guessed when it is replayed.
+    """Settings under which a rollout was sampled; they travel with it so that nothing is guessed when it is replayed.
 
     Attributes:
         temperature: divisor of the logits, in sampling and in scoring; 0 means greedy (scored at temperature 1).
@@ -120,13 +120,13 @@ class SamplingSettings:
 
     @property
     def cache(self) -> CacheSettings:
-        """The cache alone."""
+        """The part of these settings that describes the cache."""
         return CacheSettings(
             window=self.window, num_evicted=self.num_evicted, eviction=self.eviction, positions=self.positions
         )
 
     def under_cache(self, cache: CacheSettings) -> SamplingSettings:
-        """The same tokens as another cache would have seen them."""
+        """These settings with another cache in place of their own."""
         return replace(
             self,
             window=cache.window,
@@ -136,7 +136,7 @@ class SamplingSettings:
         )
 
     def with_full_cache(self) -> SamplingSettings:
-        """The same without evictions; positions then count all tokens."""
+        """These settings with the full cache, which evicts nothing; positions then count all tokens."""
         return self.under_cache(
             CacheSettings(window=None, num_evicted=None, eviction=self.eviction, positions="absolute")
         )

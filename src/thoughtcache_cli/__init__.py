@@ -59,7 +59,7 @@ def _fail(message: str) -> int:
 
 
 def _resume_hint(command: str, options: Mapping[str, Any]) -> str:
-    """How to go on, if there is anything to go on with."""
+    """A hint how to go on, if there is anything to go on with."""
     if command != "train" or not (Path(options.get("output_dir", DEFAULT_OUTPUT_DIR)) / "run.json").is_file():
         return ""
     return "; run the same command with --resume to go on"

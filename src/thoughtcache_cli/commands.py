@@ -1,4 +1,4 @@
-"""What the commands do: options to configurations, then one call into the library."""
+"""The commands: options become configurations, then comes one call into the library."""
 
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ class Rule:
     """Options without effect under a condition.
 
     Attributes:
-        names: of the options, as they are stored.
-        when: whether they have none.
+        names: names of the options, as they are stored.
+        when: whether they have no effect, as a function of the given options.
         reason: what follows the options in the error, with the remedy.
     """
 
@@ -134,7 +134,7 @@ def refuse_without_effect(command: str, options: Options, spelled: Mapping[str, 
         spelled: how each option is written, by the name that it is stored under.
 
     Raises:
-        ValueError: with the option, the reason and the remedy.
+        ValueError: if there is one; the message names the option, the reason and the remedy.
     """
     for rule in RULES[command]:
         given = [name for name in rule.names if name in options]

@@ -9,7 +9,7 @@ RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
 
 
 def several_processes(environment: Mapping[str, str]) -> str | None:
-    """What to say if a launcher (torchrun, accelerate, mpirun) started this command several times, else None."""
+    """An error message if a launcher (torchrun, accelerate, mpirun) started this command several times, else None."""
     for name in WORLD_SIZES:
         size = environment.get(name, "")
         if size.isdigit() and int(size) > 1:

@@ -10,7 +10,7 @@ ALIASES = {
     "num_generations": "group_size",
     "per_device_train_batch_size": "grpo_batch_size",
 }
-"""What TRL calls some options, by the name that they have here."""
+"""TRL's names of some options, each with the name that the option has here."""
 _VALUE = r"(?:'[^']*'|\"[^\"]*\"|\.\.\.|[\w+.-]*\w)"
 
 
@@ -20,8 +20,8 @@ def in_options(message: str, parser: argparse.ArgumentParser) -> str:
     Left as they are: names inside quotes, paths and other words, and settings without an option.
 
     Args:
-        message: of an error.
-        parser: of the command.
+        message: message of an error.
+        parser: parser of the command.
     """
     options = {action.dest: action for action in parser._actions if action.option_strings}
     aliases = {alias: options[name] for alias, name in ALIASES.items() if name in options}

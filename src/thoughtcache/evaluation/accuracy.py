@@ -71,16 +71,16 @@ def exact_match_accuracy(
     Args:
         model: a PEFT model with a `ThoughtConfig` adapter.
         tokenizer: its tokenizer.
-        problems: at least one.
+        problems: problems to solve, at least one.
         max_new_tokens: bound on the thought tokens of each problem; a completion that is cut is usually wrong.
         window: resident thoughts instead of the adapter's own: an integer, "prompt" or None for the full cache.
         temperature: 0 decodes greedily.
         batch_size: problems decoded at once, at least 1.
-        seed: of the sampling; unused by greedy decoding.
+        seed: seed of the sampling; unused by greedy decoding.
         progress: called with the number of problems that were finished.
 
     Raises:
-        ValueError: without problems, for a bad batch size, and for what `rollout` refuses.
+        ValueError: if there are no problems, if the batch size is below 1, or if `rollout` refuses its arguments.
     """
     if not problems:
         raise ValueError("problems is empty; pass at least one, for example sample_problems('chains', 100, 'test', 0)")

@@ -22,7 +22,7 @@ def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple
         (low, high), shares in [0, 1] with `low <= correct / total <= high`.
 
     Raises:
-        ValueError: for counts or a confidence out of range.
+        ValueError: if the counts or the confidence are out of range.
     """
     if total < 1:
         raise ValueError(f"total must be at least 1 answer, got {total}; an empty evaluation has no interval")
@@ -52,7 +52,7 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
         k: samples that a user would draw, 1 to n.
 
     Raises:
-        ValueError: for counts out of range.
+        ValueError: if the counts are out of range.
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")

@@ -27,8 +27,8 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         device_type: count storages of this kind of device only; None counts all of them.
 
     Attributes:
-        live_bytes: now.
-        peak_bytes: at the highest point of the block, since `reset_peak` if it was called.
+        live_bytes: bytes that are alive now.
+        peak_bytes: bytes at the highest point of the block, since `reset_peak` if it was called.
     """
 
     def __init__(self, device_type: str | None = None) -> None:
@@ -71,5 +71,5 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _owner(tensor: Tensor) -> Any:
-    """What the memory belongs to: the storage, or the tensor itself in oneDNN's own layout, which has none."""
+    """The object that the memory belongs to: the storage, or the tensor in oneDNN's own layout, which has none."""
     return tensor if tensor.is_mkldnn else tensor.untyped_storage()

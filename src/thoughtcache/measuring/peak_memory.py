@@ -41,7 +41,7 @@ class PeakMemory:
         peak_mib: MiB over the baseline at the highest point of the block, at least 0; valid after it.
 
     Raises:
-        ValueError: for devices without a measurement, a bad interval, or a CPU without /proc (on entry).
+        ValueError: if the device has no measurement, the interval is not positive, or (on entry) there is no /proc.
     """
 
     def __init__(self, device: torch.device | str = "cpu", *, interval_seconds: float = 0.002) -> None:

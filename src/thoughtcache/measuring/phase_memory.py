@@ -25,7 +25,7 @@ class PhaseMemory:
     Args:
         device: where the phases run.
         keep_timeline: keep every sample in `timeline`.
-        interval_seconds: between two samples of the thread.
+        interval_seconds: time between two samples of the thread.
 
     Attributes:
         timeline: samples so far; empty unless kept.

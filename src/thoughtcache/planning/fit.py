@@ -60,7 +60,7 @@ def check_fit(
         setting: the run.
         available_bytes: what may be used; None asks the device that `setting.device_type` names.
         model_is_loaded: whether weights and adapter already lie on the device and so are not part of what is free.
-        reserve_bytes: as in `make_plan`.
+        reserve_bytes: see `make_plan`.
         option_names: what the caller calls the settings in its own options, by name (see `OPTION_NAMES`).
         whole_groups: whether a micro-batch of the caller must hold whole groups, so that only such a one is advised.
 
@@ -68,7 +68,8 @@ def check_fit(
         The plan.
 
     Raises:
-        DoesNotFitError: with the total, what is available, the largest part and a setting that makes it fit.
+        DoesNotFitError: if the run needs more than is available; the message names the total, what is available, the
+            largest part and a setting that makes it fit.
         ValueError: if the available memory cannot be found out.
     """
     available = free_bytes(setting.device_type) if available_bytes is None else available_bytes
@@ -88,10 +89,10 @@ def check_fit(
 
 
 def free_bytes(device_type: str) -> int:
-    """Memory that a run may use: free on the CUDA device (unused blocks of PyTorch's allocator too), or of the host.
+    """Bytes that a run may use: free on the CUDA device (unused blocks of PyTorch's allocator too), or on the host.
 
     Raises:
-        ValueError: without such a device, or without /proc/meminfo.
+        ValueError: if there is no such device, or if /proc/meminfo is missing or lacks MemAvailable.
     """
     if device_type == "cuda":
         if not torch.cuda.is_available():

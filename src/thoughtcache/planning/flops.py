@@ -73,14 +73,15 @@ def flops_per_token(
         context: tokens attended to, the new one included; may be a mean, since attention is linear in it.
         rank: R of the adapter; 0 means no adapter.
         num_global_tokens: G of the adapter.
-        target_modules: as in PEFT: "all-linear", a regular expression, or names; None or nothing means none.
+        target_modules: names of the targeted linears as in PEFT: "all-linear", a regular expression, or a list; None or
+            nothing means none.
         reads_state: False for plain LoRA, whose state is the identity.
         state_rule: rule of the absorption.
         num_evicted: E, tokens that are absorbed at once.
         evictions_per_token: evictions per decoded token; 0 if nothing is absorbed.
 
     Raises:
-        ValueError: for a model type that is not covered, an unknown rule, or negative numbers.
+        ValueError: if the model type is not covered, the rule is unknown, or a number is negative.
     """
     config = _text_config(model_or_config)
     if min(context, rank, num_global_tokens, num_evicted, evictions_per_token) < 0:
@@ -124,7 +125,7 @@ def rollout_flops_per_token(
         window: W, "prompt" for a window of `prompt_tokens`, None for the full cache, or the adapter's own.
 
     Raises:
-        ValueError: for values out of range, and for what `flops_per_token` refuses.
+        ValueError: if a value is out of range, or if `flops_per_token` refuses its arguments.
     """
     if window == OWN_WINDOW and thought is None:
         raise ValueError("window='config' needs an adapter; pass an integer or None")
@@ -151,7 +152,7 @@ def mean_context(prompt_tokens: int, num_tokens: int, window: int | None, num_ev
     """Mean resident tokens over the `num_tokens - 1` decode steps of a rollout, the new token included.
 
     Raises:
-        ValueError: for an empty prompt or fewer than two tokens.
+        ValueError: if the prompt is empty, or if there are fewer than two tokens.
     """
     if prompt_tokens < 1 or num_tokens < 2:
         raise ValueError(
@@ -165,7 +166,7 @@ def absorption_flops(kv_size: int, num_evicted: int, rank: int, num_global_token
     """Operations of one state update of one layer of one sequence.
 
     Raises:
-        ValueError: for an unknown rule.
+        ValueError: if the rule is unknown.
     """
     return rule_called(state_rule).flops(kv_size, num_evicted, rank, num_global_tokens)
 

@@ -22,15 +22,15 @@ def largest(
     Args:
         setting: the run.
         field: one of `FIELDS`.
-        available_bytes: of the device.
-        reserve_bytes: as in `make_plan`.
+        available_bytes: bytes that the device has to offer.
+        reserve_bytes: see `make_plan`.
 
     Returns:
         The value, 0 if not even the smallest fits; and whether the search ended at its own bound (4096 rows, the
         positions of the model, 2^20 tokens, or a window as long as the rollout) rather than at the memory.
 
     Raises:
-        ValueError: for another field.
+        ValueError: if `field` is not one of them.
     """
     one_of("field", field, FIELDS)
     bound = {

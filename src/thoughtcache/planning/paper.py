@@ -66,8 +66,8 @@ class PaperRow:
         figure: what the paper reports.
         batch: rows of a micro-batch.
         new_tokens: length of the thoughts.
-        lora_percent: with logits in tiles.
-        lora_materialised_percent: with materialised logits.
+        lora_percent: LoRA with logits in tiles.
+        lora_materialised_percent: LoRA with materialised logits.
         pte_percent: ours, whole segments, keys and values on the device.
         pte_chunked_percent: ours in chunks of `CHUNK_TOKENS`, keys and values of all tokens on the host.
         weights_percent: the base alone.
@@ -85,7 +85,7 @@ class PaperRow:
     within_positions: bool
 
     def is_close(self, points: float) -> bool:
-        """Whether both systems lie within so many points of what the paper reports, with either head."""
+        """Whether LoRA and PTE lie within so many points of the paper, each in the closer of its two predictions."""
         lora = min(abs(x - self.figure.lora_percent) for x in (self.lora_percent, self.lora_materialised_percent))
         pte = min(abs(x - self.figure.pte_percent) for x in (self.pte_percent, self.pte_chunked_percent))
         return max(lora, pte) <= points

@@ -60,8 +60,8 @@ class Plan:
     """Memory of a training step on one device.
 
     Attributes:
-        phases: in the order in which they run.
-        host_bytes: records, and keys and values, that wait on the host of a GPU.
+        phases: phases in the order in which they run.
+        host_bytes: bytes of the records, and of keys and values, that wait on the host of a GPU.
     """
 
     phases: tuple[Phase, ...]
@@ -74,7 +74,7 @@ class Plan:
 
     @property
     def total_bytes(self) -> int:
-        """What the device must have."""
+        """Bytes that the device must have."""
         return self.peak.total_bytes
 
     @property
@@ -88,7 +88,7 @@ def make_plan(setting: PlanSetting, *, reserve_bytes: int | None = None) -> Plan
 
     Args:
         setting: the run.
-        reserve_bytes: for everything that is not a tensor; None: 1 GiB on CUDA, nothing on the CPU.
+        reserve_bytes: room for everything that is not a tensor; None means 1 GiB on CUDA and nothing on the CPU.
     """
     if reserve_bytes is None:
         reserve_bytes = CUDA_RESERVE_BYTES if setting.device_type == "cuda" else 0
@@ -116,7 +116,7 @@ def make_plan(setting: PlanSetting, *, reserve_bytes: int | None = None) -> Plan
 
 
 def learner_phases(setting: PlanSetting) -> dict[str, Parts]:
-    """What the learner alone has alive at the highest point of every phase of one micro-batch."""
+    """Bytes that the learner alone has alive at the highest point of every phase of one micro-batch."""
     if setting.learner == "checkpointed":
         return {"learner": checkpointed_parts(setting)}
     phases = {"learner: backward": backward_parts(setting)}
@@ -134,7 +134,7 @@ def learner_bytes(setting: PlanSetting) -> int:
 
 
 def resident_parts(setting: PlanSetting) -> Parts:
-    """What is there in every phase: weights, adapter, its frozen copy with a KL term, both moments of Adam."""
+    """Bytes that are there in every phase: weights, adapter, its frozen copy with a KL term, both moments of Adam."""
     size = model_size(setting.model)
     linear = FOUR_BIT_BYTES if setting.load_in_4bit else float(setting.base_bytes)
     adapter = adapter_bytes(setting)
@@ -166,7 +166,7 @@ def _rollout(setting: PlanSetting) -> dict[str, Parts]:
 
 
 def _host_bytes(setting: PlanSetting) -> int:
-    """What a run on a GPU keeps on the host: records of evictions, and keys and values with `kv_log="host"`."""
+    """Bytes that a run on a GPU keeps on the host: eviction records, and keys and values with `kv_log="host"`."""
     if setting.device_type == "cpu":
         return 0
     rows = 0 if setting.distills else setting.completions

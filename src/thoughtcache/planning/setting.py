@@ -1,4 +1,4 @@
-"""What a plan is made for: a model, an adapter, lengths, batches and the learner's options."""
+"""The setting that a plan is made for: a model, an adapter, lengths, batches and the learner's options."""
 
 from __future__ import annotations
 
@@ -42,18 +42,19 @@ class PlanSetting:
         group: completions per prompt.
         rollout_batch: completions decoded at once; None: the larger one of `batch` and `group`, or the teacher's
             `TEACHER_BATCHES` batches.
-        dtype: of the base model. The adapter is kept in float32, as PEFT does.
+        dtype: dtype of the base model. The adapter is kept in float32, as PEFT does.
         load_in_4bit: linears of the decoder in bitsandbytes' 4 bits.
         learner: "replay" is this package's; "checkpointed" is one forward pass over whole rows with a checkpoint per
             decoder layer, as TRL trains by default.
-        recompute: of the replay; False keeps the graph of all chunks.
-        checkpoint_layers: of the replay; one checkpoint per layer inside a chunk.
-        chunk_tokens: of the replay.
-        kv_log: of the replay, "device" or "host".
-        gradient: of the replay.
-        reuse: of the replay; sampling then records the keys and values of all completions.
+        recompute: option of the replay; False keeps the graph of all chunks.
+        checkpoint_layers: option of the replay; one checkpoint per layer inside a chunk.
+        chunk_tokens: option of the replay; bound on the tokens of a row whose activations live at once.
+        kv_log: option of the replay, "device" or "host".
+        gradient: option of the replay; see `learner/replay.py`.
+        reuse: option of the replay; sampling then records the keys and values of all completions.
         pack_weights: whether sampling on a CPU has a packed copy of the weights; TRL's own sampling never has.
-        logits: of the checkpointed learner: "chunked" (TRL 1.16) or "materialised" ([B, T, V], earlier versions).
+        logits: kind of the checkpointed learner's logits: "chunked" (TRL 1.16) or "materialised" ([B, T, V], earlier
+            versions).
         beta: weight of the KL term; above 0 TRL keeps a copy of the adapter and runs a pass without gradient.
         unequal_prompts: whether prompts of one batch differ in length, which brings dense attention masks.
         device_type: "cuda" or "cpu" (masks of chunks are dense there).
@@ -102,7 +103,7 @@ class PlanSetting:
 
     @property
     def replay_options(self) -> ReplayOptions:
-        """How the learner repeats rollouts."""
+        """Options with which the learner repeats rollouts."""
         return ReplayOptions(**learner_options(self), reuse=self.reuse)
 
     @property
@@ -142,7 +143,7 @@ class PlanSetting:
 
     @property
     def distills(self) -> bool:
-        """Whether this is distillation."""
+        """Whether the objective is distillation."""
         return self.objective == "distill"
 
     @property
@@ -168,7 +169,7 @@ class PlanSetting:
 
     @property
     def logs_on_device(self) -> bool:
-        """Whether keys and values that wait for the backward pass take memory of the device."""
+        """Whether keys and values that wait for the backward pass take up memory of the device."""
         return self.kv_log == "device" or self.device_type == "cpu"
 
     @property
@@ -205,7 +206,7 @@ def side_by_side(setting: PlanSetting) -> dict[str, PlanSetting]:
 
 
 def learner_chunks(setting: PlanSetting) -> list[Chunk]:
-    """What the learner runs of every row: the chunks of the replay, or whole rows with the full cache."""
+    """Chunks that the learner runs of every row: those of the replay, or one whole row with the full cache."""
     if setting.learner == "checkpointed":  # TRL's forward pass runs the last thought as well
         count = setting.max_new_tokens
         whole = Chunk(

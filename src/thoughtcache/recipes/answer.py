@@ -52,8 +52,8 @@ def answer(
         stop: texts that end the completion, which ends with them.
 
     Raises:
-        ValueError: for what `thoughtcache.rollout` refuses, or if the folder holds no adapter, a damaged one, or one
-            for another base model.
+        ValueError: if `thoughtcache.rollout` refuses its arguments, or if the folder holds no adapter, a damaged one,
+            or one for another base model.
     """
     adapted, tokenizer = _load_adapted(model, adapter, dtype)
     message = {"role": "user", "content": prompt}

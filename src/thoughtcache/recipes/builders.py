@@ -1,4 +1,4 @@
-"""What several recipes build in the same way."""
+"""Steps that several recipes take in the same way."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def train_grpo(
         rows: "prompt" and "answer" of every question.
         reward: reward function as TRL takes it.
         run: `save_every`, `seed` and `profile_memory` are used.
-        folder: for checkpoints and the adapter.
+        folder: folder for checkpoints and the adapter.
         resume: continue from the newest whole checkpoint in the folder, if there is one.
-        title: in front of the progress bar.
+        title: text in front of the progress bar.
         console: where progress goes.
         settings: further fields of `ThoughtGRPOConfig` (steps, batch, group, lengths, learning rate, learner).
     """

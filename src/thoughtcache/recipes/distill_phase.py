@@ -37,10 +37,10 @@ def distill_phase(
     Args:
         run: the settings.
         model: adapted model.
-        tokenizer: of the model; its end-of-sequence token ends the teacher's samples as well.
+        tokenizer: tokenizer of the model; its end-of-sequence token ends the teacher's samples as well.
         prompts: token ids of all questions.
-        folder: for checkpoints and the adapter.
-        samples_file: where the teacher's samples are kept.
+        folder: folder for checkpoints and the adapter.
+        samples_file: file in which the teacher's samples are kept.
         resume: whether the folder may hold checkpoints to go on from.
         console: where progress goes.
     """

@@ -34,7 +34,7 @@ def grpo_phase(
         model: adapted model.
         tokenizer: its tokenizer.
         examples: questions with answers.
-        folder: for checkpoints and the adapter.
+        folder: folder for checkpoints and the adapter.
         resume: whether the folder may hold checkpoints to go on from.
         console: where progress goes.
     """

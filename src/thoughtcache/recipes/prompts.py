@@ -16,13 +16,13 @@ def encode_examples(
 
     Args:
         tokenizer: a transformers tokenizer.
-        examples: at least one.
+        examples: examples to encode, at least one.
         instruction: added to the last message of each, or None.
         bad_rows: "refuse" or "drop" examples whose messages the chat template does not take.
         report: gets one sentence about the examples that were dropped.
 
     Raises:
-        ValueError: for such examples under "refuse", or if none is left.
+        ValueError: if there are such examples under "refuse", or if none is left.
     """
     kept: list[Example] = []
     prompts: list[list[int]] = []

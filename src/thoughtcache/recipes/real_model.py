@@ -53,11 +53,11 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
 
     Args:
         run: the settings; `model` and `dataset` are needed.
-        thought: the adapter and its cache; of the adapter that the run starts from, if it does.
+        thought: settings of the adapter and its cache; they are those of the adapter that the run starts from, if any.
         console: where progress goes.
 
     Raises:
-        ValueError, OSError: for input that cannot be used; nothing is overwritten then.
+        ValueError, OSError: if the input cannot be used; nothing is overwritten then.
     """
     assert run.model is not None
     assert run.dataset is not None
@@ -117,7 +117,7 @@ def _phases(
     examples: list[Example],
     console: Console,
 ) -> dict[str, PhaseResult]:
-    """What the phases of the run returned; `model` ends with the adapter of the last one."""
+    """Run the phases and return the result of each; `model` ends with the adapter of the last one."""
     phases: dict[str, PhaseResult] = {}
     if run.distill_steps:
         samples = folder.samples_file("teacher")
@@ -140,7 +140,7 @@ def _phases(
 def _identities(
     run: RunConfig, config: PretrainedConfig, prompts: list[list[int]], examples: list[Example]
 ) -> dict[str, str]:
-    """What a path does not say: digests of the base model, the data and the adapter that the run starts from."""
+    """Digests of what a path does not say: the base model, the data and the adapter that the run starts from."""
     assert run.model is not None
     answers = [example.answer for example in examples]
     found = {

@@ -79,7 +79,7 @@ def writing(place: str | Path, remedy: str) -> Iterator[None]:
         remedy: what to do, such as "free some space, or choose another --output-dir".
 
     Raises:
-        OSError: for a full disk, a read-only folder or a limit on the size of files.
+        OSError: if the disk is full, the folder is read-only, or a limit on the size of files is reached.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Where memory went during training: a timeline and the peaks of the phases, as JSON and as a picture."""
+"""Shows where memory went during training: a timeline and the peaks of the phases, as JSON and as a picture."""
 
 from __future__ import annotations
 

@@ -25,9 +25,9 @@ class Panel:
     """One pair of axes.
 
     Attributes:
-        title: above it.
-        x_label: with the unit.
-        y_label: with the unit.
+        title: text above the axes.
+        x_label: label of the x axis, with the unit.
+        y_label: label of the y axis, with the unit.
         series: label -> (x values, y values) of equal lengths.
         from_zero: whether the y axis begins at zero.
     """
@@ -49,7 +49,7 @@ def plot_curves(path: str | Path, panels: Sequence[Panel]) -> Path:
         The path of the PNG file; a missing parent folder is made.
 
     Raises:
-        ValueError: without panels, or for a series whose two lists differ in length.
+        ValueError: if there are no panels, or if the two lists of a series differ in length.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -22,7 +22,7 @@ PLAIN_LINES = 10
 
 @runtime_checkable
 class Advance(Protocol):
-    """What `progress_bar` yields: `advance(n)` says that `n` more are done; fields are shown beside the bar."""
+    """The function of `progress_bar`: `advance(n)` says that `n` more are done; fields are shown beside the bar."""
 
     def __call__(self, n: int = 1, **fields: float) -> None:
         """`n` more are done."""
@@ -63,7 +63,7 @@ def progress_bar(description: str, total: int, *, console: Console | None = None
         console: where to write; standard output by default.
 
     Raises:
-        ValueError: for a negative total.
+        ValueError: if the total is negative.
     """
     if total < 0:
         raise ValueError(f"total must be 0 or more, got {total}")

@@ -39,21 +39,21 @@ def write_results(path: str | Path, payload: Mapping[str, object]) -> Path:
         The path that was written.
 
     Raises:
-        ValueError: for a value that is none of these; the old file, if any, stays as it was.
+        ValueError: if a value is none of these; the old file, if any, stays as it was.
     """
     text = json.dumps(_plain(payload, "payload"), indent=2, sort_keys=True, allow_nan=False) + "\n"
     return replace_file(path, text.encode())
 
 
 def environment() -> dict[str, object]:
-    """Where a result comes from.
+    """The origin of a result: the code, the libraries and the machine.
 
     Returns:
         git_commit: commit of the package's repository; null if it is not under version control.
         git_dirty: whether tracked files differ from that commit; null without one.
         versions: python and the libraries; null for those that are not installed as distributions.
         device: name of the GPU, or "cpu".
-        num_threads: of PyTorch on the CPU.
+        num_threads: threads of PyTorch on the CPU.
         date: UTC, ISO 8601, to the second.
     """
     folder = Path(__file__).resolve().parent

@@ -42,7 +42,7 @@ def print_table(rows: Sequence[ResultRow], *, title: str | None = None, console:
     """Print the table, whole on consoles of any width.
 
     Raises:
-        ValueError: without rows.
+        ValueError: if there are no rows.
     """
     header, body = _cells(rows)
     table = Table(title=title)
@@ -70,7 +70,7 @@ def markdown_table(rows: Sequence[ResultRow]) -> str:
     """The table in Markdown, ending in a newline; the first column is on the left, numbers are on the right.
 
     Raises:
-        ValueError: without rows.
+        ValueError: if there are no rows.
     """
     header, body = _cells(rows)
     lines = [header, [":--", *["--:"] * (len(header) - 1)], *body]
@@ -83,7 +83,7 @@ def format_accuracy(accuracy: Accuracy) -> str:
 
 
 def format_flops(flops: float) -> str:
-    """With three digits and a decimal prefix: `311 k`, `6.18 G`."""
+    """A number of operations with three digits and a decimal prefix: `311 k`, `6.18 G`."""
     for limit, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if flops >= limit:
             scaled = flops / limit

@@ -24,16 +24,16 @@ from thoughtcache.report.progress import format_fields, new_progress, plain_line
 class RichProgressCallback(TrainerCallback):
     """A live bar on a terminal; elsewhere a plain line every `steps_per_line` steps and one for the last step.
 
-    Quiet on other processes.
+    It is quiet on processes other than the first.
 
     Args:
         metrics: names in the trainer's logs that are shown after the loss; absent ones are skipped.
         steps_per_line: steps between two plain lines, at least 1 (a line needs a log: see `logging_steps`).
-        description: in front of the bar.
+        description: text in front of the bar.
         console: where to write; standard output by default.
 
     Raises:
-        ValueError: for fewer than 1 step per line.
+        ValueError: if there is less than 1 step per line.
     """
 
     def __init__(

@@ -10,13 +10,13 @@ def kv_cache_bytes(config: PretrainedConfig, tokens: int, batch: int, dtype: tor
     """Bytes of the keys and values of `batch` sequences with `tokens` resident tokens each: `2 L B T H D size`.
 
     Args:
-        config: of the base model.
+        config: configuration of the base model.
         tokens: resident tokens per sequence, prompt included: P + W with a window, P + T with the full cache.
         batch: sequences.
-        dtype: of the cache.
+        dtype: dtype of the cache.
 
     Raises:
-        ValueError: for negative counts.
+        ValueError: if a count is negative.
     """
     if tokens < 0 or batch < 0:
         raise ValueError(f"tokens and batch must not be negative, got tokens={tokens} and batch={batch}")

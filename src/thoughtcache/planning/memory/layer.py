@@ -1,4 +1,4 @@
-"""What one chunk of a replay allocates, in closed form: read off the layers of transformers and PEFT.
+"""The bytes that one chunk of a replay allocates, in closed form: read off the layers of transformers and PEFT.
 
 Letters: N = rows x columns of the chunk, d hidden size, I inner size, Q = query heads x head size, K = kv heads x head
 size, R rank, G global tokens, V vocabulary; `base` and `adapter` are the bytes of one number of each. PEFT keeps the
@@ -35,7 +35,7 @@ class LayerNumbers:
     """Everything about a setting that the closed form of one layer needs.
 
     Attributes:
-        size: of the model.
+        size: sizes of the model.
         shapes: (inputs, outputs) of each linear.
         targeted: targeted linears of every layer.
         base: bytes of a number of the base model.
@@ -45,7 +45,7 @@ class LayerNumbers:
         dense_masks: whether chunks with resident tokens get a dense mask.
         repeats_kv: whether keys and values are repeated for every query head.
         unequal_prompts: whether even the first chunk gets a dense mask.
-        score_bytes: per logit, while a chunk of them is scored.
+        score_bytes: bytes per logit while a chunk of logits is scored.
     """
 
     size: ModelSize
@@ -101,14 +101,14 @@ def kv_bytes(numbers: LayerNumbers, rows: int, tokens: int) -> int:
 
 
 def saved_bytes(numbers: LayerNumbers, rows: int, chunk: Chunk) -> int:
-    """What autograd keeps of a chunk in all decoder layers, its resident keys and values (`kv_bytes`) not included."""
+    """Bytes that autograd keeps of a chunk in all decoder layers, without its resident keys and values (`kv_bytes`)."""
     total = sum(_saved_by_layer(numbers, rows, chunk, set(names)) for names in numbers.targeted)
     total += absorption_saved_bytes(numbers, rows, chunk)
     return total - rows * chunk.columns * FP32 * numbers.size.hidden  # nothing below the first norm needs a gradient
 
 
 def last_layer_bytes(numbers: LayerNumbers, rows: int, chunk: Chunk) -> int:
-    """What autograd keeps of the last decoder layer alone: what one recomputed checkpoint needs."""
+    """Bytes that autograd keeps of the last decoder layer alone: what one recomputed checkpoint needs."""
     return _saved_by_layer(numbers, rows, chunk, set(numbers.targeted[-1]))
 
 
@@ -136,7 +136,7 @@ def _saved_by_layer(numbers: LayerNumbers, rows: int, chunk: Chunk, targeted: se
 
 
 def absorption_saved_bytes(numbers: LayerNumbers, rows: int, chunk: Chunk) -> int:
-    """What the update of all states on entry to a chunk keeps: keys and values that left, raw and normalised."""
+    """Bytes that the update of all states on entry to a chunk keeps: keys and values that left, raw and normalised."""
     if not (numbers.has_state and numbers.thought.absorb):
         return 0
     numbers_per_entry = state_rule(numbers.thought.state_rule).saved_per_entry
@@ -149,7 +149,7 @@ def has_mask(numbers: LayerNumbers, chunk: Chunk) -> bool:
 
 
 def graph_forward_bytes(numbers: LayerNumbers, tokens: int) -> int:
-    """What the last layer needs over what it keeps while its graph is built: at the end of `up_proj` or `down_proj`."""
+    """Bytes that the last layer needs over what it keeps to build its graph, at the end of `up_proj` or `down_proj`."""
     size, base = numbers.size, numbers.base
     local = size.hidden * base * (3 if numbers.mixed else 1)  # embeddings; residual and normalised input if not kept
     up = local + numbers.linear(UP) - _kept_by_down(numbers) - size.inner * base
@@ -158,9 +158,10 @@ def graph_forward_bytes(numbers: LayerNumbers, tokens: int) -> int:
 
 
 def graph_backward_bytes(numbers: LayerNumbers, tokens: int) -> int:
-    """What the backward pass of the last layer needs over what it keeps.
+    """Bytes that the backward pass of the last layer needs over what it keeps.
 
-    Either the fp32 gradient of the input of `down_proj`, or the gradients of both factors of the gated product.
+    They hold either the fp32 gradient of the input of `down_proj`, or the gradients of both factors of the gated
+    product.
     """
     size, base = numbers.size, numbers.base
     down = size.inner * (ADAPTER_BYTES if _adapted(numbers, DOWN) else base) + size.hidden * (

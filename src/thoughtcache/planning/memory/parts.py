@@ -1,4 +1,4 @@
-"""What is alive at one moment: bytes by part."""
+"""Bytes that are alive at one moment, by part."""
 
 from __future__ import annotations
 

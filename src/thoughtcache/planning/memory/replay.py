@@ -38,7 +38,7 @@ COLUMN_BYTES = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Learner:
-    """What all phases share."""
+    """Everything that all phases share."""
 
     numbers: LayerNumbers
     chunks: list[Chunk]
@@ -101,7 +101,10 @@ def _entry_state_bytes(setting: PlanSetting, num_chunks: int) -> int:
 
 
 def resident_columns_bytes(setting: PlanSetting, chunks: list[Chunk]) -> int:
-    """Which thoughts every chunk finds resident, as int32 by layer and head, where evictions choose them."""
+    """Bytes of the lists of the thoughts that every chunk finds resident, where evictions choose.
+
+    The lists are int32 by layer and head.
+    """
     if not setting.chooses or num_evictions(setting.max_new_tokens - 1, setting.window, setting.num_evicted) == 0:
         return 0
     thoughts = sum(max(0, chunk.entry - setting.prompt_tokens) for chunk in chunks)
@@ -109,7 +112,7 @@ def resident_columns_bytes(setting: PlanSetting, chunks: list[Chunk]) -> int:
 
 
 def record_parts(setting: PlanSetting, rows: int) -> Parts:
-    """What evictions record of so many rows, as far as it stays on the device; a GPU hands it to the host at once."""
+    """Bytes that evictions record of so many rows on the device; a GPU hands the records to the host at once."""
     if setting.device_type == "cuda":
         return {}
     return {"thought states": anchor_bytes(setting, rows), "evicted slots": slot_bytes(setting, rows)}

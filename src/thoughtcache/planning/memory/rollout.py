@@ -27,7 +27,7 @@ DRAW_BYTES = 3 * FP32
 
 
 def rollout_parts(setting: PlanSetting) -> dict[str, Parts]:
-    """What is alive at the highest point of every phase of sampling, all slots in step."""
+    """Bytes that are alive at the highest point of every phase of sampling, with all slots in step."""
     numbers, slots, prompt = layer_numbers(setting), setting.decoded_at_once, setting.prompt_tokens
     window = setting.max_new_tokens if setting.window is None else min(setting.window, setting.max_new_tokens)
     prompts = -(-slots // setting.group)
@@ -55,7 +55,7 @@ def rollout_parts(setting: PlanSetting) -> dict[str, Parts]:
         },
         # The states before and after it are copies.
         "evicting": {**during, "activations": _eviction_bytes(setting, numbers) + 2 * states + scores},
-        # Of one sequence at a time the pieces are joined and the states copied.
+        # The pieces are joined and the states copied for one sequence at a time.
         "collecting": add(during, joined, {"recorded K/V": recorded_kv_bytes(setting, 1), "activations": scores}),
     }
     packed = {"packed weights": packed_bytes(setting)}

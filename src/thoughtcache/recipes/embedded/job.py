@@ -84,7 +84,7 @@ GRPO_PROMPTS, GRPO_GROUP, GRPO_LEARNING_RATE = 16, 8, 3e-4
 
 @dataclass(kw_only=True)
 class _Job:
-    """What all phases share."""
+    """Everything that all phases share."""
 
     run: RunConfig
     task: EmbeddedTask

@@ -1,4 +1,4 @@
-"""What the embedded job leaves behind: the table, the learning curves and results.json."""
+"""The files that the embedded job leaves behind: the table, the learning curves and results.json."""
 
 from __future__ import annotations
 

@@ -40,7 +40,8 @@ def refuse_what_does_not_fit(
         available_bytes: what may be used; None asks the device.
 
     Raises:
-        DoesNotFitError: with the total, what is available, the largest part and the setting to change.
+        DoesNotFitError: if a phase needs more than is available; the message names the total, what is available, the
+            largest part and the setting to change.
     """
     if run.force:
         return
@@ -53,7 +54,7 @@ def refuse_what_does_not_fit(
 
 
 def _phases(run: RunConfig, shared: PlanSetting) -> Iterator[tuple[PlanSetting, Mapping[str, str]]]:
-    """What is planned for each phase, and the options of its batch."""
+    """The setting to plan for each phase, and the options that set its batch."""
     if run.distill_steps:
         yield replace(shared, objective="distill", batch=run.distill_batch_size, group=1), DISTILL_OPTIONS
     if run.grpo_steps:

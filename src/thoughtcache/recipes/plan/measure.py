@@ -35,11 +35,11 @@ TIMEOUT_SECONDS = 600.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
-    """What a run took over the model that stood ready.
+    """Memory that a run took on top of the model, which was already loaded.
 
     Attributes:
-        peak_bytes: allocator (CUDA) or resident set (CPU).
-        live_bytes: tensors that were alive at the highest point, from a run before that one.
+        peak_bytes: peak of the allocator (CUDA) or of the resident set (CPU).
+        live_bytes: bytes of the tensors that were alive at the highest point of an earlier run.
     """
 
     peak_bytes: int
@@ -59,7 +59,7 @@ def measure(
         setting: the run; adapters target all linears.
         work: "learner": forward and backward pass of a replay; "rollout": sampling, without early ends.
         module: what the child runs instead: a module that calls `run_child` with work of its own.
-        timeout_seconds: for the child.
+        timeout_seconds: time limit of the child.
 
     Raises:
         ValueError: if the child fails, with its last line.
@@ -91,7 +91,7 @@ def measure(
 
 
 def run_child(run: Callable[[PeftModel, PlanSetting, Work], None]) -> None:
-    """What the child does: read a setting, run it twice, print what it took.
+    """The work of the child: it reads a setting, runs it twice, and prints the memory that this took.
 
     Args:
         run: (model, setting, work) -> nothing.

@@ -41,7 +41,7 @@ def parse_bytes(text: str) -> int:
     """`80GB`, `512 MiB` or a number of bytes; a GB has 2^30 bytes, as on the box of a GPU.
 
     Raises:
-        ValueError: for anything else, or nothing at all.
+        ValueError: if the text is something else, or if the amount is zero.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)i?(B?)\s*", text, re.IGNORECASE)
     unit = "" if found is None else found.group(2).upper() + ("B" if found.group(2) else "")
@@ -69,7 +69,7 @@ def plan_memory(
     Args:
         model: see `load_config`.
         gpu: memory of the device, such as "80GB".
-        reserve: for everything that is not a tensor; 1 GiB on CUDA by default.
+        reserve: memory for everything that is not a tensor; 1 GiB on CUDA by default.
         paper: print the comparison with the paper instead.
         sweep: plan growing lengths as well and draw them.
         picture: where the drawing goes.
@@ -80,7 +80,7 @@ def plan_memory(
         **options: fields of `PlanSetting` and of `ThoughtConfig`.
 
     Raises:
-        ValueError: for wrong values, and without a model.
+        ValueError: if a value is wrong, or if the model is missing.
     """
     console = console or Console()
     if paper:

@@ -46,7 +46,7 @@ class Traced:
         forward_bytes: highest point of the forward pass.
         backward_bytes: highest point from then to the end of the backward pass.
         flops: matmul arithmetic of both.
-        parameters: of base and adapter.
+        parameters: number of parameters of base and adapter.
     """
 
     forward_bytes: int
@@ -102,7 +102,7 @@ def trace_as_it_is(setting: PlanSetting) -> Traced:
 
 
 def with_layers(setting: PlanSetting, layers: int) -> PlanSetting:
-    """The same run on a model of another depth."""
+    """The setting of the same run on a model with so many layers."""
     config = copy.deepcopy(setting.model)
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None):
@@ -169,7 +169,7 @@ def adapted_model(setting: PlanSetting) -> nn.Module:
 
 
 def _checkpoint_layers(base: nn.Module) -> None:
-    """What `gradient_checkpointing_enable` does; transformers renamed it within the supported versions."""
+    """Do what `gradient_checkpointing_enable` does; transformers renamed it within the supported versions."""
     for module in base.modules():
         if isinstance(module, GradientCheckpointingLayer):
             layer: Any = module

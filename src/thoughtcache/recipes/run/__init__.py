@@ -1,1 +1,1 @@
-"""What a run is: its configuration, its folder, what it may change on resume, and its checks."""
+"""The parts of a run: its configuration, its folder, what it may change on resume, and its checks."""

@@ -16,7 +16,7 @@ def check_window(run: RunConfig, thought: ThoughtConfig) -> None:
     """Refuse a window that no thought can leave, before anything is read.
 
     Raises:
-        ValueError: with the window, the bound on the thoughts and what to change.
+        ValueError: if no thought can leave; the message names the window, the bound on the thoughts and what to change.
     """
     if run.allow_no_eviction:
         return
@@ -33,7 +33,7 @@ def check_window(run: RunConfig, thought: ThoughtConfig) -> None:
 
 
 def check_prompt_window(run: RunConfig, thought: ThoughtConfig, prompts: Sequence[Sequence[int]]) -> None:
-    """The same for a window as long as the longest prompt of a batch.
+    """Refuse a window as long as the longest prompt of a batch if no thought can leave it.
 
     Raises:
         ValueError: if even the shortest prompt is long enough to hold all thoughts.
@@ -50,7 +50,7 @@ def check_questions(run: RunConfig, num_questions: int) -> None:
     """Refuse fewer questions than one step of GRPO takes: its trainer would end without a step.
 
     Raises:
-        ValueError: with both numbers and what to change.
+        ValueError: if there are fewer; the message names both numbers and what to change.
     """
     needed = run.grpo_batch_size // run.group_size
     if run.grpo_steps and num_questions < needed:
@@ -65,7 +65,7 @@ def check_more_distillation(run: RunConfig, folder: RunFolder) -> None:
     """Refuse more steps of distillation once GRPO has started from what fewer of them left.
 
     Raises:
-        ValueError: with the numbers and what to do instead.
+        ValueError: if more steps are asked for; the message names the numbers and what to do instead.
     """
     before = (folder.stored or {}).get("distill_steps", run.distill_steps)
     if run.distill_steps > before and folder.has_begun("grpo"):

@@ -43,16 +43,16 @@ class RunConfig:
         gradient: "exact", "detached" or a number of segments.
         recompute: run segments again in the backward pass, so that memory stays flat in the length; False keeps all
             activations. The embedded job, where everything fits, always keeps them.
-        checkpoint_layers: inside a chunk keep the inputs of the layers only, for one more forward pass.
+        checkpoint_layers: keep only the inputs of the layers inside a chunk, for one more forward pass.
         chunk_tokens: bound on the tokens of a row whose activations live at once; None keeps segments whole.
         kv_log: where keys and values wait for the backward pass, "device" or "host".
-        pack_weights: on a CPU, sample from a faster copy of the weights.
+        pack_weights: sample from a faster copy of the weights on a CPU.
         allow_no_eviction: train even if the window holds every thought, so that it makes no difference.
         force: train even if the planner says that the run does not fit.
         profile_memory: leave a timeline of the memory in use during GRPO, as JSON and as a picture.
         reuse_rollout: let GRPO's learner start from the sampler's own keys, values and log-probabilities.
         evaluation_size: problems of the embedded test split.
-        seed: of everything.
+        seed: seed of all random numbers of the run.
         save_every: optimiser steps between checkpoints.
         resume: go on in `output_dir` where the last run stopped.
         overwrite: start anew in an `output_dir` that holds another run.

@@ -75,7 +75,7 @@ class RunFolder:
 
     @property
     def described(self) -> dict[str, Any]:
-        """What is written to run.json."""
+        """The settings that are written to run.json."""
         return dict(self._described)
 
     def describe(self, config: Mapping[str, Any]) -> None:
@@ -95,7 +95,7 @@ class RunFolder:
                 )
 
     def samples_file(self, name: str) -> Path:
-        """Where rollouts of that name are kept once they are drawn."""
+        """The file in which rollouts of that name are kept once they are drawn."""
         return self.path / "phases" / f"{name}.samples"
 
     def has_begun(self, name: str) -> bool:
@@ -108,7 +108,7 @@ class RunFolder:
         """The result of `work(folder, resume)`, from disk if the phase was finished before.
 
         Args:
-            name: of the phase and its folder.
+            name: name of the phase and of its folder.
             work: gets a folder of its own and whether that may hold checkpoints to continue; returns JSON data.
             num_steps: optimiser steps of the phase; one that was finished with another number goes on.
         """
@@ -145,7 +145,7 @@ class RunFolder:
 
 
 def _values(found: list[Difference]) -> str:
-    """What the values were and are, for a few."""
+    """The values before and now, as text; empty if they are many."""
     if len(found) > MOST_SHOWN:
         return ""
     changes = [f"{name}={before!r} then, {name}={now!r} now" for name, before, now in found]

@@ -1,4 +1,4 @@
-"""Whether prompts and thoughts of a run lie within the positions of its model, before any weight is loaded."""
+"""Checks that prompts and thoughts of a run lie within the positions of its model, before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def check_lengths(prompts: list[list[int]], run: RunConfig, thought: ThoughtConf
         config: transformers configuration of the model.
 
     Raises:
-        ValueError: with the lengths, the positions that there are, and the remedies as options of the command line.
+        ValueError: if they do not fit; the message names the lengths, the positions that there are, and the remedies as
+            options of the command line.
     """
     reach, longest = position_reach(config), max(len(prompt) for prompt in prompts)
     window = None if run.distill_steps else thought.resolve_window(longest).rolling_window

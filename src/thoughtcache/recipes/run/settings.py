@@ -1,4 +1,4 @@
-"""What a run was asked for, in a form that can be written down and compared when it goes on."""
+"""The settings that a run was asked for, in a form that can be written down and compared when it goes on."""
 
 from __future__ import annotations
 
