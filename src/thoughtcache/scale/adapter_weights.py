@@ -16,7 +16,7 @@ from thoughtcache.config import ThoughtConfig
 from thoughtcache.scale.wire import join, split
 
 SHAPES = ("r", "num_global_tokens")
-"""What the shapes of the weights tell, with a message of its own."""
+"""Settings that the shapes of the weights tell; a difference in them has an error message of its own."""
 
 
 def pack_adapter(model: nn.Module) -> bytes:
@@ -67,7 +67,7 @@ def load_adapter(model: nn.Module, data: bytes) -> None:
 
 
 def _settings(model: PeftModel) -> dict[str, Any]:
-    """What decides how the weights are used."""
+    """The settings that decide how the weights are used."""
     config = model.peft_config[model.active_adapter]
     assert isinstance(config, ThoughtConfig)
     return {name: value for name, value in config.behaviour().items() if name not in SHAPES}

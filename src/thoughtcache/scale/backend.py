@@ -1,4 +1,4 @@
-"""What a trainer asks of whoever samples for it: start a batch, and later hand over its rollouts."""
+"""The interface of whatever samples for a trainer: it starts a batch, and later hands over its rollouts."""
 
 from __future__ import annotations
 
@@ -53,5 +53,5 @@ class RolloutBackend(Protocol):
         Args:
             model: the learner's PEFT model, not wrapped.
             prompt_ids: token ids, one list per prompt.
-            **options: as `rollout` takes them.
+            **options: options as `rollout` takes them.
         """

@@ -22,7 +22,7 @@ REMEDY = (
 )
 _DONE, _FAILED = 0, 1
 _GOODBYE_SECONDS = 5.0
-"""How long a failing process stays to tell the others why."""
+"""Seconds for which a failing process stays to tell the others why."""
 _SHORTEST_WAIT = 0.001
 """Seconds; what is there already is taken even when the time is over."""
 
@@ -61,7 +61,7 @@ def exchange(outgoing: Sequence[bytes], group: dist.ProcessGroup, timeout_second
 
     Args:
         outgoing: one message per process; the own one is handed back as it is.
-        group: of gloo, with all processes.
+        group: gloo group with all processes.
         timeout_seconds: bound on the whole exchange, so on how long the slowest process is waited for.
 
     Returns:
@@ -91,7 +91,7 @@ def failures_told(group: dist.ProcessGroup) -> Iterator[None]:
     """If the body raises, tell the processes that wait in `exchange`, or soon will; others find the connection closed.
 
     Args:
-        group: of gloo, with all processes.
+        group: gloo group with all processes.
     """
     try:
         yield
@@ -113,7 +113,7 @@ def lost_in_collectives() -> Iterator[None]:
     unless TORCH_NCCL_BLOCKING_WAIT=1.
 
     Raises:
-        LostProcess: in place of the errors of gloo and NCCL.
+        LostProcess: if a process is gone; it takes the place of the errors of gloo and NCCL.
     """
     try:
         yield

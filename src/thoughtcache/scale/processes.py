@@ -44,18 +44,19 @@ def rollout_across_processes(
     arguments and weights.
 
     Args:
-        model: as `rollout` takes it.
+        model: model as `rollout` takes it.
         prompt_ids: token ids of *all* prompts, the same on every process.
         to_rank: the only process that gets the rollouts; None gives them to every process.
         timeout_seconds: how long a process waits for the slowest other one after its own share.
-        **options: as `rollout` takes them; `batch_size` counts the sequences that one process decodes at once.
+        **options: options as `rollout` takes them; `batch_size` counts the sequences that one process decodes at once.
 
     Returns:
         One `Rollout` per prompt, in order; an empty list on processes other than `to_rank`.
 
     Raises:
-        ValueError: as `rollout`, and where another process made another call.
-        LostProcess: where another process was killed, failed, or is late; the message names it.
+        ValueError: if `rollout` refuses its arguments, if `to_rank` or `timeout_seconds` is out of range, or if another
+            process made another call.
+        LostProcess: if another process was killed, failed, or is late; the message names it.
     """
     world = dist.get_world_size() if dist.is_initialized() else 1
     if to_rank is not None and not 0 <= to_rank < world:
@@ -89,12 +90,12 @@ def rollout_across_processes(
 
 
 def _digest(prompt_ids: Sequence[Sequence[int]], to_rank: int | None, options: RolloutOptions) -> bytes:
-    """What a call asks for, as 32 bytes; the tokenizer, like the weights, is taken on trust."""
+    """A digest of what a call asks for, 32 bytes; the tokenizer, like the weights, is taken on trust."""
     plain = sorted((name, value) for name, value in options.items() if name != "tokenizer")
     call = json.dumps([[list(ids) for ids in prompt_ids], to_rank, plain], default=_plain)
     return hashlib.blake2b(call.encode(), digest_size=32).digest()
 
 
 def _plain(value: object) -> int | list[object]:
-    """What JSON has no form for: integers of numpy, and sequences of all kinds."""
+    """The JSON form of values that have none of their own: integers of numpy, and sequences of all kinds."""
     return int(value) if isinstance(value, Integral) else list(cast(Iterable[object], value))

@@ -1,4 +1,4 @@
-"""What runs in a Ray actor: a model that is loaded once, an adapter that is replaced, shards that are sampled.
+"""The code that runs in a Ray actor: a model is loaded once, its adapter is replaced, shards are sampled.
 
 Nothing here needs Ray: the class is an ordinary one until `ray_rollouts.py` starts it elsewhere.
 """
@@ -27,7 +27,7 @@ def load_from_folders(base: str, adapter: str, *, dtype: str = "auto", device: s
     Args:
         base: folder or hub id of the base model, readable on the actor's machine.
         adapter: folder with a thought adapter of the learner's settings; its weights are replaced.
-        dtype: of the base model, "auto" for that of its file.
+        dtype: dtype of the base model; "auto" takes that of its file.
         device: "cuda", "cpu", ...; None takes the GPU that Ray gave to the actor, or the CPU.
     """
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -65,10 +65,10 @@ class RolloutActor:
 
         Args:
             adapter: packed weights.
-            version: of the adapter; loaded only if it is another one than before.
+            version: version of the adapter, which is loaded only if the version is another one than before.
             prompt_ids: all prompts of the call.
-            options: of `rollout`.
-            rows: which ones to sample.
+            options: options of `rollout`.
+            rows: numbers of the rows to sample.
 
         Returns:
             The adapter version that sampled, and the packed rollouts in the order of `rows`.

@@ -68,7 +68,7 @@ class ActorPool:
                 except self._ray.exceptions.RayTaskError as error:
                     self._idle.append(actor)
                     if is_old:
-                        continue  # of an earlier call, which has raised its own error
+                        continue  # the task is of an earlier call, which has raised its own error
                     raise error.cause from error
                 except self._ray.exceptions.RayError as error:
                     # Anything else that Ray says: the actor died, was killed for want of memory, cannot be placed, ...
@@ -112,7 +112,7 @@ class ActorPool:
             raise LostActors("the pool of rollout actors is closed; wait for result() before you leave the `with`")
 
     def _next_event(self, deadline: float, missing: list[int]) -> Any:
-        """What is over first; raises if there is nothing to wait for, no time left, or the pool is closed."""
+        """The task that is over first; raises if there is nothing to wait for, no time left, or the pool is closed."""
         self._check_open()
         under_way = [*self._busy, *self._starting]
         if not under_way:

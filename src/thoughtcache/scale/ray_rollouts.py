@@ -32,12 +32,12 @@ from thoughtcache.scale.wire import unpack_rollouts
 
 LOADER = "thoughtcache.scale.ray_actor:load_from_folders"
 GRACE_SECONDS = 60.0
-"""For what surrounds the sampling of a call: sending, receiving."""
+"""Seconds for what surrounds the sampling of a call: sending and receiving."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Call:
-    """What is sampled; `adapter`, `prompt_ids` and `options` are references into Ray's object store."""
+    """One call to sample; `adapter`, `prompt_ids` and `options` are references into Ray's object store."""
 
     adapter: Any
     version: int
@@ -87,12 +87,12 @@ class RayRollouts:
         timeout_seconds: bound on the sampling of one batch.
         max_replacements: actors that are started in place of lost ones, over the life of the pool; as many as there
             are actors by default.
-        num_cpus: that Ray reserves for each actor.
-        num_gpus: the same.
+        num_cpus: CPUs that Ray reserves for each actor.
+        num_gpus: GPUs that Ray reserves for each actor.
 
     Raises:
-        ImportError: without Ray.
-        ValueError: for values out of range.
+        ImportError: if Ray is not installed.
+        ValueError: if a value is out of range.
     """
 
     def __init__(
@@ -138,8 +138,8 @@ class RayRollouts:
         """Push the adapter if it has changed, and begin; see `RolloutBackend`.
 
         Raises:
-            ValueError: for prompts that are no lists of the model's token ids, a model without a thought adapter, or
-                inside `disable_adapter()`.
+            ValueError: if the prompts are no lists of the model's token ids, or if the model has no thought adapter or
+                is inside `disable_adapter()`.
         """
         policy = open_policy(model)
         if not policy.tuner.adapter_enabled:
@@ -169,7 +169,7 @@ class RayRollouts:
     def rollout(
         self, model: nn.Module, prompt_ids: Sequence[Sequence[int]], **options: Unpack[RolloutOptions]
     ) -> list[Rollout]:
-        """As `thoughtcache.rollout`, sampled by the actors with the adapter of `model`, which must be enabled.
+        """Sample as `thoughtcache.rollout` does, by the actors, with the adapter of `model`, which must be enabled.
 
         Raises:
             LostActors: if no actor is left or the time limit is over.

@@ -1,4 +1,4 @@
-"""Which rows are sampled together: a pure function of the prompts, so that every process comes to the same plan.
+"""Plans which rows are sampled together, by the prompts alone, so that every process comes to the same plan.
 
 A plan does not depend on who is quick. The rows of a shard always share their forward passes with the same neighbours,
 so a shard that is sampled again, by another worker or in another run, gives the same bits; handing out single rows to
@@ -25,7 +25,7 @@ def plan_shards(prompt_ids: Sequence[Sequence[int]], num_shards: int) -> list[li
         Row numbers of each shard, ascending; no shard is empty.
 
     Raises:
-        ValueError: for fewer than one shard, or no prompts.
+        ValueError: if there is less than one shard, or if there are no prompts.
     """
     if not prompt_ids:
         raise ValueError("no prompts were given; pass at least one list of token ids")

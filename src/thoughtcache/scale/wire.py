@@ -29,7 +29,7 @@ def pack_rollouts(rollouts: Sequence[Rollout]) -> bytes:
     """Rollouts as bytes, their tensors copied to the host.
 
     Raises:
-        ValueError: for a field of a type that has no place on the wire.
+        ValueError: if a field has a type that has no place on the wire.
     """
     tensors: dict[str, Tensor] = {}
     return join([_encode(rollout, tensors) for rollout in rollouts], tensors)
@@ -43,7 +43,7 @@ def unpack_rollouts(data: bytes, device: torch.device | str = "cpu") -> list[Rol
         device: where tensors go that were not on the host of the sender; what was on its host stays on the host.
 
     Raises:
-        ValueError: for bytes that `pack_rollouts` did not write.
+        ValueError: if the bytes end before the tensors begin; other damage raises errors of other types.
     """
     plain, tensors = split(data, "rollouts")
     rollouts: list[Rollout] = [_decode(item, tensors, torch.device(device)) for item in plain]
@@ -51,16 +51,16 @@ def unpack_rollouts(data: bytes, device: torch.device | str = "cpu") -> list[Rol
 
 
 def join(plain: Any, tensors: dict[str, Tensor]) -> bytes:
-    """What is plain, as JSON, and tensors of the host in one piece; equal values give equal bytes."""
+    """Plain data as JSON, and tensors of the host, in one piece; equal values give equal bytes."""
     text = json.dumps(plain).encode()
     return len(text).to_bytes(_LENGTH_BYTES, "little") + text + safetensors.torch.save(tensors)
 
 
 def split(data: bytes, what: str) -> tuple[Any, dict[str, Tensor]]:
-    """What `join` joined; `what` names it in the error.
+    """The plain data and the tensors that `join` joined; `what` names them in the error.
 
     Raises:
-        ValueError: for fewer bytes.
+        ValueError: if the bytes end before the tensors begin.
     """
     start = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
     if len(data) <= start:

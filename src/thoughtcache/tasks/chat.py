@@ -1,4 +1,4 @@
-"""From chat messages to prompt token ids.
+"""Turns chat messages into prompt token ids.
 
 With a chat template, the template decides. Without one (base models), the plain format:
 
@@ -24,7 +24,7 @@ REASONING_INSTRUCTION = r"Please reason step by step, and put your final answer 
 
 @runtime_checkable
 class ChatTokenizer(Protocol):
-    """What is used of a transformers tokenizer."""
+    """The part of a transformers tokenizer that is used here."""
 
     chat_template: Any
     eos_token_id: Any
@@ -84,7 +84,7 @@ PLAIN_FORMAT = {
     "user": "Question: {content}\n\nAnswer:",
     "assistant": " {content}\n\n",
 }
-"""How a message of each role is printed for a tokenizer without a chat template."""
+"""The text of a message of each role, for a tokenizer without a chat template."""
 
 
 def plain_prompt(messages: Sequence[dict[str, str]]) -> str:

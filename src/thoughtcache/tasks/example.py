@@ -43,14 +43,14 @@ CHECKS: dict[str, Callable[[str, str], Verdict]] = {
 
 
 def check(example: Example, text: str) -> Verdict:
-    """Whether a completion answers the question.
+    """Judge whether a completion answers the question.
 
     Args:
-        example: with an answer.
+        example: example with an answer.
         text: the completion, without its prompt.
 
     Raises:
-        ValueError: for an example without an answer, and for a reference that nothing can be compared with.
+        ValueError: if the example has no answer, or a reference that nothing can be compared with.
     """
     if example.answer is None:
         raise ValueError(f"example {example.identifier} has no answer to compare with; leave it out")

@@ -1,4 +1,4 @@
-"""What a prompt was made of in training, saved beside the adapter with its tokenizer and chat template."""
+"""Saves what a prompt was made of in training, beside the adapter with its tokenizer and chat template."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def save_prompt_format(folder: str | Path, *, instruction: str) -> None:
     """Remember how questions became prompts.
 
     Args:
-        folder: of the adapter.
+        folder: folder of the adapter.
         instruction: text that was put after each question; "" for none.
     """
     (Path(folder) / FILE).write_text(json.dumps({"instruction": instruction}) + "\n")

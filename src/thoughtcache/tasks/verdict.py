@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """Whether a completion answers its question.
+    """The judgement whether a completion answers its question.
 
     Attributes:
         correct: equal to the reference.

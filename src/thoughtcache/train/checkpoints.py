@@ -1,4 +1,4 @@
-"""Which checkpoints of a trainer are whole, and what they hold.
+"""Finds out which checkpoints of a trainer are whole, and what they hold.
 
 A checkpoint may be cut short: the process was killed, or the disk was full. `transformers.Trainer` writes
 `trainer_state.json` last, so a checkpoint with a readable state was written to its end; the other files are looked at
@@ -38,7 +38,7 @@ def checkpoints(folder: str | Path) -> list[Path]:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What keeps a run from going on with a checkpoint; None if it is whole."""
+    """The reason why a run cannot go on with a checkpoint; None if it is whole."""
     state = checkpoint / STATE
     if not state.is_file():
         return f"no {STATE}, which is written last"

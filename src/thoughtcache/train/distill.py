@@ -44,7 +44,7 @@ Evaluator = Callable[[nn.Module], dict[str, float]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DistillResult:
-    """What distillation leaves behind.
+    """The result of a distillation.
 
     Attributes:
         history: log records in order (step, loss, kl_late, evaluation metrics).
@@ -70,7 +70,7 @@ def sample_teacher(
         prompts: token ids of the prompts.
         config: lengths, temperature, seed and samples per prompt.
         progress: called with the number of rows that were finished.
-        tokenizer: of the model; its end-of-sequence token ends a sample as those that the model declares do.
+        tokenizer: tokenizer of the model; its end-of-sequence token ends a sample as those that the model declares do.
     """
     check_prompts(prompts, open_policy(model), purpose=" to distil on")
     repeated = [list(prompt) for prompt in prompts for _ in range(config.samples_per_prompt)]
@@ -90,7 +90,7 @@ def sample_teacher(
 
 
 def under_window(samples: Sequence[Rollout], config: ThoughtConfig) -> list[Rollout]:
-    """The same tokens under the student's schedule: when the student would have evicted.
+    """The same tokens with the evictions that the student's window would have made.
 
     What leaves is known for eviction="sliding" only. Other policies choose under the student's weights of the moment:
     `distill_loss` lets the student go through the tokens first.
@@ -108,7 +108,7 @@ def check_unfiltered(samples: Sequence[Rollout]) -> None:
     """Refuse samples of another distribution than the one that the student is taught.
 
     Raises:
-        ValueError: for samples that were drawn through top-k or another filter.
+        ValueError: if a sample was drawn through top-k or another filter.
     """
     for row, sample in enumerate(samples):
         if sample.settings.filters.active:
@@ -139,7 +139,7 @@ class DistillTrainer(Trainer):
     Args:
         distill_config: the settings.
         evaluator: called with the model every `evaluate_every` steps; its numbers go to the log.
-        kwargs: of `Trainer`.
+        kwargs: arguments of `Trainer`.
     """
 
     def __init__(self, *, distill_config: DistillConfig, evaluator: Evaluator | None, **kwargs: Any) -> None:
@@ -170,7 +170,7 @@ def distill_loss(
 
     Args:
         model: the student, wrapped (DDP, accelerate) or not.
-        adapted: the same without a wrapper; its base is the teacher.
+        adapted: the student without a wrapper; its base is the teacher.
         rollouts: the teacher's samples, see `under_window`.
         config: `loss` and the learner's options are used.
     """
@@ -217,7 +217,7 @@ def distill(
         model: a PEFT model with a `ThoughtConfig` adapter; it is trained in place.
         prompts: token ids of the prompts; the teacher continues them.
         config: the settings.
-        tokenizer: of the model, so that the teacher's samples end where those of GRPO and of `generate` do.
+        tokenizer: tokenizer of the model; with it the teacher's samples end where those of GRPO and of `generate` do.
         samples: teacher samples from an earlier `sample_teacher`, to share them between students; drawn without
             filters.
         evaluator: see `DistillTrainer`.

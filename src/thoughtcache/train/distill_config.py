@@ -21,20 +21,20 @@ class DistillConfig:
         learning_rate: peak, after `warmup_steps`; cosine down to `min_learning_rate_ratio` of it.
         warmup_steps: linear warm-up.
         min_learning_rate_ratio: where the cosine ends.
-        betas: of Adam.
+        betas: betas of Adam.
         max_grad_norm: gradient clipping.
         loss: "forward_kl" (teacher || student), "reverse_kl" or "cross_entropy".
         gradient: how far the gradient reaches, see `learner/replay.py`, as the next four.
         recompute: run segments again in the backward pass (memory flat in the length); False keeps all activations.
-        checkpoint_layers: inside a chunk keep the inputs of the layers only.
+        checkpoint_layers: keep only the inputs of the layers inside a chunk.
         chunk_tokens: bound on the tokens of a row whose activations live at once.
         kv_log: where keys and values wait for the backward pass, "device" or "host".
         max_new_tokens: length of the teacher's samples.
-        temperature: of the teacher's samples and of both distributions.
+        temperature: temperature of the teacher's samples and of both distributions.
         samples_per_prompt: teacher samples per prompt.
         sample_batch_size: rows sampled at once.
-        pack_weights: on a CPU, sample from a faster copy of the weights; see `rollout`.
-        seed: of sampling, data order and initialisation inside the trainer.
+        pack_weights: sample from a faster copy of the weights on a CPU; see `rollout`.
+        seed: seed of sampling, data order and initialisation inside the trainer.
         evaluate_every: steps between evaluations, 0 for none.
         save_every: steps between checkpoints, 0 for none.
         log_every: steps between log lines.
@@ -76,5 +76,5 @@ class DistillConfig:
 
     @property
     def replay_options(self) -> ReplayOptions:
-        """How the student repeats the samples; their states are those of its own weights, so nothing is anchored."""
+        """Options with which the student repeats the samples; its states come from its own weights, without anchors."""
         return ReplayOptions(**learner_options(self), anchored=False)

@@ -1,4 +1,4 @@
-"""Whether a window ever evicts: where it does not, the bounded cache is the full one and nothing of it is learnt."""
+"""Checks that a window ever evicts: where it does not, the bounded cache is the full one and teaches nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def check_evicted(samples: Sequence[Rollout]) -> None:
     """Refuse samples under a window that holds every one of them: the student then sees what the teacher sees.
 
     Raises:
-        ValueError: with the window, the longest sample and what to change.
+        ValueError: if no sample is ever evicted; the message names the window, the longest sample and what to change.
     """
     if any(sample.evictions for sample in samples):
         return

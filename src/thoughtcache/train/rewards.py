@@ -16,7 +16,7 @@ from thoughtcache.tasks.verdict import Verdict
 
 Completion = str | Sequence[Mapping[str, Any]]
 Reference = object
-"""What a data set has for an answer: text, a number, a list of these that belong together; None is refused."""
+"""The answer of a data set: text, a number, or a list of these that belong together; None is refused."""
 LogMetric = Callable[[str, float], None]
 
 

@@ -1,4 +1,4 @@
-"""What happens to rows that cannot be used: all of them are named and the run is refused, or they are left out."""
+"""Handles rows that cannot be used: all of them are named and the run is refused, or they are left out."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def settle_bad_rows(bad: Sequence[BadRow], num_rows: int, policy: str, report: R
         report: gets the sentence if the policy is "drop".
 
     Raises:
-        ValueError: for an unknown policy; under "refuse" if there is a bad row; if all rows are bad.
+        ValueError: if the policy is unknown, if there is a bad row under "refuse", or if all rows are bad.
     """
     one_of("bad_rows", policy, BAD_ROWS)
     if not bad:

@@ -1,7 +1,7 @@
-r"""Which column is the question and which the answer, and the messages of a question.
+r"""Finds the columns of the question and of the answer, and makes the messages of a question.
 
 Names are compared without capitals and outer spaces. To teach a new form, add its column name below, the most reliable
-first. What the final answer is inside its column: `final_answer.py`.
+first. `final_answer.py` finds the final answer inside its column.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def to_messages(value: object, column: str) -> list[dict[str, str]]:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a tokenizer can read it: JSON can spell halves of surrogate pairs, which no text has."""
+    """Whether a tokenizer can read a text: JSON can spell halves of surrogate pairs, which no text has."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 

@@ -21,7 +21,7 @@ def csv_rows(file: Path, delimiter: str = ",") -> Iterator[TableRow]:
     """The rows below the header; every value is text.
 
     Raises:
-        ValueError: for a header without or with repeated names, a wrong quote, or UTF-16.
+        ValueError: if names of the header are repeated or unreadable, a quote is wrong, or the file is UTF-16.
     """
     refuse_utf_16(file)
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:

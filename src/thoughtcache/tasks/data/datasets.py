@@ -54,8 +54,8 @@ def load_prompts(
         report: gets one sentence about the rows that were dropped.
 
     Raises:
-        ValueError: for a missing or empty source, an unsupported suffix, a split or a column that is not there, bad
-            rows under "refuse", or if no row can be used.
+        ValueError: if the source is missing or empty, its suffix is not supported, a split or a column is not there, a
+            row is bad under "refuse", or no row can be used.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"--limit is {limit}, allowed: 1 or more; leave it out for all rows")

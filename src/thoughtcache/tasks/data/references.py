@@ -1,4 +1,4 @@
-r"""Whether a reference answer is one that an answer can be equal to; looked at before training, not during it.
+r"""Checks that an answer can be equal to a reference answer; this happens before training, not during it.
 
 A reference that math-verify cannot read is kept if its braces close: some matrices of MATH are such, and equal
 text is equal. Not covered: whether it is the right answer.

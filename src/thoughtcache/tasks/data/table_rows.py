@@ -49,7 +49,7 @@ def refuse_utf_16(file: Path) -> None:
     """Refuse text that says itself that it is not UTF-8.
 
     Raises:
-        ValueError: for a byte order mark of UTF-16.
+        ValueError: if the file begins with a byte order mark of UTF-16.
     """
     with file.open("rb") as content:
         if content.read(2) in UTF_16_MARKS:
@@ -68,7 +68,7 @@ def refuse_repeated(names: list[str], file: Path) -> None:
     """Refuse columns that share a name, of which all but the last would be lost.
 
     Raises:
-        ValueError: with the name.
+        ValueError: if a name is repeated; the message contains it.
     """
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -82,7 +82,7 @@ def parquet_rows(file: Path) -> Iterator[TableRow]:
     """Rows of a parquet file; nested columns become dictionaries and lists.
 
     Raises:
-        ValueError: for a file that is no parquet, or has two columns of one name.
+        ValueError: if the file is no parquet, or has two columns of one name.
     """
     import pyarrow
     import pyarrow.parquet

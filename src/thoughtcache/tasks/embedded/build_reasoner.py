@@ -47,11 +47,12 @@ MAX_NEW_TOKENS = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildSettings:
-    """How the reasoner is trained. One step sees one batch of each task; losses are in nats per token.
+    """Settings of the reasoner's training. One step sees one batch of each task; losses are in nats per token.
 
     num_chains, num_multiplications: problems of each task per step (multiplication is the harder one).
-    matrix_learning_rate: of Muon, for the projections; vector_learning_rate: of AdamW, for embeddings and norms.
-    seed: of the initial weights and of the training problems.
+    matrix_learning_rate: learning rate of Muon, which trains the projections.
+    vector_learning_rate: learning rate of AdamW, which trains embeddings and norms.
+    seed: seed of the initial weights and of the training problems.
     """
 
     seed: int = 0

@@ -1,4 +1,4 @@
-"""What a problem is, and the interface that all embedded tasks share.
+"""The form of a problem, and the interface that all embedded tasks share.
 
     problems = sample_problems("chains", num=8, split="train", seed=0)
     check(problems[0].example, problems[0].trace).correct     # True

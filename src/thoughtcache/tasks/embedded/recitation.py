@@ -1,4 +1,4 @@
-"""What counts as right in the embedded tasks."""
+"""Decides what counts as right in the embedded tasks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ ANSWER_MARK = "#"
 
 
 def recitation(text: str, answer: str) -> Verdict:
-    """Whether a completion ends in `#` and exactly this answer.
+    """Judge whether a completion ends in `#` and exactly this answer.
 
     `text` is what was generated without the prompt; special tokens may have been skipped or not (what comes from the
     first `<eos>` on is ignored). What is recited is everything after the last `#`; a completion without `#` is wrong.

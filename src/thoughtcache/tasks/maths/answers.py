@@ -1,4 +1,4 @@
-r"""Whether the final answer of a completion equals the reference, decided by math-verify inside a time bound.
+r"""Decides whether the final answer of a completion equals the reference, by math-verify inside a time bound.
 
     check_math_answer(r"... so \boxed{\frac{1}{2}}", "0.5").correct       # True
 

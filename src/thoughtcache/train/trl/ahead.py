@@ -131,10 +131,10 @@ class AheadSampler:
 
 
 def backend_metrics(batch: SampledBatch, staleness: int) -> dict[str, float]:
-    """What a backend did for one training batch.
+    """Metrics of what a backend did for one training batch.
 
     Args:
-        batch: its rollouts.
+        batch: the batch with its rollouts.
         staleness: optimiser steps between the weights that sampled and those that begin to learn.
     """
     return {

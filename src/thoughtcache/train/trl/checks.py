@@ -1,4 +1,4 @@
-"""What the GRPO trainer refuses before anything is built, each with its reason and the remedy."""
+"""The refusals of the GRPO trainer before anything is built, each with its reason and the remedy."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ def check_special_tokens(tokenizer: Any, stop_ids: list[int]) -> None:
     """Refuse a tokenizer without a token to pad with, and a run in which no sequence could end.
 
     Args:
-        tokenizer: of the trainer, after TRL has put the end-of-sequence token in place of a missing padding token.
+        tokenizer: tokenizer of the trainer, after TRL has put the end-of-sequence token in place of a missing padding
+            token.
         stop_ids: tokens that end a sequence.
     """
     if tokenizer.pad_token_id is None:

@@ -36,7 +36,7 @@ class ThoughtGRPOConfig(GRPOConfig):
             (exact inside blocks of that many); an integer is taken as well.
         recompute: run segments again in the backward pass (memory flat in the length of the rollout, one more forward
             pass); False keeps all activations.
-        checkpoint_layers: inside a chunk keep the inputs of the layers only, for one more forward pass: what gradient
+        checkpoint_layers: keep only the inputs of the layers inside a chunk, for one more forward pass: what gradient
             checkpointing is elsewhere.
         chunk_tokens: bound on the tokens of a row whose activations live at once; None keeps segments whole.
         kv_log: where keys and values wait for the backward pass: "device" or "host".
@@ -49,7 +49,7 @@ class ThoughtGRPOConfig(GRPOConfig):
         profile_memory: keep a timeline of the memory in use in `trainer.memory.timeline`.
         rollout_batch_size: sequences decoded at once; None decodes the generation batch of a process in one go.
         compile_rollout: static shapes and compiled steps in sampling; see `rollout(compile=True)`.
-        pack_weights: on a CPU, sample from a faster copy of the weights; see `rollout(pack_weights=True)`.
+        pack_weights: sample from a faster copy of the weights on a CPU; see `rollout(pack_weights=True)`.
         gradient_checkpointing: refused, because transformers then drops the cache.
         bf16: refused with `fp16`; load the model in the dtype that it should compute in.
     """
@@ -91,6 +91,6 @@ class ThoughtGRPOConfig(GRPOConfig):
 
     @property
     def replay_options(self) -> ReplayOptions:
-        """How the learner repeats rollouts of its own weights; other passes change single fields."""
+        """Options with which the learner repeats rollouts of its own weights; other passes change single fields."""
         gradient = int(self.gradient) if self.gradient.isdecimal() else self.gradient
         return ReplayOptions(**{**learner_options(self), "gradient": gradient})

@@ -27,7 +27,7 @@ class Generation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scoring:
-    """What is scored now.
+    """The pass that is scored now.
 
     Attributes:
         rollouts: one record per row of the batch.

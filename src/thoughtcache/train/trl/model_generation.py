@@ -1,4 +1,4 @@
-"""What a model's own `generation_config` asks for, and what of it a GRPO run can honour.
+"""Decides what a GRPO run can honour of the settings in a model's own `generation_config`.
 
 TRL samples with `model.generate`, which takes from the model's configuration whatever TRL does not set. Our sampler has
 explicit settings only, and the learner scores the whole softmax. So a setting that would shape TRL's samples and that
@@ -47,9 +47,9 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 """Settings that change what is sampled, each with the values that do not."""
 
 WITHOUT_EFFECT = frozenset({
-    # of beams, which are refused
+    # settings of beams, which are refused
     "early_stopping", "length_penalty", "num_beam_groups", "diversity_penalty", "low_memory",
-    # of greedy decoding
+    # a setting of greedy decoding
     "penalty_alpha",
     # drafts that the model accepts or not: the samples have the same distribution
     "use_mtp", "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule",
@@ -62,9 +62,9 @@ WITHOUT_EFFECT = frozenset({
     # what it returns
     "num_return_sequences", "output_attentions", "output_hidden_states", "output_scores", "output_logits",
     "return_dict_in_generate",
-    # of finite logits: the same distribution
+    # settings that keep the distribution of finite logits
     "renormalize_logits", "remove_invalid_values",
-    # of other kinds of model, and notes of transformers
+    # settings of other kinds of model, and notes of transformers
     "decoder_start_token_id", "transformers_version", "_from_model_config",
 })  # fmt: skip
 """Settings that change nothing of what TRL samples."""
@@ -74,11 +74,11 @@ def check_model_generation(generation_config: Any, *, min_p: float | None) -> No
     """Refuse what the model asks its sampler for and no learner would score.
 
     Args:
-        generation_config: of the model, a `transformers.GenerationConfig`.
-        min_p: of TRL's options; if it is a number it takes the place of the model's.
+        generation_config: `transformers.GenerationConfig` of the model.
+        min_p: option of TRL; if it is a number it takes the place of the model's.
 
     Raises:
-        ValueError: for the first such setting, with the remedy.
+        ValueError: if the model asks for such a setting; the message names the first one and the remedy.
     """
     settings = generation_config.to_dict()
     for name, neutral in NEUTRAL.items():

@@ -232,7 +232,7 @@ def refuse_options(config: Any) -> None:
         config: a `ThoughtGRPOConfig`.
 
     Raises:
-        ValueError: for the first such option, with the reason and the remedy.
+        ValueError: if there is such an option; the message names the first one, the reason and the remedy.
     """
     for name, refusal in REFUSED.items():
         if refusal.given(config):

@@ -1,4 +1,4 @@
-"""What the trainer keeps between the calls that TRL makes of it."""
+"""The state that the trainer keeps between the calls that TRL makes of it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class RunState:
 
     Attributes:
         sampler: samples through a backend, ahead where it can; None where this process samples.
-        timer: of the phases of a step.
+        timer: timer of the phases of a step.
         weights: counts their versions.
         generations: the last rollouts by mode, "train" or "eval".
         scoring: what is scored now; None outside of a generation and of a loss.
         last_micro_step: the micro step after the last one of the run.
         in_backward: whether a backward pass is being timed.
-        seed_calls: by mode, (fresh starts, optimiser step) of the last call and its number within the step.
+        seed_calls: (fresh starts, optimiser step) of the last call of each mode, and its number within the step.
     """
 
     sampler: AheadSampler | None
@@ -65,7 +65,7 @@ class RunState:
             self.timer.end()
 
     def begin_backward(self) -> None:
-        """What follows is the backward pass, until `end_backward`."""
+        """Mark the beginning of the backward pass, which lasts until `end_backward`."""
         self.in_backward = True
         self.timer.begin("backward")
 

@@ -64,7 +64,7 @@ class ThoughtGRPOTrainer(GRPOTrainer):
         **kwargs: data sets, tokenizer, callbacks and optimizers, as TRL takes them.
 
     Raises:
-        ValueError: without a thought adapter, or with anything that would score another policy than was sampled.
+        ValueError: if there is no thought adapter, or if anything would score another policy than was sampled.
     """
 
     args: ThoughtGRPOConfig
@@ -123,7 +123,7 @@ class ThoughtGRPOTrainer(GRPOTrainer):
         return self._run.next_seed(self.args.seed, self._mode, self.state.global_step, process)
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], Any, dict[str, Any]]:
-        """As TRL's, less an end-of-sequence token that the tokenizer appends to a text."""
+        """Tokenize as TRL does, less an end-of-sequence token that the tokenizer appends to a text."""
         if isinstance(prompts[0], str):
             return [prompt_token_ids(self._tokenizer, text) for text in prompts], None, {}
         tokenized: tuple[list[list[int]], Any, dict[str, Any]] = super()._tokenize_prompts(prompts)
@@ -187,7 +187,7 @@ class ThoughtGRPOTrainer(GRPOTrainer):
         )
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As TRL's.
+        """Train as TRL does.
 
         Raises:
             LostProcess: if another process of the run is gone, at the latest after the time limit of the process group.
@@ -196,7 +196,7 @@ class ThoughtGRPOTrainer(GRPOTrainer):
             return super().train(*args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """As TRL's, under the eyes of who samples ahead."""
+        """Take batches as TRL does, from an iterator that a sampler ahead of the training can look into."""
         steps_to_go = self.state.max_steps - self.state.global_step
         self._run.last_micro_step = self._step + steps_to_go * self.args.gradient_accumulation_steps
         if self._run.sampler is not None:

@@ -1,4 +1,4 @@
-"""Whether the weights are still those that sampled. A step number cannot say it: every `train()` counts from zero.
+"""Tells whether the weights are still those that sampled. A step number cannot: every `train()` counts from zero.
 
 What is seen: optimiser steps, the start of another `train()`, and everything that writes to a trainable parameter or
 puts another in its place (a loaded checkpoint, another active adapter, a callback). Not seen: a write through `.data`
@@ -35,7 +35,7 @@ class WeightsCounter(TrainerCallback):
     Attributes:
         runs: calls of `train()`.
         fresh_starts: those that did not resume.
-        optimizer_steps: over all of them.
+        optimizer_steps: optimiser steps of all these calls.
     """
 
     def __init__(self) -> None:
@@ -44,12 +44,12 @@ class WeightsCounter(TrainerCallback):
         self.optimizer_steps = 0
 
     def on_train_begin(self, args: Any, state: TrainerState, *rest: Any, **kwargs: Any) -> None:
-        """Whatever happened to the weights since the last time; a resumed run goes on at its step."""
+        """Count a run, since anything may have happened to the weights before it; a resumed run goes on at its step."""
         self.runs += 1
         self.fresh_starts += state.global_step == 0
 
     def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """The optimiser is done."""
+        """Count an optimiser step."""
         self.optimizer_steps += 1
 
     def version(self, model: nn.Module) -> WeightsVersion:
