@@ -17,6 +17,9 @@ from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.lora_fields import check_lora_fields
 from thoughtcache.model_card import write_card
 from thoughtcache.records import CacheSettings
+from thoughtcache.state.attention.features import FEATURE_MAPS
+from thoughtcache.state.attention.read import READS
+from thoughtcache.state.attention.writes import WRITE_RULES
 from thoughtcache.state.rules import STATE_RULES
 
 PEFT_TYPE_NAME = "THOUGHT"
@@ -67,6 +70,15 @@ class ThoughtConfig(LoraConfig):
         state_rule: name of the state rule; "linear" is the paper's.
         state_norm: "frobenius" (the state keeps the norm of the identity) or "none".
         write_scale: initial write scale of the encoder, positive.
+        memory: what learns from evicted tokens: "adapter" (the paper's state inside the LoRA factors) or "attention" (a
+            memory beside the window, which queries read; the factors are then plain LoRA).
+        memory_features: F, features per key-value head. A layer's memory takes as many numbers as the keys and values
+            of about F / 2 tokens.
+        memory_feature_map: how keys and queries become features, "softmax", "hedgehog" or "unit".
+        memory_write: "linear", "decay" or "delta".
+        memory_read: "balanced" (one denominator for window and memory) or "added".
+        memory_keys: "content" (un-rotated keys and queries) or "rotated".
+        memory_weight: how much the memory counts at the start against the window, positive.
     """
 
     r: int = 32
@@ -83,6 +95,13 @@ class ThoughtConfig(LoraConfig):
     state_rule: str = field(default="linear", metadata={"help": "how evicted tokens change the state"})
     state_norm: str = field(default="frobenius", metadata={"help": "frobenius or none"})
     write_scale: float = field(default=0.1, metadata={"help": "initial write scale, positive"})
+    memory: str = field(default="adapter", metadata={"help": "what learns from evicted tokens: adapter or attention"})
+    memory_features: int = field(default=16, metadata={"help": "features per key-value head of a memory in attention"})
+    memory_feature_map: str = field(default="softmax", metadata={"help": "softmax, hedgehog or unit"})
+    memory_write: str = field(default="linear", metadata={"help": "linear, decay or delta"})
+    memory_read: str = field(default="balanced", metadata={"help": "balanced or added"})
+    memory_keys: str = field(default="content", metadata={"help": "content (un-rotated) or rotated"})
+    memory_weight: float = field(default=1.0, metadata={"help": "initial weight of the memory, positive"})
 
     def __post_init__(self) -> None:
         check_lora_fields(self)  # before PEFT warns about, or imports something for, what is refused anyway
@@ -108,6 +127,7 @@ class ThoughtConfig(LoraConfig):
         at_least_one(self, "num_global_tokens")
         if self.write_scale <= 0:
             raise ValueError(f"write_scale must be positive, got {self.write_scale}")
+        self._check_memory()
         self._check_controls()
 
     def _check_controls(self) -> None:
@@ -118,6 +138,36 @@ class ThoughtConfig(LoraConfig):
             )
         if self.initial_state == "zero" and not self.absorb:
             raise ValueError("initial_state='zero' with absorb=False never changes the model; set absorb=True")
+
+    def _check_memory(self) -> None:
+        one_of("memory", self.memory, ("adapter", "attention"))
+        one_of("memory_feature_map", self.memory_feature_map, tuple(FEATURE_MAPS))
+        one_of("memory_write", self.memory_write, tuple(WRITE_RULES))
+        one_of("memory_read", self.memory_read, READS)
+        one_of("memory_keys", self.memory_keys, ("content", "rotated"))
+        at_least_one(self, "memory_features")
+        if self.memory_weight <= 0:
+            raise ValueError(f"memory_weight must be positive, got {self.memory_weight}")
+        if self.memory != "attention":
+            return
+        features = FEATURE_MAPS[self.memory_feature_map]
+        features.num_columns(self.memory_features)
+        if self.memory_read == "balanced" and not features.is_positive:
+            raise ValueError(
+                f"memory_read='balanced' needs features that are shares, and memory_feature_map="
+                f"{self.memory_feature_map!r} has negative ones; use memory_read='added'"
+            )
+        if not self.absorb:
+            raise ValueError(
+                "memory='attention' with absorb=False remembers nothing; for LoRA under the window use "
+                "initial_state='identity', absorb=False with memory='adapter'"
+            )
+        chooses = self.window is not None and EVICTION_POLICIES[self.eviction].chooses
+        if self.memory_keys == "content" and chooses and self.positions == "absolute":
+            raise ValueError(
+                f"memory_keys='content' needs the positions of thoughts that leave, which eviction={self.eviction!r} "
+                "under positions='absolute' does not know; use positions='rolling', or memory_keys='rotated'"
+            )
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write `adapter_config.json`, and a model card beside it that says how the adapter is loaded."""
@@ -157,6 +207,16 @@ class ThoughtConfig(LoraConfig):
         return {name: getattr(self, name) for name in ("r", "lora_alpha", "use_rslora", "alpha_pattern", *own)}
 
     @property
+    def has_plain_linears(self) -> bool:
+        """Whether the adapted linears have the identity as their state for ever, so that they *are* PEFT's LoRA."""
+        return self.memory == "attention" or (self.initial_state == "identity" and not self.absorb)
+
+    @property
     def is_plain_lora(self) -> bool:
-        """Whether the state is the identity for ever: the adapter then *is* PEFT's LoRA."""
-        return self.initial_state == "identity" and not self.absorb
+        """Whether nothing is learned from evicted tokens: the adapter then *is* PEFT's LoRA."""
+        return self.memory == "adapter" and self.has_plain_linears
+
+    @property
+    def num_state_rows(self) -> int:
+        """Inputs of the second factor of an adapted linear: G, or the rank where linears read no state."""
+        return self.r if self.memory == "attention" else self.num_global_tokens

@@ -14,7 +14,7 @@ from support.compare import assert_close, assert_gradients_match, gradients, pad
 from support.grpo import base_with_eos, make_trainer
 from support.models import adapt, tiny_model
 from support.rollouts import PROMPTS
-from thoughtcache.adapter.attention import observed_queries
+from thoughtcache.adapter.attention import thought_attention
 from thoughtcache.cache.eviction import EVICTION_POLICIES, EvictionView, ScoredEviction
 from thoughtcache.cache.eviction.naive_view import NaiveHead
 from thoughtcache.policy.handle import find_tuner
@@ -168,7 +168,7 @@ def test_what_is_observed_is_what_attention_reads():
             seen[layer_index] = queries
 
     ids = torch.tensor([[3, 1, 4, 1, 5, 9]])
-    with torch.no_grad(), observed_queries(base.config):
+    with torch.no_grad(), thought_attention(base.config):
         out = model(input_ids=ids, output_attentions=True, use_cache=True, thought_queries=Observer())
     cache = next(value for name, value in out.items() if name in ("cache", "past_key_values"))
     hidden = torch.ones(6, 6, dtype=torch.bool).triu(1)

@@ -12,7 +12,7 @@ from transformers import BitsAndBytesConfig, LlamaForCausalLM
 import thoughtcache as tc
 from support.compare import max_difference, padded
 from support.models import randomise_adapter, tiny_base
-from thoughtcache.adapter.model import ENCODERS
+from thoughtcache.state.encoder import ENCODERS
 
 pytest.importorskip("bitsandbytes")
 pytestmark = pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning")

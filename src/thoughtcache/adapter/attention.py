@@ -1,12 +1,12 @@
-"""Another attention function inside a block, and queries on their way into attention.
+"""Another attention function inside a block, and what ours do around the attention of a model.
 
 Attention layers of transformers look up their function by a name in the model's configuration. A block gives the
 configuration another name; blocks may nest, and overlap in threads that share the model.
 
-Eviction policies may look at queries. transformers hands further arguments of a model's forward pass down to the
-attention function of every layer. Inside `observed_queries` the configured function is replaced by one that shows its
-queries to the argument `thought_queries`, if the pass has one, and then calls the configured function. Passes without
-the argument, of other threads too, go as ever.
+transformers hands further arguments of a model's forward pass down to the attention function of every layer. Inside
+`thought_attention` the configured function is replaced by one that knows two of ours: it shows its queries to
+`thought_queries` (eviction policies that score look at them), calls the configured function, and gives the output to
+`thought_memory`, which adds what it remembers. Passes without these arguments, of other threads too, go as ever.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-ARGUMENT = "thought_queries"
-PREFIX = "thoughtcache_observed_"
+from thoughtcache.cache.base import AttentionRead
+
+QUERIES = "thought_queries"
+MEMORY = "thought_memory"
+PREFIX = "thoughtcache_around_"
 _LOCK = Lock()
 _BLOCKS: Counter[tuple[int, str]] = Counter()
 """Number of blocks that use a name now, by the address of the configuration, which a block keeps alive."""
@@ -65,8 +68,8 @@ class QueryObserver(Protocol):
         """Told of the queries [B, Q, T, D] of one layer, rotated; T new tokens."""
 
 
-def observed_queries(config: PretrainedConfig) -> AbstractContextManager[None]:
-    """Let forward passes show their queries inside a block.
+def thought_attention(config: PretrainedConfig) -> AbstractContextManager[None]:
+    """Let forward passes show their queries, and read the memory, inside a block.
 
     Args:
         config: configuration that the model's attention layers read.
@@ -81,20 +84,21 @@ def observed_queries(config: PretrainedConfig) -> AbstractContextManager[None]:
 
 
 def _register(plain: str) -> None:
-    """Enter the observed form of an attention function in transformers' tables; again changes nothing."""
-    AttentionInterface.register(PREFIX + plain, _observed(plain))
+    """Enter our form of an attention function in transformers' tables; again changes nothing."""
+    AttentionInterface.register(PREFIX + plain, _around(plain))
     AttentionMaskInterface.register(PREFIX + plain, ALL_MASK_ATTENTION_FUNCTIONS[plain])
 
 
 @cache
-def _observed(plain: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """An attention function that shows its queries first."""
+def _around(plain: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """An attention function that shows its queries first, and reads the memory last."""
 
     def attention(
         module: nn.Module,
         query: Tensor,
         *args: Any,
         thought_queries: QueryObserver | None = None,
+        thought_memory: AttentionRead | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         layer: Any = module
@@ -104,7 +108,9 @@ def _observed(plain: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
             run = sys.modules[type(module).__module__].eager_attention_forward
         else:
             run = ALL_ATTENTION_FUNCTIONS[plain]
-        result: tuple[Tensor, Tensor | None] = run(module, query, *args, **kwargs)
-        return result
+        output, weights = run(module, query, *args, **kwargs)
+        if thought_memory is not None:
+            output = thought_memory(layer.layer_idx, query, output)
+        return output, weights
 
     return attention

@@ -24,15 +24,15 @@ class StateBinding(threading.local):
     def __init__(self) -> None:
         self.states: list[Tensor] | None = None
         self.wanted: Wanted | None = None
-        self._observing: AbstractContextManager[None] | None = None
+        self._attention: AbstractContextManager[None] | None = None
 
     def __reduce__(self) -> tuple[type[StateBinding], tuple[()]]:
         """A copy of the model gets a binding of its own, with nothing bound."""
         return StateBinding, ()
 
-    def observe(self, block: AbstractContextManager[None] | None) -> None:
-        """Leave the block in which this thread's forward pass shows its queries, if there is one, and enter another."""
-        before, self._observing = self._observing, block
+    def change_attention(self, block: AbstractContextManager[None] | None) -> None:
+        """Leave the block in which this thread's forward pass has another attention, if any, and enter another."""
+        before, self._attention = self._attention, block
         if before is not None:
             before.__exit__(None, None, None)
         if block is not None:

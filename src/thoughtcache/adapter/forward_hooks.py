@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PretrainedConfig
 from transformers.utils.generic import ModelOutput
 
-from thoughtcache.adapter.attention import ARGUMENT, observed_queries
+from thoughtcache.adapter.attention import MEMORY, QUERIES, thought_attention
 from thoughtcache.adapter.binding import Wanted
 from thoughtcache.adapter.cache_argument import given_cache
 from thoughtcache.adapter.checkpointing import CACHE_REFUSAL, bind_in_checkpoints, checkpoints_layers
@@ -66,20 +66,26 @@ class ForwardHooks:
         if isinstance(cache, StatefulCache):
             inputs = _inputs(args, kwargs)
             cache.prepare_forward(inputs.shape[1])
+            positions = kwargs.get("position_ids")
+            if positions is None:
+                first = cache.get_seq_length()
+                positions = torch.arange(first, first + inputs.shape[1], device=inputs.device).unsqueeze(0)
             if cache.positions_behind:
-                counted = kwargs.get("position_ids")
-                if counted is None:
-                    first = cache.get_seq_length()
-                    counted = torch.arange(first, first + inputs.shape[1], device=inputs.device).unsqueeze(0)
-                kwargs["position_ids"] = counted - cache.positions_behind
+                kwargs["position_ids"] = positions = positions - cache.positions_behind
+            cache.note_positions(positions)
             mask = kwargs.get("attention_mask")
             if isinstance(mask, Tensor) and mask.ndim == 2:
                 kwargs["attention_mask"] = cache.compact_mask(mask, inputs.shape[1])
-            self.tuner.binding.states = cache.states
+            self.tuner.binding.states = cache.reader.of_linears(cache.states)
+            read = cache.reader.of_attention(cache.states, positions)
+            if read is not None:
+                kwargs[MEMORY] = read
             observer = cache.observer
             if observer is not None:
-                kwargs[ARGUMENT] = observer
-                self.tuner.binding.observe(observed_queries(self.tuner.model.config))
+                kwargs[QUERIES] = observer
+            # Our own sampler changes the attention once for all its passes.
+            if (read is not None or observer is not None) and not cache.is_samplers:
+                self.tuner.binding.change_attention(thought_attention(self.tuner.model.config))
         elif self.tuner.adapter_enabled:
             window = self.tuner.thought_config.window
             if window is not None:
@@ -90,12 +96,13 @@ class ForwardHooks:
                     keeps_cache=cache is not None or _keeps_cache(module, kwargs),
                     wanted=self.tuner.binding.wanted,
                 )
-            self.tuner.binding.states = self.tuner.initial_states()
+            memory = self.tuner.memory()
+            self.tuner.binding.states = memory.reader().of_linears(memory.initial_states())
         return args, kwargs
 
     def _release_states(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self.tuner.binding.states = None
-        self.tuner.binding.observe(None)
+        self.tuner.binding.change_attention(None)
         if given_cache(kwargs) is None and _keeps_cache(module, kwargs) and isinstance(output, ModelOutput):
             self.other_caches.remember(given_cache(dict(output)), _inputs(args, kwargs).shape[1])
 

@@ -30,6 +30,15 @@ from thoughtcache.adapter.generation import (
 from thoughtcache.adapter.injection import RevertibleInjection
 from thoughtcache.adapter.other_caches import refuse_continuous_batching
 from thoughtcache.adapter.positions import check_positions, position_reach
+from thoughtcache.adapter.state_parameters import (
+    MEMORIES,
+    attach,
+    by_layer,
+    holder_of,
+    new_parameters,
+    of_all_layers,
+    without_adapter_name,
+)
 from thoughtcache.adapter.support import check_layer, check_model, layer_index
 from thoughtcache.adapter.usage import ModelUse
 from thoughtcache.adapter.variant import ThoughtVariant
@@ -43,10 +52,11 @@ from thoughtcache.config import ThoughtConfig
 from thoughtcache.lora_fields import check_lora_fields
 from thoughtcache.records import CacheSettings
 from thoughtcache.state.adapter_state import AdapterState
-from thoughtcache.state.encoder import ThoughtEncoder, scalars_as_vectors
+from thoughtcache.state.attention.weights import MemoryWeights
+from thoughtcache.state.attention_memory import AttentionMemory
+from thoughtcache.state.encoder import ENCODERS, ThoughtEncoder, scalars_as_vectors
 from thoughtcache.state.memory import Memory
 
-ENCODERS = "lora_thought_encoder"
 INJECTED = (
     "a thought adapter cannot be put into a model without its tuner around it, which holds the states; wrap the model "
     "with peft.get_peft_model(base, config), or load a saved adapter with "
@@ -114,7 +124,8 @@ class ThoughtModel(RevertibleInjection):
 
     def _check_after(self, adapter_name: str, config: ThoughtConfig) -> None:
         if not config.is_plain_lora:
-            self._encoders_of(adapter_name)
+            of_all_layers(self.model, holder_of(config), adapter_name, self.num_layers)
+            self._unrotations(config)
 
     def _register_hooks(self) -> Sequence[RemovableHandle]:
         return ForwardHooks(self).register()
@@ -135,55 +146,47 @@ class ThoughtModel(RevertibleInjection):
         )
         module: Any = getattr(parent, target_name)
         check_layer(module, current_key)
-        variant = ThoughtVariant(self.binding, index, needs_state=not lora_config.is_plain_lora)
+        variant = ThoughtVariant(self.binding, index, needs_state=not lora_config.has_plain_linears)
         module.lora_variant[adapter_name] = variant
         variant.init(module, adapter_name, config=lora_config)
-        if not lora_config.is_plain_lora and not self._has_encoder(adapter_name, index):
-            self._add_encoder(module, lora_config, adapter_name, index)
+        if not lora_config.is_plain_lora and index not in by_layer(self.model, holder_of(lora_config), adapter_name):
+            self._add_parameters(module, lora_config, adapter_name, index)
         module.set_adapter(self.active_adapters, inference_mode=lora_config.inference_mode)
         if adapter_name not in self.active_adapters:
             module.requires_grad_(False)
 
-    def _add_encoder(self, module: Any, config: ThoughtConfig, adapter_name: str, index: int) -> None:
-        """Put the encoder of a decoder layer on its first adapted linear, where PEFT saves, loads and moves it."""
-        heads, head_size = self.kv_shape
+    def _add_parameters(self, module: Any, config: ThoughtConfig, adapter_name: str, index: int) -> None:
+        """Put what is behind the states of a decoder layer on its first adapted linear."""
         weight = module.lora_A[adapter_name].weight
-        encoder = ThoughtEncoder(
+        parameters = new_parameters(
+            config,
             layer_index=index,
-            kv_size=heads * head_size,
-            num_global_tokens=config.num_global_tokens,
-            rank=config.r,
-            rule=config.state_rule,
-            write_scale=config.write_scale,
+            heads=(self.query_heads, *self.kv_shape),
             dtype=torch.promote_types(weight.dtype, torch.float32),
-        ).to(weight.device)
-        if ENCODERS not in module._modules:
-            module.add_module(ENCODERS, nn.ModuleDict())
-            module.adapter_layer_names = (*module.adapter_layer_names, ENCODERS)
-        module.get_submodule(ENCODERS).update({adapter_name: encoder})
-
-    def _encoders_by_layer(self, adapter_name: str) -> dict[int, ThoughtEncoder]:
-        holders = (m.get_submodule(ENCODERS) for m in self.model.modules() if ENCODERS in m._modules)
-        encoders = [h[adapter_name] for h in holders if isinstance(h, nn.ModuleDict) and adapter_name in h]
-        return {e.layer_index: e for e in encoders if isinstance(e, ThoughtEncoder)}
-
-    def _has_encoder(self, adapter_name: str, index: int) -> bool:
-        return index in self._encoders_by_layer(adapter_name)
+        )
+        attach(module, holder_of(config), adapter_name, parameters.to(weight.device))
 
     def encoders(self) -> list[ThoughtEncoder]:
-        """Encoders of the active adapter by decoder layer; empty for plain LoRA.
+        """Encoders of the active adapter by decoder layer; empty where no adapted linear has a state.
 
         Raises:
             ValueError: if some decoder layer has no adapted linear and so no encoder.
         """
-        return [] if self.thought_config.is_plain_lora else self._encoders_of(self.active_adapters[0])
+        if self.thought_config.has_plain_linears:
+            return []
+        found = of_all_layers(self.model, ENCODERS, self.active_adapters[0], self.num_layers)
+        return [one for one in found if isinstance(one, ThoughtEncoder)]
 
-    def _encoders_of(self, adapter_name: str) -> list[ThoughtEncoder]:
-        found = self._encoders_by_layer(adapter_name)
-        missing = sorted(set(range(self.num_layers)) - set(found))
-        if missing:
-            raise ValueError(f"decoder layers {missing} have no adapted linear; widen target_modules to every layer")
-        return [found[index] for index in range(self.num_layers)]
+    def memory_weights(self) -> list[MemoryWeights]:
+        """Parameters of the active adapter's memory in attention space by decoder layer; empty if it has none.
+
+        Raises:
+            ValueError: if some decoder layer has no adapted linear and so none.
+        """
+        if self.thought_config.memory != "attention":
+            return []
+        found = of_all_layers(self.model, MEMORIES, self.active_adapters[0], self.num_layers)
+        return [one for one in found if isinstance(one, MemoryWeights)]
 
     @property
     def num_layers(self) -> int:
@@ -200,6 +203,8 @@ class ThoughtModel(RevertibleInjection):
     def memory(self) -> Memory:
         """The active adapter's memory of tokens that left; it holds nothing inside `disable_adapter()`."""
         config = self.thought_config
+        if config.memory == "attention":
+            return AttentionMemory(self.memory_weights() if self.adapter_enabled else [], self._unrotations(config))
         return AdapterState(
             self.encoders() if self.adapter_enabled else [],
             initial=config.initial_state,  # type: ignore[arg-type]
@@ -220,6 +225,12 @@ class ThoughtModel(RevertibleInjection):
         """
         return key_rotations(self.model.config, self.backbone.rotary_emb) if positions == "rolling" else None
 
+    def _unrotations(self, config: ThoughtConfig) -> Rotations | None:
+        """How the keys that the memory un-rotates were rotated; None if it takes them as they are."""
+        if config.memory != "attention" or config.memory_keys == "rotated":
+            return None
+        return key_rotations(self.model.config, self.backbone.rotary_emb, remedy='memory_keys="rotated"')
+
     def window_rules(self, cache: CacheSettings) -> WindowRules:
         """The rules that bound a cache under the active adapter."""
         return WindowRules(
@@ -232,10 +243,11 @@ class ThoughtModel(RevertibleInjection):
 
     def new_cache(self, cache: CacheSettings, *, max_new_tokens: int, seed: int = 0) -> BoundedCache:
         """An empty bounded cache with the active adapter's initial states."""
-        rules = self.window_rules(cache)
+        rules, memory = self.window_rules(cache), self.memory()
         return BoundedCache(
             num_layers=self.num_layers,
-            states=self.initial_states(),
+            states=memory.initial_states(),
+            reader=memory.reader(),
             rules=rules,
             max_new_tokens=max_new_tokens,
             seed=seed,
@@ -316,10 +328,8 @@ class ThoughtModel(RevertibleInjection):
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         """Nested encoder keys carry the adapter name in their middle; drop it there, so that any name can load it."""
-        marker = f".{ENCODERS}.{adapter_name}."
-        if marker in key:
-            return key.replace(marker, f".{ENCODERS}.")
-        return super()._remove_adapter_name_from_key(key, adapter_name)
+        own = without_adapter_name(key, adapter_name)
+        return super()._remove_adapter_name_from_key(key, adapter_name) if own is None else own
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

@@ -55,12 +55,10 @@ class ThoughtVariant(LoraVariant):
         It is zero, or what `torch.nn.Linear` draws with `init_lora_weights=False`, as PEFT has it.
         """
         old: Any = module.lora_B[adapter_name]
-        if config.num_global_tokens == old.in_features:
+        if config.num_state_rows == old.in_features:
             return
         weight = old.weight
-        new = nn.Linear(
-            config.num_global_tokens, old.out_features, bias=False, device=weight.device, dtype=weight.dtype
-        )
+        new = nn.Linear(config.num_state_rows, old.out_features, bias=False, device=weight.device, dtype=weight.dtype)
         if config.init_lora_weights is not False:
             nn.init.zeros_(new.weight)
         module.lora_B[adapter_name] = new

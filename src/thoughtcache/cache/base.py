@@ -7,13 +7,40 @@ never inside `update`.
 
 from __future__ import annotations
 
-from typing import Any
+from abc import ABC, abstractmethod
+from typing import Any, Protocol
 
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 States = list[Tensor] | None
 """[B or 1, ...] per layer; None for the identity."""
+
+
+class AttentionRead(Protocol):
+    """What the attention of one forward pass reads of the states."""
+
+    def __call__(
+        self, layer_index: int, queries: Float[Tensor, "B Q T D"], output: Float[Tensor, "B T Q D"]
+    ) -> Float[Tensor, "B T Q D"]:
+        """The output of one layer's attention with what its state adds; queries as they were rotated."""
+        ...
+
+
+class StateReader(ABC):
+    """Shows the states of a cache to those who read them in a forward pass."""
+
+    reads_attention = False
+    """Whether `of_attention` has anything to read."""
+
+    @abstractmethod
+    def of_linears(self, states: States) -> States:
+        """What the adapted linears read: [B or 1, G, R] per layer; None for the identity."""
+
+    def of_attention(self, states: States, position_ids: Int[Tensor, "#B T"]) -> AttentionRead | None:
+        """What attention reads, for new tokens at these positions; None if nothing."""
+        return None
 
 
 class ResidentLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
@@ -48,8 +75,10 @@ class ResidentLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 class StatefulCache(Cache):
     """A cache that carries the thought state of every layer.
 
-    Attributes:
+    Args:
+        layers: one per decoder layer.
         states: [B or 1, ...] per layer, or None where there is no state (plain LoRA).
+        reader: shows the states to forward passes.
     """
 
     states: States
@@ -57,9 +86,10 @@ class StatefulCache(Cache):
     is_samplers = False
     """Whether this is the cache of our own sampler, which marks the model as in use before it runs."""
 
-    def __init__(self, layers: list[Any], states: States) -> None:
+    def __init__(self, layers: list[Any], states: States, reader: StateReader) -> None:
         super().__init__(layers=layers)
         self.states = states
+        self.reader = reader
 
     @property
     def physical_length(self) -> int:
@@ -87,6 +117,9 @@ class StatefulCache(Cache):
 
     def prepare_forward(self, num_new_tokens: int) -> None:
         """Called before each forward of the backbone; makes room where the cache is bounded."""
+
+    def note_positions(self, position_ids: Tensor) -> None:
+        """Called before each forward of the backbone with the positions [B or 1, T] of its tokens."""
 
     def compact_mask(self, mask: Tensor, num_new_tokens: int) -> Tensor:
         """The 2D mask over physical columns; the identity where nothing was evicted inside this cache."""

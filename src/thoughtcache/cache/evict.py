@@ -20,6 +20,7 @@ def evict_layer(
     values: Float[Tensor, "B H W D"],
     slots: Int[Tensor, "B H E"] | None,
     state: Tensor | None,
+    first: Int[Tensor, " #B"],
 ) -> tuple[Float[Tensor, "B H K D"], Float[Tensor, "B H K D"], Tensor | None]:
     """The keys and values that stay, and the state that has absorbed the others; differentiable.
 
@@ -30,6 +31,7 @@ def evict_layer(
         values: cached values of the resident thoughts.
         slots: thoughts that leave, ascending; None means the oldest.
         state: [B or 1, ...] of this layer, or None for the identity.
+        first: position of the first resident thought of each row.
 
     Returns:
         Kept keys, kept values (views of what was given where the oldest leave and nothing is moved), and the state.
@@ -40,8 +42,19 @@ def evict_layer(
     if rotation is not None:
         kept_keys = _moved(kept_keys, rotation, slots, keys.shape[2])
     if rules.absorb is not None and state is not None:
-        state = rules.absorb(layer_index, state, leaving_keys, leaving_values)
+        positions = _positions(rules, slots, first)
+        state = rules.absorb(layer_index, state, leaving_keys, leaving_values, positions)
     return kept_keys, kept_values, state
+
+
+def _positions(
+    rules: WindowRules, slots: Int[Tensor, "B H E"] | None, first: Int[Tensor, " #B"]
+) -> Int[Tensor, "#B #H E"] | None:
+    """Positions of the thoughts that leave; None where they were chosen before, so that those that stayed have gaps."""
+    start = first[:, None, None]
+    if slots is None:
+        return start + torch.arange(rules.num_evicted, device=first.device)
+    return None if rules.rotations is None else start + slots
 
 
 def split_thoughts(

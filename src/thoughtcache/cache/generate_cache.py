@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thoughtcache.cache.base import ResidentLayer, StatefulCache, States
+from thoughtcache.cache.base import ResidentLayer, StatefulCache, StateReader, States
 from thoughtcache.cache.choice import choose_layer
 from thoughtcache.cache.evict import evict_layer
 from thoughtcache.cache.query_log import QueryLog, Sight
@@ -67,6 +67,7 @@ class BoundedCache(StatefulCache):
     Args:
         num_layers: decoder layers.
         states: initial thought states, or None for the identity.
+        reader: shows the states to forward passes.
         rules: what bounds the cache.
         max_new_tokens: bound on the thoughts, which sizes the buffer of a full cache.
         seed: seed for eviction policies that draw random numbers.
@@ -78,18 +79,20 @@ class BoundedCache(StatefulCache):
         *,
         num_layers: int,
         states: States,
+        reader: StateReader,
         rules: WindowRules,
         max_new_tokens: int,
         seed: int = 0,
         log: QueryLog | None = None,
     ) -> None:
         capacity = max_new_tokens if rules.size is None else min(rules.size, max_new_tokens)
-        super().__init__([_PreallocatedLayer(capacity) for _ in range(num_layers)], states)
+        super().__init__([_PreallocatedLayer(capacity) for _ in range(num_layers)], states, reader)
         self.initial_states = None if states is None else list(states)
         self.rules = rules
         self.seed = seed
         self.log = log
         self.hidden_prompt: Tensor | None = None
+        self.first_positions = torch.zeros(1, dtype=torch.long)
         self.prompt_length = 0
         self.num_evictions = 0
         self._num_observed: int | None = None
@@ -131,6 +134,11 @@ class BoundedCache(StatefulCache):
             self._count_query(self.log)
         if full:
             self._evict()
+
+    def note_positions(self, position_ids: Tensor) -> None:
+        """The first thought of every row stands behind its prompt."""
+        if self.physical_length == 0:
+            self.first_positions = position_ids[:, -1] + 1
 
     def observe(self, layer_index: int, queries: Tensor) -> None:
         """Told of the query [B, Q, 1, D] of a thought in one layer."""
@@ -181,6 +189,7 @@ class BoundedCache(StatefulCache):
         if log is not None and log.accumulator is not None:
             self._hear(log)
         sight = None if log is None else self._sight(log)
+        first = self.first_positions + (self.num_evictions * rules.num_evicted - self.positions_behind)
         for index, layer in enumerate(self.layers):
             columns = layer.keys[:, :, : layer.length]
             keys, values = columns[:, :, start:], layer.values[:, :, start : layer.length]
@@ -188,7 +197,7 @@ class BoundedCache(StatefulCache):
             seen = None if log is None or sight is None else (log, sight, columns)
             slots = choose_layer(rules, index, keys, values, events, seen)
             state = None if self.states is None else self.states[index]
-            kept_keys, kept_values, state = evict_layer(rules, index, keys, values, slots, state)
+            kept_keys, kept_values, state = evict_layer(rules, index, keys, values, slots, state, first)
             layer.keep(start, kept_keys, kept_values)
             if self.states is not None and state is not None:
                 self.states[index] = state

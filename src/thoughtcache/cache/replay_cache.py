@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thoughtcache.cache.base import ResidentLayer, StatefulCache, States
+from thoughtcache.cache.base import ResidentLayer, StatefulCache, StateReader, States
 
 
 class _FunctionalLayer(ResidentLayer):  # type: ignore[no-untyped-call]
@@ -37,14 +37,19 @@ class ReplayCache(StatefulCache):
     """The functional cache of one segment. Evictions are done by the learner between segments."""
 
     def __init__(
-        self, num_layers: int, past: Sequence[tuple[Tensor, Tensor] | None] | None, num_seen: int, states: States
+        self,
+        num_layers: int,
+        past: Sequence[tuple[Tensor, Tensor] | None] | None,
+        num_seen: int,
+        states: States,
+        reader: StateReader,
     ) -> None:
         pasts = past if past is not None else [None] * num_layers
-        super().__init__([_FunctionalLayer(entry, num_seen) for entry in pasts], states)
+        super().__init__([_FunctionalLayer(entry, num_seen) for entry in pasts], states, reader)
 
     def of_layer(self, index: int) -> ReplayCache:
         """Another cache with the keys and values of one layer as they are now; what it is given stays its own."""
         layer = self.layers[index]
         past: list[tuple[Tensor, Tensor] | None] = [None] * len(self.layers)
         past[index] = None if layer.keys is None else (layer.keys, layer.values)
-        return ReplayCache(len(past), past, layer.seen, self.states)
+        return ReplayCache(len(past), past, layer.seen, self.states, self.reader)

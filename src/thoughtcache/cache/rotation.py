@@ -37,35 +37,49 @@ class KeyRotation:
 
         Angles are formed in fp64 and the product in at least fp32, so that many small shifts equal one large one.
         """
-        size = self.frequencies.shape[0]
+        return turn(keys, self.turning(by, keys))
+
+    def turning(self, by: int | Int[Tensor, "#B #H n"], like: Tensor) -> Turning:
+        """The cosines and sines of a move by so many positions, for vectors of the device and the dtype of `like`."""
         steps = by if isinstance(by, int) else by.unsqueeze(-1)
-        angles = steps * self.frequencies.to(keys.device)
-        dtype = torch.promote_types(keys.dtype, torch.float32)
-        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-        first, second = keys[..., :size].to(dtype), keys[..., size : 2 * size].to(dtype)
-        turned = [torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)]
-        moved = torch.cat(turned, dim=-1).to(keys.dtype)
-        return moved if keys.shape[-1] == 2 * size else torch.cat([moved, keys[..., 2 * size :]], dim=-1)
+        angles = steps * self.frequencies.to(like.device)
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+Turning = tuple[Tensor, Tensor]
+"""Cosines and sines, [F] or [..., n, F]."""
+
+
+def turn(vectors: Float[Tensor, "B H n D"], turning: Turning) -> Float[Tensor, "B H n D"]:
+    """Keys or queries turned by given angles, computed in at least fp32; entries behind the first 2 F stay."""
+    cos, sin = turning
+    size = cos.shape[-1]
+    first, second = vectors[..., :size].to(cos.dtype), vectors[..., size : 2 * size].to(cos.dtype)
+    turned = [torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)]
+    moved = torch.cat(turned, dim=-1).to(vectors.dtype)
+    return moved if vectors.shape[-1] == 2 * size else torch.cat([moved, vectors[..., 2 * size :]], dim=-1)
 
 
 Rotations = list[KeyRotation | None]
 """One rotation per layer; None for a layer without positions."""
 
 
-def key_rotations(config: Any, rotary_embedding: Any) -> Rotations:
+def key_rotations(config: Any, rotary_embedding: Any, remedy: str = 'positions="absolute"') -> Rotations:
     """The rotations of a model with rotary embeddings.
 
     Args:
         config: transformers configuration of the model.
         rotary_embedding: its rotary module.
+        remedy: setting under which no key is moved, for the error.
 
     Raises:
         ValueError: if cached keys cannot be moved exactly.
     """
     if rotary_embedding.rope_type not in FIXED_FREQUENCIES:
         raise ValueError(
-            f'positions="rolling" needs fixed rotary frequencies ({list(FIXED_FREQUENCIES)}), the model has rope type '
-            f'{rotary_embedding.rope_type!r}; use positions="absolute" or load the model with another rope type'
+            f"cached keys can be moved only with fixed rotary frequencies ({list(FIXED_FREQUENCIES)}), and the model "
+            f"has rope type {rotary_embedding.rope_type!r}; use {remedy}, or load the model with another rope type"
         )
     rotation = KeyRotation(frequencies=rotary_embedding.inv_freq.double())
     # SmolLM3's list says 1 where a layer has positions.

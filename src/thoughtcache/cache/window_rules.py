@@ -10,8 +10,12 @@ from torch import Tensor
 from thoughtcache.cache.eviction import EvictionPolicy
 from thoughtcache.cache.rotation import KeyRotation, Rotations
 
-AbsorbFn = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(layer, state [B or 1, ...], evicted keys, evicted values [B, H, E, D]) -> state [B, ...]."""
+AbsorbFn = Callable[[int, Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""(layer, state [B or 1, ...], evicted keys, evicted values [B, H, E, D], positions) -> state [B, ...].
+
+Positions [B, H or 1, E] are those at which the keys were rotated; None where nobody knows them, which is where thoughts
+were chosen under absolute positions.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -80,10 +80,11 @@ def run_chunk(
     if chunk.evicts:
         assert past is not None
         slots = recorded_slots(batch, chunk.segment - 1, chunk.rows, policy.device)
-        past, absorbed = _evict(tuner.window_rules(batch.settings.cache), past, width, slots, states)
+        first = _first_position(batch, chunk)
+        past, absorbed = _evict(tuner.window_rules(batch.settings.cache), past, width, slots, states, first)
         if absorbed is not states and absorbed is not None:
             states = _anchor(absorbed, batch, chunk.segment - 1) if anchored else absorbed
-    cache = ReplayCache(tuner.num_layers, past, chunk.start, states)
+    cache = ReplayCache(tuner.num_layers, past, chunk.start, states, tuner.memory().reader())
     columns = cache.physical_length + chunk.stop - chunk.start
     layers = checkpointed_layers(tuner, cache) if checkpoint_layers else nullcontext()
     with lower_right_attention(tuner.model.config), layers:
@@ -153,14 +154,23 @@ def _leading_rows(entry: Boundary, rows: int) -> Boundary:
     return Boundary(past=past, states=states)
 
 
-def _evict(rules: WindowRules, past: Past, width: int, slots: Tensor | None, states: States) -> tuple[Past, States]:
+def _first_position(batch: RolloutBatch, chunk: Chunk) -> Tensor:
+    """[rows] position of the first resident thought before the eviction on entry to a chunk."""
+    is_rolling = batch.settings.positions == "rolling"
+    gone = 0 if is_rolling else (chunk.segment - 1) * (batch.settings.num_evicted or 0)
+    return batch.prompts.lengths[: chunk.rows] + gone
+
+
+def _evict(
+    rules: WindowRules, past: Past, width: int, slots: Tensor | None, states: States, first: Tensor
+) -> tuple[Past, States]:
     """(what stays: prompt and kept thoughts, the states after), per layer; the same states where nothing absorbs."""
     stays, after = [], []
     for layer, (keys, values) in enumerate(past):
         chosen = None if slots is None else slots[:, layer]
         before = None if states is None else states[layer]
         kept_keys, kept_values, state = evict_layer(
-            rules, layer, keys[:, :, width:], values[:, :, width:], chosen, before
+            rules, layer, keys[:, :, width:], values[:, :, width:], chosen, before, first
         )
         stays.append(
             (torch.cat([keys[:, :, :width], kept_keys], dim=2), torch.cat([values[:, :, :width], kept_values], dim=2))

@@ -8,12 +8,13 @@ more forward pass of the chunk.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from thoughtcache.adapter.attention import thought_attention
 from thoughtcache.adapter.cache_argument import cache_argument
 from thoughtcache.adapter.model import ThoughtModel
 from thoughtcache.cache.replay_cache import ReplayCache
@@ -57,7 +58,11 @@ def _checkpointed(forward: Callable[..., Any], tuner: ThoughtModel, cache: Repla
         def once(hidden: Tensor) -> tuple[Any, Any]:
             own = entry.of_layer(index)
             # The backward pass comes when the forward pass of the model has let go of its states and its attention.
-            with tuner.binding.bound(cache.states), lower_right_attention(tuner.model.config):
+            with (
+                tuner.binding.bound(cache.reader.of_linears(cache.states)),
+                lower_right_attention(tuner.model.config),
+                thought_attention(tuner.model.config) if cache.reader.reads_attention else nullcontext(),
+            ):
                 output = forward(hidden, *args, **{**kwargs, argument: own})
             return output, own.layers[index]
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thoughtcache.adapter.attention import ARGUMENT, observed_queries
+from thoughtcache.adapter.attention import QUERIES, thought_attention
 from thoughtcache.adapter.cache_argument import cache_keyword
 from thoughtcache.cache.replay_cache import ReplayCache
 from thoughtcache.policy.handle import PolicyHandle, open_policy
@@ -22,8 +22,10 @@ from thoughtcache.policy.modes import GradientMode
 from thoughtcache.policy.naive_eviction import NaiveEviction
 from thoughtcache.policy.token_ids import check_rollouts
 from thoughtcache.records import Rollout, TokenLogProbs
+from thoughtcache.state.memory import NaiveToken
 
-TokenKV = tuple[Tensor, Tensor]
+TokenKV = NaiveToken
+"""Key, value, and the position at which the key stands."""
 Turn = Callable[[Tensor, int], Tensor]
 
 
@@ -91,29 +93,33 @@ def _one_sequence(
                 if chooser is not None:
                     slots = chooser.choose(layer, prompt, thoughts)
                     chooser.leave(layer, slots, turn)
-                thoughts[layer], K_e, V_e = _leave(thoughts[layer], slots, event.num_tokens, turn)
+                thoughts[layer], leaving = _leave(thoughts[layer], slots, event.num_tokens, turn)
                 if S is not None:
-                    S[layer] = memory.naive_absorb(layer, S[layer], K_e, V_e)
+                    S[layer] = memory.naive_absorb(layer, S[layer], leaving)
         rolls = settings.positions == "rolling" and t >= 0
         place = len(rollout.prompt_ids) + len(thoughts[0]) if rolls else position
         past = [_as_tensors(prompt[layer], thoughts[layer]) for layer in layers]
         cache = ReplayCache(
-            tuner.num_layers, past if position else None, position, None if S is None else [s.unsqueeze(0) for s in S]
+            tuner.num_layers,
+            past if position else None,
+            position,
+            None if S is None else [s.unsqueeze(0) for s in S],
+            memory.naive_reader(),
         )
-        with nullcontext() if chooser is None else observed_queries(tuner.model.config):
+        with nullcontext() if chooser is None else thought_attention(tuner.model.config):
             hidden = policy.backbone(
                 input_ids=torch.tensor([[token]], device=policy.device),
                 position_ids=torch.tensor([[place]], device=policy.device),
                 use_cache=True,
                 **cache_keyword(policy.backbone, cache),
-                **({} if chooser is None else {ARGUMENT: chooser}),
+                **({} if chooser is None else {QUERIES: chooser}),
             ).last_hidden_state[0, -1]
         for layer in layers:
             k, v = cache.layers[layer].keys[0, :, -1], cache.layers[layer].values[0, :, -1]  # [H, D]
             if t < 0:
-                prompt[layer].append((k, v))
+                prompt[layer].append((k, v, place))
             else:
-                thoughts[layer].append(list(zip(k, v, strict=True)))
+                thoughts[layer].append([(k[h], v[h], place) for h in range(len(k))])
         if chooser is not None and t >= 0:
             chooser.note_thought(prompt, thoughts)
         if t >= -1:
@@ -126,7 +132,7 @@ def _one_sequence(
 
 
 def _cut(kv: TokenKV) -> TokenKV:
-    return kv[0].detach(), kv[1].detach()
+    return kv[0].detach(), kv[1].detach(), kv[2]
 
 
 def _turn(policy: PolicyHandle, layer: int) -> Turn | None:
@@ -147,23 +153,26 @@ def _turn(policy: PolicyHandle, layer: int) -> Turn | None:
 
 def _leave(
     thoughts: list[list[TokenKV]], slots: list[list[int]] | None, num_tokens: int, turn: Turn | None
-) -> tuple[list[list[TokenKV]], Tensor, Tensor]:
-    """(thoughts that stay, K_e [m, K], V_e [m, K]); `slots[h]` leave in head h, or the oldest in every head."""
+) -> tuple[list[list[TokenKV]], list[list[TokenKV]]]:
+    """(thoughts that stay, [m][H] that leave); `slots[h]` leave in head h, or the oldest in every head."""
     heads = range(len(thoughts[0]))
     gone = [list(range(num_tokens)) if slots is None else slots[h] for h in heads]
-    keys = [torch.cat([thoughts[gone[h][m]][h][0] for h in heads]) for m in range(num_tokens)]
-    values = [torch.cat([thoughts[gone[h][m]][h][1] for h in heads]) for m in range(num_tokens)]
+    leaving = [[thoughts[gone[h][m]][h] for h in heads] for m in range(num_tokens)]
     stay = [[slot for slot in range(len(thoughts)) if slot not in gone[h]] for h in heads]
     kept = [[thoughts[stay[h][i]][h] for h in heads] for i in range(len(thoughts) - num_tokens)]
     if turn is not None:  # the thought in slot i stands at position P + i
-        kept = [[(turn(kept[i][h][0], i - stay[h][i]), kept[i][h][1]) for h in heads] for i in range(len(kept))]
-    return kept, torch.stack(keys), torch.stack(values)
+        kept = [[_turned(kept[i][h], turn, i - stay[h][i]) for h in heads] for i in range(len(kept))]
+    return kept, leaving
 
 
-def _as_tensors(prompt: list[TokenKV], thoughts: list[list[TokenKV]]) -> TokenKV:
+def _turned(kv: TokenKV, turn: Turn, steps: int) -> TokenKV:
+    return turn(kv[0], steps), kv[1], kv[2] + steps
+
+
+def _as_tensors(prompt: list[TokenKV], thoughts: list[list[TokenKV]]) -> tuple[Tensor, Tensor]:
     """[1, H, n, D] keys and values of one layer: the prompt, then the resident thoughts."""
-    keys = [k for k, _ in prompt] + [torch.stack([k for k, _ in slot]) for slot in thoughts]
-    values = [v for _, v in prompt] + [torch.stack([v for _, v in slot]) for slot in thoughts]
+    keys = [k for k, _, _ in prompt] + [torch.stack([k for k, _, _ in slot]) for slot in thoughts]
+    values = [v for _, v, _ in prompt] + [torch.stack([v for _, v, _ in slot]) for slot in thoughts]
     if not keys:
         return torch.empty(0), torch.empty(0)
     return torch.stack(keys, dim=1).unsqueeze(0), torch.stack(values, dim=1).unsqueeze(0)

@@ -15,8 +15,9 @@ from thoughtcache.cache.eviction import ScoredEviction, make_eviction_policy
 from thoughtcache.cache.eviction.naive_view import NaiveHead
 from thoughtcache.policy.handle import PolicyHandle
 from thoughtcache.records import SamplingSettings
+from thoughtcache.state.memory import NaiveToken
 
-TokenKV = tuple[Tensor, Tensor]
+TokenKV = NaiveToken
 
 
 class NaiveEviction:
@@ -79,7 +80,7 @@ class NaiveEviction:
     def _head(self, layer: int, h: int, prompt: list[list[TokenKV]], thoughts: list[list[list[TokenKV]]]) -> NaiveHead:
         return NaiveHead(
             scaling=self.scaling,
-            prompt=[k[h].detach() for k, _ in prompt[layer]],
+            prompt=[k[h].detach() for k, _, _ in prompt[layer]],
             keys=[slot[h][0].detach() for slot in thoughts[layer]],
             values=[slot[h][1].detach() for slot in thoughts[layer]],
             queries=self.queries[layer][h],

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thoughtcache.adapter.attention import ARGUMENT
+from thoughtcache.adapter.attention import QUERIES
 from thoughtcache.adapter.cache_argument import cache_argument
 from thoughtcache.policy.handle import PolicyHandle
 from thoughtcache.sampler.slots.slot_cache import MoveFn, SlotCache, move_thoughts
@@ -60,7 +60,7 @@ class DecodeStep:
 
 
 def _step(backbone: nn.Module, cache: SlotCache, tokens: Tensor, argument: str) -> Tensor:
-    more = {} if cache.log is None else {ARGUMENT: cache.log}
+    more = {} if cache.log is None else {QUERIES: cache.log}
     output = backbone(
         input_ids=tokens,
         attention_mask=cache.step_mask(),

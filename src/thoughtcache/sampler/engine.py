@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from thoughtcache.adapter.attention import observed_queries
+from thoughtcache.adapter.attention import thought_attention
 from thoughtcache.cache.host_integers import Integers
 from thoughtcache.config import OWN_WINDOW
 from thoughtcache.policy.handle import open_policy
@@ -137,8 +137,8 @@ class Engine:
         with ExitStack() as block:
             tuner = self.policy.tuner
             block.enter_context(tuner.sampling())
-            if self.cache.log is not None:
-                block.enter_context(observed_queries(tuner.model.config))
+            if self.cache.log is not None or self.cache.reader.reads_attention:
+                block.enter_context(thought_attention(tuner.model.config))
             # A compiler follows the modules' own calls, and would take new ones for new code.
             if not self.compiled:
                 if self.pack_weights:

@@ -8,15 +8,23 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from thoughtcache.cache.base import States
+from thoughtcache.cache.base import StateReader, States
 from thoughtcache.cache.window_rules import AbsorbFn
 from thoughtcache.state.absorb import StateNorm, absorb, initial_state
 from thoughtcache.state.encoder import ThoughtEncoder
-from thoughtcache.state.memory import Memory
+from thoughtcache.state.memory import Memory, NaiveToken
 from thoughtcache.state.naive import naive_absorb, naive_initial_state
 from thoughtcache.state.precision import state_precision
 
 InitialState = Literal["global", "zero", "identity"]
+
+
+class LinearsRead(StateReader):
+    """The adapted linears read the states as they are."""
+
+    def of_linears(self, states: States) -> States:
+        """The states."""
+        return states
 
 
 class AdapterState(Memory):
@@ -57,10 +65,14 @@ class AdapterState(Memory):
             return None
         weights = [encoder.weights() for encoder in self.encoders]
 
-        def absorb_block(layer: int, state: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        def absorb_block(layer: int, state: Tensor, keys: Tensor, values: Tensor, positions: Tensor | None) -> Tensor:
             return absorb(weights[layer], state, keys, values, rule=self.rule, norm=self.norm)
 
         return absorb_block
+
+    def reader(self) -> StateReader:
+        """The adapted linears read the states."""
+        return LinearsRead()
 
     @property
     def state_bytes(self) -> int:
@@ -79,12 +91,18 @@ class AdapterState(Memory):
         with state_precision(self.encoders[0].global_tokens.device.type):
             return [naive_initial_state(encoder) for encoder in self.encoders]
 
-    def naive_absorb(self, layer_index: int, S: Tensor, K_e: Tensor, V_e: Tensor) -> Tensor:
+    def naive_absorb(self, layer_index: int, S: Tensor, leaving: list[list[NaiveToken]]) -> Tensor:
         """The state of one layer after tokens have left, by the rule's loop, in its own precision despite autocast."""
         if not self.absorbs or not self.encoders:
             return S
+        K_e = torch.stack([torch.cat([key for key, _, _ in heads]) for heads in leaving])
+        V_e = torch.stack([torch.cat([value for _, value, _ in heads]) for heads in leaving])
         with state_precision(S.device.type):
             return naive_absorb(self.encoders[layer_index], S, K_e, V_e, self.rule, self.norm)
+
+    def naive_reader(self) -> StateReader:
+        """The adapted linears' own; its arithmetic is compared in tests/unit/test_variant.py."""
+        return self.reader()
 
     @property
     def _shape(self) -> tuple[int, int]:

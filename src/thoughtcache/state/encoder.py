@@ -9,20 +9,17 @@ No parameter has 0 dimensions, which FSDP refuses: scalars are kept as [1].
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
+from thoughtcache.state.parameters import StateParameters
 from thoughtcache.state.precision import state_precision
 from thoughtcache.state.rules import STATE_RULES, EncoderWeights, state_rule
 
-SHARDED = (
-    "the parameters of the thought encoder are sharded, but they are read outside of the layer that FSDP or ZeRO-3 "
-    "gathers; keep the adapter whole on every process (DDP, ZeRO-2, or fully_shard with ignored_params for the "
-    "parameters named lora_thought_encoder)"
-)
+ENCODERS = "lora_thought_encoder"
+"""Part of the names of the parameters of all encoders."""
 
 
 def scalar_names() -> set[str]:
@@ -31,7 +28,7 @@ def scalar_names() -> set[str]:
     return {"log_write_scale"} | extra
 
 
-class ThoughtEncoder(nn.Module):
+class ThoughtEncoder(StateParameters):
     """Learnable parts of the thought state of one layer.
 
     Args:
@@ -42,9 +39,6 @@ class ThoughtEncoder(nn.Module):
         rule: state rule; decides which optional parameters exist.
         write_scale: initial write scale `w`, positive.
         dtype: dtype of the parameters, at least fp32.
-
-    Casting a model to half precision (`model.to(torch.bfloat16)`, `model.half()`) moves its encoders and leaves them in
-    fp32: what they accumulate over hundreds of evictions does not survive 8 bits.
     """
 
     def __init__(
@@ -58,8 +52,7 @@ class ThoughtEncoder(nn.Module):
         write_scale: float = 0.1,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__()
-        self.layer_index = layer_index
+        super().__init__(layer_index, ENCODERS)
 
         def normal(rows: int) -> nn.Parameter:
             return nn.Parameter(torch.randn(rows, kv_size, dtype=dtype))
@@ -75,18 +68,6 @@ class ThoughtEncoder(nn.Module):
             value = torch.full((extra.count(kv_size),), extra.initial, dtype=dtype)
             self.register_parameter(extra.name, nn.Parameter(value))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ThoughtEncoder:
-        """Apply `fn`, as every move and cast of a module does; here no tensor ends below fp32."""
-
-        def at_least_fp32(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            wanted = torch.promote_types(moved.dtype, torch.float32)
-            # The tensor itself is cast where `fn` lost its precision, not the rounded copy.
-            return moved if moved.dtype == wanted else tensor.to(device=moved.device, dtype=wanted)
-
-        super()._apply(at_least_fp32, recurse)  # type: ignore[no-untyped-call]
-        return self
-
     def weights(self) -> EncoderWeights:
         """The tensors in at least fp32, under autocast too, scalars without dimensions.
 
@@ -95,14 +76,7 @@ class ThoughtEncoder(nn.Module):
         Raises:
             ValueError: if this process holds a shard of the parameters only.
         """
-
-        def cast(name: str) -> Tensor:
-            value = self._parameters[name]
-            assert value is not None, name
-            if isinstance(value, DTensor) or not value.numel():
-                raise ValueError(SHARDED)
-            return value.to(torch.promote_types(value.dtype, torch.float32))
-
+        cast = self.whole
         scale = 1.0 / math.sqrt(self.key_projection.shape[-1])
         with state_precision(self.global_queries.device.type):
             queries = cast("global_queries") @ cast("query_projection").T * scale

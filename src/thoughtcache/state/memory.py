@@ -1,8 +1,8 @@
 """The interface of what is learned from tokens before they leave the cache, for caches, records, anchors and replay.
 
-They know a state per layer, a tensor [B or 1, ...] of any shape, and the functions below. What reads the states is no
-matter of theirs: a forward pass finds them bound (`adapter/binding.py`). The state inside the LoRA adapter is the first
-memory (`adapter_state.py`).
+They know a state per layer, a tensor [B or 1, ...] of any shape, and the functions below. A forward pass reads the
+states by the memory's `StateReader`: in the adapted linears or in attention. The state inside the LoRA adapter is the
+first memory (`adapter_state.py`), the one in attention space the second (`attention_memory.py`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from thoughtcache.cache.base import States
+from thoughtcache.cache.base import StateReader, States
 from thoughtcache.cache.window_rules import AbsorbFn
+
+NaiveToken = tuple[Tensor, Tensor, int]
+"""A token in one head: key [D] as cached, value [D], and the position at which the key stands."""
 
 
 class Memory(ABC):
@@ -30,6 +33,10 @@ class Memory(ABC):
     def absorber(self) -> AbsorbFn | None:
         """The function that makes a layer's next state of the keys and values that leave; None if nothing absorbs."""
 
+    @abstractmethod
+    def reader(self) -> StateReader:
+        """What forward passes read of the states, under the weights of the moment."""
+
     @property
     @abstractmethod
     def state_bytes(self) -> int:
@@ -40,5 +47,9 @@ class Memory(ABC):
         """The states of `initial_states` for one sequence, [...] per layer, by loops."""
 
     @abstractmethod
-    def naive_absorb(self, layer_index: int, S: Tensor, K_e: Tensor, V_e: Tensor) -> Tensor:
-        """The state of one layer of one sequence after tokens [m, K] have left, by loops."""
+    def naive_absorb(self, layer_index: int, S: Tensor, leaving: list[list[NaiveToken]]) -> Tensor:
+        """The state of one layer of one sequence after tokens [m][H] have left, by loops."""
+
+    @abstractmethod
+    def naive_reader(self) -> StateReader:
+        """The same as `reader` for one sequence and one token, by loops."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from thoughtcache.adapter.model import ThoughtModel
-from thoughtcache.cache.base import ResidentLayer, StatefulCache, States
+from thoughtcache.cache.base import ResidentLayer, StatefulCache, StateReader, States
 from thoughtcache.cache.evict import evict_layer
 from thoughtcache.cache.host_integers import Integers, to_device
 from thoughtcache.cache.query_log import QueryLog
@@ -83,6 +83,7 @@ class SlotCache(StatefulCache):
         table: knows all that has a row per slot.
         capacity: columns of a slot: longest prompt plus the most resident thoughts. `reserve` raises it.
         initial_states: [1, ...] per layer, or None for the identity.
+        reader: shows the states to forward passes.
         rules: what bounds every slot.
         static_shapes: attend to the whole buffer in every step.
         log: keeps the last queries of every slot, where the eviction policy wants them.
@@ -109,13 +110,14 @@ class SlotCache(StatefulCache):
         table: SlotTable,
         capacity: int,
         initial_states: States,
+        reader: StateReader,
         rules: WindowRules,
         static_shapes: bool = False,
         log: QueryLog | None = None,
     ) -> None:
         num_slots, device = table.num_slots, table.device
         states = None if initial_states is None else [s.expand(num_slots, *s.shape[1:]).clone() for s in initial_states]
-        super().__init__([_SlotLayer(self) for _ in range(num_layers)], states)
+        super().__init__([_SlotLayer(self) for _ in range(num_layers)], states, reader)
         self.table = table
         self.capacity = capacity
         self.rules = rules
@@ -294,11 +296,13 @@ def move_thoughts(cache: SlotCache, window: WindowBlock, chosen: list[Tensor] | 
         The new states [n, ...] per layer; None where nothing absorbs.
     """
     states = []
+    # The next token comes behind all that are resident.
+    first = cache.positions[window.rows] - window.size
     for index, layer in enumerate(cache.layers):
         slots = None if chosen is None else chosen[index]
         state = None if cache.states is None else cache.states[index][window.index]
         keys, values = window.read(layer.keys), window.read(layer.values)
-        kept_keys, kept_values, state = evict_layer(cache.rules, index, keys, values, slots, state)
+        kept_keys, kept_values, state = evict_layer(cache.rules, index, keys, values, slots, state, first)
         window.write(layer.keys, kept_keys)
         window.write(layer.values, kept_values)
         if cache.rules.absorb is not None and cache.states is not None and state is not None:
@@ -328,6 +332,7 @@ def new_slots(
         table=table,
         capacity=capacity,
         initial_states=tuner.initial_states(),
+        reader=tuner.memory().reader(),
         rules=rules,
         static_shapes=static_shapes,
         log=log,

@@ -1,0 +1,76 @@
+"""Writing to and reading from the memory in attention space: what all rules share. Pure functions.
+
+Axes: B rows, H key-value heads, Q query heads, E evicted tokens, T new tokens, F features, D head size, C = D + 1.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import pad
+
+from thoughtcache.state.attention.weights import MemoryTensors
+from thoughtcache.state.attention.writes import WRITE_RULES
+from thoughtcache.state.precision import state_precision
+
+READS = ("balanced", "added")
+
+
+def write_memory(
+    tensors: MemoryTensors,
+    state: Float[Tensor, "#B H F C"],
+    keys: Float[Tensor, "B H E D"],
+    values: Float[Tensor, "B H E D"],
+) -> Float[Tensor, "B H F C"]:
+    """The memory of a layer after these tokens, in their order in time, have left.
+
+    Args:
+        tensors: the parameters of the layer.
+        state: the state before; a batch of one is broadcast.
+        keys: their keys, un-rotated or as cached.
+        values: their values.
+    """
+    dtype = state.dtype
+    with state_precision(state.device.type):
+        keys, values = keys.to(dtype), values.to(dtype)
+        features = tensors.features(keys @ tensors.key_features)
+        gate = torch.cat([keys, values], dim=-1) @ tensors.gate.unsqueeze(-1)
+        strength = torch.sigmoid(gate + tensors.gate_bias[:, None, None])
+        contents = pad(values, (0, 1), value=1.0)
+        rule = WRITE_RULES[tensors.shape.write]
+        before = state.expand(keys.shape[0], -1, -1, -1)
+        return rule.write(before, strength, features, contents, tensors.decay)
+
+
+def read_memory(
+    tensors: MemoryTensors,
+    state: Float[Tensor, "#B H F C"],
+    queries: Float[Tensor, "B Q T D"],
+    output: Float[Tensor, "B T Q D"],
+) -> Float[Tensor, "B T Q D"]:
+    """The attention output of a layer with what its memory adds.
+
+    "balanced": `(o + w phi(q)^T M) / (1 + w phi(q)^T z)`, one denominator in which everything inside the window counts
+    one. "added": `o + w (phi(q)^T M) W_o`, which features that may be negative need. Where nothing was written, both
+    are the output of the window.
+
+    Args:
+        tensors: the parameters of the layer.
+        state: the state of each row, or one for all.
+        queries: queries, un-rotated or as they are.
+        output: output of attention over the window, per query head.
+    """
+    shape, dtype = tensors.shape, state.dtype
+    batch, num_queries, tokens, _ = queries.shape
+    with state_precision(state.device.type):
+        features = tensors.features(queries.to(dtype) @ tensors.query_features)
+        grouped = features.reshape(batch, shape.kv_heads, -1, shape.num_features)
+        found = (grouped @ state).view(batch, num_queries, tokens, -1).transpose(1, 2)  # [B, T, Q, C]
+        found = found * tensors.weight[:, None]
+        content, share = found[..., :-1], found[..., -1:]
+        if tensors.output is None:
+            mixed = (output.to(dtype) + content) / (1.0 + share.clamp_min(0.0))
+        else:
+            mixed = output.to(dtype) + torch.einsum("btqd,qde->btqe", content, tensors.output)
+    return mixed.to(output.dtype)

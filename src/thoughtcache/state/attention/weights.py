@@ -1,0 +1,144 @@
+"""The parameters of the memory in attention space, of one decoder layer.
+
+Matrices are kept at unit scale and divided by the square root of their columns when used, like those of the encoder
+(docs/lab-log.md, "The encoder's scale"). Keys and queries come in at the scale of attention scores: multiplied by
+`D ** -0.25`, so that the product of a key and a query is the score of the base model.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+from thoughtcache.state.attention.features import FEATURE_MAPS, unit
+from thoughtcache.state.attention.writes import WRITE_RULES
+from thoughtcache.state.parameters import StateParameters
+
+FEATURE_SCALE = 0.7
+"""Of the initial projections: features that are neither alike for all keys nor one for each (docs/lab-log.md)."""
+GATE_BIAS = 1.0
+"""At the start a token is written with strength `sigmoid(1)`, about 0.73."""
+DECAY_LOGIT = 6.0
+"""At the start a token leaves `sigmoid(6)`, about 0.9975, of what was there."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryShape:
+    """The sizes of a memory in attention space.
+
+    Attributes:
+        kv_heads: H.
+        query_heads: Q, a multiple of H.
+        head_size: D.
+        num_features: F.
+        feature_map: a key of `FEATURE_MAPS`.
+        write: a key of `WRITE_RULES`.
+        read: "balanced" or "added", see `read.py`.
+        initial_weight: how much the memory counts at the start against the window, positive.
+    """
+
+    kv_heads: int
+    query_heads: int
+    head_size: int
+    num_features: int
+    feature_map: str
+    write: str
+    read: str
+    initial_weight: float
+
+    @property
+    def state_floats(self) -> int:
+        """Numbers of the state of one layer of one sequence: H F (D + 1)."""
+        return self.kv_heads * self.num_features * (self.head_size + 1)
+
+    @property
+    def tokens_worth(self) -> float:
+        """Tokens whose keys and values take as many numbers as the state."""
+        return self.state_floats / (2 * self.kv_heads * self.head_size)
+
+
+class MemoryWeights(StateParameters):
+    """Learnable parts of the memory of one layer.
+
+    Args:
+        layer_index: the decoder layer it belongs to.
+        shape: its sizes.
+        dtype: dtype of the parameters, at least fp32.
+        name: the part of the names of its parameters by which a user can tell them.
+    """
+
+    def __init__(self, *, layer_index: int, shape: MemoryShape, dtype: torch.dtype, name: str) -> None:
+        super().__init__(layer_index, name)
+        self.shape = shape
+        size, heads, queries = shape.head_size, shape.kv_heads, shape.query_heads
+        columns = FEATURE_MAPS[shape.feature_map].num_columns(shape.num_features)
+        # Keys and the queries that look for them start with the same features.
+        start = torch.randn(heads, size, columns, dtype=dtype)
+        self.key_features = nn.Parameter(start)
+        self.query_features = nn.Parameter(start.repeat_interleave(queries // heads, dim=0).clone())
+        self.gate = nn.Parameter(torch.zeros(heads, 2 * size, dtype=dtype))
+        self.gate_bias = nn.Parameter(torch.full((heads,), GATE_BIAS, dtype=dtype))
+        self.log_weight = nn.Parameter(torch.full((queries,), math.log(shape.initial_weight), dtype=dtype))
+        if WRITE_RULES[shape.write].has_decay:
+            self.decay = nn.Parameter(torch.full((heads,), DECAY_LOGIT, dtype=dtype))
+        if shape.read == "added":
+            self.output = nn.Parameter(torch.eye(size, dtype=dtype).expand(queries, size, size).clone())
+
+    def tensors(self) -> MemoryTensors:
+        """The tensors in at least fp32, ready for pure functions.
+
+        Raises:
+            ValueError: if this process holds a shard of the parameters only.
+        """
+        key, query = self.whole("key_features"), self.whole("query_features")
+        scale = FEATURE_SCALE * self.shape.head_size**-0.25 / math.sqrt(key.shape[-1])
+        return MemoryTensors(
+            shape=self.shape,
+            key_features=key * scale,
+            query_features=query * scale,
+            gate=self.whole("gate"),
+            gate_bias=self.whole("gate_bias"),
+            weight=self.whole("log_weight").exp(),
+            decay=logsigmoid(self.whole("decay")).exp() if "decay" in self._parameters else None,
+            output=self.whole("output") if "output" in self._parameters else None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryTensors:
+    """The parameters of a layer as its functions use them.
+
+    Attributes:
+        shape: the sizes.
+        key_features: [H, D, C] projections of keys, all scales included.
+        query_features: [Q, D, C] projections of queries.
+        gate: [H, 2 D] of the write gate, for a key and a value.
+        gate_bias: [H].
+        weight: [Q] how much the memory counts.
+        decay: [H] what a token leaves of the state, or None.
+        output: [Q, D, D] of the added read, or None.
+    """
+
+    shape: MemoryShape
+    key_features: Float[Tensor, "H D C"]
+    query_features: Float[Tensor, "Q D C"]
+    gate: Float[Tensor, "H D2"]
+    gate_bias: Float[Tensor, " H"]
+    weight: Float[Tensor, " Q"]
+    decay: Float[Tensor, " H"] | None
+    output: Float[Tensor, "Q D D"] | None
+
+    def features(self, projected: Float[Tensor, "*any C"]) -> Float[Tensor, "*any F"]:
+        """Features of projected keys or queries.
+
+        Their mean product is one: without unit length they are multiplied by the square root of F.
+        """
+        found = FEATURE_MAPS[self.shape.feature_map].apply(projected)
+        if WRITE_RULES[self.shape.write].has_unit_features:
+            return unit(found)
+        return found * math.sqrt(self.shape.num_features)

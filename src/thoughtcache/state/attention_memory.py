@@ -1,0 +1,203 @@
+"""The memory in attention space: a state [H, F, D + 1] per layer, written by keys, read by queries.
+
+Keys and queries meet un-rotated ("content"): what was said is found wherever it stood. With "rotated" keys the distance
+between both has a say, as in attention itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from thoughtcache.cache.base import AttentionRead, StateReader, States
+from thoughtcache.cache.rotation import KeyRotation, Rotations, Turning, turn
+from thoughtcache.cache.window_rules import AbsorbFn
+from thoughtcache.state.attention.naive import naive_read, naive_write
+from thoughtcache.state.attention.read import read_memory, write_memory
+from thoughtcache.state.attention.weights import MemoryTensors, MemoryWeights
+from thoughtcache.state.memory import Memory, NaiveToken
+from thoughtcache.state.precision import state_precision
+
+UNKNOWN_POSITIONS = (
+    "the positions of thoughts that were chosen are not known, so that their keys cannot be un-rotated; use "
+    'positions="rolling", memory_keys="rotated", or an eviction policy that takes the oldest'
+)
+
+
+class AttentionMemory(Memory):
+    """The memory of an adapter with these parameters.
+
+    Args:
+        layers: parameters, one per decoder layer; none where the adapter is off.
+        rotations: how the model rotates the keys of each layer; None if keys stay rotated.
+    """
+
+    def __init__(self, layers: Sequence[MemoryWeights], rotations: Rotations | None) -> None:
+        self.layers = list(layers)
+        self.rotations = rotations
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All parameters of all layers."""
+        return [parameter for layer in self.layers for parameter in layer.parameters()]
+
+    def initial_states(self) -> States:
+        """[1, H, F, D + 1] per layer: nothing is remembered."""
+        states = self.naive_initial_states()
+        return None if states is None else [state.unsqueeze(0) for state in states]
+
+    def absorber(self) -> AbsorbFn | None:
+        """Writes what leaves by its keys, un-rotated where they are."""
+        if not self.layers:
+            return None
+        tensors = [layer.tensors() for layer in self.layers]
+
+        def write(layer: int, state: Tensor, keys: Tensor, values: Tensor, positions: Tensor | None) -> Tensor:
+            rotation = self._rotation(layer)
+            if rotation is not None:
+                if positions is None:
+                    raise ValueError(UNKNOWN_POSITIONS)
+                keys = rotation.shift(keys.to(state.dtype), -positions)
+            return write_memory(tensors[layer], state, keys, values)
+
+        return write
+
+    def reader(self) -> StateReader:
+        """Attention reads; the adapted linears are plain LoRA."""
+        return MemoryReader([layer.tensors() for layer in self.layers], self.rotations)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of L x H x F x (D + 1) numbers in the precision of the parameters."""
+        return sum(layer.shape.state_floats * layer.gate.dtype.itemsize for layer in self.layers)
+
+    def naive_initial_states(self) -> list[Tensor] | None:
+        """Zeros [H, F, D + 1] per layer."""
+        if not self.layers:
+            return None
+        shapes = [layer.shape for layer in self.layers]
+        return [
+            layer.gate.new_zeros(shape.kv_heads, shape.num_features, shape.head_size + 1)
+            for layer, shape in zip(self.layers, shapes, strict=True)
+        ]
+
+    def naive_absorb(self, layer_index: int, S: Tensor, leaving: list[list[NaiveToken]]) -> Tensor:
+        """Token by token, head by head."""
+        if not self.layers:
+            return S
+        rotation = self._rotation(layer_index)
+        keys = [[_unrotated(key.to(S.dtype), position, rotation) for key, _, position in heads] for heads in leaving]
+        values = [[value for _, value, _ in heads] for heads in leaving]
+        with state_precision(S.device.type):
+            return naive_write(self.layers[layer_index], S, keys, values)
+
+    def naive_reader(self) -> StateReader:
+        """Head by head."""
+        return NaiveMemoryReader(self.layers, self.rotations)
+
+    def _rotation(self, layer_index: int) -> KeyRotation | None:
+        return None if self.rotations is None else self.rotations[layer_index]
+
+
+class MemoryReader(StateReader):
+    """Shows the memory to attention.
+
+    Args:
+        tensors: the parameters, one value per layer.
+        rotations: how the model rotates the queries of each layer; None if they stay rotated.
+    """
+
+    reads_attention = True
+
+    def __init__(self, tensors: Sequence[MemoryTensors], rotations: Rotations | None) -> None:
+        self.tensors = list(tensors)
+        self.rotations = rotations
+
+    def of_linears(self, states: States) -> States:
+        """Nothing: the linears are plain LoRA."""
+        return None
+
+    def of_attention(self, states: States, position_ids: Int[Tensor, "#B T"]) -> AttentionRead | None:
+        """The memories of all layers, and the angles that undo the positions, which all layers share."""
+        if states is None or not self.tensors:
+            return None
+        back: Turning | None = None
+        rotation = next((one for one in self.rotations or () if one is not None), None)
+        if rotation is not None:
+            back = rotation.turning(-position_ids[:, None], states[0])
+        turned = [one is not None for one in self.rotations or [None] * len(self.tensors)]
+        return MemoryRead(tensors=self.tensors, states=states, back=back, turned=turned)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryRead:
+    """What one forward pass reads.
+
+    Attributes:
+        tensors: the parameters, one value per layer.
+        states: [B or 1, H, F, D + 1] per layer.
+        back: angles by which queries are un-rotated, or None.
+        turned: whether a layer's queries were rotated and are to be turned back.
+    """
+
+    tensors: Sequence[MemoryTensors]
+    states: list[Tensor]
+    back: Turning | None
+    turned: Sequence[bool]
+
+    def __call__(
+        self, layer_index: int, queries: Float[Tensor, "B Q T D"], output: Float[Tensor, "B T Q D"]
+    ) -> Float[Tensor, "B T Q D"]:
+        """The output of a layer with what its memory adds."""
+        state = self.states[layer_index]
+        queries = queries.to(state.dtype)
+        if self.back is not None and self.turned[layer_index]:
+            queries = turn(queries, self.back)
+        return read_memory(self.tensors[layer_index], state, queries, output)
+
+
+class NaiveMemoryReader(StateReader):
+    """The same for one sequence and one token, in loops.
+
+    Args:
+        layers: the parameters.
+        rotations: see `MemoryReader`.
+    """
+
+    reads_attention = True
+
+    def __init__(self, layers: Sequence[MemoryWeights], rotations: Rotations | None) -> None:
+        self.layers = layers
+        self.rotations = rotations
+
+    def of_linears(self, states: States) -> States:
+        """Nothing."""
+        return None
+
+    def of_attention(self, states: States, position_ids: Int[Tensor, "#B T"]) -> AttentionRead | None:
+        """The memories of all layers."""
+        if states is None or not self.layers:
+            return None
+        position = int(position_ids.item())
+
+        def read(layer_index: int, queries: Tensor, output: Tensor) -> Tensor:
+            state = states[layer_index][0]
+            rotation = None if self.rotations is None else self.rotations[layer_index]
+            with state_precision(state.device.type):
+                q = torch.stack([_unrotated(one.to(state.dtype), position, rotation) for one in queries[0, :, 0]])
+                return naive_read(self.layers[layer_index], state, q, output[0, 0])[None, None]
+
+        return read
+
+
+def _unrotated(vector: Tensor, position: int, rotation: KeyRotation | None) -> Tensor:
+    """A key or query [D] as it was before it was turned: the pair (x_i, x_i+F) times e^(-i angle position)."""
+    if rotation is None:
+        return vector
+    angle = rotation.frequencies.to(vector.device)
+    x, y, rest = vector[: len(angle)], vector[len(angle) : 2 * len(angle)], vector[2 * len(angle) :]
+    z = torch.complex(x.double(), y.double()) * torch.polar(torch.ones_like(angle), -position * angle)
+    return torch.cat([z.real.to(vector), z.imag.to(vector), rest])
