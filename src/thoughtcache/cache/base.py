@@ -8,9 +8,10 @@ never inside `update`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -18,14 +19,9 @@ States = list[Tensor] | None
 """[B or 1, ...] per layer; None for the identity."""
 
 
-class AttentionRead(Protocol):
-    """What the attention of one forward pass reads of the states."""
-
-    def __call__(
-        self, layer_index: int, queries: Float[Tensor, "B Q T D"], output: Float[Tensor, "B T Q D"]
-    ) -> Float[Tensor, "B T Q D"]:
-        """The output of one layer's attention with what its state adds; queries as they were rotated."""
-        ...
+AttentionRead = Callable[[int, Tensor, Tensor], Tensor]
+"""(layer, queries [B, Q, T, D] as they were rotated, output [B, T, Q, D] of attention) -> output with what the state of
+the layer adds."""
 
 
 class StateReader(ABC):

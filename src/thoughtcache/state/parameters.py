@@ -6,7 +6,6 @@ What a state accumulates over hundreds of evictions does not survive the 8 bits 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +33,7 @@ class StateParameters(nn.Module):
         self.layer_index = layer_index
         self.name = name
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StateParameters:
         """What every move and cast of a module comes down to; here no tensor ends below fp32."""
 
         def at_least_fp32(tensor: Tensor) -> Tensor:
