@@ -52,7 +52,6 @@ def memory_states(rollouts: list[tc.Rollout]) -> float:
 def test_executions_agree(name, family):
     """Ragged prompts and lengths, slots that are refilled, evictions at different times."""
     model = make(family, **OPTIONS[name])
-    use_norms_without_fp32(model)
     rollouts = tc.rollout(model, [*PROMPTS, *PROMPTS], max_new_tokens=LENGTH, seed=4, stop_ids=STOPS, batch_size=3)
     assert len({len(rollout.token_ids) for rollout in rollouts}) > 1
     assert memory_states(rollouts) > 0.1

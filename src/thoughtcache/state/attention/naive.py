@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from thoughtcache.state.attention.features import FEATURE_MAPS
+from thoughtcache.state.attention.features import FEATURE_MAPS, TINY
 from thoughtcache.state.attention.weights import FEATURE_SCALE, MemoryWeights
 from thoughtcache.state.attention.writes import WRITE_RULES
 
@@ -16,7 +16,7 @@ def naive_features(weights: MemoryWeights, W: Tensor, x: Tensor) -> Tensor:
     x = x.to(W.dtype) / shape.head_size**0.25
     y = FEATURE_SCALE * sum((x[d] * W[d] for d in range(len(x))), start=torch.zeros_like(W[0])) / W.shape[1] ** 0.5
     phi = FEATURE_MAPS[shape.feature_map].naive(y)
-    return phi / (phi * phi).sum().sqrt() if rule.has_unit_features else phi * shape.num_features**0.5
+    return phi / ((phi * phi).sum() + TINY).sqrt() if rule.has_unit_features else phi * shape.num_features**0.5
 
 
 def naive_write(weights: MemoryWeights, S: Tensor, keys: list[list[Tensor]], values: list[list[Tensor]]) -> Tensor:

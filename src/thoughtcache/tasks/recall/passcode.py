@@ -1,0 +1,109 @@
+"""Passcodes: secret words or digits are told in a thought, ordinary sentences follow, and at last the code is asked.
+
+The code is given in the text and never drawn by the policy, and what it is cannot be guessed from the prompt. Distances
+are counted in evictions, the unit of forgetting under a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from random import Random
+
+from transformers import PreTrainedTokenizerBase
+
+from thoughtcache.records import CacheSettings
+from thoughtcache.tasks.recall.episode import RecallEpisode
+from thoughtcache.tasks.recall.filler import TEST_FORMS, TRAINING_FORMS, sentences
+
+PROMPT = "Remember the secret {kind}, and repeat them when asked."
+TOLD = " The secret {kind} are"
+ASKED = " The secret {kind} are"
+WORDS = tuple(
+    "apple river stone tiger piano cloud garden silver window rocket bread ocean candle forest mirror bridge".split()  # noqa: SIM905
+)
+DIGITS = [str(digit) for digit in range(10)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PasscodeTask:
+    """Makes episodes.
+
+    Attributes:
+        tokenizer: tokenizer of the model.
+        cache: the cache under which distances are counted; its window is an integer.
+        length: words or digits of a code.
+        kind: "words" or "digits".
+        is_test: whether sentences are those that training never sees.
+        own_sentences: sentences of the user's instead.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    cache: CacheSettings
+    length: int = 4
+    kind: str = "words"
+    is_test: bool = False
+    own_sentences: Sequence[str] = ()
+
+    def episode(self, seed: str | int, num_evictions: int) -> RecallEpisode:
+        """One episode.
+
+        Args:
+            seed: decides the code and the sentences.
+            num_evictions: evictions between the code and its question; 0 asks at once.
+
+        Raises:
+            ValueError: for a cache that evicts nothing.
+        """
+        if self.cache.window is None or self.cache.num_evicted is None:
+            raise ValueError("window=None evicts nothing, so that distances in evictions have no meaning; set a window")
+        random = Random(f"passcode {seed}")
+        code = [token for word in self._code(random) for token in self._tokens(" " + word)]
+        told = [*self._tokens(TOLD.format(kind=self.kind)), *code, *self._tokens(".")]
+        asked = self._tokens(ASKED.format(kind=self.kind))
+        last = len(told) - 2
+        """The last token of the code, counted in thoughts."""
+        wanted = _asked_after(last, num_evictions, self.cache.window, self.cache.num_evicted)
+        middle = max(0, wanted - len(told) - len(asked))
+        thoughts = [*told, *self._filler(random, middle), *asked, *code]
+        return RecallEpisode(
+            prompt_ids=self._tokens(PROMPT.format(kind=self.kind)),
+            token_ids=thoughts,
+            num_answer=len(code),
+            num_evictions=evictions_since(last, len(thoughts) - len(code), self.cache.window, self.cache.num_evicted),
+        )
+
+    def _code(self, random: Random) -> list[str]:
+        choices = DIGITS if self.kind == "digits" else WORDS
+        return [random.choice(choices) for _ in range(self.length)]
+
+    def _tokens(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    def _filler(self, random: Random, num_tokens: int) -> list[int]:
+        """So many tokens of sentences; the first one is cut so that the last one ends with its full stop."""
+        forms = TEST_FORMS if self.is_test else TRAINING_FORMS
+        found: list[int] = []
+        while len(found) < num_tokens:
+            text = random.choice(self.own_sentences) if self.own_sentences else sentences(forms, random)
+            found += self._tokens(" " + text)
+        return found[len(found) - num_tokens :]
+
+
+def evictions_since(thought: int, asked: int, window: int, num_evicted: int) -> int:
+    """Evictions that have happened when thought `asked` is predicted, from the one on that takes `thought`.
+
+    The window holds the thoughts before `asked`; the oldest leave first.
+    """
+    happened = max(0, -(-(asked - window) // num_evicted))
+    taking = thought // num_evicted + 1
+    return max(0, happened - taking + 1)
+
+
+def _asked_after(thought: int, num_evictions: int, window: int, num_evicted: int) -> int:
+    """The first thought that is predicted after so many evictions from the one that takes `thought`."""
+    return next(
+        asked for asked in count(thought) if evictions_since(thought, asked, window, num_evicted) >= num_evictions
+    )
