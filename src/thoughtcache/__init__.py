@@ -21,8 +21,11 @@ from thoughtcache.sampler.rollout import rollout
 if TYPE_CHECKING:
     from thoughtcache.scale.processes import rollout_across_processes
     from thoughtcache.scale.ray_rollouts import RayRollouts
+    from thoughtcache.studies.passcode import probe_passcode
     from thoughtcache.train.distill import distill
     from thoughtcache.train.distill_config import DistillConfig
+    from thoughtcache.train.recall_config import RecallConfig
+    from thoughtcache.train.teach_recall import teach_recall
     from thoughtcache.train.trl.trainer import ThoughtGRPOConfig, ThoughtGRPOTrainer
 
 __version__ = "0.1.0"
@@ -30,7 +33,10 @@ __version__ = "0.1.0"
 _LAZY = {
     "DistillConfig": "thoughtcache.train.distill_config",
     "RayRollouts": "thoughtcache.scale.ray_rollouts",
+    "RecallConfig": "thoughtcache.train.recall_config",
+    "probe_passcode": "thoughtcache.studies.passcode",
     "rollout_across_processes": "thoughtcache.scale.processes",
+    "teach_recall": "thoughtcache.train.teach_recall",
     "distill": "thoughtcache.train.distill",
     "ThoughtGRPOConfig": "thoughtcache.train.trl.trainer",
     "ThoughtGRPOTrainer": "thoughtcache.train.trl.trainer",
@@ -56,6 +62,7 @@ __all__ = [
     "Engine",
     "Eviction",
     "RayRollouts",
+    "RecallConfig",
     "Request",
     "Rollout",
     "ThoughtConfig",
@@ -66,7 +73,9 @@ __all__ = [
     "distill",
     "full_cache",
     "naive_logprobs",
+    "probe_passcode",
     "replay",
     "rollout",
     "rollout_across_processes",
+    "teach_recall",
 ]

@@ -41,6 +41,12 @@ def _extend_peft_type() -> Any:
     return members[PEFT_TYPE_NAME]
 
 
+STATE_SETTINGS = frozenset({"num_global_tokens", "initial_state", "state_rule", "state_norm", "write_scale"})
+"""Settings that are read under memory="adapter" only."""
+MEMORY_SETTINGS = frozenset(
+    {"memory_features", "memory_feature_map", "memory_write", "memory_read", "memory_keys", "memory_weight"}
+)
+"""Settings that are read under memory="attention" only."""
 LORA_NAMES = frozenset(item.name for item in fields(LoraConfig))
 THOUGHT_PEFT_TYPE = _extend_peft_type()
 
@@ -148,6 +154,7 @@ class ThoughtConfig(LoraConfig):
         at_least_one(self, "memory_features")
         if self.memory_weight <= 0:
             raise ValueError(f"memory_weight must be positive, got {self.memory_weight}")
+        self._refuse_unread()
         if self.memory != "attention":
             return
         features = FEATURE_MAPS[self.memory_feature_map]
@@ -168,6 +175,18 @@ class ThoughtConfig(LoraConfig):
                 f"memory_keys='content' needs the positions of thoughts that leave, which eviction={self.eviction!r} "
                 "under positions='absolute' does not know; use positions='rolling', or memory_keys='rotated'"
             )
+
+    def _refuse_unread(self) -> None:
+        """Refuse settings of the memory that this adapter does not have: whoever gave them meant them."""
+        unread = MEMORY_SETTINGS if self.memory == "adapter" else STATE_SETTINGS
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name in unread and value != item.default:
+                other = "attention" if self.memory == "adapter" else "adapter"
+                raise ValueError(
+                    f"{item.name}={value!r} changes nothing under memory={self.memory!r}; leave it out, or use "
+                    f"memory={other!r}"
+                )
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write `adapter_config.json`, and a model card beside it that says how the adapter is loaded."""

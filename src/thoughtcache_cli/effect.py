@@ -15,6 +15,7 @@ _GRPO = (
 )  # fmt: skip
 _SHAPE = (
     "r", "num_global_tokens", "lora_alpha", "state_rule", "state_norm", "initial_state", "absorb",
+    "memory", "memory_features", "memory_feature_map", "memory_write", "memory_read", "memory_keys", "memory_weight",
 )  # fmt: skip
 
 

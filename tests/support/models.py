@@ -91,7 +91,9 @@ def randomise_adapter(model: nn.Module, seed: int = 1) -> None:
 
 def adapt(base: PreTrainedModel, *, randomise: bool = True, seed: int = 1, **config: Any) -> peft.PeftModel:
     """`base` with a thought adapter: G = 5, R = 3 (no power of two), window 5, one token leaves at a time."""
-    settings = {"r": 3, "lora_alpha": 6, "num_global_tokens": 5, "window": 5, "write_scale": 0.5, **config}
+    settings = {"r": 3, "lora_alpha": 6, "window": 5, **config}
+    if config.get("memory") != "attention":
+        settings = {"num_global_tokens": 5, "write_scale": 0.5, **settings}
     torch.manual_seed(seed)
     model = peft.get_peft_model(base, tc.ThoughtConfig(**settings))
     if randomise:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,28 +10,34 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 import thoughtcache as tc
 from support.compare import assert_close, assert_gradients_match, gradients
-from support.models import tiny_model
+from support.models import adapt, tiny_base, tiny_model
 from thoughtcache.cache.eviction.sliding import sliding_evictions
 from thoughtcache.learner.options import ReplayOptions
 from thoughtcache.records import CacheSettings
+from thoughtcache.studies.passcode import probe_passcode
 from thoughtcache.tasks.recall.episode import RecallEpisode
 from thoughtcache.tasks.recall.filler import TEST_FORMS, TRAINING_FORMS, sentences_of
 from thoughtcache.tasks.recall.passcode import DIGITS, WORDS, PasscodeTask, evictions_since
 from thoughtcache.train.recall import answer_logprobs, given_text
+from thoughtcache.train.recall_config import RecallConfig
 
 UNANCHORED = ReplayOptions(anchored=False)
 
 
-def task_of(cache: CacheSettings, **options: Any) -> PasscodeTask:
-    """With a tokenizer for which every word and every full stop is a token; those of the filler are unknown to it."""
+def known_words() -> PreTrainedTokenizerFast:
+    """A tokenizer for which every word and every full stop is a token; those of the filler are unknown to it."""
     known = ["[UNK]", "The", "secret", "words", "digits", "are", ".", *WORDS, *DIGITS]
     words = Tokenizer(WordLevel({word: number for number, word in enumerate(known)}, unk_token="[UNK]"))
     words.pre_tokenizer = Whitespace()
-    return PasscodeTask(tokenizer=PreTrainedTokenizerFast(tokenizer_object=words), cache=cache, **options)
+    return PreTrainedTokenizerFast(tokenizer_object=words)
+
+
+def task_of(cache: CacheSettings, **options: Any) -> PasscodeTask:
+    return PasscodeTask(tokenizer=known_words(), cache=cache, **options)
 
 
 def cache_of(window: int | None = 8, num_evicted: int | None = 2, eviction: str = "sliding") -> CacheSettings:
@@ -182,3 +189,104 @@ def test_answers_of_a_batch_are_equally_long():
             cache,
             UNANCHORED,
         )
+
+
+def small(folder: Path, **changes: Any) -> RecallConfig:
+    settings = {
+        "num_steps": 4,
+        "batch_size": 2,
+        "warmup_steps": 1,
+        "code_length": 2,
+        "max_evictions": 4,
+        "log_every": 1,
+    }
+    return RecallConfig(**{"output_dir": str(folder), **settings, **changes})
+
+
+def reasoner(**options: Any) -> Any:
+    settings = {"window": 8, "evict_fraction": 0.25, "memory": "attention", "memory_features": 6, **options}
+    return adapt(tiny_base(vocab_size=64, dtype=torch.float32), randomise=False, **settings)
+
+
+def test_teaching_changes_the_memory_alone(tmp_path):
+    model = reasoner()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    wanted = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    result = tc.teach_recall(model, known_words(), small(tmp_path))
+    moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved == {name for name in before if "lora_thought_memory" in name}
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == wanted
+    assert len([entry for entry in result.history if "loss" in entry]) == 4
+    tc.teach_recall(model, known_words(), small(tmp_path, trains="adapter"))
+    assert any("lora_B" in name and parameter.count_nonzero() for name, parameter in model.named_parameters())
+
+
+def test_going_on_ends_where_one_run_does(tmp_path):
+    """The episodes of a step are those of its number, also after a stop."""
+    whole, parts = reasoner(), reasoner()
+    growing = {"growth_steps": 4, "save_every": 2}
+    tc.teach_recall(whole, known_words(), small(tmp_path / "whole", **growing))
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_training_stop = state.global_step == 2
+
+    tc.teach_recall(parts, known_words(), small(tmp_path / "parts", **growing), callbacks=[Stop()])
+    torch.manual_seed(99)
+    tc.teach_recall(parts, known_words(), small(tmp_path / "parts", resume=True, **growing))
+    for (name, one), other in zip(whole.named_parameters(), parts.parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_distances_grow():
+    config = small(Path("nowhere"), min_evictions=2, max_evictions=10, growth_steps=4)
+    assert [config.longest(step) for step in range(6)] == [2, 4, 6, 8, 10, 10]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"min_evictions": 9}, "min_evictions must be between 0 and max_evictions=4, got 9"),
+        ({"kind": "letters"}, "kind='letters'"),
+        ({"trains": "all"}, "trains='all'"),
+        ({"growth_steps": -1}, "growth_steps must be at least 0, got -1"),
+        ({"num_steps": 0}, "num_steps"),
+    ],
+)
+def test_settings_without_meaning_are_refused(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        small(tmp_path, **changes)
+
+
+def test_what_cannot_be_taught_is_refused(tmp_path):
+    lora = adapt(tiny_base(), initial_state="identity", absorb=False, num_global_tokens=3)
+    with pytest.raises(ValueError, match="plain LoRA and has no memory to train; use trains='adapter'"):
+        tc.teach_recall(lora, known_words(), small(tmp_path))
+    with pytest.raises(ValueError, match="window='prompt' is not known"):
+        tc.teach_recall(reasoner(window="prompt"), known_words(), small(tmp_path))
+
+
+def test_a_probe_counts_what_is_right(monkeypatch):
+    """Numbers of the table, by hand, from known hits."""
+    model = reasoner()
+    seen: list[int] = []
+
+    def answers(model: Any, adapted: Any, texts: Any, cache: Any, options: Any, *, seed: int) -> Any:
+        seen.extend(text.num_evictions for text in texts)
+        hits = torch.ones(len(texts), 2)
+        hits[0, 1] = 0.0
+        return torch.full((len(texts), 2), -0.5), hits
+
+    monkeypatch.setattr("thoughtcache.studies.passcode.answer_logprobs", answers)
+    told: list[int] = []
+    near, far = probe_passcode(
+        model, known_words(), distances=(4, 6), num_codes=5, code_length=2, batch_size=3, progress=told.append
+    )
+    assert seen == [4] * 5 + [6] * 5
+    assert told == [3, 2, 3, 2]
+    assert (near.num_evictions, near.codes, near.right_codes, near.tokens, near.right_tokens) == (4, 5, 3, 10, 8)
+    assert near.nats == pytest.approx(0.5)
+    assert near.low < 0.6 < near.high
+    assert far.num_thoughts > near.num_thoughts
+    with pytest.raises(ValueError, match="at least 1, got 0 and 16"):
+        probe_passcode(model, known_words(), num_codes=0)

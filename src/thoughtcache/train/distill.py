@@ -9,10 +9,8 @@ Why before GRPO: from a zero adapter outcome reward alone taught nothing in the 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +18,7 @@ from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from thoughtcache.cache.eviction import EVICTION_POLICIES
@@ -34,7 +32,8 @@ from thoughtcache.policy.token_ids import check_prompts, check_rollouts
 from thoughtcache.records import Rollout
 from thoughtcache.sampler.given import rollouts_of_given
 from thoughtcache.sampler.rollout import rollout
-from thoughtcache.train.checkpoints import history_at_end, load_weights, newest_whole
+from thoughtcache.train.arguments import last_checkpoint, training_arguments
+from thoughtcache.train.checkpoints import history_at_end, load_weights
 from thoughtcache.train.distill_config import DistillConfig
 from thoughtcache.train.divergence import divergence
 from thoughtcache.train.evicted import check_evicted
@@ -230,8 +229,8 @@ def distill(
         ValueError: if there is nothing to train on, no sample is ever evicted, samples are filtered, mixed precision
             was asked for, or `resume` finds no whole checkpoint.
     """
-    arguments = _training_arguments(config, has_evaluator=evaluator is not None)
-    checkpoint = _last_checkpoint(config)
+    arguments = training_arguments(config, evaluate_every=config.evaluate_every if evaluator is not None else 0)
+    checkpoint = last_checkpoint(config)
     if samples is None:
         samples = sample_teacher(model, prompts, config, tokenizer=tokenizer)
     check_rollouts(samples, open_policy(model), may_be_empty=True)
@@ -261,52 +260,3 @@ def distill(
     history = trainer.state.log_history
     seconds = float(history[-1].get("train_runtime", 0.0)) if history else 0.0
     return DistillResult(history=list(history), elapsed_seconds=seconds)
-
-
-def _last_checkpoint(config: DistillConfig) -> Path | None:
-    if not config.resume:
-        return None
-    if isinstance(config.resume, str):
-        return Path(config.resume)
-    found = newest_whole(config.output_dir, lambda text: warnings.warn(text, stacklevel=4))
-    if found is None:
-        raise ValueError(
-            f"resume was asked for, but {config.output_dir} holds no whole checkpoint; start without resume"
-        )
-    return found
-
-
-def _training_arguments(config: DistillConfig, has_evaluator: bool) -> TrainingArguments:
-    evaluates = has_evaluator and config.evaluate_every > 0
-    arguments = TrainingArguments(
-        output_dir=config.output_dir,
-        max_steps=config.num_steps,
-        per_device_train_batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": config.min_learning_rate_ratio},
-        adam_beta1=config.betas[0],
-        adam_beta2=config.betas[1],
-        weight_decay=0.0,
-        max_grad_norm=config.max_grad_norm,
-        seed=config.seed,
-        eval_strategy="steps" if evaluates else "no",
-        eval_steps=config.evaluate_every if evaluates else None,
-        save_strategy="steps" if config.save_every else "no",
-        save_steps=config.save_every or 500,
-        save_total_limit=2,
-        logging_steps=config.log_every,
-        report_to=[],
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        average_tokens_across_devices=False,
-    )
-    if arguments.mixed_precision != "no":
-        raise ValueError(
-            f"mixed_precision={arguments.mixed_precision!r} is not supported under a bounded cache: the teacher "
-            "samples and the student is used without autocast; use ACCELERATE_MIXED_PRECISION=no (accelerate launch "
-            "--mixed_precision no) and load the model in bfloat16"
-        )
-    return arguments

@@ -1,0 +1,121 @@
+"""How far back does an adapter remember? Passcodes, asked more and more evictions later, on texts it never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from thoughtcache.evaluation.intervals import wilson_interval
+from thoughtcache.learner.options import ReplayOptions
+from thoughtcache.policy.handle import find_tuner
+from thoughtcache.records import CacheSettings
+from thoughtcache.tasks.recall.passcode import PasscodeTask
+from thoughtcache.train.recall import answer_logprobs
+
+DISTANCES = (0, 1, 2, 4, 8, 16, 32, 64)
+"""Evictions between a code and its question."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recall:
+    """What was remembered at one distance.
+
+    Attributes:
+        num_evictions: evictions between the code and its question.
+        num_thoughts: thoughts of a text, the answer included, on average.
+        nats: cross-entropy per token of the answer.
+        right_tokens: tokens of answers that greedy decoding gives.
+        tokens: tokens of all answers.
+        right_codes: whole codes that greedy decoding gives.
+        codes: codes that were asked for.
+        low: lower end of the 95 % Wilson interval of the share of right codes.
+        high: upper end of it.
+    """
+
+    num_evictions: int
+    num_thoughts: float
+    nats: float
+    right_tokens: int
+    tokens: int
+    right_codes: int
+    codes: int
+    low: float
+    high: float
+
+
+@torch.no_grad()
+def probe_passcode(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    distances: Sequence[int] = DISTANCES,
+    num_codes: int = 64,
+    code_length: int = 4,
+    kind: str = "words",
+    batch_size: int = 16,
+    seed: int = 0,
+    cache: CacheSettings | None = None,
+    own_sentences: Sequence[str] = (),
+    progress: Callable[[int], None] | None = None,
+) -> list[Recall]:
+    """The forgetting curve of an adapter.
+
+    Args:
+        model: the adapted model.
+        tokenizer: tokenizer of the model.
+        distances: evictions between a code and its question.
+        num_codes: codes per distance.
+        code_length: words or digits of a code.
+        kind: "words" or "digits".
+        batch_size: texts that are scored at once.
+        seed: seed of codes and sentences, which are those of no training run.
+        cache: the cache whose evictions are counted, the adapter's own by default. Give it inside `full_cache(model)`,
+            so that the full cache sees the same texts.
+        own_sentences: sentences between a code and its question instead of built-in ones.
+        progress: called with the number of codes that were asked.
+
+    Returns:
+        One value per distance.
+
+    Raises:
+        ValueError: if the window is no integer, or numbers are out of range.
+    """
+    if num_codes < 1 or batch_size < 1:
+        raise ValueError(f"num_codes and batch_size must be at least 1, got {num_codes} and {batch_size}")
+    own = find_tuner(model).thought_config.resolve_window(None)
+    counted = own if cache is None else cache
+    task = PasscodeTask(
+        tokenizer=tokenizer, cache=counted, length=code_length, kind=kind, is_test=True, own_sentences=own_sentences
+    )
+    options, results = ReplayOptions(anchored=False), []
+    for distance in distances:
+        episodes = [task.episode(f"probe {seed} {distance} {index}", distance) for index in range(num_codes)]
+        logprobs, hits = [], []
+        for start in range(0, num_codes, batch_size):
+            part = episodes[start : start + batch_size]
+            found = answer_logprobs(model, model, part, own, options, seed=seed + start)
+            logprobs.append(found[0])
+            hits.append(found[1])
+            if progress is not None:
+                progress(len(part))
+        right = torch.cat(hits)
+        codes = int(right.all(dim=1).sum())
+        low, high = wilson_interval(codes, num_codes)
+        results.append(
+            Recall(
+                num_evictions=distance,
+                num_thoughts=sum(len(episode.token_ids) for episode in episodes) / num_codes,
+                nats=-torch.cat(logprobs).mean().item(),
+                right_tokens=int(right.sum()),
+                tokens=right.numel(),
+                right_codes=codes,
+                codes=num_codes,
+                low=low,
+                high=high,
+            )
+        )
+    return results

@@ -1,0 +1,64 @@
+"""Settings that the training loops of this package share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from thoughtcache.checks import at_least_one
+from thoughtcache.learner.options import CHUNK_TOKENS, ReplayOptions, learner_options
+from thoughtcache.policy.modes import GradientMode, Place
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoopConfig:
+    """Settings of a loop of `transformers.Trainer` whose learner repeats texts under the adapter's cache.
+
+    Attributes:
+        output_dir: folder for checkpoints and logs.
+        num_steps: optimiser steps.
+        batch_size: sequences per step and process.
+        learning_rate: peak, after `warmup_steps`; cosine down to `min_learning_rate_ratio` of it.
+        warmup_steps: linear warm-up.
+        min_learning_rate_ratio: where the cosine ends.
+        betas: betas of Adam.
+        max_grad_norm: gradient clipping.
+        gradient: how far the gradient reaches, see `learner/replay.py`, as the next four.
+        recompute: run segments again in the backward pass (memory flat in the length); False keeps all activations.
+        checkpoint_layers: keep only the inputs of the layers inside a chunk.
+        chunk_tokens: bound on the tokens of a row whose activations live at once.
+        kv_log: where keys and values wait for the backward pass, "device" or "host".
+        seed: seed of the data, their order and the trainer.
+        save_every: steps between checkpoints, 0 for none.
+        log_every: steps between log lines.
+        resume: continue from the newest whole checkpoint in `output_dir`, or from the checkpoint whose folder this is.
+
+    Raises:
+        ValueError: for a value that is unknown or out of range.
+    """
+
+    output_dir: str
+    num_steps: int = 250
+    batch_size: int = 8
+    learning_rate: float = 5e-3
+    warmup_steps: int = 20
+    min_learning_rate_ratio: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.98)
+    max_grad_norm: float = 1.0
+    gradient: GradientMode = "exact"
+    recompute: bool = True
+    checkpoint_layers: bool = False
+    chunk_tokens: int | None = CHUNK_TOKENS
+    kv_log: Place = "device"
+    seed: int = 0
+    save_every: int = 0
+    log_every: int = 10
+    resume: bool | str = False
+
+    def __post_init__(self) -> None:
+        _ = self.replay_options
+        at_least_one(self, "num_steps", "batch_size", "log_every")
+
+    @property
+    def replay_options(self) -> ReplayOptions:
+        """Options with which texts are repeated; states come from the weights of the moment, without anchors."""
+        return ReplayOptions(**learner_options(self), anchored=False)

@@ -1,0 +1,53 @@
+"""Settings of training on recall episodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from thoughtcache.checks import at_least_one, one_of
+from thoughtcache.train.loop_config import LoopConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecallConfig(LoopConfig):
+    """Settings of `tc.teach_recall`: those of the loop (`LoopConfig`), and these.
+
+    docs/lab-log.md has the history of the defaults. Episodes are short, so that `recompute` is off.
+
+    Attributes:
+        code_length: words or digits of a passcode.
+        kind: "words" or "digits".
+        min_evictions: shortest distance between a code and its question, in evictions.
+        max_evictions: longest distance.
+        growth_steps: steps over which the longest distance grows from the shortest to `max_evictions`; 0 for none.
+        trains: "memory" (what writes and reads the states alone) or "adapter" (the factors of the linears as well).
+    """
+
+    num_steps: int = 200
+    learning_rate: float = 1e-2
+    warmup_steps: int = 10
+    recompute: bool = False
+    code_length: int = 4
+    kind: str = "words"
+    min_evictions: int = 1
+    max_evictions: int = 8
+    growth_steps: int = 0
+    trains: str = "memory"
+
+    def __post_init__(self) -> None:
+        LoopConfig.__post_init__(self)
+        one_of("kind", self.kind, ("words", "digits"))
+        one_of("trains", self.trains, ("memory", "adapter"))
+        at_least_one(self, "code_length", "max_evictions")
+        if not 0 <= self.min_evictions <= self.max_evictions:
+            raise ValueError(
+                f"min_evictions must be between 0 and max_evictions={self.max_evictions}, got {self.min_evictions}"
+            )
+        if self.growth_steps < 0:
+            raise ValueError(f"growth_steps must be at least 0, got {self.growth_steps}")
+
+    def longest(self, step: int) -> int:
+        """The longest distance of a step, in evictions."""
+        if step >= self.growth_steps:
+            return self.max_evictions
+        return self.min_evictions + round((self.max_evictions - self.min_evictions) * step / self.growth_steps)

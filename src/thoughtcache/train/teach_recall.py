@@ -1,0 +1,147 @@
+"""Teaches an adapter to remember: `transformers.Trainer` on passcode episodes of growing distance.
+
+Episodes are made when they are needed, each from the seed and its number alone, so that a run that is resumed sees what
+it would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from random import Random
+from typing import Any
+
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+
+from thoughtcache.adapter.state_parameters import HOLDERS
+from thoughtcache.policy.handle import find_tuner
+from thoughtcache.records import CacheSettings
+from thoughtcache.tasks.recall.episode import RecallEpisode
+from thoughtcache.tasks.recall.passcode import PasscodeTask
+from thoughtcache.train.arguments import last_checkpoint, training_arguments
+from thoughtcache.train.checkpoints import history_at_end, load_weights
+from thoughtcache.train.distill import DistillResult
+from thoughtcache.train.recall import answer_logprobs
+from thoughtcache.train.recall_config import RecallConfig
+
+
+class _Episodes(Dataset[RecallEpisode]):
+    """All episodes of a run, by number; those of one step lie equally far back, so that they are equally long."""
+
+    def __init__(self, task: PasscodeTask, config: RecallConfig, num_processes: int) -> None:
+        self.task, self.config = task, config
+        self.per_step = config.batch_size * num_processes
+
+    def __len__(self) -> int:
+        return self.config.num_steps * self.per_step
+
+    def __getitem__(self, index: int) -> RecallEpisode:
+        step = index // self.per_step
+        draw = Random(f"distance {self.config.seed} {step}")
+        distance = draw.randint(self.config.min_evictions, self.config.longest(step))
+        return self.task.episode(f"training {self.config.seed} {index}", distance)
+
+
+class RecallTrainer(Trainer):
+    """`transformers.Trainer` whose loss is the cross-entropy of the answers.
+
+    Args:
+        recall_config: the settings.
+        cache: the adapter's cache, resolved.
+        kwargs: arguments of `Trainer`.
+    """
+
+    def __init__(self, *, recall_config: RecallConfig, cache: CacheSettings, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.recall_config, self.cache = recall_config, cache
+        self.remove_callback(PrinterCallback)
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> SequentialSampler:
+        """Episodes come in their order: distances grow."""
+        dataset: Any = self.train_dataset
+        return SequentialSampler(dataset)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Mean cross-entropy (nats) per token of the answers."""
+        adapted = self.accelerator.unwrap_model(model)
+        options, seed = self.recall_config.replay_options, self.state.global_step
+        logprobs, _ = answer_logprobs(model, adapted, inputs["episodes"], self.cache, options, seed=seed)
+        return -logprobs.mean()
+
+
+def teach_recall(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: RecallConfig,
+    *,
+    own_sentences: Sequence[str] = (),
+    callbacks: Sequence[TrainerCallback] = (),
+) -> DistillResult:
+    """Teach the adapter of `model` to find, under its window, what it was told before.
+
+    Args:
+        model: a PEFT model with a `ThoughtConfig` adapter whose window is an integer; it is trained in place.
+        tokenizer: tokenizer of the model.
+        config: the settings.
+        own_sentences: sentences between a code and its question instead of built-in ones.
+        callbacks: further trainer callbacks (progress, early stopping).
+
+    Returns:
+        The log history. The adapter stays in `model`; checkpoints are in `config.output_dir`.
+
+    Raises:
+        ValueError: for an adapter without a memory, a window that is no integer, mixed precision, or if `resume` finds
+            no whole checkpoint.
+    """
+    arguments = training_arguments(config)
+    checkpoint = last_checkpoint(config)
+    thought = find_tuner(model).thought_config
+    if thought.is_plain_lora and config.trains == "memory":
+        raise ValueError("the adapter is plain LoRA and has no memory to train; use trains='adapter'")
+    cache = thought.resolve_window(None)
+    task = PasscodeTask(
+        tokenizer=tokenizer, cache=cache, length=config.code_length, kind=config.kind, own_sentences=own_sentences
+    )
+    finished = history_at_end(checkpoint, config.num_steps)
+    if checkpoint is not None and finished is not None:
+        load_weights(model, checkpoint)
+        return DistillResult(history=finished)
+    model.train()
+    with _trainable(model, only_memory=config.trains == "memory"):
+        trainer = RecallTrainer(
+            recall_config=config,
+            cache=cache,
+            model=model,
+            args=arguments,
+            train_dataset=_Episodes(task, config, arguments.world_size),
+            data_collator=lambda rows: {"episodes": rows},
+            callbacks=list(callbacks),
+        )
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    model.eval()
+    history = trainer.state.log_history
+    seconds = float(history[-1].get("train_runtime", 0.0)) if history else 0.0
+    return DistillResult(history=list(history), elapsed_seconds=seconds)
+
+
+@contextmanager
+def _trainable(model: nn.Module, *, only_memory: bool) -> Iterator[None]:
+    """Train nothing but what is behind the states, in this block, if that is wanted."""
+    frozen = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if only_memory and parameter.requires_grad and not any(holder in name for holder in HOLDERS)
+    ]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
