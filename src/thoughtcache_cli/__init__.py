@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from thoughtcache_cli.arguments import DEFAULT_OUTPUT_DIR, build_parser, command_parsers
+from thoughtcache_cli.arguments import DEFAULT_OUTPUT_DIRS, build_parser, command_parsers
 from thoughtcache_cli.effect import refuse_without_effect
 from thoughtcache_cli.interrupts import INTERRUPTED, two_interrupts
 from thoughtcache_cli.launch import is_first, several_processes
@@ -60,6 +60,7 @@ def _fail(message: str) -> int:
 
 def _resume_hint(command: str, options: Mapping[str, Any]) -> str:
     """A hint how to go on, if there is anything to go on with."""
-    if command != "train" or not (Path(options.get("output_dir", DEFAULT_OUTPUT_DIR)) / "run.json").is_file():
+    folder = options.get("output_dir", DEFAULT_OUTPUT_DIRS.get(command))
+    if folder is None or not (Path(folder) / "run.json").is_file():
         return ""
     return "; run the same command with --resume to go on"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
-DEFAULT_OUTPUT_DIR = "runs/train"
+DEFAULT_OUTPUT_DIRS = {"train": "runs/train", "recall": "runs/recall"}
 
 _TRAIN_EXAMPLES = """\
 examples:
@@ -22,6 +22,13 @@ examples:
   thoughtcache generate --model ./model --adapter runs/mine/adapter "What is 12 * 13?"
   thoughtcache generate --model ./model --adapter runs/mine/adapter --temperature 0.8 --top-p 0.95 \\
       --seed 3 --stop "\\boxed" "What is 12 * 13?"
+"""
+_RECALL_EXAMPLES = """\
+examples:
+  thoughtcache recall --model ./model --memory attention --window 16
+      an hour on one core for a model of 135M parameters
+  thoughtcache recall --model ./model --adapter runs/mine/adapter --steps 0 --distances 1,8,64
+      measure only
 """
 _PLAN_EXAMPLES = """\
 examples:
@@ -45,6 +52,11 @@ def count_or_none(text: str) -> int | None:
     return None if text == "none" else int(text)
 
 
+def integers(text: str) -> tuple[int, ...]:
+    """Integers between commas."""
+    return tuple(int(part) for part in text.split(","))
+
+
 def gradient(text: str) -> int | str:
     """An integer, "exact" or "detached"."""
     return int(text) if text.lstrip("-").isdigit() else text
@@ -61,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _train(commands)
     _generate(commands)
+    _recall(commands)
     _plan(commands)
     return parser
 
@@ -207,6 +220,37 @@ def _generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     group.add_argument("--min-p", type=float, help="draw from tokens so likely relative to the most likely one (0)")
     group.add_argument("--repetition-penalty", type=float, help="above 1 discourages tokens that were there before (1)")
     group.add_argument("--seed", type=int, help="of the sampling (0)")
+
+
+def _recall(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands, "recall", "teach an adapter to remember, and measure how far back it does", _RECALL_EXAMPLES
+    )
+    group = parser.add_argument_group("model and texts")
+    group.add_argument("--model", required=True, help="folder or hub id of a transformers model")
+    group.add_argument("--adapter", help="folder of a trained adapter to start from, with its settings")
+    group.add_argument("--dtype", help="of the base model: float32 (default), bfloat16 or float16")
+    group.add_argument("--text", help="file whose sentences stand between a passcode and its question (built-in ones)")
+    group.add_argument("--kind", help="what passcodes are made of: words (default) or digits")
+    group.add_argument("--code-length", type=int, help="words or digits of a passcode (4)")
+    _adapter_options(parser)
+    group = parser.add_argument_group("teaching")
+    group.add_argument("--steps", type=int, help="optimiser steps, 0 to measure only (200)")
+    group.add_argument("--batch-size", type=int, help="texts per step (8)")
+    group.add_argument("--learning-rate", type=float, help="peak learning rate (1e-2)")
+    group.add_argument("--max-evictions", type=int, help="longest distance in training, in evictions (8)")
+    group.add_argument("--growth-steps", type=int, help="steps over which distances grow to it (0)")
+    group.add_argument("--trains", help="memory (default): the base stays as it is; or adapter: LoRA as well")
+    group = parser.add_argument_group("measurement")
+    group.add_argument("--codes", type=int, help="passcodes per distance (64)")
+    group.add_argument("--distances", type=integers, help="evictions before the question (0,1,2,4,8,16,32,64)")
+    group.add_argument("--no-baselines", dest="baselines", action="store_false", help="measure the adapter alone")
+    group = parser.add_argument_group("run")
+    group.add_argument("--output-dir", help="run folder (runs/recall)")
+    group.add_argument("--seed", type=int, help="seed of everything (0)")
+    group.add_argument("--save-every", type=int, help="steps between checkpoints (50)")
+    group.add_argument("--resume", action="store_true", help="go on where the run in this folder stopped")
+    group.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds another run")
 
 
 def _plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

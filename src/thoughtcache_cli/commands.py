@@ -54,6 +54,21 @@ def generate(options: dict[str, Any]) -> None:
     print(answer(**options))
 
 
+def recall(options: dict[str, Any]) -> None:
+    """`thoughtcache recall`: teach an adapter to remember, and measure it."""
+    from thoughtcache.recipes.load_adapter import settings_to_start_from
+    from thoughtcache.recipes.recall import RecallRun, run_recall
+
+    names = {field.name for field in dataclasses.fields(RecallRun)}
+    run = RecallRun(**{name: value for name, value in options.items() if name in names})
+    adapter_options = {name: value for name, value in options.items() if name not in names}
+    if run.adapter is None:
+        thought = ThoughtConfig(**adapter_options)
+    else:
+        thought = settings_to_start_from(run.adapter, adapter_options)
+    run_recall(run, thought)
+
+
 def plan(options: dict[str, Any]) -> None:
     """`thoughtcache plan`: print where the memory of a run would go."""
     from thoughtcache.recipes.plan.memory_plan import plan_memory
@@ -72,4 +87,9 @@ def quieten_libraries() -> None:
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {"train": train, "generate": generate, "plan": plan}
+COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "train": train,
+    "generate": generate,
+    "recall": recall,
+    "plan": plan,
+}

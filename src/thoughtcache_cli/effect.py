@@ -42,7 +42,7 @@ def _never_absorbs(options: Options) -> bool:
     return options.get("absorb") is False
 
 
-_CACHE = (
+_STATES = (
     Rule(
         names=("evict_fraction", "gradient", "state_rule", "state_norm"),
         when=_full_cache,
@@ -53,6 +53,9 @@ _CACHE = (
         when=_never_absorbs,
         reason="changes nothing under --no-absorb, where the state stays as it was; leave out one of them",
     ),
+)
+_CACHE = (
+    *_STATES,
     Rule(
         names=("kv_log",),
         when=lambda options: options.get("recompute") is False,
@@ -94,6 +97,19 @@ RULES: dict[str, tuple[Rule, ...]] = {
             when=lambda options: options["temperature"] == 0,
             reason="changes nothing at --temperature 0, where nothing is drawn; leave it out, or set a temperature",
         ),
+    ),
+    "recall": (
+        Rule(
+            names=("batch_size", "learning_rate", "max_evictions", "growth_steps", "trains", "save_every"),
+            when=lambda options: options.get("steps") == 0,
+            reason="changes nothing with --steps 0, which measures only; leave it out, or set steps",
+        ),
+        Rule(
+            names=_SHAPE,
+            when=lambda options: "adapter" in options,
+            reason="is a setting of the adapter in --adapter, which keeps its own; leave out one of them",
+        ),
+        *_STATES,
     ),
     "plan": (
         Rule(

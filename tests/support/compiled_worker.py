@@ -63,7 +63,8 @@ def main() -> None:
     with torch._dynamo.config.patch(error_on_recompile=True):
         after = compare(model)
     scored = tiny_model(window=8, evict_fraction=0.25, eviction="snapkv", positions="rolling")
-    print(json.dumps([before, after, written_inputs(model), compare(scored)]))
+    remembers = tiny_model(window=4, evict_fraction=0.5, memory="attention", memory_features=6, memory_write="delta")
+    print(json.dumps([before, after, written_inputs(model), compare(scored), compare(remembers)]))
 
 
 if __name__ == "__main__":

@@ -213,6 +213,14 @@ class ThoughtModel(RevertibleInjection):
             norm=config.state_norm,  # type: ignore[arg-type]
         )
 
+    def state_size(self) -> tuple[int, float]:
+        """Numbers of a layer's state of one sequence, and tokens whose keys and values take as many; 0 without one."""
+        memory = self.memory()
+        states = memory.initial_states() if memory.state_bytes else None
+        heads, head_size = self.kv_shape
+        numbers = 0 if states is None else states[0][0].numel()
+        return numbers, numbers / (2 * heads * head_size)
+
     def initial_states(self) -> States:
         """[1, ...] per layer before any eviction; None where there is no state."""
         return self.memory().initial_states()

@@ -1,0 +1,283 @@
+"""`thoughtcache recall`: teach an adapter to remember, and measure how far back it does, beside what has no memory.
+
+Phases of a run folder: `teach` (left out with 0 steps) and one measurement per arm, so that an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from peft import PeftModel
+from rich.console import Console
+from rich.table import Table
+from transformers import PreTrainedTokenizerBase
+
+from thoughtcache.adapter.support import DTYPES
+from thoughtcache.checks import at_least_one, one_of
+from thoughtcache.config import ThoughtConfig
+from thoughtcache.policy.handle import find_tuner
+from thoughtcache.recipes.builders import find_checkpoint, save_adapter
+from thoughtcache.recipes.load_adapter import WEIGHTS, put_adapter, read_adapter
+from thoughtcache.recipes.load_model import load_base, load_tokenizer
+from thoughtcache.recipes.run.folder import WRITING_REMEDY, PhaseResult, RunFolder
+from thoughtcache.recipes.run.settings import adapter_settings, base_identity, file_identity
+from thoughtcache.report.files import writing
+from thoughtcache.report.plots import Panel, plot_curves
+from thoughtcache.report.progress import progress_bar
+from thoughtcache.report.results import environment, write_results
+from thoughtcache.report.tables import print_wide
+from thoughtcache.report.trainer_progress import RichProgressCallback
+from thoughtcache.studies.arms import Arm, arms_beside
+from thoughtcache.studies.passcode import DISTANCES, probe_passcode
+from thoughtcache.tasks.recall.filler import sentences_of
+from thoughtcache.train.checkpoints import load_weights
+from thoughtcache.train.recall_config import RecallConfig
+from thoughtcache.train.teach_recall import teach_recall
+
+NOT_DESCRIBED = {"resume", "overwrite", "save_every"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecallRun:
+    """Everything of a recall run that is not the adapter. Each field is an option of `thoughtcache recall`.
+
+    Attributes:
+        model: transformers folder or hub id.
+        adapter: folder of a trained adapter to start from, or to measure with 0 steps.
+        output_dir: run folder: checkpoints, adapter, results.json, recall.png.
+        dtype: dtype of the base model.
+        steps: optimiser steps of teaching, 0 to measure only.
+        batch_size: episodes per step.
+        learning_rate: peak learning rate.
+        code_length: words or digits of a passcode.
+        kind: "words" or "digits".
+        max_evictions: longest distance in training, in evictions.
+        growth_steps: steps over which the longest distance grows to it.
+        trains: "memory" or "adapter", see `RecallConfig`.
+        text: file whose sentences stand between a code and its question, in training and measurement.
+        codes: passcodes per distance.
+        distances: evictions between a code and its question, where it is measured.
+        baselines: measure the base model beside the adapter: full cache, window, and window with as many more slots as
+            the adapter's states have numbers, under several eviction policies.
+        seed: seed of all random numbers of the run.
+        save_every: optimiser steps between checkpoints.
+        resume: go on in `output_dir` where the last run stopped.
+        overwrite: start anew in an `output_dir` that holds another run.
+
+    Raises:
+        ValueError: for a value that is unknown or out of range.
+    """
+
+    model: str
+    adapter: str | None = None
+    output_dir: str = "runs/recall"
+    dtype: str = "float32"
+    steps: int = 200
+    batch_size: int = 8
+    learning_rate: float = 1e-2
+    code_length: int = 4
+    kind: str = "words"
+    max_evictions: int = 8
+    growth_steps: int = 0
+    trains: str = "memory"
+    text: str | None = None
+    codes: int = 64
+    distances: Sequence[int] = DISTANCES
+    baselines: bool = True
+    seed: int = 0
+    save_every: int = 50
+    resume: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("dtype", self.dtype, DTYPES)
+        at_least_one(self, "codes", "save_every")
+        if self.steps < 0:
+            raise ValueError(f"steps must be at least 0, got {self.steps}")
+        if not self.distances or min(self.distances) < 0:
+            raise ValueError(f"distances must be numbers of evictions from 0 on, got {list(self.distances)}")
+        self.teaching("", 1)
+
+    def teaching(self, folder: str, num_steps: int, resume: bool | str = False) -> RecallConfig:
+        """The settings of the teaching phase."""
+        return RecallConfig(
+            output_dir=folder,
+            num_steps=num_steps,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            code_length=self.code_length,
+            kind=self.kind,
+            min_evictions=min(1, self.max_evictions),
+            max_evictions=self.max_evictions,
+            growth_steps=self.growth_steps,
+            trains=self.trains,
+            seed=self.seed,
+            save_every=self.save_every,
+            log_every=1,
+            resume=resume,
+        )
+
+
+def run_recall(run: RecallRun, thought: ThoughtConfig, console: Console | None = None) -> dict[str, Any]:
+    """Teach and measure; returns what is written to results.json.
+
+    Args:
+        run: the settings.
+        thought: settings of the adapter; they are those of `run.adapter`, if it is given.
+        console: where progress goes.
+
+    Raises:
+        ValueError, OSError: if the input cannot be used; nothing is overwritten then.
+    """
+    console = console or Console()
+    if thought.resolve_window(None).window is None:
+        raise ValueError("window=None evicts nothing, so that there is nothing to remember; set a window")
+    described = {name: value for name, value in asdict(run).items() if name not in NOT_DESCRIBED}
+    folder = RunFolder(
+        run.output_dir,
+        {**described, "thought": adapter_settings(thought)},
+        resume=run.resume,
+        overwrite=run.overwrite,
+        growing=("steps",),
+    )
+    own_sentences = [] if run.text is None else sentences_of(run.text)
+    config, tokenizer = load_tokenizer(run.model)
+    identities = {"base_digest": base_identity(config, run.model)}
+    if run.adapter is not None:
+        identities["adapter_digest"] = file_identity(Path(run.adapter) / WEIGHTS)
+    folder.describe(identities)
+    model = _adapted(run, thought)
+    console.print(_size(model), markup=False, soft_wrap=True)
+    with writing(folder.path, WRITING_REMEDY):
+        phases: dict[str, PhaseResult] = {}
+        if run.steps:
+            phases["teach"] = folder.phase(
+                "teach",
+                lambda path, resume: _teach(run, model, tokenizer, own_sentences, path, resume, console),
+                num_steps=run.steps,
+            )
+            load_weights(model, folder.path / "teach" / "adapter")
+        measured = _measure(run, folder, model, tokenizer, own_sentences, console)
+        payload = {"run": folder.described, "environment": environment(), "phases": phases, "recall": measured}
+        write_results(folder.path / "results.json", payload)
+        plot_curves(folder.path / "recall.png", _panels(phases, measured))
+    _print_table(measured, console)
+    console.print(f"results: {folder.path / 'results.json'}\npicture: {folder.path / 'recall.png'}", soft_wrap=True)
+    return payload
+
+
+def _adapted(run: RecallRun, thought: ThoughtConfig) -> Any:
+    saved = None if run.adapter is None else read_adapter(run.adapter)[1]
+    base = load_base(run.model, run.dtype)
+    torch.manual_seed(run.seed)
+    if run.adapter is None or saved is None:
+        return peft.get_peft_model(base, thought)
+    return put_adapter(base, thought, saved, folder=run.adapter, model=run.model)
+
+
+def _size(model: PeftModel) -> str:
+    """How much the adapter remembers in, as a line."""
+    tuner = find_tuner(model)
+    floats, tokens = tuner.state_size()
+    if not floats:
+        return "the adapter has no memory of what is evicted"
+    return f"memory: {floats:,} numbers per layer and sequence, as many as the keys and values of {tokens:.1f} tokens"
+
+
+def _teach(
+    run: RecallRun,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    own_sentences: Sequence[str],
+    folder: Path,
+    resume: bool,
+    console: Console,
+) -> PhaseResult:
+    checkpoint = find_checkpoint(folder, console) if resume else None
+    config = run.teaching(str(folder), run.steps, resume=False if checkpoint is None else str(checkpoint))
+    bar = RichProgressCallback(description="teaching", console=console)
+    result = teach_recall(model, tokenizer, config, own_sentences=own_sentences, callbacks=[bar])
+    save_adapter(model, folder / "adapter", tokenizer)
+    return {
+        "losses": [[record["step"], record["loss"]] for record in result.history if "loss" in record],
+        "seconds": result.elapsed_seconds,
+    }
+
+
+def _measure(
+    run: RecallRun,
+    folder: RunFolder,
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    own_sentences: Sequence[str],
+    console: Console,
+) -> dict[str, list[dict[str, Any]]]:
+    """What every arm remembers, by its name."""
+    thought = find_tuner(model).thought_config
+    counted = thought.resolve_window(None)
+    arms = [Arm(name="adapter", config=None)]
+    if run.baselines:
+        arms += arms_beside(thought, extra_slots=math.ceil(find_tuner(model).state_size()[1]))
+    found = {}
+    for arm in arms:
+
+        def work(path: Path, resume: bool, arm: Arm = arm) -> PhaseResult:
+            with arm.active(model), progress_bar(arm.name, run.codes * len(run.distances), console=console) as advance:
+                results = probe_passcode(
+                    model,
+                    tokenizer,
+                    distances=run.distances,
+                    num_codes=run.codes,
+                    code_length=run.code_length,
+                    kind=run.kind,
+                    seed=run.seed,
+                    cache=counted,
+                    own_sentences=own_sentences,
+                    progress=advance,
+                )
+            return {"recall": [asdict(result) for result in results]}
+
+        name = arm.name.replace(" ", "-").replace(",", "")
+        steps = run.steps if arm.config is None else None
+        found[arm.name] = folder.phase(f"measure-{name}", work, num_steps=steps)["recall"]
+    return found
+
+
+def _print_table(measured: dict[str, list[dict[str, Any]]], console: Console) -> None:
+    first = next(iter(measured.values()))
+    table = Table(title="whole passcodes that are remembered (95 % interval), by evictions since they were told")
+    table.add_column("cache")
+    for row in first:
+        table.add_column(str(row["num_evictions"]), justify="right")
+    for name, rows in measured.items():
+        table.add_row(name, *[_share(row) for row in rows])
+    print_wide(table, console)
+
+
+def _share(row: dict[str, Any]) -> str:
+    return f"{100 * row['right_codes'] / row['codes']:.0f} % ({100 * row['low']:.0f}-{100 * row['high']:.0f})"
+
+
+def _panels(phases: dict[str, PhaseResult], measured: dict[str, list[dict[str, Any]]]) -> list[Panel]:
+    panels = []
+    if "teach" in phases:
+        points = phases["teach"]["losses"]
+        series = {"teaching": ([float(x) for x, _ in points], [float(y) for _, y in points])}
+        label = "cross-entropy of the answer (nats per token)"
+        panels.append(Panel(title="teaching", x_label="optimiser step", y_label=label, series=series))
+    curves = {
+        name: (
+            [float(row["num_evictions"]) for row in rows],
+            [100 * row["right_codes"] / row["codes"] for row in rows],
+        )
+        for name, rows in measured.items()
+    }
+    x_label = "evictions since the passcode was told"
+    panels.append(Panel(title="forgetting", x_label=x_label, y_label="whole passcodes (%)", series=curves))
+    return panels

@@ -1,0 +1,82 @@
+"""The caches without a memory that stand beside an adapter in a study: each one is an adapter that changes nothing.
+
+Comparisons are at equal floats: whoever has no memory gets the adapter's numbers back as slots of its window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from peft import PeftModel
+
+from thoughtcache.config import ThoughtConfig
+
+POLICIES = ("sliding", "random", "snapkv", "h2o")
+"""Eviction policies of the arms."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arm:
+    """One line of a table.
+
+    Attributes:
+        name: what it is called.
+        config: settings of an adapter that is added, untrained LoRA; None for the adapter that is studied.
+    """
+
+    name: str
+    config: ThoughtConfig | None
+
+    @contextmanager
+    def active(self, model: PeftModel) -> Iterator[None]:
+        """Make it the active adapter in this block."""
+        if self.config is None:
+            yield
+            return
+        before = str(model.active_adapter)
+        trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        model.add_adapter("arm", self.config)
+        try:
+            model.set_adapter("arm")
+            yield
+        finally:
+            model.set_adapter(before)
+            model.delete_adapter("arm")
+            for parameter, requires_grad in trained:
+                parameter.requires_grad_(requires_grad)
+
+
+def arms_beside(thought: ThoughtConfig, *, extra_slots: int) -> list[Arm]:
+    """The base model with the full cache, under the window, and under a window with more slots.
+
+    Args:
+        thought: settings of the adapter that is studied.
+        extra_slots: tokens whose keys and values take as many numbers as its states.
+    """
+    window = thought.window
+    assert isinstance(window, int)
+    arms = [
+        _arm(thought, "full cache", window=None, positions="absolute"),
+        _arm(thought, f"window {window}", window=window),
+    ]
+    if extra_slots:
+        wider = window + extra_slots
+        arms += [_arm(thought, f"window {wider}, {policy}", window=wider, eviction=policy) for policy in POLICIES]
+    return arms
+
+
+def _arm(thought: ThoughtConfig, name: str, **cache: Any) -> Arm:
+    settings = {
+        "evict_fraction": thought.evict_fraction,
+        "positions": thought.positions,
+        "target_modules": ["q_proj"],
+        "r": 1,
+        "num_global_tokens": 1,
+        "initial_state": "identity",
+        "absorb": False,
+        **cache,
+    }
+    return Arm(name=name, config=ThoughtConfig(**settings))

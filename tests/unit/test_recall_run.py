@@ -1,0 +1,141 @@
+"""`thoughtcache recall`, end to end on a model of two small layers: folder, table, arms, going on, refusals."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from tests.support.text_model import save_text_model
+
+import thoughtcache as tc
+from support.models import adapt, tiny_base, tiny_model
+from thoughtcache.recipes import recall
+from thoughtcache.recipes.load_adapter import settings_to_start_from
+from thoughtcache.recipes.recall import RecallRun, run_recall
+from thoughtcache.studies.arms import arms_beside
+from thoughtcache_cli import main
+
+ARMS = ["adapter", "full cache", "window 8", *(f"window 12, {name}" for name in ("sliding", "random", "snapkv", "h2o"))]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_text_model(tmp_path_factory.mktemp("model")))
+
+
+def run_of(model: str, output: Path, **changes: Any) -> RecallRun:
+    few = {"steps": 2, "batch_size": 2, "code_length": 2, "max_evictions": 2, "codes": 3, "distances": (0, 2)}
+    return RecallRun(**{"model": model, "output_dir": str(output), "save_every": 1, **few, **changes})
+
+
+def thought(**changes: Any) -> tc.ThoughtConfig:
+    settings = {"memory": "attention", "memory_features": 6, "r": 2, "window": 8, "evict_fraction": 0.25}
+    return tc.ThoughtConfig(**{**settings, **changes})
+
+
+def test_a_run_leaves_adapter_table_and_picture(model, tmp_path):
+    console = Console(record=True, width=200, file=io.StringIO())
+    result = run_recall(run_of(model, tmp_path / "run"), thought(), console)
+    assert list(result["recall"]) == ARMS
+    for rows in result["recall"].values():
+        assert [row["num_evictions"] for row in rows] == [0, 2]
+        assert all(row["codes"] == 3 and 0 <= row["low"] <= row["high"] <= 1 for row in rows)
+    assert [step for step, _ in result["phases"]["teach"]["losses"]] == [1, 2]
+    written = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert written["recall"]["adapter"] == [dict(sorted(row.items())) for row in result["recall"]["adapter"]]
+    assert (tmp_path / "run" / "recall.png").stat().st_size > 10_000
+    text = console.export_text()
+    assert "memory: 60 numbers per layer and sequence, as many as the keys and values of 3.8 tokens" in text
+    assert all(name in text for name in ARMS)
+    config = settings_to_start_from(str(tmp_path / "run" / "teach" / "adapter"), {})
+    assert config.memory == "attention"
+
+    again = run_of(model, tmp_path / "measured", steps=0, adapter=str(tmp_path / "run" / "teach" / "adapter"))
+    measured = run_recall(again, config, Console(quiet=True))
+    assert measured["recall"] == result["recall"]
+
+
+def test_an_interrupted_run_measures_what_is_missing(model, tmp_path, monkeypatch):
+    calls: list[str] = []
+    probe = recall.probe_passcode
+
+    def interrupted(model: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(str(model.active_adapter))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return probe(model, *args, **kwargs)
+
+    monkeypatch.setattr(recall, "probe_passcode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_recall(run_of(model, tmp_path), thought(), Console(quiet=True))
+    assert calls == ["default", "arm", "arm"]
+    result = run_recall(run_of(model, tmp_path, resume=True), thought(), Console(quiet=True))
+    assert len(calls) == 3 + len(ARMS) - 2
+    assert list(result["recall"]) == ARMS
+
+
+def test_arms_leave_the_adapter_as_it_was():
+    model = tiny_model(memory="attention", memory_features=6, window=8, evict_fraction=0.25)
+    before = {name: (parameter.clone(), parameter.requires_grad) for name, parameter in model.named_parameters()}
+    arms = arms_beside(model.peft_config["default"], extra_slots=4)
+    ids = torch.tensor([[3, 1, 4, 1]])
+    with torch.no_grad():
+        with model.disable_adapter():
+            base = model(ids).logits
+        for arm in arms:
+            with arm.active(model):
+                assert torch.equal(model(ids).logits, base), "an arm is not the base model"
+                assert model.peft_config["arm"].window == {"full cache": None, "window 8": 8}.get(arm.name, 12)
+    after = {name: (parameter, parameter.requires_grad) for name, parameter in model.named_parameters()}
+    assert before.keys() == after.keys()
+    for name, (value, requires_grad) in before.items():
+        assert torch.equal(after[name][0], value)
+        assert after[name][1] == requires_grad
+
+
+def test_the_size_of_what_remembers():
+    tuner = tiny_model(memory="attention", memory_features=6).base_model
+    assert tuner.state_size() == (2 * 6 * 5, 60 / 16)
+    assert tiny_model().base_model.state_size() == (15, 15 / 16)
+    lora = adapt(tiny_base(), initial_state="identity", absorb=False, num_global_tokens=3)
+    assert lora.base_model.state_size() == (0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": -1}, "steps must be at least 0, got -1"),
+        ({"distances": ()}, "distances must be numbers of evictions"),
+        ({"distances": (3, -1)}, r"distances must be numbers of evictions from 0 on, got \[3, -1\]"),
+        ({"codes": 0}, "codes must be at least 1"),
+        ({"kind": "letters"}, "kind='letters'"),
+        ({"dtype": "float8"}, "dtype='float8'"),
+    ],
+)
+def test_settings_without_meaning_are_refused(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run_of("nowhere", tmp_path, **changes)
+
+
+def test_a_full_cache_has_nothing_to_remember(model, tmp_path):
+    with pytest.raises(ValueError, match="window=None evicts nothing"):
+        run_recall(run_of(model, tmp_path / "run"), thought(window=None, memory_keys="content"), Console(quiet=True))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_takes_its_options(model, tmp_path, capsys):
+    options = ["recall", "--model", model, "--memory", "attention", "--memory-features", "6", "--window", "8"]
+    few = ["--steps", "1", "--batch-size", "1", "--codes", "1", "--distances", "1,2", "--no-baselines", "--r", "2"]
+    assert main([*options, *few, "--output-dir", str(tmp_path / "run")]) == 0
+    assert "whole passcodes that are remembered" in capsys.readouterr().out
+    assert main([*options, *few, "--output-dir", str(tmp_path / "run")]) == 2
+    assert "already holds a run; add --resume" in capsys.readouterr().err
+    assert main([*options, "--steps", "0", "--max-evictions", "4"]) == 2
+    assert "--max-evictions changes nothing with --steps 0" in capsys.readouterr().err
+    assert main(["recall", "--model", model, "--memory-write", "delta"]) == 2
+    assert "--memory-write delta changes nothing under --memory adapter" in capsys.readouterr().err
