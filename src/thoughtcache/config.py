@@ -222,7 +222,7 @@ class ThoughtConfig(LoraConfig):
 
         Which linears are adapted is told by the names of the weights; what only starts a training is left out.
         """
-        own = [item.name for item in fields(self) if item.name not in LORA_NAMES and item.name != "write_scale"]
+        own = [item.name for item in fields(self) if item.name not in {*LORA_NAMES, "write_scale", "memory_weight"}]
         return {name: getattr(self, name) for name in ("r", "lora_alpha", "use_rslora", "alpha_pattern", *own)}
 
     @property

@@ -122,7 +122,7 @@ def _adapter_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--state-rule", help="how evicted tokens change the state (linear)")
     group.add_argument("--state-norm", help="frobenius (default) or none")
     group.add_argument("--initial-state", help="global (default), zero or identity (plain LoRA)")
-    group.add_argument("--memory", help="what learns from evicted tokens: adapter (default, the paper's) or attention")
+    group.add_argument("--memory", help="what learns from evicted tokens: adapter (default) or attention")
     group.add_argument("--memory-features", type=int, help="features per key-value head of a memory in attention (16)")
     group.add_argument("--memory-feature-map", help="softmax (default), hedgehog or unit")
     group.add_argument("--memory-write", help="how evicted tokens are written: linear (default), decay or delta")

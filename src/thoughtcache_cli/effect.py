@@ -42,20 +42,18 @@ def _never_absorbs(options: Options) -> bool:
     return options.get("absorb") is False
 
 
-_STATES = (
+_NEVER_ABSORBS = Rule(
+    names=("state_rule", "state_norm"),
+    when=_never_absorbs,
+    reason="changes nothing under --no-absorb, where the state stays as it was; leave out one of them",
+)
+_CACHE = (
     Rule(
         names=("evict_fraction", "gradient", "state_rule", "state_norm"),
         when=_full_cache,
         reason="changes nothing under --window none, where nothing is evicted; leave it out, or give a window",
     ),
-    Rule(
-        names=("state_rule", "state_norm"),
-        when=_never_absorbs,
-        reason="changes nothing under --no-absorb, where the state stays as it was; leave out one of them",
-    ),
-)
-_CACHE = (
-    *_STATES,
+    _NEVER_ABSORBS,
     Rule(
         names=("kv_log",),
         when=lambda options: options.get("recompute") is False,
@@ -109,7 +107,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
             when=lambda options: "adapter" in options,
             reason="is a setting of the adapter in --adapter, which keeps its own; leave out one of them",
         ),
-        *_STATES,
+        _NEVER_ABSORBS,
     ),
     "plan": (
         Rule(

@@ -47,6 +47,10 @@ CASES: dict[str, tuple[list[str], str, list[str]]] = {
     "log on a CPU": (["plan", "--device-type", "cpu", "--kv-log", "host"], "--kv-log", ["plan", "--kv-log", "host"]),
     "packing on a GPU": (["plan", "--no-pack-weights"], "--no-pack-weights",
                          ["plan", "--no-pack-weights", "--device-type", "cpu"]),
+    "teaching without steps": (["recall", "--model", "m", "--steps", "0", "--batch-size", "2"], "--batch-size",
+                               ["recall", "--model", "m", "--batch-size", "2"]),
+    "memory of an adapter": (["recall", "--model", "m", "--adapter", "a", "--memory-features", "8"],
+                             "--memory-features", ["recall", "--model", "m", "--adapter", "a", "--window", "8"]),
     "window of a plan": (["plan", "--window", "none", "--evict-fraction", "1"], "--evict-fraction",
                          ["plan", "--evict-fraction", "1"]),
 }  # fmt: skip

@@ -18,12 +18,15 @@ OTHER: dict[str, Any] = {
     "eviction": "random", "positions": "rolling", "initial_state": "zero", "absorb": False, "state_rule": "delta",
     "state_norm": "none", "write_scale": 0.2, "use_rslora": True, "exclude_modules": ["k_proj"],
     "alpha_pattern": {"q_proj": 3}, "init_lora_weights": "gaussian",
+    "memory": "attention", "memory_features": 6, "memory_feature_map": "hedgehog", "memory_write": "delta",
+    "memory_read": "added", "memory_keys": "rotated", "memory_weight": 0.5,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", OTHER)
 def test_every_setting_of_the_adapter_shows(name: str) -> None:
-    plain, other = tc.ThoughtConfig(), tc.ThoughtConfig(**{name: OTHER[name]})
+    common = {"memory": "attention"} if name.startswith("memory_") else {}
+    plain, other = tc.ThoughtConfig(**common), tc.ThoughtConfig(**common, **{name: OTHER[name]})
     assert adapter_settings(plain) != adapter_settings(other)
     assert json.loads(json.dumps(adapter_settings(other)))[name] == OTHER[name]
 

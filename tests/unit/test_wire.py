@@ -55,8 +55,8 @@ def test_what_is_absent_stays_absent() -> None:
 
 def test_every_setting_travels_with_the_adapter_or_shows_in_its_shapes() -> None:
     """A new field of `ThoughtConfig` must be entered in one of the two."""
-    shown = {"r", "target_modules", "task_type", "num_global_tokens", "write_scale"}  # the last one is a start value
-    assert set(tc.ThoughtConfig.__annotations__) - shown <= set(tc.ThoughtConfig().behaviour())
+    shown, starts = {"r", "target_modules", "task_type", "num_global_tokens"}, {"write_scale", "memory_weight"}
+    assert set(tc.ThoughtConfig.__annotations__) - shown - starts <= set(tc.ThoughtConfig().behaviour())
 
 
 OTHER_SETTINGS: dict[str, Any] = {
@@ -72,9 +72,31 @@ OTHER_SETTINGS: dict[str, Any] = {
     "state_rule": "softmax",  # as many parameters as the linear rule
     "state_norm": "none",
 }
+OTHER_MEMORIES: dict[str, Any] = {"memory_feature_map": "hedgehog", "memory_write": "delta", "memory_keys": "rotated"}
+"""Between memories of as many parameters."""
+IN_PARAMETERS = {*SHAPES, "memory", "memory_features", "memory_read"}
 
 
-@pytest.mark.parametrize("name", sorted({*OTHER_SETTINGS, *tc.ThoughtConfig().behaviour()} - {*SHAPES}))
+@pytest.mark.parametrize("name", sorted(OTHER_MEMORIES))
+def test_a_memory_of_other_settings_is_refused(name: str) -> None:
+    value, common = OTHER_MEMORIES[name], {"memory": "attention", "memory_features": 6, "memory_write": "decay"}
+    model = tiny_model(**common)
+    before = getattr(model.peft_config["default"], name)
+    load_adapter(model, pack_adapter(tiny_model(**common)))
+    with pytest.raises(ValueError, match=re.escape(f"{name}={value!r} (the sampler has {before!r})")):
+        load_adapter(model, pack_adapter(tiny_model(**{**common, name: value})))
+
+
+@pytest.mark.parametrize("other", [{}, {"memory": "attention", "memory_features": 8}], ids=["adapter", "more features"])
+def test_another_memory_shows_in_its_parameters(other: dict[str, Any]) -> None:
+    model = tiny_model(memory="attention", memory_features=6)
+    with pytest.raises(ValueError, match=r"other parameters than the sampler's.*memory"):
+        load_adapter(model, pack_adapter(tiny_model(**other)))
+
+
+@pytest.mark.parametrize(
+    "name", sorted({*OTHER_SETTINGS, *tc.ThoughtConfig().behaviour()} - {*IN_PARAMETERS, *OTHER_MEMORIES})
+)
 def test_an_adapter_of_other_settings_is_refused(name: str) -> None:
     value, model = OTHER_SETTINGS[name], tiny_model()
     other = {name: value}

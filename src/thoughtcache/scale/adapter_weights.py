@@ -52,7 +52,7 @@ def load_adapter(model: nn.Module, data: bytes) -> None:
     if {key: value.shape for key, value in own.items()} != {key: value.shape for key, value in state.items()}:
         raise ValueError(
             "the adapter that was sent has other parameters than the sampler's; load the sampler's model with the "
-            "ThoughtConfig of the learner (r, num_global_tokens, target_modules, state_rule)"
+            "ThoughtConfig of the learner (r, num_global_tokens, target_modules, state_rule, memory)"
         )
     ours = _settings(peft_model)
     different = [
