@@ -37,14 +37,16 @@ def train(options: dict[str, Any]) -> None:
             )
         run_embedded(run)
         return
-    from thoughtcache.recipes.load_adapter import settings_to_start_from
     from thoughtcache.recipes.real_model import run_real_model
 
-    if run.adapter is None:
-        thought = ThoughtConfig(**adapter_options)
-    else:
-        thought = settings_to_start_from(run.adapter, adapter_options)
-    run_real_model(run, thought)
+    run_real_model(run, _settings(run.adapter, adapter_options))
+
+
+def _settings(adapter: str | None, options: dict[str, Any]) -> ThoughtConfig:
+    """Settings of a new adapter, or those of a saved one with changes."""
+    from thoughtcache.recipes.load_adapter import settings_to_start_from
+
+    return ThoughtConfig(**options) if adapter is None else settings_to_start_from(adapter, options)
 
 
 def generate(options: dict[str, Any]) -> None:
@@ -56,17 +58,12 @@ def generate(options: dict[str, Any]) -> None:
 
 def recall(options: dict[str, Any]) -> None:
     """`thoughtcache recall`: teach an adapter to remember, and measure it."""
-    from thoughtcache.recipes.load_adapter import settings_to_start_from
     from thoughtcache.recipes.recall import RecallRun, run_recall
 
     names = {field.name for field in dataclasses.fields(RecallRun)}
     run = RecallRun(**{name: value for name, value in options.items() if name in names})
     adapter_options = {name: value for name, value in options.items() if name not in names}
-    if run.adapter is None:
-        thought = ThoughtConfig(**adapter_options)
-    else:
-        thought = settings_to_start_from(run.adapter, adapter_options)
-    run_recall(run, thought)
+    run_recall(run, _settings(run.adapter, adapter_options))
 
 
 def plan(options: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_wei
 from safetensors import SafetensorError
 
 from thoughtcache.config import ThoughtConfig
+from thoughtcache.recipes.load_model import load_base
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -86,3 +87,33 @@ def put_adapter(
 
 def _shape(shape: torch.Size | None) -> str:
     return "missing" if shape is None else "x".join(map(str, shape))
+
+
+def adapted_model(
+    model: str,
+    thought: ThoughtConfig,
+    *,
+    adapter: str | None,
+    dtype: str,
+    load_in_4bit: bool = False,
+    seed: int,
+) -> PeftModel:
+    """A base model with a new adapter, or with a saved one.
+
+    Args:
+        model: folder or hub id of the base model.
+        thought: settings of the adapter; those of the saved one, if there is one.
+        adapter: folder of a saved adapter.
+        dtype: dtype of the base model.
+        load_in_4bit: quantise the base with bitsandbytes.
+        seed: decides the start of a new adapter.
+
+    Raises:
+        ValueError: if the model or the adapter cannot be used.
+    """
+    saved = None if adapter is None else read_adapter(adapter)[1]
+    base = load_base(model, dtype, load_in_4bit)
+    torch.manual_seed(seed)
+    if adapter is None or saved is None:
+        return peft.get_peft_model(base, thought)
+    return put_adapter(base, thought, saved, folder=adapter, model=model)

@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import peft
-import torch
 from rich.console import Console
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -20,8 +18,8 @@ from thoughtcache.learner.options import ReplayOptions, learner_options
 from thoughtcache.recipes.builders import save_adapter
 from thoughtcache.recipes.distill_phase import distill_phase as _distill
 from thoughtcache.recipes.grpo_phase import grpo_phase as _grpo
-from thoughtcache.recipes.load_adapter import WEIGHTS, put_adapter, read_adapter
-from thoughtcache.recipes.load_model import load_base, load_tokenizer
+from thoughtcache.recipes.load_adapter import WEIGHTS, adapted_model
+from thoughtcache.recipes.load_model import load_tokenizer
 from thoughtcache.recipes.plan.fit import refuse_what_does_not_fit
 from thoughtcache.recipes.prompts import encode_examples
 from thoughtcache.recipes.run.checks import check_more_distillation, check_prompt_window, check_questions, check_window
@@ -94,7 +92,9 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     check_prompt_window(run, thought, prompts)
     folder.describe(_identities(run, config, prompts, examples))
     refuse_what_does_not_fit(run, thought, config, prompts, console)
-    model = _adapted(run, thought)
+    model = adapted_model(
+        run.model, thought, adapter=run.adapter, dtype=run.dtype, load_in_4bit=run.load_in_4bit, seed=run.seed
+    )
     with writing(folder.path, WRITING_REMEDY):
         phases = _phases(run, folder, model, tokenizer, prompts, examples, console)
         save_adapter(model, folder.path / "adapter")
@@ -150,17 +150,6 @@ def _identities(
     if run.adapter is not None:
         found["adapter_digest"] = file_identity(Path(run.adapter) / WEIGHTS)
     return found
-
-
-def _adapted(run: RunConfig, thought: ThoughtConfig) -> Any:
-    """The base model with a new adapter, or with the one that the run starts from."""
-    assert run.model is not None
-    saved = None if run.adapter is None else read_adapter(run.adapter)[1]
-    base = load_base(run.model, run.dtype, run.load_in_4bit)
-    torch.manual_seed(run.seed)
-    if run.adapter is None or saved is None:
-        return peft.get_peft_model(base, thought)
-    return put_adapter(base, thought, saved, folder=run.adapter, model=run.model)
 
 
 def _save_format(folder: Path, tokenizer: PreTrainedTokenizerBase, run: RunConfig) -> None:

@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import peft
-import torch
 from peft import PeftModel
 from rich.console import Console
 from rich.table import Table
@@ -23,8 +21,8 @@ from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.recipes.builders import find_checkpoint, save_adapter
-from thoughtcache.recipes.load_adapter import WEIGHTS, put_adapter, read_adapter
-from thoughtcache.recipes.load_model import load_base, load_tokenizer
+from thoughtcache.recipes.load_adapter import WEIGHTS, adapted_model
+from thoughtcache.recipes.load_model import load_tokenizer
 from thoughtcache.recipes.run.folder import WRITING_REMEDY, PhaseResult, RunFolder
 from thoughtcache.recipes.run.settings import adapter_settings, base_identity, file_identity
 from thoughtcache.report.files import writing
@@ -152,7 +150,7 @@ def run_recall(run: RecallRun, thought: ThoughtConfig, console: Console | None =
     if run.adapter is not None:
         identities["adapter_digest"] = file_identity(Path(run.adapter) / WEIGHTS)
     folder.describe(identities)
-    model = _adapted(run, thought)
+    model = adapted_model(run.model, thought, adapter=run.adapter, dtype=run.dtype, seed=run.seed)
     console.print(_size(model), markup=False, soft_wrap=True)
     with writing(folder.path, WRITING_REMEDY):
         phases: dict[str, PhaseResult] = {}
@@ -170,15 +168,6 @@ def run_recall(run: RecallRun, thought: ThoughtConfig, console: Console | None =
     _print_table(measured, console)
     console.print(f"results: {folder.path / 'results.json'}\npicture: {folder.path / 'recall.png'}", soft_wrap=True)
     return payload
-
-
-def _adapted(run: RecallRun, thought: ThoughtConfig) -> Any:
-    saved = None if run.adapter is None else read_adapter(run.adapter)[1]
-    base = load_base(run.model, run.dtype)
-    torch.manual_seed(run.seed)
-    if run.adapter is None or saved is None:
-        return peft.get_peft_model(base, thought)
-    return put_adapter(base, thought, saved, folder=run.adapter, model=run.model)
 
 
 def _size(model: PeftModel) -> str:
