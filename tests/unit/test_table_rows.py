@@ -96,6 +96,13 @@ def test_bytes_that_are_not_utf_8_are_named(tmp_path: Path, name: str, content: 
         load(tmp_path / name, content.encode("latin-1"))
 
 
+@pytest.mark.parametrize("header", [",", ",,", " , ", "\n,"])
+def test_a_header_without_names_is_not_passed_over(tmp_path: Path, header: str) -> None:
+    """The first row would silently become the header."""
+    with pytest.raises(ValueError, match=r"the header of 'a\.csv' \(line \d\) names no column; give the columns names"):
+        load(tmp_path / "a.csv", f"{header}\nquestion,answer\n2+2?,4\n")
+
+
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.json", "a.jsonl"])
 def test_utf_16_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=rf"'{name}' is UTF-16, allowed: UTF-8"):

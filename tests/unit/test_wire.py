@@ -14,7 +14,7 @@ import thoughtcache as tc
 from support.models import tiny_model
 from support.rollouts import ragged_rollouts
 from thoughtcache.scale.adapter_weights import SHAPES, load_adapter, pack_adapter
-from thoughtcache.scale.wire import _encode, pack_rollouts, unpack_rollouts
+from thoughtcache.scale.wire import _encode, join, pack_rollouts, unpack_rollouts
 
 
 def same(left: Any, right: Any) -> bool:
@@ -135,3 +135,13 @@ def test_other_bytes_are_refused(keep: int) -> None:
     data = pack_rollouts(tc.rollout(tiny_model(), [[3]], max_new_tokens=3))
     with pytest.raises(ValueError, match="no packed rollouts"):
         unpack_rollouts(data[:keep])
+
+
+def test_damaged_bytes_are_refused_however_they_are_damaged() -> None:
+    whole = pack_rollouts(tc.rollout(tiny_model(), [[3]], max_new_tokens=3))
+    head = 8 + int.from_bytes(whole[:8], "little")
+    other_form = join([{"something": "else"}], {})
+    damaged = [whole[:-3], whole[:head] + b"garbage " * 9, whole[:8] + b"?" * (head - 8) + whole[head:], other_form]
+    for data in damaged:
+        with pytest.raises(ValueError, match=f"{len(data)} bytes are no packed rollouts; pass what pack_rollouts"):
+            unpack_rollouts(data)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ from thoughtcache.records import Rollout
 _LENGTH_BYTES = 8
 _RECORD, _TUPLE, _TENSOR = "record", "tuple", "tensor"
 _PLAIN = (str, int, float, bool, type(None))
+
+
+NOT_PACKED = "{} bytes are no packed {what}; pass what pack_{what} returned, unshortened"
 
 
 def pack_rollouts(rollouts: Sequence[Rollout]) -> bytes:
@@ -43,10 +47,13 @@ def unpack_rollouts(data: bytes, device: torch.device | str = "cpu") -> list[Rol
         device: where tensors go that were not on the host of the sender; what was on its host stays on the host.
 
     Raises:
-        ValueError: if the bytes end before the tensors begin; other damage raises errors of other types.
+        ValueError: for bytes that `pack_rollouts` did not write.
     """
     plain, tensors = split(data, "rollouts")
-    rollouts: list[Rollout] = [_decode(item, tensors, torch.device(device)) for item in plain]
+    try:
+        rollouts: list[Rollout] = [_decode(item, tensors, torch.device(device)) for item in plain]
+    except (KeyError, TypeError) as error:
+        raise ValueError(NOT_PACKED.format(len(data), what="rollouts")) from error
     return rollouts
 
 
@@ -60,12 +67,13 @@ def split(data: bytes, what: str) -> tuple[Any, dict[str, Tensor]]:
     """The plain data and the tensors that `join` joined; `what` names them in the error.
 
     Raises:
-        ValueError: if the bytes end before the tensors begin.
+        ValueError: for bytes that `join` did not write.
     """
     start = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
-    if len(data) <= start:
-        raise ValueError(f"{len(data)} bytes are no packed {what}; pass what pack_{what} returned, unshortened")
-    return json.loads(data[_LENGTH_BYTES:start]), safetensors.torch.load(data[start:])
+    try:
+        return json.loads(data[_LENGTH_BYTES:start]), safetensors.torch.load(data[start:])
+    except (ValueError, safetensors.SafetensorError) as error:
+        raise ValueError(NOT_PACKED.format(len(data), what=what)) from error
 
 
 def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -21,23 +21,24 @@ def csv_rows(file: Path, delimiter: str = ",") -> Iterator[TableRow]:
     """The rows below the header; every value is text.
 
     Raises:
-        ValueError: if names of the header are repeated or unreadable, a quote is wrong, or the file is UTF-16.
+        ValueError: if names of the header are missing, repeated or unreadable, a quote is wrong, or the file is UTF-16.
     """
     refuse_utf_16(file)
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
         records = _records(csv.reader(lines, delimiter=delimiter, strict=True), file)
-        header = next(records, None)
+        header = _first(records, file)
         if header is None:
             return
         names = _column_names(header[1], file)
-        for index, (line, fields) in enumerate(records):
+        filled = (record for record in records if any(value.strip() for value in record[1]))
+        for index, (line, fields) in enumerate(filled):
             fault = _fault(fields, names, delimiter)
             values = None if fault else {name: value for name, value in zip(names, fields, strict=True) if name}
             yield file_row(file, index, values, line=line, fault=fault)
 
 
 def _records(reader: Any, file: Path) -> Iterator[tuple[int, list[str]]]:
-    """(number of its first line, fields) of each record that is not blank."""
+    """(number of its first line, fields) of each record that is no blank line."""
     while True:
         line = reader.line_num + 1
         try:
@@ -49,8 +50,19 @@ def _records(reader: Any, file: Path) -> Iterator[tuple[int, list[str]]]:
                 f"{file.name!r} has a record from line {line} on that is no CSV ({error}); "
                 'close every quote and write a quote inside a field twice ("")'
             ) from error
-        if any(value.strip() for value in fields):
+        if len(fields) > 1 or any(value.strip() for value in fields):
             yield line, fields
+
+
+def _first(records: Iterator[tuple[int, list[str]]], file: Path) -> tuple[int, list[str]] | None:
+    """The header; without names it would be passed over, and the first row taken for it."""
+    header = next(records, None)
+    if header is not None and not any(name.strip() for name in header[1]):
+        raise ValueError(
+            f"the header of {file.name!r} (line {header[0]}) names no column; give the columns names, such as "
+            "question and answer"
+        )
+    return header
 
 
 def _next_record(reader: Any) -> list[str]:
