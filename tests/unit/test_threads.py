@@ -16,6 +16,7 @@ from support.compare import assert_close
 from support.grpo import word_tokenizer
 from support.models import tiny_model, trainable
 from support.rollouts import PROMPTS
+from thoughtcache.adapter.attention import thought_attention
 from thoughtcache.adapter.binding import StateBinding
 from thoughtcache.learner.attention import lower_right_attention
 
@@ -236,3 +237,58 @@ def test_a_copy_of_the_binding_holds_no_states_of_the_original():
     twin = copy.deepcopy(model)
     assert twin.base_model.binding is not model.base_model.binding
     assert generate(twin, PROMPTS[0]) == generate(model, PROMPTS[0])
+
+
+@pytest.mark.parametrize("first", ["lower right", "around"])
+def test_attentions_that_overlap_partly_leave_each_other_alone(first):
+    """A replay ends while a generation of another thread that began inside it still runs, and the other way round."""
+    config = tiny_model().base_model.model.config
+    kinds = {"lower right": lower_right_attention, "around": thought_attention}
+    (other,) = set(kinds) - {first}
+    outer, middle, inner = kinds[first](config), kinds[other](config), kinds[other](config)
+    plain = config._attn_implementation
+    outer.__enter__()
+    alone = config._attn_implementation
+    middle.__enter__()
+    both = config._attn_implementation
+    inner.__enter__()
+    assert config._attn_implementation == both
+    middle.__exit__(None, None, None)
+    assert config._attn_implementation == both
+    outer.__exit__(None, None, None)  # `inner` of the other thread is in the middle of its pass
+    left = config._attn_implementation
+    assert left not in (plain, alone, both), "what is left is the other one alone"
+    inner.__exit__(None, None, None)
+    assert config._attn_implementation == plain
+
+
+def test_a_memory_survives_a_replay_that_ends_in_the_middle_of_a_generation():
+    """The replay of another thread has begun before a forward pass and ends behind its first layer."""
+    model = tiny_model(window=4, memory="attention", memory_features=6, evict_fraction=0.5)
+    config = model.base_model.model.config
+    expected = generate(model, PROMPTS[0])
+    with torch.no_grad():
+        for layer in model.base_model.memory_weights():
+            layer.log_weight.add_(60.0)
+        assert generate(model, PROMPTS[0]) != expected, "the memory makes no difference"
+        for layer in model.base_model.memory_weights():
+            layer.log_weight.sub_(60.0)
+    blocks = []
+
+    def begin(*args: Any) -> None:
+        blocks.append(lower_right_attention(config))
+        blocks[-1].__enter__()
+
+    def end(*args: Any) -> None:
+        blocks.pop().__exit__(None, None, None)
+
+    backbone = model.base_model.backbone
+    handles = [
+        backbone.register_forward_pre_hook(begin, prepend=True),
+        backbone.layers[0].register_forward_hook(end),
+    ]
+    found = generate(model, PROMPTS[0])
+    for handle in handles:
+        handle.remove()
+    assert found == expected
+    assert config._attn_implementation == "sdpa"

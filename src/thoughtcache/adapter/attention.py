@@ -15,6 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from functools import cache
 from threading import Lock
 from typing import Any, Protocol, runtime_checkable
@@ -29,35 +30,65 @@ from thoughtcache.cache.base import AttentionRead
 QUERIES = "thought_queries"
 MEMORY = "thought_memory"
 PREFIX = "thoughtcache_around_"
+Form = Callable[[str], str]
+KINDS = ("function", "around")
+"""Kinds of blocks, in the order in which they change the name: another function first, what runs around it last."""
+
+
+@dataclass(slots=True)
+class _Changed:
+    """A configuration whose attention some blocks have changed now.
+
+    Attributes:
+        plain: the name that it had before the first one.
+        counts: number of blocks of each kind.
+        forms: what a block of each kind makes of a name.
+    """
+
+    plain: str
+    counts: Counter[str] = field(default_factory=Counter)
+    forms: dict[str, Form] = field(default_factory=dict)
+
+    def name(self) -> str:
+        """The name with the changes of all kinds that are in use."""
+        found = self.plain
+        for kind in KINDS:
+            if self.counts[kind]:
+                found = self.forms[kind](found)
+        return found
+
+
 _LOCK = Lock()
-_BLOCKS: Counter[tuple[int, str]] = Counter()
-"""Number of blocks that use a name now, by the address of the configuration, which a block keeps alive."""
+_CHANGED: dict[int, _Changed] = {}
+"""By the address of the configuration, which its blocks keep alive."""
 
 
 @contextmanager
-def attention_block(config: PretrainedConfig, choose: Callable[[str], tuple[str, str] | None]) -> Iterator[None]:
-    """Use another attention function inside the block; the last block of a name to end puts the plain one back.
+def attention_block(config: PretrainedConfig, kind: str, form: Form) -> Iterator[None]:
+    """Use another attention function inside the block.
+
+    Blocks of one configuration may nest and overlap in any way, in several threads: a change lasts until the last block
+    of its kind ends, and takes no change of another kind away.
 
     Args:
         config: configuration that the model's attention layers read.
-        choose: (name that the configuration has now) -> (plain name, other name), with the other one registered; None
-            leaves the configuration alone. It is called under the lock.
+        kind: one of `KINDS`.
+        form: (name of an attention function) -> name to use instead, which it has registered. It is called under the
+            lock.
     """
     with _LOCK:
-        names = choose(str(config._attn_implementation))
-        if names is not None:
-            _BLOCKS[id(config), names[1]] += 1
-            config._attn_implementation = names[1]
+        changed = _CHANGED.setdefault(id(config), _Changed(str(config._attn_implementation)))
+        changed.counts[kind] += 1
+        changed.forms[kind] = form
+        config._attn_implementation = changed.name()
     try:
         yield
     finally:
-        if names is not None:
-            plain, other = names
-            with _LOCK:
-                _BLOCKS[id(config), other] -= 1
-                if not _BLOCKS[id(config), other]:
-                    del _BLOCKS[id(config), other]
-                    config._attn_implementation = plain
+        with _LOCK:
+            changed.counts[kind] -= 1
+            config._attn_implementation = changed.name()
+            if not any(changed.counts.values()):
+                del _CHANGED[id(config)]
 
 
 @runtime_checkable
@@ -74,19 +105,14 @@ def thought_attention(config: PretrainedConfig) -> AbstractContextManager[None]:
     Args:
         config: configuration that the model's attention layers read.
     """
-
-    def choose(now: str) -> tuple[str, str]:
-        plain = now.removeprefix(PREFIX)
-        _register(plain)  # now and not on import, which is to change nothing
-        return plain, PREFIX + plain
-
-    return attention_block(config, choose)
+    return attention_block(config, "around", _register)
 
 
-def _register(plain: str) -> None:
-    """Enter our form of an attention function in transformers' tables; again changes nothing."""
-    AttentionInterface.register(PREFIX + plain, _around(plain))
+def _register(plain: str) -> str:
+    """The name of our form of an attention function, entered in transformers' tables; again changes nothing."""
+    AttentionInterface.register(PREFIX + plain, _around(plain))  # now and not on import, which is to change nothing
     AttentionMaskInterface.register(PREFIX + plain, ALL_MASK_ATTENTION_FUNCTIONS[plain])
+    return PREFIX + plain
 
 
 @cache

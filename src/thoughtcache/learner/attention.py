@@ -34,14 +34,15 @@ def lower_right_attention(config: PretrainedConfig) -> AbstractContextManager[No
     Args:
         config: configuration that the model's attention layers read.
     """
+    return attention_block(config, "function", _instead)
 
-    def choose(now: str) -> tuple[str, str] | None:
-        if now not in (REPLACED, NAME):
-            return None
-        _register()  # now and not on import, which is to change nothing
-        return REPLACED, NAME
 
-    return attention_block(config, choose)
+def _instead(name: str) -> str:
+    """The name of this attention where a model would use `sdpa`; any other name stays."""
+    if name != REPLACED:
+        return name
+    _register()  # now and not on import, which is to change nothing
+    return NAME
 
 
 def _attention(
