@@ -169,7 +169,12 @@ class ThoughtConfig(LoraConfig):
                 "memory='attention' with absorb=False remembers nothing; for LoRA under the window use "
                 "initial_state='identity', absorb=False with memory='adapter'"
             )
-        chooses = self.window is not None and EVICTION_POLICIES[self.eviction].chooses
+        if self.window is None:
+            raise ValueError(
+                "memory='attention' with window=None remembers nothing, because nothing is ever evicted; set a window, "
+                "or leave out the memory"
+            )
+        chooses = EVICTION_POLICIES[self.eviction].chooses
         if self.memory_keys == "content" and chooses and self.positions == "absolute":
             raise ValueError(
                 f"memory_keys='content' needs the positions of thoughts that leave, which eviction={self.eviction!r} "

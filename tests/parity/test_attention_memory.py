@@ -148,9 +148,15 @@ def test_generate_is_the_same_policy(name):
     width = max(map(len, PROMPTS))
     ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in PROMPTS])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in PROMPTS])
-    config = GenerationConfig(do_sample=False, max_new_tokens=LENGTH, pad_token_id=0)
+    config = GenerationConfig(
+        do_sample=False, max_new_tokens=LENGTH, pad_token_id=0, output_logits=True, return_dict_in_generate=True
+    )
     out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-    assert out[:, width:].tolist() == [rollout.token_ids for rollout in rollouts]
+    tokens = out.sequences[:, width:]
+    assert tokens.tolist() == [rollout.token_ids for rollout in rollouts]
+    logprobs = torch.stack(out.logits, dim=1).double().log_softmax(dim=-1)
+    # transformers hands out logits in fp32.
+    assert_close(logprobs.gather(2, tokens[:, :, None])[:, :, 0], padded(rollouts), torch.float32)
     assert find_tuner(model).model.config._attn_implementation == "sdpa"
 
 

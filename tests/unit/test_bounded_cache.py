@@ -8,9 +8,11 @@ import pytest
 import torch
 from transformers.cache_utils import Cache
 
+import thoughtcache as tc
 from support.caches import given
 from support.compare import assert_close
 from support.models import VOCABULARY, tiny_model
+from thoughtcache.adapter.cache_argument import cache_keyword
 from thoughtcache.cache.base import StatefulCache
 from thoughtcache.cache.generate_cache import BoundedCache
 from thoughtcache.cache.replay_cache import ReplayCache
@@ -115,9 +117,9 @@ def test_the_other_caches_refuse(method):
     arguments = {"reset": (), "crop": (-1,), "batch_repeat_interleave": (1,)}.get(method, (torch.tensor([0]),))
     slots = SlotCache(
         num_layers=2, table=SlotTable(1, torch.device("cpu")), capacity=3, initial_states=None,
-        rules=new_cache(tiny_model()).rules,
+        reader=tuner.memory().reader(), rules=new_cache(tiny_model()).rules,
     )  # fmt: skip
-    for cache in (ReplayCache(2, None, 0, tuner.initial_states()), slots):
+    for cache in (ReplayCache(2, None, 0, tuner.initial_states(), tuner.memory().reader()), slots):
         with pytest.raises(ValueError, match=rf"{type(cache).__name__}.{method}"):
             getattr(cache, method)(*arguments)
 
@@ -132,3 +134,72 @@ def test_every_method_that_changes_a_cache_of_transformers_is_decided():
     public = {name for name in vars(Cache) if not name.startswith("_")}
     assert public - harmless - reading <= {*METHODS, "max_cache_len", "max_batch_size"}
     assert set(METHODS) <= set(vars(StatefulCache))
+
+
+def test_rows_move_with_the_positions_of_their_prompts():
+    """Prompts of unequal lengths, padded: keys are un-rotated by positions of their own row."""
+    model = tiny_model(window=4, memory="attention", memory_features=6, evict_fraction=0.5)
+    prompts, thoughts = [[3, 1, 4], [6, 5, 2, 8, 7]], torch.randint(3, 20, (2, 9))
+
+    def run(order, moved_after):
+        tuner = model.base_model
+        cache = new_cache(model)
+        ids = torch.tensor([[0] * (5 - len(prompts[row])) + prompts[row] for row in order])
+        mask = (torch.arange(5) >= 5 - torch.tensor([[len(prompts[row])] for row in order])).long()
+        positions = (mask.cumsum(1) - 1).clamp_min(0)
+        rows = torch.tensor(order)
+        with torch.no_grad():
+            for step in range(10):
+                hidden = tuner.backbone(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    position_ids=positions,
+                    use_cache=True,
+                    **cache_keyword(tuner.backbone, cache),
+                ).last_hidden_state[:, -1]
+                if step == moved_after:
+                    cache.reorder_cache(torch.tensor([1, 0]))
+                    rows, mask, positions = rows.flip(0), mask.flip(0), positions.flip(0)
+                if step < 9:
+                    ids = thoughts[rows, step : step + 1]
+                    mask = torch.cat([mask, mask.new_ones(2, 1)], dim=1)
+                    positions = positions[:, -1:] + 1
+        return hidden
+
+    assert_close(run([0, 1], 1), run([1, 0], None))
+    assert_close(run([0, 1], 6), run([1, 0], None))
+
+
+def test_a_cache_of_another_adapter_is_refused():
+    model = tiny_model(window=4)
+    cache, tokens = new_cache(model), rows(2)
+    feed(model, cache, tokens)
+    model.add_adapter("other", tc.ThoughtConfig(r=3, num_global_tokens=5, window=4))
+    feed(model, cache, tokens[:, :1])
+    model.set_adapter("other")
+    with pytest.raises(ValueError, match=r"holds states of the adapter 'default', and \['other'\] is active"):
+        feed(model, cache, tokens[:, :1])
+
+
+def test_without_its_adapter_a_cache_shows_no_memory():
+    model = tiny_model(window=4, memory="attention", memory_features=6, evict_fraction=0.5)
+    cache = new_cache(model)
+    with torch.no_grad():
+        for column in range(9):
+            model.base_model.backbone(
+                input_ids=rows(1)[:, column % 3 : column % 3 + 1],
+                use_cache=True,
+                **cache_keyword(model.base_model.backbone, cache),
+            )
+    assert cache.num_evictions > 1
+    read = []
+    hook = model.base_model.backbone.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append("thought_memory" in kwargs), with_kwargs=True
+    )
+    ids = rows(1)[:, :1]
+    with torch.no_grad():
+        with model.disable_adapter():
+            model.base_model.backbone(input_ids=ids, use_cache=True, **cache_keyword(model.base_model.backbone, cache))
+        model.base_model.backbone(input_ids=ids, use_cache=True, **cache_keyword(model.base_model.backbone, cache))
+    hook.remove()
+    assert read == [False, True]

@@ -57,7 +57,7 @@ def test_no_cache_is_none():
 def test_a_cache_given_to_the_backbone_lends_its_states_and_is_written():
     model = adapt(tiny_base("llama"), window=4)
     tuner = find_tuner(model)
-    cache = ReplayCache(tuner.num_layers, None, 0, tuner.initial_states())
+    cache = ReplayCache(tuner.num_layers, None, 0, tuner.initial_states(), tuner.memory().reader())
     lent = []
     hook = tuner.backbone.layers[0].register_forward_pre_hook(lambda *_: lent.append(tuner.binding.states))
     with torch.no_grad():

@@ -28,6 +28,7 @@ from thoughtcache.sampler.given import rollouts_of_given
 from thoughtcache.tasks.embedded.problem import sample_problems
 from thoughtcache.tasks.embedded.reasoner import encode_prompt, load_reasoner
 from thoughtcache.train import distill as module
+from thoughtcache.train.arguments import training_arguments
 from thoughtcache.train.distill import DistillTrainer, distill, sample_teacher, under_window
 from thoughtcache.train.distill_config import DistillConfig
 from thoughtcache.train.divergence import DIVERGENCES
@@ -69,7 +70,7 @@ def trainer_of(model: PeftModel, folder: Path, loss: str) -> DistillTrainer:
         distill_config=config(folder, loss=loss),
         evaluator=None,
         model=model,
-        args=module._training_arguments(config(folder), has_evaluator=False),
+        args=training_arguments(config(folder)),
         data_collator=module._collate,
     )
 

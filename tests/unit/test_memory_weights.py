@@ -155,6 +155,8 @@ def test_a_new_adapter_has_every_parameter_and_starts_at_the_window(write, read)
         ({"memory": "slots"}, "memory='slots'"),
         ({"memory_features": 0}, "memory_features must be at least 1"),
         ({"memory_features": 7}, "memory_features=7 is odd.*use an even number"),
+        ({"memory_features": 2, "memory_feature_map": "hedgehog"}, "memory_features=2 is too few .*use at least 4"),
+        ({"window": None}, "window=None remembers nothing, because nothing is ever evicted"),
         ({"memory_feature_map": "cosine"}, "memory_feature_map='cosine'"),
         ({"memory_write": "hebb"}, "memory_write='hebb'"),
         ({"memory_read": "joint"}, "memory_read='joint'"),

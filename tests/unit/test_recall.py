@@ -112,6 +112,38 @@ def test_a_full_cache_has_no_distances():
         task.episode(0, 3)
 
 
+def test_a_window_that_is_too_small_is_said_by_the_distance():
+    """The code has left before it can be asked for."""
+    task = task_of(cache_of(window=4, num_evicted=1))
+    assert {task.episode(0, distance).num_evictions for distance in (0, 1)} == {task.episode(0, 0).num_evictions}
+    assert task.episode(0, 0).num_evictions > 1
+    (row,) = probe_passcode(reasoner(window=4), known_words(), distances=(0,), num_codes=2)
+    assert row.num_evictions == task_of(cache_of(window=4, num_evicted=1)).episode(0, 0).num_evictions
+
+
+def test_words_of_another_number_of_tokens_are_left_out():
+    class Pieces(PreTrainedTokenizerFast):
+        def encode(self, text: str, **kwargs: Any) -> list[int]:
+            return [1] * len(text.strip()) if text.strip() in WORDS[:10] else [2]
+
+    tokenizer = Pieces(tokenizer_object=known_words().backend_tokenizer)
+    task = PasscodeTask(tokenizer=tokenizer, cache=cache_of())
+    assert set(task._choices()) <= set(WORDS[10:]) | {w for w in WORDS if len(w) == 5}
+    lengths = {task.episode(seed, 1).num_answer for seed in range(8)}
+    assert len(lengths) == 1
+
+
+def test_sentences_of_the_user_are_shared_out():
+    own = tuple(f"{word}." for word in WORDS)
+    taught, asked = (task_of(cache_of(window=6), own_sentences=own, is_test=is_test) for is_test in (False, True))
+    seen = [set(task.episode(0, 30).token_ids[9:-8]) for task in (taught, asked)]
+    numbers = {word: known_words().convert_tokens_to_ids(word) for word in WORDS}
+    assert not seen[0] & {numbers[word] for word in WORDS[1::2]}
+    assert not seen[1] & {numbers[word] for word in WORDS[0::2]}
+    with pytest.raises(ValueError, match="one sentence cannot be shared"):
+        task_of(cache_of(), own_sentences=("One.",)).episode(0, 9)
+
+
 def episodes(*lengths: int) -> list[RecallEpisode]:
     generator = torch.Generator().manual_seed(3)
     return [
@@ -130,7 +162,8 @@ def episodes(*lengths: int) -> list[RecallEpisode]:
 @pytest.mark.parametrize("recompute", [True, False])
 def test_the_loss_is_that_of_the_answer(memory, recompute, chunk_tokens):
     """Values, hits and gradients are those of the definition, in the order of the episodes."""
-    model: Any = tiny_model(window=5, evict_fraction=0.4, memory=memory, memory_features=6)
+    features = {"memory_features": 6} if memory == "attention" else {}
+    model: Any = tiny_model(window=5, evict_fraction=0.4, memory=memory, **features)
     cache = model.peft_config["default"].resolve_window(None)
     texts = episodes(9, 16, 12)
     options = ReplayOptions(anchored=False, recompute=recompute, chunk_tokens=chunk_tokens)
@@ -262,6 +295,9 @@ def test_what_cannot_be_taught_is_refused(tmp_path):
     lora = adapt(tiny_base(), initial_state="identity", absorb=False, num_global_tokens=3)
     with pytest.raises(ValueError, match="plain LoRA and has no memory to train; use trains='adapter'"):
         tc.teach_recall(lora, known_words(), small(tmp_path))
+    paper = adapt(tiny_base(vocab_size=64), randomise=False)
+    with pytest.raises(ValueError, match="would train nothing: under memory='adapter'"):
+        tc.teach_recall(paper, known_words(), small(tmp_path))
     with pytest.raises(ValueError, match="window='prompt' is not known"):
         tc.teach_recall(reasoner(window="prompt"), known_words(), small(tmp_path))
 

@@ -20,7 +20,7 @@ from thoughtcache.recipes.recall import RecallRun, run_recall
 from thoughtcache.studies.arms import arms_beside
 from thoughtcache_cli import main
 
-ARMS = ["adapter", "full cache", "window 8", *(f"window 12, {name}" for name in ("sliding", "random", "snapkv", "h2o"))]
+ARMS = ["adapter", "full cache", "window 8", *(f"window 12, {name}" for name in ("h2o", "random", "sliding", "snapkv"))]
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,25 @@ def test_settings_without_meaning_are_refused(changes, message, tmp_path):
 
 def test_a_full_cache_has_nothing_to_remember(model, tmp_path):
     with pytest.raises(ValueError, match="window=None evicts nothing"):
-        run_recall(run_of(model, tmp_path / "run"), thought(window=None, memory_keys="content"), Console(quiet=True))
+        run_recall(run_of(model, tmp_path / "run"), tc.ThoughtConfig(window=None), Console(quiet=True))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "positions", "message"),
+    [
+        (
+            {"distances": (2, 99)},
+            "absolute",
+            "distances=99 evictions under window=8 take texts of",
+        ),
+        ({"max_evictions": 99}, "absolute", "max_evictions=99 evictions"),
+        ({"distances": (2, 99)}, "rolling", "distances=99 evictions"),
+    ],
+)
+def test_texts_that_are_too_long_are_refused_before_teaching(model, tmp_path, changes, positions, message):
+    with pytest.raises(ValueError, match=message):
+        run_recall(run_of(model, tmp_path / "run", **changes), thought(positions=positions), Console(quiet=True))
     assert not (tmp_path / "run").exists()
 
 

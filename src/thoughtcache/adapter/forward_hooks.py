@@ -64,6 +64,7 @@ class ForwardHooks:
                 raise ValueError(CACHE_REFUSAL)
             bind_in_checkpoints(module, self.tuner.binding)
         if isinstance(cache, StatefulCache):
+            self._check_owner(cache)
             inputs = _inputs(args, kwargs)
             cache.prepare_forward(inputs.shape[1])
             positions = kwargs.get("position_ids")
@@ -77,7 +78,8 @@ class ForwardHooks:
             if isinstance(mask, Tensor) and mask.ndim == 2:
                 kwargs["attention_mask"] = cache.compact_mask(mask, inputs.shape[1])
             self.tuner.binding.states = cache.reader.of_linears(cache.states)
-            read = cache.reader.of_attention(cache.states, positions)
+            is_read = self.tuner.adapter_enabled and not cache.is_initial
+            read = cache.reader.of_attention(cache.states, positions) if is_read else None
             if read is not None:
                 kwargs[MEMORY] = read
             observer = cache.observer
@@ -99,6 +101,15 @@ class ForwardHooks:
             memory = self.tuner.memory()
             self.tuner.binding.states = memory.reader().of_linears(memory.initial_states())
         return args, kwargs
+
+    def _check_owner(self, cache: StatefulCache) -> None:
+        """Refuse a cache of another adapter: its states mean nothing to this one."""
+        active = self.tuner.active_adapters
+        if cache.owner is not None and self.tuner.adapter_enabled and cache.owner not in active:
+            raise ValueError(
+                f"the cache holds states of the adapter {cache.owner!r}, and {active} is active; give each adapter a "
+                "cache of its own"
+            )
 
     def _release_states(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self.tuner.binding.states = None

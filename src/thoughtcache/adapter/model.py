@@ -1,4 +1,4 @@
-"""The PEFT tuner: LoRA layers with the thought variant, one encoder per decoder layer, states bound per forward.
+"""The PEFT tuner: LoRA layers with the thought variant, parameters of the states per layer, states bound per forward.
 
 How a forward pass gets its states: `forward_hooks.py`. `generate` of transformers and our own sampler take this same
 path.
@@ -31,7 +31,6 @@ from thoughtcache.adapter.injection import RevertibleInjection
 from thoughtcache.adapter.other_caches import refuse_continuous_batching
 from thoughtcache.adapter.positions import check_positions, position_reach
 from thoughtcache.adapter.state_parameters import (
-    MEMORIES,
     attach,
     by_layer,
     holder_of,
@@ -52,7 +51,7 @@ from thoughtcache.config import ThoughtConfig
 from thoughtcache.lora_fields import check_lora_fields
 from thoughtcache.records import CacheSettings
 from thoughtcache.state.adapter_state import AdapterState
-from thoughtcache.state.attention.weights import MemoryWeights
+from thoughtcache.state.attention.weights import MEMORIES, MemoryWeights
 from thoughtcache.state.attention_memory import AttentionMemory
 from thoughtcache.state.encoder import ENCODERS, ThoughtEncoder, scalars_as_vectors
 from thoughtcache.state.memory import Memory
@@ -125,7 +124,7 @@ class ThoughtModel(RevertibleInjection):
     def _check_after(self, adapter_name: str, config: ThoughtConfig) -> None:
         if not config.is_plain_lora:
             of_all_layers(self.model, holder_of(config), adapter_name, self.num_layers)
-            self._unrotations(config)
+            self._unrotations(config)  # refuses rotary embeddings that cannot be undone
 
     def _register_hooks(self) -> Sequence[RemovableHandle]:
         return ForwardHooks(self).register()
@@ -252,7 +251,7 @@ class ThoughtModel(RevertibleInjection):
     def new_cache(self, cache: CacheSettings, *, max_new_tokens: int, seed: int = 0) -> BoundedCache:
         """An empty bounded cache with the active adapter's initial states."""
         rules, memory = self.window_rules(cache), self.memory()
-        return BoundedCache(
+        bounded = BoundedCache(
             num_layers=self.num_layers,
             states=memory.initial_states(),
             reader=memory.reader(),
@@ -261,6 +260,8 @@ class ThoughtModel(RevertibleInjection):
             seed=seed,
             log=self.query_log(rules),
         )
+        bounded.owner = self.active_adapters[0]
+        return bounded
 
     @property
     def query_heads(self) -> int:

@@ -11,12 +11,10 @@ import torch
 from torch import nn
 
 from thoughtcache.config import ThoughtConfig
-from thoughtcache.state.attention.weights import MemoryShape, MemoryWeights
+from thoughtcache.state.attention.weights import MEMORIES, MemoryShape, MemoryWeights
 from thoughtcache.state.encoder import ENCODERS, ThoughtEncoder
 from thoughtcache.state.parameters import StateParameters
 
-MEMORIES = "lora_thought_memory"
-"""Part of the names of the parameters of all memories in attention space."""
 HOLDERS = (ENCODERS, MEMORIES)
 
 
@@ -39,7 +37,7 @@ def new_parameters(
     _, kv_heads, head_size = heads
     if config.memory == "attention":
         shape = memory_shape(config, heads)
-        return MemoryWeights(layer_index=layer_index, shape=shape, dtype=dtype, name=MEMORIES)
+        return MemoryWeights(layer_index=layer_index, shape=shape, dtype=dtype)
     return ThoughtEncoder(
         layer_index=layer_index,
         kv_size=kv_heads * head_size,

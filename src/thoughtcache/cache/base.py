@@ -79,6 +79,8 @@ class StatefulCache(Cache):
 
     states: States
     layers: Any
+    owner: str | None = None
+    """Name of the adapter whose states it holds; None where whoever runs it sees to that."""
     is_samplers = False
     """Whether this is the cache of our own sampler, which marks the model as in use before it runs."""
 
@@ -86,6 +88,11 @@ class StatefulCache(Cache):
         super().__init__(layers=layers)
         self.states = states
         self.reader = reader
+
+    @property
+    def is_initial(self) -> bool:
+        """Whether nothing was evicted so far, which leaves attention nothing to read; False where that is not known."""
+        return False
 
     @property
     def physical_length(self) -> int:

@@ -98,6 +98,11 @@ class BoundedCache(StatefulCache):
         self._num_observed: int | None = None
 
     @property
+    def is_initial(self) -> bool:
+        """Whether nothing was evicted so far."""
+        return self.num_evictions == 0
+
+    @property
     def positions_behind(self) -> int:
         """Number by which rolling positions lag behind the count of all tokens."""
         return 0 if self.rules.rotations is None else self.num_evictions * self.rules.num_evicted
@@ -239,6 +244,9 @@ class BoundedCache(StatefulCache):
             self.log.select_rows(rows)
         if self.hidden_prompt is not None:
             self.hidden_prompt = self.hidden_prompt[rows]
+        if self.first_positions.shape[0] > 1:
+            # Positions of one row are those of all rows.
+            self.first_positions = self.first_positions[rows]
         if self.states is not None and keys.shape[0] > 1:
             # A state of one row is that of all rows.
             self.states = [state if state.shape[0] == 1 else state[rows.to(state.device)] for state in self.states]

@@ -43,13 +43,21 @@ class ReplayCache(StatefulCache):
         num_seen: int,
         states: States,
         reader: StateReader,
+        *,
+        is_initial: bool = False,
     ) -> None:
         pasts = past if past is not None else [None] * num_layers
         super().__init__([_FunctionalLayer(entry, num_seen) for entry in pasts], states, reader)
+        self._is_initial = is_initial
+
+    @property
+    def is_initial(self) -> bool:
+        """Whether nothing was evicted before this segment."""
+        return self._is_initial
 
     def of_layer(self, index: int) -> ReplayCache:
         """Another cache with the keys and values of one layer as they are now; what it is given stays its own."""
         layer = self.layers[index]
         past: list[tuple[Tensor, Tensor] | None] = [None] * len(self.layers)
         past[index] = None if layer.keys is None else (layer.keys, layer.values)
-        return ReplayCache(len(past), past, layer.seen, self.states, self.reader)
+        return ReplayCache(len(past), past, layer.seen, self.states, self.reader, is_initial=self._is_initial)

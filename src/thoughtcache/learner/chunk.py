@@ -84,8 +84,8 @@ def run_chunk(
         past, absorbed = _evict(tuner.window_rules(batch.settings.cache), past, width, slots, states, first)
         if absorbed is not states and absorbed is not None:
             states = _anchor(absorbed, batch, chunk.segment - 1) if anchored else absorbed
-    reader = tuner.memory().reader(is_initial=chunk.segment == 0)
-    cache = ReplayCache(tuner.num_layers, past, chunk.start, states, reader)
+    reader = tuner.memory().reader()
+    cache = ReplayCache(tuner.num_layers, past, chunk.start, states, reader, is_initial=chunk.segment == 0)
     columns = cache.physical_length + chunk.stop - chunk.start
     layers = checkpointed_layers(tuner, cache) if checkpoint_layers else nullcontext()
     with lower_right_attention(tuner.model.config), layers:

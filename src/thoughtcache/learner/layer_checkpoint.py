@@ -54,6 +54,7 @@ def _checkpointed(forward: Callable[..., Any], tuner: ThoughtModel, cache: Repla
         if kwargs.get(argument) is not cache:  # a pass of another thread
             return forward(hidden_states, *args, **kwargs)
         entry = cache.of_layer(index)
+        reads_attention = cache.reader.reads_attention and not cache.is_initial
 
         def once(hidden: Tensor) -> tuple[Any, Any]:
             own = entry.of_layer(index)
@@ -61,7 +62,7 @@ def _checkpointed(forward: Callable[..., Any], tuner: ThoughtModel, cache: Repla
             with (
                 tuner.binding.bound(cache.reader.of_linears(cache.states)),
                 lower_right_attention(tuner.model.config),
-                thought_attention(tuner.model.config) if cache.reader.reads_attention else nullcontext(),
+                thought_attention(tuner.model.config) if reads_attention else nullcontext(),
             ):
                 output = forward(hidden, *args, **{**kwargs, argument: own})
             return output, own.layers[index]

@@ -14,8 +14,9 @@ from typing import Any
 from peft import PeftModel
 from rich.console import Console
 from rich.table import Table
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from thoughtcache.adapter.positions import check_positions, position_reach
 from thoughtcache.adapter.support import DTYPES
 from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.config import ThoughtConfig
@@ -34,6 +35,7 @@ from thoughtcache.report.trainer_progress import RichProgressCallback
 from thoughtcache.studies.arms import Arm, arms_beside
 from thoughtcache.studies.passcode import DISTANCES, probe_passcode
 from thoughtcache.tasks.recall.filler import sentences_of
+from thoughtcache.tasks.recall.passcode import PasscodeTask
 from thoughtcache.train.checkpoints import load_weights
 from thoughtcache.train.recall_config import RecallConfig
 from thoughtcache.train.teach_recall import teach_recall
@@ -111,7 +113,7 @@ class RecallRun:
             learning_rate=self.learning_rate,
             code_length=self.code_length,
             kind=self.kind,
-            min_evictions=min(1, self.max_evictions),
+            min_evictions=1,
             max_evictions=self.max_evictions,
             growth_steps=self.growth_steps,
             trains=self.trains,
@@ -150,6 +152,7 @@ def run_recall(run: RecallRun, thought: ThoughtConfig, console: Console | None =
     if run.adapter is not None:
         identities["adapter_digest"] = file_identity(Path(run.adapter) / WEIGHTS)
     folder.describe(identities)
+    _check_lengths(run, thought, config, tokenizer, own_sentences)
     model = adapted_model(run.model, thought, adapter=run.adapter, dtype=run.dtype, seed=run.seed)
     console.print(_size(model), markup=False, soft_wrap=True)
     with writing(folder.path, WRITING_REMEDY):
@@ -168,6 +171,34 @@ def run_recall(run: RecallRun, thought: ThoughtConfig, console: Console | None =
     _print_table(measured, console)
     console.print(f"results: {folder.path / 'results.json'}\npicture: {folder.path / 'recall.png'}", soft_wrap=True)
     return payload
+
+
+def _check_lengths(
+    run: RecallRun,
+    thought: ThoughtConfig,
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    own_sentences: Sequence[str],
+) -> None:
+    """Refuse texts that are longer than the model's positions before anything is taught."""
+    cache, reach = thought.resolve_window(None), position_reach(config)
+    task = PasscodeTask(
+        tokenizer=tokenizer, cache=cache, length=run.code_length, kind=run.kind, own_sentences=own_sentences
+    )
+    measured = [("distances", max(run.distances), cache.rolling_window)]
+    if run.baselines:
+        measured.append(("distances", max(run.distances), None))  # the full cache counts all positions
+    if run.steps:
+        measured.append(("max_evictions", run.max_evictions, cache.rolling_window))
+    for name, distance, rolling in measured:
+        text = task.episode("longest", distance)
+        try:
+            check_positions(len(text.prompt_ids), len(text.token_ids), reach, rolling_window=rolling)
+        except ValueError as error:
+            raise ValueError(
+                f"{name}={distance} evictions under window={cache.window} take texts of {len(text.token_ids)} tokens: "
+                f"{error}; choose shorter distances or a smaller window"
+            ) from error
 
 
 def _size(model: PeftModel) -> str:

@@ -44,7 +44,7 @@ def prefill(policy: PolicyHandle, prompts: Sequence[tuple[int, ...]]) -> list[Pr
     batch = pad_prompts(prompts, policy.device)
     width = batch.ids.shape[1]
     memory = policy.tuner.memory()
-    cache = ReplayCache(policy.tuner.num_layers, None, 0, memory.initial_states(), memory.reader(is_initial=True))
+    cache = ReplayCache(policy.tuner.num_layers, None, 0, memory.initial_states(), memory.reader(), is_initial=True)
     for start in range(0, width, CHUNK_COLUMNS):
         stop = min(start + CHUNK_COLUMNS, width)
         output = policy.backbone(

@@ -70,7 +70,7 @@ class AdapterState(Memory):
 
         return absorb_block
 
-    def reader(self, *, is_initial: bool = False) -> StateReader:
+    def reader(self) -> StateReader:
         """The adapted linears read the states."""
         return LinearsRead()
 

@@ -65,9 +65,9 @@ class AttentionMemory(Memory):
 
         return write
 
-    def reader(self, *, is_initial: bool = False) -> StateReader:
-        """Attention reads, once something was written; the adapted linears are plain LoRA."""
-        return MemoryReader([] if is_initial else [layer.tensors() for layer in self.layers], self.rotations)
+    def reader(self) -> StateReader:
+        """Attention reads the states; the adapted linears are plain LoRA."""
+        return MemoryReader([layer.tensors() for layer in self.layers], self.rotations)
 
     @property
     def state_bytes(self) -> int:

@@ -34,12 +34,8 @@ class Memory(ABC):
         """The function that makes a layer's next state of the keys and values that leave; None if nothing absorbs."""
 
     @abstractmethod
-    def reader(self, *, is_initial: bool = False) -> StateReader:
-        """What forward passes read of the states, under the weights of the moment.
-
-        Args:
-            is_initial: whether nothing was evicted so far, which may leave nothing to read.
-        """
+    def reader(self) -> StateReader:
+        """What forward passes read of the states, under the weights of the moment."""
 
     @property
     @abstractmethod

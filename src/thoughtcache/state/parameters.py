@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 SHARDED = (
-    "the parameters of the thought encoder are sharded, but they are read outside of the layer that FSDP or ZeRO-3 "
+    "the parameters behind the thought states are sharded, but they are read outside of the layer that FSDP or ZeRO-3 "
     "gathers; keep the adapter whole on every process (DDP, ZeRO-2, or fully_shard with ignored_params for the "
     "parameters named {name})"
 )

@@ -12,10 +12,8 @@ from typing import Any
 
 from peft import PeftModel
 
+from thoughtcache.cache.eviction import EVICTION_POLICIES
 from thoughtcache.config import ThoughtConfig
-
-POLICIES = ("sliding", "random", "snapkv", "h2o")
-"""Eviction policies of the arms."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,11 +58,14 @@ def arms_beside(thought: ThoughtConfig, *, extra_slots: int) -> list[Arm]:
     assert isinstance(window, int)
     arms = [
         _arm(thought, "full cache", window=None, positions="absolute"),
-        _arm(thought, f"window {window}", window=window),
+        _arm(thought, f"window {window}", window=window, eviction=thought.eviction),
     ]
     if extra_slots:
         wider = window + extra_slots
-        arms += [_arm(thought, f"window {wider}, {policy}", window=wider, eviction=policy) for policy in POLICIES]
+        arms += [
+            _arm(thought, f"window {wider}, {policy}", window=wider, eviction=policy)
+            for policy in sorted(EVICTION_POLICIES)
+        ]
     return arms
 
 

@@ -25,7 +25,8 @@ class Recall:
     """What was remembered at one distance.
 
     Attributes:
-        num_evictions: evictions between the code and its question.
+        num_evictions: evictions between the code and its question, as the texts have them. They are more than were
+            asked for where the window is too small for so few.
         num_thoughts: thoughts of a text, the answer included, on average.
         nats: cross-entropy per token of the answer.
         right_tokens: tokens of answers that greedy decoding gives.
@@ -107,7 +108,7 @@ def probe_passcode(
         low, high = wilson_interval(codes, num_codes)
         results.append(
             Recall(
-                num_evictions=distance,
+                num_evictions=min(episode.num_evictions for episode in episodes),
                 num_thoughts=sum(len(episode.token_ids) for episode in episodes) / num_codes,
                 nats=-torch.cat(logprobs).mean().item(),
                 right_tokens=int(right.sum()),

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from thoughtcache.adapter.state_parameters import HOLDERS
+from thoughtcache.config import ThoughtConfig
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.records import CacheSettings
 from thoughtcache.tasks.recall.episode import RecallEpisode
@@ -96,14 +97,13 @@ def teach_recall(
         The log history. The adapter stays in `model`; checkpoints are in `config.output_dir`.
 
     Raises:
-        ValueError: for an adapter without a memory, a window that is no integer, mixed precision, or if `resume` finds
-            no whole checkpoint.
+        ValueError: for an adapter without a memory, or one that nothing reads yet, a window that is no integer, mixed
+            precision, or if `resume` finds no whole checkpoint.
     """
     arguments = training_arguments(config)
     checkpoint = last_checkpoint(config)
     thought = find_tuner(model).thought_config
-    if thought.is_plain_lora and config.trains == "memory":
-        raise ValueError("the adapter is plain LoRA and has no memory to train; use trains='adapter'")
+    _check_trainable(model, thought, config)
     cache = thought.resolve_window(None)
     task = PasscodeTask(
         tokenizer=tokenizer, cache=cache, length=config.code_length, kind=config.kind, own_sentences=own_sentences
@@ -128,6 +128,21 @@ def teach_recall(
     history = trainer.state.log_history
     seconds = float(history[-1].get("train_runtime", 0.0)) if history else 0.0
     return DistillResult(history=list(history), elapsed_seconds=seconds)
+
+
+def _check_trainable(model: nn.Module, thought: ThoughtConfig, config: RecallConfig) -> None:
+    """Refuse to train what has no influence on the answers."""
+    if config.trains != "memory":
+        return
+    if thought.is_plain_lora:
+        raise ValueError("the adapter is plain LoRA and has no memory to train; use trains='adapter'")
+    if thought.memory == "adapter" and not any(
+        parameter.count_nonzero() for name, parameter in model.named_parameters() if "lora_B" in name
+    ):
+        raise ValueError(
+            "trains='memory' would train nothing: under memory='adapter' linears read the state through factors that "
+            "are still zero; use trains='adapter', or memory='attention'"
+        )
 
 
 @contextmanager

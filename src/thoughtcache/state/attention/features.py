@@ -20,6 +20,8 @@ class FeatureMap(ABC):
     columns_per_feature: ClassVar[float]
     is_positive: ClassVar[bool]
     """Whether features are never negative, so that sums of their products can be shares."""
+    fewest: ClassVar[int] = 1
+    """Smallest F with which features depend on the key."""
 
     @classmethod
     def num_columns(cls, num_features: int) -> int:
@@ -28,6 +30,11 @@ class FeatureMap(ABC):
         Raises:
             ValueError: if the map cannot have so many features.
         """
+        if num_features < cls.fewest:
+            raise ValueError(
+                f"memory_features={num_features} is too few for memory_feature_map={cls.name!r}, which would give "
+                f"every key the same features; use at least {cls.fewest}"
+            )
         columns = num_features * cls.columns_per_feature
         if columns != int(columns):
             raise ValueError(
@@ -51,6 +58,7 @@ class SoftmaxFeatures(FeatureMap):
     """`softmax([y; -y])`: features compete, so that what is written is found again (RAttention, arXiv 2506.15545)."""
 
     name: ClassVar[str] = "softmax"
+    fewest: ClassVar[int] = 2
     columns_per_feature: ClassVar[float] = 0.5
     is_positive: ClassVar[bool] = True
 
@@ -73,6 +81,7 @@ class HedgehogFeatures(FeatureMap):
     """`[softmax(y); softmax(-y)]`: both halves have a share of their own (Hedgehog, arXiv 2402.04347)."""
 
     name: ClassVar[str] = "hedgehog"
+    fewest: ClassVar[int] = 4
     columns_per_feature: ClassVar[float] = 0.5
     is_positive: ClassVar[bool] = True
 

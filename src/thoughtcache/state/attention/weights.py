@@ -19,6 +19,8 @@ from thoughtcache.state.attention.features import FEATURE_MAPS, unit
 from thoughtcache.state.attention.writes import WRITE_RULES
 from thoughtcache.state.parameters import StateParameters
 
+MEMORIES = "lora_thought_memory"
+"""Part of the names of the parameters of all memories in attention space."""
 FEATURE_SCALE = 0.7
 """Of the initial projections: features that are neither alike for all keys nor one for each (docs/lab-log.md)."""
 GATE_BIAS = 1.0
@@ -69,11 +71,10 @@ class MemoryWeights(StateParameters):
         layer_index: the decoder layer it belongs to.
         shape: its sizes.
         dtype: dtype of the parameters, at least fp32.
-        name: the part of the names of its parameters by which a user can tell them.
     """
 
-    def __init__(self, *, layer_index: int, shape: MemoryShape, dtype: torch.dtype, name: str) -> None:
-        super().__init__(layer_index, name)
+    def __init__(self, *, layer_index: int, shape: MemoryShape, dtype: torch.dtype) -> None:
+        super().__init__(layer_index, MEMORIES)
         self.shape = shape
         size, heads, queries = shape.head_size, shape.kv_heads, shape.query_heads
         columns = FEATURE_MAPS[shape.feature_map].num_columns(shape.num_features)
@@ -136,7 +137,8 @@ class MemoryTensors:
     def features(self, projected: Float[Tensor, "*any C"]) -> Float[Tensor, "*any F"]:
         """Features of projected keys or queries.
 
-        Their mean product is one: without unit length they are multiplied by the square root of F.
+        Without unit length they are multiplied by the square root of F. The product of a key's and a query's is then
+        one for softmax features that say nothing, as the weight of a token with score zero is in attention.
         """
         found = FEATURE_MAPS[self.shape.feature_map].apply(projected)
         if WRITE_RULES[self.shape.write].has_unit_features:

@@ -37,7 +37,7 @@ TEST_FORMS = (
 )
 
 
-def sentences(forms: Sequence[str], random: Random) -> str:
+def sentence(forms: Sequence[str], random: Random) -> str:
     """One sentence, drawn."""
     person, other = random.sample(_PEOPLE, 2)
     return random.choice(forms).format(

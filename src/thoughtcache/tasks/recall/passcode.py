@@ -15,14 +15,15 @@ from transformers import PreTrainedTokenizerBase
 
 from thoughtcache.records import CacheSettings
 from thoughtcache.tasks.recall.episode import RecallEpisode
-from thoughtcache.tasks.recall.filler import TEST_FORMS, TRAINING_FORMS, sentences
+from thoughtcache.tasks.recall.filler import TEST_FORMS, TRAINING_FORMS, sentence
 
 PROMPT = "Remember the secret {kind}, and repeat them when asked."
-TOLD = " The secret {kind} are"
-ASKED = " The secret {kind} are"
+SAID = " The secret {kind} are"
+"""Before the code, when it is told and when it is asked for."""
 WORDS = tuple(
     "apple river stone tiger piano cloud garden silver window rocket bread ocean candle forest mirror bridge".split()  # noqa: SIM905
 )
+FEWEST_CHOICES = 4
 DIGITS = [str(digit) for digit in range(10)]
 
 
@@ -35,8 +36,8 @@ class PasscodeTask:
         cache: the cache under which distances are counted; its window is an integer.
         length: words or digits of a code.
         kind: "words" or "digits".
-        is_test: whether sentences are those that training never sees.
-        own_sentences: sentences of the user's instead.
+        is_test: whether sentences are those that training never sees: other forms, or every second one of the user's.
+        own_sentences: sentences of the user's instead of built-in ones.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -51,19 +52,20 @@ class PasscodeTask:
 
         Args:
             seed: decides the code and the sentences.
-            num_evictions: evictions between the code and its question; 0 asks at once.
+            num_evictions: evictions between the code and its question; 0 asks at once. Where the window is so small
+                that more have happened by then, the episode has more.
 
         Raises:
-            ValueError: for a cache that evicts nothing.
+            ValueError: for a cache that evicts nothing, a tokenizer that knows too few of the words, or too few
+                sentences of the user's.
         """
         if self.cache.window is None or self.cache.num_evicted is None:
             raise ValueError("window=None evicts nothing, so that distances in evictions have no meaning; set a window")
         random = Random(f"passcode {seed}")
         code = [token for word in self._code(random) for token in self._tokens(" " + word)]
-        told = [*self._tokens(TOLD.format(kind=self.kind)), *code, *self._tokens(".")]
-        asked = self._tokens(ASKED.format(kind=self.kind))
-        last = len(told) - 2
-        """The last token of the code, counted in thoughts."""
+        told = [*self._tokens(SAID.format(kind=self.kind)), *code, *self._tokens(".")]
+        asked = self._tokens(SAID.format(kind=self.kind))
+        last = len(told) - 2  # the last token of the code, counted in thoughts
         wanted = _asked_after(last, num_evictions, self.cache.window, self.cache.num_evicted)
         middle = max(0, wanted - len(told) - len(asked))
         thoughts = [*told, *self._filler(random, middle), *asked, *code]
@@ -75,8 +77,20 @@ class PasscodeTask:
         )
 
     def _code(self, random: Random) -> list[str]:
-        choices = DIGITS if self.kind == "digits" else WORDS
-        return [random.choice(choices) for _ in range(self.length)]
+        return [random.choice(self._choices()) for _ in range(self.length)]
+
+    def _choices(self) -> list[str]:
+        """Words or digits of equally many tokens, so that all answers are equally long."""
+        words = DIGITS if self.kind == "digits" else WORDS
+        lengths = [len(self._tokens(" " + word)) for word in words]
+        common = max(sorted(set(lengths)), key=lengths.count)
+        found = [word for word, length in zip(words, lengths, strict=True) if length == common]
+        if len(found) < FEWEST_CHOICES:
+            raise ValueError(
+                f"kind={self.kind!r}: the tokenizer makes equally many tokens of {len(found)} of {len(words)} of them "
+                "only, which is no secret; use the other kind"
+            )
+        return found
 
     def _tokens(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
@@ -85,9 +99,12 @@ class PasscodeTask:
     def _filler(self, random: Random, num_tokens: int) -> list[int]:
         """So many tokens of sentences; the first one is cut so that the last one ends with its full stop."""
         forms = TEST_FORMS if self.is_test else TRAINING_FORMS
+        own = self.own_sentences[1 if self.is_test else 0 :: 2]
+        if len(self.own_sentences) == 1:
+            raise ValueError("one sentence cannot be shared between training and measurement; give a longer text")
         found: list[int] = []
         while len(found) < num_tokens:
-            text = random.choice(self.own_sentences) if self.own_sentences else sentences(forms, random)
+            text = random.choice(own) if own else sentence(forms, random)
             found += self._tokens(" " + text)
         return found[len(found) - num_tokens :]
 
