@@ -16,11 +16,12 @@ WORKER = Path(__file__).parents[1] / "support" / "compile_worker.py"
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("memory", ["adapter", "attention"])
 @pytest.mark.parametrize("prompts", ["equal", "padded"])
-def test_a_chunk_is_one_graph(prompts):
+def test_a_chunk_is_one_graph(prompts, memory):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     run = subprocess.run(
-        [sys.executable, str(WORKER), prompts], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, str(WORKER), prompts, memory], env=environment, capture_output=True, text=True, timeout=300
     )
     assert run.returncode == 0, run.stderr[-4000:]
     report = json.loads(run.stdout.splitlines()[-1])

@@ -21,7 +21,10 @@ PROMPTS = {"equal": [[3, 1, 4, 1], [6, 5, 2, 2]], "padded": [[3, 1, 4, 1], [6]]}
 def main() -> None:
     """Compile with `fullgraph`, so that a break would be an error."""
     torch.set_num_threads(1)
-    model = tiny_model(state_rule="gated", window=4, evict_fraction=0.5, base={"num_hidden_layers": 1})
+    adapter: dict[str, Any] = {"state_rule": "gated"}
+    if sys.argv[2] == "attention":
+        adapter = {"memory": "attention", "memory_features": 6, "memory_write": "delta"}
+    model = tiny_model(window=4, evict_fraction=0.5, base={"num_hidden_layers": 1}, **adapter)
     use_norms_without_fp32(model)
     rollouts = tc.rollout(model, PROMPTS[sys.argv[1]], max_new_tokens=13, ignore_eos=True)
 

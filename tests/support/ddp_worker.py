@@ -32,6 +32,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
     ),
     "full fine-tuning, checkpoints of layers": ({"state_rule": "delta"}, {"checkpoint_layers": True}, True),
     "one graph": ({}, {"recompute": False}, False),
+    "attention memory": ({"memory": "attention", "memory_features": 6, "memory_write": "delta"}, {}, False),
 }  # fmt: skip
 
 
@@ -42,7 +43,8 @@ def negative_mean(model: torch.nn.Module, rollouts: list[tc.Rollout], options: d
 
 def build(adapter: dict[str, Any], train_base: bool) -> tuple[torch.nn.Module, list[tc.Rollout]]:
     """The same model and rollouts on every rank."""
-    model = tiny_model(**{"state_rule": "gated", "window": 3, **adapter})
+    rule = {} if "memory" in adapter else {"state_rule": "gated"}
+    model = tiny_model(**{**rule, "window": 3, **adapter})
     use_norms_without_fp32(model)
     rollouts = [
         tc.rollout(model, [prompt], max_new_tokens=length, seed=row, ignore_eos=True)[0]
