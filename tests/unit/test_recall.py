@@ -133,6 +133,16 @@ def test_words_of_another_number_of_tokens_are_left_out():
     assert len(lengths) == 1
 
 
+def test_words_of_a_code_are_all_different():
+    """What follows a word that came twice would not be told by the word."""
+    task = task_of(cache_of(), length=8)
+    assert all(len(set(task.episode(seed, 1).token_ids[-8:])) == 8 for seed in range(20))
+    digits = task_of(cache_of(), length=8, kind="digits")
+    assert any(len(set(digits.episode(seed, 1).token_ids[-8:])) < 8 for seed in range(20))
+    with pytest.raises(ValueError, match="code_length=17 is more than the 16 words"):
+        task_of(cache_of(), length=17).episode(0, 1)
+
+
 def test_sentences_of_the_user_are_shared_out():
     own = tuple(f"{word}." for word in WORDS)
     taught, asked = (task_of(cache_of(window=6), own_sentences=own, is_test=is_test) for is_test in (False, True))

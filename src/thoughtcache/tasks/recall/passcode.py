@@ -1,7 +1,8 @@
 """Passcodes: secret words or digits are told in a thought, ordinary sentences follow, and at last the code is asked.
 
-The code is given in the text and never drawn by the policy, and what it is cannot be guessed from the prompt. Distances
-are counted in evictions, the unit of forgetting under a window.
+The code is given in the text and never drawn by the policy, and what it is cannot be guessed from the prompt. Words of
+a code are all different; digits may come again, and then what follows one of them is not told by the digit alone.
+Distances are counted in evictions, the unit of forgetting under a window.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class PasscodeTask:
     Attributes:
         tokenizer: tokenizer of the model.
         cache: the cache under which distances are counted; its window is an integer.
-        length: words or digits of a code.
+        length: words (all different) or digits of a code.
         kind: "words" or "digits".
         is_test: whether sentences are those that training never sees: other forms, or every second one of the user's.
         own_sentences: sentences of the user's instead of built-in ones.
@@ -77,7 +78,15 @@ class PasscodeTask:
         )
 
     def _code(self, random: Random) -> list[str]:
-        return [random.choice(self._choices()) for _ in range(self.length)]
+        choices = self._choices()
+        if self.kind == "digits":
+            return [random.choice(choices) for _ in range(self.length)]
+        if self.length > len(choices):
+            raise ValueError(
+                f"code_length={self.length} is more than the {len(choices)} words that codes are made of, all of them "
+                "different; use a shorter code, or kind='digits'"
+            )
+        return random.sample(choices, self.length)
 
     def _choices(self) -> list[str]:
         """Words or digits of equally many tokens, so that all answers are equally long."""
