@@ -94,3 +94,26 @@ def test_trains_on_real_questions_from_end_to_end(source: str, folder: Path, tmp
         temperature=0.0, dtype="float32",
     )  # fmt: skip
     assert text.strip()
+
+
+def test_a_memory_in_attention_is_the_same_policy_and_learns_to_recall(folder: Path, tmp_path: Path) -> None:
+    """After sixteen steps answers that have left the window are far more likely than before; the base is untouched."""
+    base, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    torch.manual_seed(0)
+    config = tc.ThoughtConfig(memory="attention", window=12, r=1, target_modules=["q_proj"])
+    model = peft.get_peft_model(base, config)
+    settings = tc.RecallConfig(output_dir=str(tmp_path), num_steps=16, code_length=2, max_evictions=3, log_every=4)
+    history = tc.teach_recall(model, tokenizer, settings).history
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    print("cross-entropy of the answers, mean of four steps each:", *(f"{loss:.1f}" for loss in losses))
+    assert losses[-1] < losses[0] / 2
+    assert not any(parameter.count_nonzero() for name, parameter in model.named_parameters() if "lora_B" in name)
+    prompts = [encode_prompt(tokenizer, [{"role": "user", "content": text}]) for text in ("What is 17 + 25?", "Hi")]
+    rollouts = tc.rollout(model, prompts, max_new_tokens=30, ignore_eos=True)
+    sampled = torch.stack([rollout.logprobs for rollout in rollouts])
+    with torch.no_grad():
+        replayed = tc.replay(model, rollouts).logprobs
+        with model.disable_adapter():
+            window_alone = tc.replay(model, rollouts).logprobs
+    assert (sampled - replayed).abs().max() < TOLERANCE
+    assert (window_alone - replayed).abs().max() > 100 * TOLERANCE

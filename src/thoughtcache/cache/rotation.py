@@ -1,4 +1,7 @@
-"""Rolling positions: cached keys move down when thoughts in front of them leave.
+"""Moves keys and queries to other positions.
+
+Rolling positions: cached keys move down when thoughts in front of them leave. A memory in attention space moves keys
+and queries to position 0, where they are un-rotated.
 
 A rotary embedding turns a key by an angle proportional to its position, so a key that was cached at one position is
 moved to another by turning it by the difference. With `positions="rolling"` the thought in resident slot `i` always

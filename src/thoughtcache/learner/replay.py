@@ -164,7 +164,7 @@ def _plain_replay(
 
 
 def _touch_encoders(tuner: ThoughtModel) -> Tensor | float:
-    """A zero that depends on every encoder parameter: short batches use few of them, and DDP wants all."""
+    """A zero that depends on every parameter behind the states: short batches use few of them, and DDP wants all."""
     if not torch.is_grad_enabled() or not tuner.adapter_enabled:
         return 0.0
     parameters = [parameter for parameter in tuner.memory().parameters() if parameter.requires_grad]

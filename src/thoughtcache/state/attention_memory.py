@@ -85,7 +85,7 @@ class AttentionMemory(Memory):
         ]
 
     def naive_absorb(self, layer_index: int, S: Tensor, leaving: list[list[NaiveToken]]) -> Tensor:
-        """Token by token, head by head."""
+        """The memory [H, F, D + 1] of one layer after these tokens, written token by token and head by head."""
         if not self.layers:
             return S
         rotation = self._rotation(layer_index)
@@ -95,7 +95,7 @@ class AttentionMemory(Memory):
             return naive_write(self.layers[layer_index], S, keys, values)
 
     def naive_reader(self) -> StateReader:
-        """Head by head."""
+        """Attention reads the states in loops over heads."""
         return NaiveMemoryReader(self.layers, self.rotations)
 
     def _rotation(self, layer_index: int) -> KeyRotation | None:
@@ -117,7 +117,7 @@ class MemoryReader(StateReader):
         self.rotations = rotations
 
     def of_linears(self, states: States) -> States:
-        """Nothing: the linears are plain LoRA."""
+        """None: the adapted linears are plain LoRA, whose state is the identity."""
         return None
 
     def of_attention(self, states: States, position_ids: Int[Tensor, "#B T"]) -> AttentionRead | None:
@@ -174,11 +174,11 @@ class NaiveMemoryReader(StateReader):
         self.rotations = rotations
 
     def of_linears(self, states: States) -> States:
-        """Nothing."""
+        """None: the adapted linears are plain LoRA, whose state is the identity."""
         return None
 
     def of_attention(self, states: States, position_ids: Int[Tensor, "#B T"]) -> AttentionRead | None:
-        """The memories of all layers."""
+        """A function that reads the memory of a layer in loops."""
         if states is None or not self.layers:
             return None
         position = int(position_ids.item())

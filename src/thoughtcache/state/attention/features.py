@@ -46,12 +46,12 @@ class FeatureMap(ABC):
     @staticmethod
     @abstractmethod
     def apply(projected: Float[Tensor, "*any C"]) -> Float[Tensor, "*any F"]:
-        """The features."""
+        """Makes features of projected keys or queries."""
 
     @staticmethod
     @abstractmethod
     def naive(y: Tensor) -> Tensor:
-        """The same for one vector [C], entry by entry."""
+        """Makes the same features of one vector [C], entry by entry."""
 
 
 class SoftmaxFeatures(FeatureMap):
@@ -64,12 +64,12 @@ class SoftmaxFeatures(FeatureMap):
 
     @staticmethod
     def apply(projected: Tensor) -> Tensor:
-        """All entries at once."""
+        """Makes all features at once."""
         return torch.softmax(torch.cat([projected, -projected], dim=-1), dim=-1)
 
     @staticmethod
     def naive(y: Tensor) -> Tensor:
-        """Entry by entry."""
+        """Makes the features one by one."""
         both = list(y) + [-entry for entry in y]
         largest = max(both)
         exponentials = [(entry - largest).exp() for entry in both]
@@ -87,12 +87,12 @@ class HedgehogFeatures(FeatureMap):
 
     @staticmethod
     def apply(projected: Tensor) -> Tensor:
-        """All entries at once."""
+        """Makes all features at once."""
         return torch.cat([torch.softmax(projected, dim=-1), torch.softmax(-projected, dim=-1)], dim=-1)
 
     @staticmethod
     def naive(y: Tensor) -> Tensor:
-        """Entry by entry."""
+        """Makes the features one by one."""
         halves = []
         for signed in (y, -y):
             exponentials = [(entry - max(signed)).exp() for entry in signed]
@@ -110,12 +110,12 @@ class UnitFeatures(FeatureMap):
 
     @staticmethod
     def apply(projected: Tensor) -> Tensor:
-        """All entries at once."""
+        """Makes all features at once."""
         return unit(projected)
 
     @staticmethod
     def naive(y: Tensor) -> Tensor:
-        """Entry by entry."""
+        """Makes the features one by one."""
         length = sum((entry * entry for entry in y), start=y.new_tensor(TINY)).sqrt()
         return torch.stack([entry / length for entry in y])
 

@@ -18,7 +18,7 @@ class DecayWrite(WriteRule):
 
     @staticmethod
     def write(state: Tensor, strength: Tensor, features: Tensor, contents: Tensor, decay: Tensor | None) -> Tensor:
-        """The whole block at once."""
+        """The state after all tokens of the block, in one step."""
         assert decay is not None
         num_evicted = features.shape[2]
         later = torch.arange(num_evicted - 1, -1, -1, device=state.device)
@@ -27,7 +27,7 @@ class DecayWrite(WriteRule):
 
     @staticmethod
     def naive_write(M: Tensor, b: Tensor, phi: Tensor, u: Tensor, a: Tensor | None) -> Tensor:
-        """One token."""
+        """The state after one token."""
         assert a is not None
         return a * M + b * phi[:, None] * u[None, :]
 

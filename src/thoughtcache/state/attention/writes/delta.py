@@ -23,7 +23,7 @@ class DeltaWrite(WriteRule):
 
     @staticmethod
     def write(state: Tensor, strength: Tensor, features: Tensor, contents: Tensor, decay: Tensor | None) -> Tensor:
-        """The whole block at once."""
+        """The state after all tokens of the block, in one step."""
         assert decay is not None
         num_evicted = features.shape[2]
         places = torch.arange(num_evicted, device=state.device)
@@ -40,7 +40,7 @@ class DeltaWrite(WriteRule):
 
     @staticmethod
     def naive_write(M: Tensor, b: Tensor, phi: Tensor, u: Tensor, a: Tensor | None) -> Tensor:
-        """One token."""
+        """The state after one token."""
         assert a is not None
         faded = a * M
         return faded + b * phi[:, None] * (u - phi @ faded)[None, :]

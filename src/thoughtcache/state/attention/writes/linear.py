@@ -16,12 +16,12 @@ class LinearWrite(WriteRule):
 
     @staticmethod
     def write(state: Tensor, strength: Tensor, features: Tensor, contents: Tensor, decay: Tensor | None) -> Tensor:
-        """The whole block at once."""
+        """The state after all tokens of the block, in one step."""
         return state + (strength * features).mT @ contents
 
     @staticmethod
     def naive_write(M: Tensor, b: Tensor, phi: Tensor, u: Tensor, a: Tensor | None) -> Tensor:
-        """One token."""
+        """The state after one token."""
         return M + b * phi[:, None] * u[None, :]
 
     @staticmethod
