@@ -12,9 +12,10 @@ from transformers import PretrainedConfig
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.learner.options import learner_options
 from thoughtcache.planning.fit import DoesNotFitError, check_fit
-from thoughtcache.planning.setting import PlanSetting
+from thoughtcache.planning.setting import PlanSetting, plain_lora
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.report.plan import print_plans
+from thoughtcache.report.progress import plain_line
 
 TRAIN_OPTIONS = {"batch": "--grpo-batch-size", "group": "--group-size"}
 DISTILL_OPTIONS = {"batch": "--distill-batch-size"}
@@ -45,6 +46,9 @@ def refuse_what_does_not_fit(
     """
     if run.force:
         return
+    if thought.memory == "attention":
+        plain_line(console, "plan: without the memory in attention space, whose states and reads are not planned yet")
+        thought = plain_lora(thought, thought.window)
     for setting, names in _phases(run, _shared(run, thought, model, prompts)):
         try:
             check_fit(setting, available_bytes=available_bytes, option_names=names, whole_groups=setting.group > 1)
