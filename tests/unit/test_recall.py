@@ -124,11 +124,12 @@ def test_a_window_that_is_too_small_is_said_by_the_distance():
 def test_words_of_another_number_of_tokens_are_left_out():
     class Pieces(PreTrainedTokenizerFast):
         def encode(self, text: str, **kwargs: Any) -> list[int]:
-            return [1] * len(text.strip()) if text.strip() in WORDS[:10] else [2]
+            number = WORDS.index(text.strip()) if text.strip() in WORDS else 30
+            return [number] * (2 if number < 10 else 1)
 
     tokenizer = Pieces(tokenizer_object=known_words().backend_tokenizer)
     task = PasscodeTask(tokenizer=tokenizer, cache=cache_of())
-    assert set(task._choices()) <= set(WORDS[10:]) | {w for w in WORDS if len(w) == 5}
+    assert task._choices() == list(WORDS[:10])
     lengths = {task.episode(seed, 1).num_answer for seed in range(8)}
     assert len(lengths) == 1
 

@@ -11,6 +11,10 @@ import pytest
 import torch
 from rich.console import Console
 from tests.support.text_model import save_text_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 
 import thoughtcache as tc
 from support.models import adapt, tiny_base, tiny_model
@@ -18,6 +22,7 @@ from thoughtcache.recipes import recall
 from thoughtcache.recipes.load_adapter import settings_to_start_from
 from thoughtcache.recipes.recall import RecallRun, run_recall
 from thoughtcache.studies.arms import arms_beside
+from thoughtcache.tasks.recall.passcode import DIGITS, WORDS
 from thoughtcache_cli import main
 
 ARMS = ["adapter", "full cache", "window 8", *(f"window 12, {name}" for name in ("h2o", "random", "sliding", "snapkv"))]
@@ -25,7 +30,15 @@ ARMS = ["adapter", "full cache", "window 8", *(f"window 12, {name}" for name in 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(save_text_model(tmp_path_factory.mktemp("model")))
+    """With a tokenizer that knows the words of passcodes."""
+    folder = save_text_model(tmp_path_factory.mktemp("model"), vocab_size=64)
+    special = ["<pad>", "<bos>", "<eos>", "[UNK]", "The", "secret", "words", "digits", "are", "."]
+    known = {word: number for number, word in enumerate([*special, *WORDS, *DIGITS])}
+    words = Tokenizer(WordLevel(known, unk_token="[UNK]"))
+    words.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+    tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 def run_of(model: str, output: Path, **changes: Any) -> RecallRun:
@@ -120,6 +133,14 @@ def test_the_size_of_what_remembers():
 def test_settings_without_meaning_are_refused(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         run_of("nowhere", tmp_path, **changes)
+
+
+def test_a_tokenizer_that_does_not_know_the_words_is_refused(tmp_path):
+    """All words would be one token, and every passcode right."""
+    other = str(save_text_model(tmp_path / "model"))
+    with pytest.raises(ValueError, match="kind='words': the tokenizer tells 1 of 16 of them apart"):
+        run_recall(run_of(other, tmp_path / "run"), thought(), Console(quiet=True))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_full_cache_has_nothing_to_remember(model, tmp_path):

@@ -91,13 +91,15 @@ class PasscodeTask:
     def _choices(self) -> list[str]:
         """Words or digits of equally many tokens, so that all answers are equally long."""
         words = DIGITS if self.kind == "digits" else WORDS
-        lengths = [len(self._tokens(" " + word)) for word in words]
+        # Words that a tokenizer does not tell apart, such as unknown ones, are one.
+        by_tokens = {tuple(self._tokens(" " + word)): word for word in words}
+        lengths = [len(tokens) for tokens in by_tokens]
         common = max(sorted(set(lengths)), key=lengths.count)
-        found = [word for word, length in zip(words, lengths, strict=True) if length == common]
+        found = [word for tokens, word in by_tokens.items() if len(tokens) == common]
         if len(found) < FEWEST_CHOICES:
             raise ValueError(
-                f"kind={self.kind!r}: the tokenizer makes equally many tokens of {len(found)} of {len(words)} of them "
-                "only, which is no secret; use the other kind"
+                f"kind={self.kind!r}: the tokenizer tells {len(found)} of {len(words)} of them apart with equally many "
+                "tokens, which is no secret; use the other kind"
             )
         return found
 
