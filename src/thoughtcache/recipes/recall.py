@@ -289,7 +289,7 @@ def _panels(phases: dict[str, PhaseResult], measured: dict[str, list[dict[str, A
     if "teach" in phases:
         points = phases["teach"]["losses"]
         series = {"teaching": ([float(x) for x, _ in points], [float(y) for _, y in points])}
-        label = "cross-entropy of the answer (nats per token)"
+        label = "cross-entropy (nats per token)"
         panels.append(Panel(title="teaching", x_label="optimiser step", y_label=label, series=series))
     curves = {
         name: (
@@ -299,5 +299,6 @@ def _panels(phases: dict[str, PhaseResult], measured: dict[str, list[dict[str, A
         for name, rows in measured.items()
     }
     x_label = "evictions since the passcode was told"
-    panels.append(Panel(title="forgetting", x_label=x_label, y_label="whole passcodes (%)", series=curves))
+    y_label = "whole passcodes (%)"
+    panels.append(Panel(title="forgetting", x_label=x_label, y_label=y_label, series=curves, from_zero=True))
     return panels
