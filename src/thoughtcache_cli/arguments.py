@@ -137,6 +137,17 @@ def _base_options(group: argparse._ArgumentGroup, dtypes: str) -> None:
     group.add_argument("--load-in-4bit", action="store_true", help="quantise the base with bitsandbytes")
 
 
+def _folder_options(group: argparse._ArgumentGroup, output_dir: str) -> None:
+    """Options of commands that leave a run folder."""
+    group.add_argument("--output-dir", help=f"run folder ({output_dir})")
+    group.add_argument("--seed", type=int, help="seed of everything (0)")
+    group.add_argument("--save-every", type=int, help="steps between checkpoints (50)")
+    group.add_argument(
+        "--resume", action="store_true", help="go on where the run in this folder stopped, or with more steps"
+    )
+    group.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds another run")
+
+
 def _learner_options(parser: argparse.ArgumentParser, *, reuse_field: str) -> None:
     group = parser.add_argument_group("rollout and learner")
     group.add_argument("--max-new-tokens", type=int, help="length of the thoughts (3072)")
@@ -191,14 +202,8 @@ def _train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     group.add_argument("--grpo-learning-rate", type=float, help="learning rate of GRPO (1e-5)")
     group = parser.add_argument_group("run")
     group.add_argument("--profile-memory", action="store_true", help="leave a timeline of the memory in use by GRPO")
-    group.add_argument("--output-dir", help="run folder (runs/train)")
     group.add_argument("--evaluation-size", type=int, help="test problems of the embedded job (1000)")
-    group.add_argument("--seed", type=int, help="seed of everything (0)")
-    group.add_argument("--save-every", type=int, help="steps between checkpoints (50)")
-    group.add_argument(
-        "--resume", action="store_true", help="go on where the run in this folder stopped, or with more steps"
-    )
-    group.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds another run")
+    _folder_options(group, DEFAULT_OUTPUT_DIRS["train"])
     group.add_argument("--allow-no-eviction", action="store_true", help="train even if the window holds every thought")
     group.add_argument("--force", action="store_true", help="train even if the planner says that it does not fit")
 
@@ -246,11 +251,7 @@ def _recall(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     group.add_argument("--distances", type=integers, help="evictions before the question (0,1,2,4,8,16,32,64)")
     group.add_argument("--no-baselines", dest="baselines", action="store_false", help="measure the adapter alone")
     group = parser.add_argument_group("run")
-    group.add_argument("--output-dir", help="run folder (runs/recall)")
-    group.add_argument("--seed", type=int, help="seed of everything (0)")
-    group.add_argument("--save-every", type=int, help="steps between checkpoints (50)")
-    group.add_argument("--resume", action="store_true", help="go on where the run in this folder stopped")
-    group.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds another run")
+    _folder_options(group, DEFAULT_OUTPUT_DIRS["recall"])
 
 
 def _plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

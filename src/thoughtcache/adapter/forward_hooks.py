@@ -98,8 +98,9 @@ class ForwardHooks:
                     keeps_cache=cache is not None or _keeps_cache(module, kwargs),
                     wanted=self.tuner.binding.wanted,
                 )
-            memory = self.tuner.memory()
-            self.tuner.binding.states = memory.reader().of_linears(memory.initial_states())
+            # Nothing was evicted: attention has nothing to read, and plain linears have no state.
+            is_plain = self.tuner.thought_config.has_plain_linears
+            self.tuner.binding.states = None if is_plain else self.tuner.initial_states()
         return args, kwargs
 
     def _check_owner(self, cache: StatefulCache) -> None:

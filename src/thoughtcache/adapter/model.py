@@ -238,20 +238,21 @@ class ThoughtModel(RevertibleInjection):
             return None
         return key_rotations(self.model.config, self.backbone.rotary_emb, remedy='memory_keys="rotated"')
 
-    def window_rules(self, cache: CacheSettings) -> WindowRules:
-        """The rules that bound a cache under the active adapter."""
+    def window_rules(self, cache: CacheSettings, memory: Memory) -> WindowRules:
+        """The rules that bound a cache under the active adapter, whose memory it is given."""
         return WindowRules(
             size=cache.window,
             num_evicted=cache.num_evicted or 0,
             eviction=make_eviction_policy(cache.eviction),
-            absorb=self.memory().absorber(),
+            absorb=memory.absorber(),
             rotations=self.key_rotations(cache.positions),
         )
 
     def new_cache(self, cache: CacheSettings, *, max_new_tokens: int, seed: int = 0) -> BoundedCache:
         """An empty bounded cache with the active adapter's initial states."""
-        rules, memory = self.window_rules(cache), self.memory()
-        bounded = BoundedCache(
+        memory = self.memory()
+        rules = self.window_rules(cache, memory)
+        return BoundedCache(
             num_layers=self.num_layers,
             states=memory.initial_states(),
             reader=memory.reader(),
@@ -259,9 +260,8 @@ class ThoughtModel(RevertibleInjection):
             max_new_tokens=max_new_tokens,
             seed=seed,
             log=self.query_log(rules),
+            owner=self.active_adapters[0],
         )
-        bounded.owner = self.active_adapters[0]
-        return bounded
 
     @property
     def query_heads(self) -> int:

@@ -29,7 +29,7 @@ def new_parameters(
     """What is behind the states of a decoder layer, at its start.
 
     Args:
-        config: of the adapter.
+        config: settings of the adapter.
         layer_index: the decoder layer.
         heads: query heads, key-value heads, and the size of one.
         dtype: dtype of the parameters, at least fp32.
@@ -53,7 +53,7 @@ def memory_shape(config: ThoughtConfig, heads: tuple[int, int, int]) -> MemorySh
     """The sizes of a memory in attention space.
 
     Args:
-        config: of the adapter.
+        config: settings of the adapter.
         heads: query heads, key-value heads, and the size of one.
     """
     query_heads, kv_heads, head_size = heads
@@ -76,7 +76,7 @@ def attach(module: Any, holder: str, adapter_name: str, parameters: StateParamet
         module: the adapted linear.
         holder: one of `HOLDERS`.
         adapter_name: the adapter that they belong to.
-        parameters: of the decoder layer.
+        parameters: parameters behind the states of the decoder layer.
     """
     if holder not in module._modules:
         module.add_module(holder, nn.ModuleDict())

@@ -72,6 +72,7 @@ class BoundedCache(StatefulCache):
         max_new_tokens: bound on the thoughts, which sizes the buffer of a full cache.
         seed: seed for eviction policies that draw random numbers.
         log: keeps the last queries, where the eviction policy wants them.
+        owner: name of the adapter whose states it holds.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class BoundedCache(StatefulCache):
         max_new_tokens: int,
         seed: int = 0,
         log: QueryLog | None = None,
+        owner: str | None = None,
     ) -> None:
         capacity = max_new_tokens if rules.size is None else min(rules.size, max_new_tokens)
         super().__init__([_PreallocatedLayer(capacity) for _ in range(num_layers)], states, reader)
@@ -91,6 +93,7 @@ class BoundedCache(StatefulCache):
         self.rules = rules
         self.seed = seed
         self.log = log
+        self.owner = owner
         self.hidden_prompt: Tensor | None = None
         self.first_positions = torch.zeros(1, dtype=torch.long)
         self.prompt_length = 0

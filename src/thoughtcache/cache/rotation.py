@@ -64,6 +64,14 @@ def turn(vectors: Float[Tensor, "B H n D"], turning: Turning) -> Float[Tensor, "
     return moved if vectors.shape[-1] == 2 * size else torch.cat([moved, vectors[..., 2 * size :]], dim=-1)
 
 
+def naive_turn(vector: Tensor, steps: int, frequencies: Tensor) -> Tensor:
+    """A vector [D] `steps` positions further on: the pair (x_i, x_i+F) as a complex number, times e^(i angle steps)."""
+    angle = frequencies.to(vector.device).double()
+    x, y, rest = vector[: len(angle)], vector[len(angle) : 2 * len(angle)], vector[2 * len(angle) :]
+    z = torch.complex(x.double(), y.double()) * torch.polar(torch.ones_like(angle), steps * angle)
+    return torch.cat([z.real.to(vector), z.imag.to(vector), rest])
+
+
 Rotations = list[KeyRotation | None]
 """One rotation per layer; None for a layer without positions."""
 

@@ -73,19 +73,20 @@ def run_chunk(
         Scores [rows, last_score - first_score], none inside the prompt; and the exit.
     """
     tuner, width = policy.tuner, batch.prompts.ids.shape[1]
+    memory = tuner.memory()
     if chunk.start == 0:
-        entry = Boundary(states=tuner.initial_states())
+        entry = Boundary(states=memory.initial_states())
     entry = _leading_rows(entry, chunk.rows)
     past, states = entry.past, entry.states
     if chunk.evicts:
         assert past is not None
         slots = recorded_slots(batch, chunk.segment - 1, chunk.rows, policy.device)
         first = _first_position(batch, chunk)
-        past, absorbed = _evict(tuner.window_rules(batch.settings.cache), past, width, slots, states, first)
+        rules = tuner.window_rules(batch.settings.cache, memory)
+        past, absorbed = _evict(rules, past, width, slots, states, first)
         if absorbed is not states and absorbed is not None:
             states = _anchor(absorbed, batch, chunk.segment - 1) if anchored else absorbed
-    reader = tuner.memory().reader()
-    cache = ReplayCache(tuner.num_layers, past, chunk.start, states, reader, is_initial=chunk.segment == 0)
+    cache = ReplayCache(tuner.num_layers, past, chunk.start, states, memory.reader(), is_initial=chunk.segment == 0)
     columns = cache.physical_length + chunk.stop - chunk.start
     layers = checkpointed_layers(tuner, cache) if checkpoint_layers else nullcontext()
     with lower_right_attention(tuner.model.config), layers:

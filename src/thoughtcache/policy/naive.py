@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from thoughtcache.adapter.attention import QUERIES, thought_attention
 from thoughtcache.adapter.cache_argument import cache_keyword
 from thoughtcache.cache.replay_cache import ReplayCache
+from thoughtcache.cache.rotation import naive_turn
 from thoughtcache.policy.handle import PolicyHandle, open_policy
 from thoughtcache.policy.limits import check_rollout_positions
 from thoughtcache.policy.modes import GradientMode
@@ -141,14 +143,7 @@ def _turn(policy: PolicyHandle, layer: int) -> Turn | None:
     config = policy.tuner.model.config
     if (getattr(config, "no_rope_layers", None) or [1] * config.num_hidden_layers)[layer] == 0:
         return None
-    angle = rotary.inv_freq.double()
-
-    def turn(key: Tensor, steps: int) -> Tensor:
-        x, y, rest = key[: len(angle)], key[len(angle) : 2 * len(angle)], key[2 * len(angle) :]
-        z = torch.complex(x.double(), y.double()) * torch.polar(torch.ones_like(angle), steps * angle)
-        return torch.cat([z.real.to(key), z.imag.to(key), rest])
-
-    return turn
+    return partial(naive_turn, frequencies=rotary.inv_freq)
 
 
 def _leave(

@@ -30,9 +30,8 @@ from thoughtcache.recipes.run.settings import (
     EXACT_OPTIONS,
     TRANSIENT_OPTIONS,
     adapter_settings,
-    base_identity,
     data_identity,
-    file_identity,
+    model_identities,
 )
 from thoughtcache.report.files import writing
 from thoughtcache.report.plots import Panel, plot_curves
@@ -143,13 +142,9 @@ def _identities(
     """Digests of what a path does not say: the base model, the data and the adapter that the run starts from."""
     assert run.model is not None
     answers = [example.answer for example in examples]
-    found = {
-        "base_digest": base_identity(config, run.model),
-        "data_digest": data_identity(zip(prompts, answers, strict=True)),
-    }
-    if run.adapter is not None:
-        found["adapter_digest"] = file_identity(Path(run.adapter) / WEIGHTS)
-    return found
+    weights = None if run.adapter is None else Path(run.adapter) / WEIGHTS
+    digest = data_identity(zip(prompts, answers, strict=True))
+    return {**model_identities(config, run.model, weights), "data_digest": digest}
 
 
 def _save_format(folder: Path, tokenizer: PreTrainedTokenizerBase, run: RunConfig) -> None:

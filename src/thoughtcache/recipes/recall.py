@@ -25,7 +25,7 @@ from thoughtcache.recipes.builders import find_checkpoint, save_adapter
 from thoughtcache.recipes.load_adapter import WEIGHTS, adapted_model
 from thoughtcache.recipes.load_model import load_tokenizer
 from thoughtcache.recipes.run.folder import WRITING_REMEDY, PhaseResult, RunFolder
-from thoughtcache.recipes.run.settings import adapter_settings, base_identity, file_identity
+from thoughtcache.recipes.run.settings import adapter_settings, model_identities
 from thoughtcache.report.files import writing
 from thoughtcache.report.plots import Panel, plot_curves
 from thoughtcache.report.progress import progress_bar
@@ -148,10 +148,8 @@ def run_recall(run: RecallRun, thought: ThoughtConfig, console: Console | None =
     )
     own_sentences = [] if run.text is None else sentences_of(run.text)
     config, tokenizer = load_tokenizer(run.model)
-    identities = {"base_digest": base_identity(config, run.model)}
-    if run.adapter is not None:
-        identities["adapter_digest"] = file_identity(Path(run.adapter) / WEIGHTS)
-    folder.describe(identities)
+    weights = None if run.adapter is None else Path(run.adapter) / WEIGHTS
+    folder.describe(model_identities(config, run.model, weights))
     _check_lengths(run, thought, config, tokenizer, own_sentences)
     model = adapted_model(run.model, thought, adapter=run.adapter, dtype=run.dtype, seed=run.seed)
     console.print(_size(model), markup=False, soft_wrap=True)

@@ -105,10 +105,12 @@ class Engine:
         self.settings = policy.tuner.thought_config.resolve_window(None, window)
         self.looks_every = ROUNDS_BETWEEN_LOOKS if policy.device.type == "cuda" else 1
         self.table = SlotTable(num_slots, policy.device)
+        memory = policy.tuner.memory()
         self.cache: SlotCache = new_slots(
             policy.tuner,
             self.table,
-            policy.tuner.window_rules(self.settings),
+            memory,
+            policy.tuner.window_rules(self.settings, memory),
             capacity=self._columns(max_prompt_tokens, max_new_tokens),
             static_shapes=compile,
         )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from thoughtcache.cache.eviction import EVICTION_POLICIES
 from thoughtcache.records import Rollout
 from thoughtcache.sampler.engine import Engine
 from thoughtcache.sampler.request import Request
@@ -36,3 +37,17 @@ def rollouts_of_given(model: nn.Module, rollouts: Sequence[Rollout]) -> list[Rol
         )
         for rollout in rollouts
     )
+
+
+def with_own_evictions(model: nn.Module, rollouts: Sequence[Rollout]) -> Sequence[Rollout]:
+    """Texts with what the model's own policy evicts of them.
+
+    Where the oldest leave, lengths say what leaves, and the records stay; any other eviction policy chooses first.
+
+    Args:
+        model: see `rollouts_of_given`.
+        rollouts: texts under one window, with the evictions of `sliding_evictions`.
+    """
+    settings = rollouts[0].settings
+    chooses = settings.window is not None and EVICTION_POLICIES[settings.eviction].chooses
+    return rollouts_of_given(model, rollouts) if chooses else rollouts

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from thoughtcache.cache.base import AttentionRead, StateReader, States
-from thoughtcache.cache.rotation import KeyRotation, Rotations, Turning, turn
+from thoughtcache.cache.rotation import KeyRotation, Rotations, Turning, naive_turn, turn
 from thoughtcache.cache.window_rules import AbsorbFn
 from thoughtcache.state.attention.naive import naive_read, naive_write
 from thoughtcache.state.attention.read import read_memory, write_memory
@@ -40,6 +41,11 @@ class AttentionMemory(Memory):
         self.layers = list(layers)
         self.rotations = rotations
 
+    @cached_property
+    def tensors(self) -> list[MemoryTensors]:
+        """The parameters as writes and reads use them, one value per layer."""
+        return [layer.tensors() for layer in self.layers]
+
     def parameters(self) -> list[nn.Parameter]:
         """All parameters of all layers."""
         return [parameter for layer in self.layers for parameter in layer.parameters()]
@@ -53,7 +59,7 @@ class AttentionMemory(Memory):
         """Writes what leaves by its keys, un-rotated where they are."""
         if not self.layers:
             return None
-        tensors = [layer.tensors() for layer in self.layers]
+        tensors = self.tensors
 
         def write(layer: int, state: Tensor, keys: Tensor, values: Tensor, positions: Tensor | None) -> Tensor:
             rotation = self._rotation(layer)
@@ -67,7 +73,7 @@ class AttentionMemory(Memory):
 
     def reader(self) -> StateReader:
         """Attention reads the states; the adapted linears are plain LoRA."""
-        return MemoryReader([layer.tensors() for layer in self.layers], self.rotations)
+        return MemoryReader(self.tensors, self.rotations)
 
     @property
     def state_bytes(self) -> int:
@@ -114,7 +120,9 @@ class MemoryReader(StateReader):
 
     def __init__(self, tensors: Sequence[MemoryTensors], rotations: Rotations | None) -> None:
         self.tensors = list(tensors)
-        self.rotations = rotations
+        of_layers = [None] * len(self.tensors) if rotations is None else rotations
+        self.turned = [rotation is not None for rotation in of_layers]
+        self.rotation = next((rotation for rotation in of_layers if rotation is not None), None)
 
     def of_linears(self, states: States) -> States:
         """None: the adapted linears are plain LoRA, whose state is the identity."""
@@ -125,11 +133,9 @@ class MemoryReader(StateReader):
         if states is None or not self.tensors:
             return None
         back: Turning | None = None
-        rotation = next((one for one in self.rotations or () if one is not None), None)
-        if rotation is not None:
-            back = rotation.turning(-position_ids[:, None], states[0])
-        turned = [one is not None for one in self.rotations or [None] * len(self.tensors)]
-        return MemoryRead(tensors=self.tensors, states=states, back=back, turned=turned)
+        if self.rotation is not None:
+            back = self.rotation.turning(-position_ids[:, None], states[0])
+        return MemoryRead(tensors=self.tensors, states=states, back=back, turned=self.turned)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,10 +200,5 @@ class NaiveMemoryReader(StateReader):
 
 
 def _unrotated(vector: Tensor, position: int, rotation: KeyRotation | None) -> Tensor:
-    """A key or query [D] as it was before it was turned: the pair (x_i, x_i+F) times e^(-i angle position)."""
-    if rotation is None:
-        return vector
-    angle = rotation.frequencies.to(vector.device)
-    x, y, rest = vector[: len(angle)], vector[len(angle) : 2 * len(angle)], vector[2 * len(angle) :]
-    z = torch.complex(x.double(), y.double()) * torch.polar(torch.ones_like(angle), -position * angle)
-    return torch.cat([z.real.to(vector), z.imag.to(vector), rest])
+    """A key or query [D] as it was before it was turned to its position."""
+    return vector if rotation is None else naive_turn(vector, -position, rotation.frequencies)

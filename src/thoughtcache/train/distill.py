@@ -21,7 +21,6 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from thoughtcache.cache.eviction import EVICTION_POLICIES
 from thoughtcache.cache.eviction.sliding import sliding_evictions
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.learner.options import CHUNK_TOKENS, ReplayOptions
@@ -30,7 +29,7 @@ from thoughtcache.policy.batch import RolloutBatch, batch_rollouts
 from thoughtcache.policy.handle import find_tuner, open_policy
 from thoughtcache.policy.token_ids import check_prompts, check_rollouts
 from thoughtcache.records import Rollout
-from thoughtcache.sampler.given import rollouts_of_given
+from thoughtcache.sampler.given import with_own_evictions
 from thoughtcache.sampler.rollout import rollout
 from thoughtcache.train.arguments import last_checkpoint, training_arguments
 from thoughtcache.train.checkpoints import history_at_end, load_weights
@@ -174,10 +173,7 @@ def distill_loss(
         config: `loss` and the learner's options are used.
     """
     policy = open_policy(model)
-    settings = rollouts[0].settings
-    if settings.window is not None and EVICTION_POLICIES[settings.eviction].chooses:
-        rollouts = rollouts_of_given(adapted, rollouts)
-    batch = batch_rollouts(rollouts, policy.device)
+    batch = batch_rollouts(with_own_evictions(adapted, rollouts), policy.device)
     teacher = teacher_hidden(adapted, batch, chunk_tokens=config.chunk_tokens)
     (per_token,) = run_replay(model, batch, divergence(policy, batch, teacher, config.loss), config.replay_options)
     return per_token[batch.mask].mean()

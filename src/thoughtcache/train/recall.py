@@ -13,7 +13,6 @@ from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor, nn
 
-from thoughtcache.cache.eviction import EVICTION_POLICIES
 from thoughtcache.cache.eviction.sliding import sliding_evictions
 from thoughtcache.learner.options import ReplayOptions
 from thoughtcache.learner.replay import run_replay
@@ -22,7 +21,7 @@ from thoughtcache.policy.handle import PolicyHandle, open_policy
 from thoughtcache.policy.scores import ScoreFunction, row_scores
 from thoughtcache.policy.token_logprobs import token_logprobs
 from thoughtcache.records import CacheSettings, Rollout, SamplingSettings
-from thoughtcache.sampler.given import rollouts_of_given
+from thoughtcache.sampler.given import with_own_evictions
 from thoughtcache.tasks.recall.episode import RecallEpisode
 
 
@@ -54,9 +53,7 @@ def answer_logprobs(
     policy = open_policy(adapted)
     by_length = sorted(range(len(episodes)), key=lambda row: -len(episodes[row].token_ids))
     rollouts = [given_text(episodes[row], cache, seed=seed + row) for row in by_length]
-    if cache.window is not None and EVICTION_POLICIES[cache.eviction].chooses:
-        rollouts = rollouts_of_given(adapted, rollouts)
-    batch = batch_rollouts(rollouts, policy.device)
+    batch = batch_rollouts(with_own_evictions(adapted, rollouts), policy.device)
     num_answer = lengths.pop()
     logprobs, hits = run_replay(model, batch, _answers_only(policy, batch, num_answer), options)
     ends = torch.tensor(batch.lengths, device=logprobs.device)

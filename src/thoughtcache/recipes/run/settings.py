@@ -43,6 +43,20 @@ def adapter_settings(config: ThoughtConfig) -> dict[str, Any]:
     return settings
 
 
+def model_identities(config: PretrainedConfig, model: str, adapter_weights: Path | None) -> dict[str, str]:
+    """Digests of what paths do not say: the base model, and the adapter that a run starts from.
+
+    Args:
+        config: configuration of the base model.
+        model: its folder or hub id.
+        adapter_weights: file of the adapter's weights; None for a new adapter.
+    """
+    found = {"base_digest": base_identity(config, model)}
+    if adapter_weights is not None:
+        found["adapter_digest"] = file_identity(adapter_weights)
+    return found
+
+
 def base_identity(config: PretrainedConfig, model: str) -> str:
     """A short digest of a base model: its commit on the hub, or its configuration and a sample of its weights.
 

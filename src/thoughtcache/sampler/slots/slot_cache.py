@@ -31,6 +31,7 @@ from thoughtcache.cache.window_rules import WindowRules
 from thoughtcache.sampler.slots.choice import choose, hear
 from thoughtcache.sampler.slots.table import SlotTable
 from thoughtcache.sampler.slots.window_block import WindowBlock
+from thoughtcache.state.memory import Memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -312,13 +313,20 @@ def move_thoughts(cache: SlotCache, window: WindowBlock, chosen: list[Tensor] | 
 
 
 def new_slots(
-    tuner: ThoughtModel, table: SlotTable, rules: WindowRules, *, capacity: int, static_shapes: bool = False
+    tuner: ThoughtModel,
+    table: SlotTable,
+    memory: Memory,
+    rules: WindowRules,
+    *,
+    capacity: int,
+    static_shapes: bool = False,
 ) -> SlotCache:
     """Empty slots, each starting from the active adapter's initial states.
 
     Args:
         tuner: the tuner of the model.
         table: knows all that has a row per slot.
+        memory: memory of the active adapter.
         rules: what bounds every slot.
         capacity: columns of a slot.
         static_shapes: attend to the whole buffer in every step.
@@ -331,8 +339,8 @@ def new_slots(
         num_layers=tuner.num_layers,
         table=table,
         capacity=capacity,
-        initial_states=tuner.initial_states(),
-        reader=tuner.memory().reader(),
+        initial_states=memory.initial_states(),
+        reader=memory.reader(),
         rules=rules,
         static_shapes=static_shapes,
         log=log,

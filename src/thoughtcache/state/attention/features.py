@@ -70,11 +70,7 @@ class SoftmaxFeatures(FeatureMap):
     @staticmethod
     def naive(y: Tensor) -> Tensor:
         """Makes the features one by one."""
-        both = list(y) + [-entry for entry in y]
-        largest = max(both)
-        exponentials = [(entry - largest).exp() for entry in both]
-        total = sum(exponentials[1:], start=exponentials[0])
-        return torch.stack([one / total for one in exponentials])
+        return torch.stack(_naive_softmax([*y, *-y]))
 
 
 class HedgehogFeatures(FeatureMap):
@@ -93,12 +89,7 @@ class HedgehogFeatures(FeatureMap):
     @staticmethod
     def naive(y: Tensor) -> Tensor:
         """Makes the features one by one."""
-        halves = []
-        for signed in (y, -y):
-            exponentials = [(entry - max(signed)).exp() for entry in signed]
-            total = sum(exponentials[1:], start=exponentials[0])
-            halves += [one / total for one in exponentials]
-        return torch.stack(halves)
+        return torch.stack([*_naive_softmax([*y]), *_naive_softmax([*-y])])
 
 
 class UnitFeatures(FeatureMap):
@@ -118,6 +109,13 @@ class UnitFeatures(FeatureMap):
         """Makes the features one by one."""
         length = sum((entry * entry for entry in y), start=y.new_tensor(TINY)).sqrt()
         return torch.stack([entry / length for entry in y])
+
+
+def _naive_softmax(y: list[Tensor]) -> list[Tensor]:
+    """The share of each entry."""
+    exponentials = [(entry - max(y)).exp() for entry in y]
+    total = sum(exponentials[1:], start=exponentials[0])
+    return [one / total for one in exponentials]
 
 
 TINY = 1e-12

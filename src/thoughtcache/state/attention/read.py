@@ -34,7 +34,7 @@ def write_memory(
     dtype = state.dtype
     with state_precision(state.device.type):
         keys, values = keys.to(dtype), values.to(dtype)
-        features = tensors.features(keys @ tensors.key_features)
+        features = tensors.features(torch.einsum("bhed,hdc->bhec", keys, tensors.key_features))
         gate = torch.cat([keys, values], dim=-1) @ tensors.gate.unsqueeze(-1)
         strength = torch.sigmoid(gate + tensors.gate_bias[:, None, None])
         contents = pad(values, (0, 1), value=1.0)
@@ -64,7 +64,8 @@ def read_memory(
     shape, dtype = tensors.shape, state.dtype
     batch, num_queries, tokens, _ = queries.shape
     with state_precision(state.device.type):
-        features = tensors.features(queries.to(dtype) @ tensors.query_features)
+        # Not a broadcast product, which would copy the projections for every row.
+        features = tensors.features(torch.einsum("bqtd,qdc->bqtc", queries.to(dtype), tensors.query_features))
         grouped = features.reshape(batch, shape.kv_heads, -1, shape.num_features)
         found = (grouped @ state).view(batch, num_queries, tokens, -1).transpose(1, 2)  # [B, T, Q, C]
         found = found * tensors.weight[:, None]

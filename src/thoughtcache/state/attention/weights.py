@@ -22,7 +22,7 @@ from thoughtcache.state.parameters import StateParameters
 MEMORIES = "lora_thought_memory"
 """Part of the names of the parameters of all memories in attention space."""
 FEATURE_SCALE = 0.7
-"""Of the initial projections: features that are neither alike for all keys nor one for each (docs/lab-log.md)."""
+"""Scales the initial projections, so that features are neither alike for all keys nor one for each."""
 GATE_BIAS = 1.0
 """At the start a token is written with strength `sigmoid(1)`, about 0.73."""
 DECAY_LOGIT = 6.0
