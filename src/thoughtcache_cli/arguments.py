@@ -27,6 +27,8 @@ _RECALL_EXAMPLES = """\
 examples:
   thoughtcache recall --model ./model --memory attention --window 16
       an hour on one core for a model of 135M parameters
+  thoughtcache recall --model ./model --memory attention --window 16 --steps 60 --learning-rate 3e-3,1e-2 --seed 0,1
+      which learning rate, and do seeds agree; a folder, a table and a picture for all
   thoughtcache recall --model ./model --adapter runs/mine/adapter --steps 0 --distances 1,8,64
       measure only
 """
@@ -55,6 +57,11 @@ def count_or_none(text: str) -> int | None:
 def integers(text: str) -> tuple[int, ...]:
     """Integers between commas."""
     return tuple(int(part) for part in text.split(","))
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Numbers between commas."""
+    return tuple(float(part) for part in text.split(","))
 
 
 def gradient(text: str) -> int | str:
@@ -137,10 +144,15 @@ def _base_options(group: argparse._ArgumentGroup, dtypes: str) -> None:
     group.add_argument("--load-in-4bit", action="store_true", help="quantise the base with bitsandbytes")
 
 
-def _folder_options(group: argparse._ArgumentGroup, output_dir: str) -> None:
+def _folder_options(group: argparse._ArgumentGroup, output_dir: str, *, several_seeds: bool = False) -> None:
     """Options of commands that leave a run folder."""
     group.add_argument("--output-dir", help=f"run folder ({output_dir})")
-    group.add_argument("--seed", type=int, help="seed of everything (0)")
+    if several_seeds:
+        group.add_argument(
+            "--seed", type=integers, help="seed of everything (0); several between commas run one by one"
+        )
+    else:
+        group.add_argument("--seed", type=int, help="seed of everything (0)")
     group.add_argument("--save-every", type=int, help="steps between checkpoints (50)")
     group.add_argument(
         "--resume", action="store_true", help="go on where the run in this folder stopped, or with more steps"
@@ -242,7 +254,9 @@ def _recall(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     group = parser.add_argument_group("teaching")
     group.add_argument("--steps", type=int, help="optimiser steps, 0 to measure only (200)")
     group.add_argument("--batch-size", type=int, help="texts per step (8)")
-    group.add_argument("--learning-rate", type=float, help="peak learning rate (1e-2)")
+    group.add_argument(
+        "--learning-rate", type=numbers, help="peak learning rate (1e-2); several, with commas: a run each"
+    )
     group.add_argument("--max-evictions", type=int, help="longest distance in training, in evictions (8)")
     group.add_argument("--growth-steps", type=int, help="steps over which distances grow to it (0)")
     group.add_argument("--trains", help="memory (default): the base stays as it is; or adapter: LoRA as well")
@@ -251,7 +265,7 @@ def _recall(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     group.add_argument("--distances", type=integers, help="evictions before the question (0,1,2,4,8,16,32,64)")
     group.add_argument("--no-baselines", dest="baselines", action="store_false", help="measure the adapter alone")
     group = parser.add_argument_group("run")
-    _folder_options(group, DEFAULT_OUTPUT_DIRS["recall"])
+    _folder_options(group, DEFAULT_OUTPUT_DIRS["recall"], several_seeds=True)
 
 
 def _plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -57,13 +57,20 @@ def generate(options: dict[str, Any]) -> None:
 
 
 def recall(options: dict[str, Any]) -> None:
-    """`thoughtcache recall`: teach an adapter to remember, and measure it."""
+    """`thoughtcache recall`: teach an adapter to remember, and measure it; for every learning rate and seed."""
     from thoughtcache.recipes.recall import RecallRun, run_recall
+    from thoughtcache.recipes.recall_grid import run_recall_grid
 
+    several = {name: options.pop(name) for name in ("learning_rate", "seed") if name in options}
+    single = {name: values[0] for name, values in several.items()}
     names = {field.name for field in dataclasses.fields(RecallRun)}
-    run = RecallRun(**{name: value for name, value in options.items() if name in names})
-    adapter_options = {name: value for name, value in options.items() if name not in names}
-    run_recall(run, _settings(run.adapter, adapter_options))
+    run = RecallRun(**single, **{name: value for name, value in options.items() if name in names})
+    thought = _settings(run.adapter, {name: value for name, value in options.items() if name not in names})
+    if all(len(values) == 1 for values in several.values()):
+        run_recall(run, thought)
+        return
+    rates, seeds = several.get("learning_rate", (run.learning_rate,)), several.get("seed", (run.seed,))
+    run_recall_grid(run, thought, learning_rates=rates, seeds=seeds)
 
 
 def plan(options: dict[str, Any]) -> None:

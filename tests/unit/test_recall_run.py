@@ -21,6 +21,7 @@ from support.models import adapt, tiny_base, tiny_model
 from thoughtcache.recipes import recall
 from thoughtcache.recipes.load_adapter import settings_to_start_from
 from thoughtcache.recipes.recall import RecallRun, run_recall
+from thoughtcache.recipes.recall_grid import run_recall_grid
 from thoughtcache.studies.arms import arms_beside
 from thoughtcache.tasks.recall.passcode import DIGITS, WORDS
 from thoughtcache_cli import main
@@ -178,3 +179,67 @@ def test_the_command_takes_its_options(model, tmp_path, capsys):
     assert "--max-evictions changes nothing with --steps 0" in capsys.readouterr().err
     assert main(["recall", "--model", model, "--memory-write", "delta"]) == 2
     assert "--memory-write delta changes nothing under --memory adapter" in capsys.readouterr().err
+
+
+def test_a_grid_runs_every_learning_rate_and_seed(model, tmp_path, monkeypatch):
+    console = Console(record=True, width=200, file=io.StringIO())
+    run = run_of(model, tmp_path, steps=3)  # the first step of a warm-up changes nothing
+    grid = run_recall_grid(run, thought(), learning_rates=(0.01, 0.5), seeds=(0, 3), console=console)
+    cells = [(0.01, 0), (0.01, 3), (0.5, 0), (0.5, 3)]
+    assert [(cell["learning_rate"], cell["seed"]) for cell in grid["cells"]] == cells
+    for (rate, seed), cell in zip(cells, grid["cells"], strict=True):
+        folder = tmp_path / f"learning-rate-{rate:g}-seed-{seed}"
+        alone = json.loads((folder / "results.json").read_text())
+        assert alone["run"]["learning_rate"] == rate
+        assert alone["run"]["seed"] == seed
+        assert alone["recall"]["adapter"] == [dict(sorted(row.items())) for row in cell["recall"]]
+        assert (list(alone["recall"]) == ["adapter"]) == (rate != 0.01 or seed != 0), "arms are measured once"
+        assert cell["last_loss"] == pytest.approx(alone["phases"]["teach"]["losses"][-1][1])
+    assert list(grid["beside"]) == ARMS[1:]
+    losses = {tuple(loss for _, loss in cell["losses"]) for cell in grid["cells"]}
+    assert len(losses) == 4
+    for summary, own in zip(grid["by_learning_rate"], (grid["cells"][:2], grid["cells"][2:]), strict=True):
+        assert summary["seeds"] == 2
+        assert summary["last_loss"] == pytest.approx(sum(cell["last_loss"] for cell in own) / 2)
+        for index, one in enumerate(summary["recall"]):
+            shares = [cell["recall"][index]["right_codes"] / 3 for cell in own]
+            assert (one["lowest"], one["highest"]) == (min(shares), max(shares))
+            assert one["mean"] == pytest.approx(sum(shares) / 2)
+    best = min(grid["by_learning_rate"], key=lambda one: one["last_loss"])["learning_rate"]
+    assert f"lowest loss on the texts of training: learning rate {best:g}" in console.export_text()
+    assert (tmp_path / "grid.png").stat().st_size > 10_000
+
+    calls: list[int] = []
+    monkeypatch.setattr(recall, "teach_recall", lambda *args, **kwargs: calls.append(1))
+    with pytest.raises(ValueError, match="already holds a run; add --resume"):
+        run_recall_grid(run, thought(), learning_rates=(0.01,), seeds=(0,), console=Console(quiet=True))
+    resumed = run_of(model, tmp_path, steps=3, resume=True)
+    again = run_recall_grid(resumed, thought(), learning_rates=(0.01, 0.5), seeds=(0, 3), console=Console(quiet=True))
+    assert not calls
+    assert again["cells"] == grid["cells"]
+
+
+@pytest.mark.parametrize(
+    ("rates", "seeds", "changes", "message"),
+    [
+        ((), (0,), {}, r"learning_rate must be one value or several different ones, got \[\]"),
+        ((0.1,), (1, 1), {}, r"seed must be one value or several different ones, got \[1, 1\]"),
+        ((0.1,), (1, 2), {"steps": 0}, "steps=0 teach nothing"),
+    ],
+)
+def test_grids_without_meaning_are_refused(model, rates, seeds, changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run_recall_grid(run_of(model, tmp_path, **changes), thought(), learning_rates=rates, seeds=seeds)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_line_gives_one_run_or_a_grid(model, tmp_path, monkeypatch, capsys):
+    few = "--steps 1 --batch-size 1 --code-length 2 --max-evictions 1 --codes 1 --distances 0 --no-baselines"
+    adapter = "--memory attention --memory-features 6 --r 2 --window 8"
+    fixed = ["recall", "--model", model, *few.split(), *adapter.split()]
+    main([*fixed, "--output-dir", str(tmp_path / "one"), "--seed", "5", "--learning-rate", "1e-3"])
+    described = json.loads((tmp_path / "one" / "results.json").read_text())["run"]
+    assert (described["seed"], described["learning_rate"]) == (5, 1e-3)
+    main([*fixed, "--output-dir", str(tmp_path / "grid"), "--seed", "5,6"])
+    cells = json.loads((tmp_path / "grid" / "grid.json").read_text())["cells"]
+    assert [(cell["learning_rate"], cell["seed"]) for cell in cells] == [(0.01, 5), (0.01, 6)]

@@ -41,6 +41,8 @@ from thoughtcache.train.recall_config import RecallConfig
 from thoughtcache.train.teach_recall import teach_recall
 
 NOT_DESCRIBED = {"resume", "overwrite", "save_every"}
+FORGETTING_X = "evictions since the passcode was told"
+FORGETTING_Y = "whole passcodes (%)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,7 +298,5 @@ def _panels(phases: dict[str, PhaseResult], measured: dict[str, list[dict[str, A
         )
         for name, rows in measured.items()
     }
-    x_label = "evictions since the passcode was told"
-    y_label = "whole passcodes (%)"
-    panels.append(Panel(title="forgetting", x_label=x_label, y_label=y_label, series=curves, from_zero=True))
+    panels.append(Panel(title="forgetting", x_label=FORGETTING_X, y_label=FORGETTING_Y, series=curves, from_zero=True))
     return panels
