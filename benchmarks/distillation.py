@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,11 +31,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import thoughtcache as tc
 from thoughtcache.learner.options import ReplayOptions
 from thoughtcache.learner.replay import run_replay
-from thoughtcache.policy.batch import RolloutBatch, batch_rollouts
+from thoughtcache.policy.batch import batch_rollouts
 from thoughtcache.policy.handle import find_tuner, open_policy
 from thoughtcache.records import Rollout, SamplingSettings
 from thoughtcache.report.plots import Panel, plot_curves
 from thoughtcache.report.results import environment, write_results
+from thoughtcache.sampler.given import with_own_evictions
 from thoughtcache.train.distill import sample_teacher, teacher_hidden, under_window
 from thoughtcache.train.distill_config import DistillConfig
 from thoughtcache.train.divergence import divergence
@@ -57,15 +59,38 @@ TOPICS = (
 
 
 def arms(rank: int, window: int) -> dict[str, Callable[[], tc.ThoughtConfig]]:
-    """The compared systems. `lora_window_equal` is sized so that its parameters are PTE's, to the nearest rank."""
+    """The compared systems. `lora_window_equal` is sized so that its parameters are PTE's, to the nearest rank.
+
+    `lora_slots_N`, `lora_h2o_N` and `lora_snapkv_N` have the numbers of `attention_N` as slots, at a head size of 64.
+    """
 
     def config(r: int = rank, **options: Any) -> tc.ThoughtConfig:
         scale = {"lora_alpha": 2 * r, "num_global_tokens": rank, "window": window}
         return tc.ThoughtConfig(r=r, **{**scale, **options})
 
     plain = {"initial_state": "identity", "absorb": False}
+
+    def slots(features: int, eviction: str = "sliding") -> tc.ThoughtConfig:
+        """No memory, and its numbers as slots of the window: F (D + 1) of 2 D."""
+        return config(**plain, window=window + math.ceil(features / 2 * 65 / 64), eviction=eviction)
+
+    def attention(features: int, **options: Any) -> tc.ThoughtConfig:
+        return tc.ThoughtConfig(
+            r=rank, lora_alpha=2 * rank, window=window, memory="attention", memory_features=features, **options
+        )
+
     return {
         "lora_window": lambda: config(**plain),
+        "lora_slots_16": lambda: slots(16),
+        "lora_slots_64": lambda: slots(64),
+        "lora_h2o_16": lambda: slots(16, "h2o"),
+        "lora_h2o_64": lambda: slots(64, "h2o"),
+        "lora_snapkv_16": lambda: slots(16, "snapkv"),
+        "lora_snapkv_64": lambda: slots(64, "snapkv"),
+        "attention_16": lambda: attention(16),
+        "attention_64": lambda: attention(64),
+        "attention_64_rotated": lambda: attention(64, memory_keys="rotated"),
+        "attention_64_delta": lambda: attention(64, memory_write="delta"),
         "lora_window_equal": lambda: config(r=rank + rank // 8, num_global_tokens=rank + rank // 8, **plain),
         "paper": lambda: config(state_rule="linear"),
         "gated": lambda: config(state_rule="gated", state_norm="none"),
@@ -142,13 +167,16 @@ def distill_config(options: argparse.Namespace, folder: Path) -> DistillConfig:
 
 
 class HeldOut:
-    """KL from the full-cache base on texts that no arm trains on, each text a batch of its own."""
+    """KL from the full-cache base on texts that no arm trains on, each text a batch of its own.
 
-    def __init__(self, model: peft.PeftModel, samples: list[Rollout], far: int) -> None:
-        device = open_policy(model).device
-        student = under_window(samples, find_tuner(model).thought_config)
-        self.batches: list[RolloutBatch] = [batch_rollouts([row], device) for row in student]
-        self.teacher = [teacher_hidden(model, batch) for batch in self.batches]
+    "Late" begins at the first eviction of a window of `window` thoughts, also for arms with wider ones.
+    """
+
+    def __init__(self, model: peft.PeftModel, samples: list[Rollout], window: int, far: int) -> None:
+        self.device = open_policy(model).device
+        self.student = under_window(samples, find_tuner(model).thought_config)
+        self.teacher = [teacher_hidden(model, batch_rollouts([row], self.device)) for row in self.student]
+        self.first = window  # the thought whose processing needs the room
         self.far = far
         self.curve: list[dict[str, list[float]]] = []
 
@@ -161,12 +189,17 @@ class HeldOut:
         sums: dict[str, list[float]] = {
             f"{part}_{what}": [] for part in ("early", "late", "far") for what in ("sum", "n")
         }
-        for batch, teacher in zip(self.batches, self.teacher, strict=True):
+        for row, teacher in zip(self.student, self.teacher, strict=True):
+            # What leaves under a policy that chooses depends on the weights of the moment.
+            batch = batch_rollouts(with_own_evictions(model, [row]), self.device)
             (kl,) = run_replay(
                 model, batch, divergence(policy, batch, teacher, "forward_kl"), ReplayOptions(anchored=False)
             )
-            first = batch.rollouts[0].evictions[0].before_token
-            for part, values in (("early", kl[0, :first]), ("late", kl[0, first:]), ("far", kl[0, self.far :])):
+            for part, values in (
+                ("early", kl[0, : self.first]),
+                ("late", kl[0, self.first :]),
+                ("far", kl[0, self.far :]),
+            ):
                 sums[f"{part}_sum"].append(values.sum().item())
                 sums[f"{part}_n"].append(values.numel())
         model.train(was_training)
@@ -185,7 +218,7 @@ def run_arm(name: str, folder: Path, options: argparse.Namespace, console: Conso
     model = peft.get_peft_model(base, arms(options.rank, options.window)[name]())
     assert isinstance(model, peft.PeftModel)
     samples = texts(model, tokenizer, folder, options)
-    held_out = HeldOut(model, samples[: options.held_out], options.far)
+    held_out = HeldOut(model, samples[: options.held_out], options.window, options.far)
     before = {"step": 0, **held_out(model)}
     console.print(f"{name}, step 0: {before}")
 

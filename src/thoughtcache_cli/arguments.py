@@ -259,6 +259,7 @@ def _recall(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     group.add_argument("--max-evictions", type=int, help="longest distance in training, in evictions (8)")
     group.add_argument("--growth-steps", type=int, help="steps over which distances grow to it (0)")
+    group.add_argument("--write-cost", type=float, help="what a token that is written adds to the loss, in nats (0.05)")
     group.add_argument("--trains", help="memory (default): the base stays as it is; or adapter: LoRA as well")
     group = parser.add_argument_group("measurement")
     group.add_argument("--codes", type=int, help="passcodes per distance (64)")

@@ -98,7 +98,15 @@ RULES: dict[str, tuple[Rule, ...]] = {
     ),
     "recall": (
         Rule(
-            names=("batch_size", "learning_rate", "max_evictions", "growth_steps", "trains", "save_every"),
+            names=(
+                "batch_size",
+                "learning_rate",
+                "max_evictions",
+                "growth_steps",
+                "trains",
+                "write_cost",
+                "save_every",
+            ),
             when=lambda options: options.get("steps") == 0,
             reason="changes nothing with --steps 0, which measures only; leave it out, or set steps",
         ),

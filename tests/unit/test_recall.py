@@ -17,13 +17,16 @@ from support.compare import assert_close, assert_gradients_match, gradients
 from support.models import adapt, tiny_base, tiny_model
 from thoughtcache.cache.eviction.sliding import sliding_evictions
 from thoughtcache.learner.options import ReplayOptions
+from thoughtcache.policy.handle import find_tuner
 from thoughtcache.records import CacheSettings
+from thoughtcache.state.attention import read
 from thoughtcache.studies.passcode import probe_passcode
 from thoughtcache.tasks.recall.episode import RecallEpisode
 from thoughtcache.tasks.recall.filler import TEST_FORMS, TRAINING_FORMS, sentences_of
 from thoughtcache.tasks.recall.passcode import DIGITS, WORDS, PasscodeTask, evictions_since
 from thoughtcache.train.recall import answer_logprobs, given_text
 from thoughtcache.train.recall_config import RecallConfig
+from thoughtcache.train.teach_recall import priced_writes
 
 UNANCHORED = ReplayOptions(anchored=False)
 
@@ -197,6 +200,38 @@ def test_the_loss_is_that_of_the_answer(memory, recompute, chunk_tokens):
     assert_gradients_match(gradients(model, loss), gradients(model, naive_loss))
 
 
+@pytest.mark.parametrize("chunk_tokens", [2, 256])
+@pytest.mark.parametrize("write", ["linear", "delta"])
+@pytest.mark.parametrize("recompute", [True, False])
+def test_the_price_of_writing_is_in_the_gradient(write, recompute, chunk_tokens, monkeypatch):
+    """That of the loss plus price times the strengths of all tokens, in the mean over rows, heads and layers."""
+    model: Any = tiny_model(window=5, evict_fraction=0.4, memory="attention", memory_features=6, memory_write=write)
+    cache = model.peft_config["default"].resolve_window(None)
+    texts = episodes(12, 12, 11)  # the same evictions in all rows
+    options = ReplayOptions(anchored=False, recompute=recompute, chunk_tokens=chunk_tokens)
+
+    def loss() -> torch.Tensor:
+        return answer_logprobs(model, model, texts, cache, options)[0].sum()
+
+    free = gradients(model, loss)
+    with priced_writes(model, 0.3):
+        paid = gradients(model, loss)
+    assert_gradients_match(gradients(model, loss), free)
+
+    strengths: list[torch.Tensor] = []
+    monkeypatch.setattr(read, "priced", lambda strength, price: strengths.append(strength) or strength)
+
+    def explicit() -> torch.Tensor:
+        strengths.clear()
+        whole = answer_logprobs(model, model, texts, cache, ReplayOptions(anchored=False, recompute=False))[0].sum()
+        assert len(strengths) == 2 * 3, "two layers, three evictions"
+        written = sum(strength.mean(dim=(0, 1)).sum() for strength in strengths) / 2
+        return whole + 0.3 * written
+
+    assert_gradients_match(paid, gradients(model, explicit))
+    assert any(not torch.equal(paid[name], free[name]) for name in free)
+
+
 def test_hits_are_what_greedy_decoding_says():
     model: Any = tiny_model(window=5, evict_fraction=0.4, memory="attention", memory_features=6)
     cache = model.peft_config["default"].resolve_window(None)
@@ -265,6 +300,20 @@ def test_teaching_changes_the_memory_alone(tmp_path):
     assert any("lora_B" in name and parameter.count_nonzero() for name, parameter in model.named_parameters())
 
 
+@pytest.mark.parametrize(("cost", "expected"), [(None, 0.05), (0.0, 0.0), (0.3, 0.3)])
+def test_writing_has_its_price_while_it_is_taught(cost, expected, tmp_path, monkeypatch):
+    model, seen = reasoner(), set()
+    layers = find_tuner(model).memory_weights()
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            seen.update(layer.write_price for layer in layers)
+
+    tc.teach_recall(model, known_words(), small(tmp_path, write_cost=cost), callbacks=[Watch()])
+    assert seen == {expected / len(layers)}
+    assert {layer.write_price for layer in layers} == {0.0}
+
+
 def test_going_on_ends_where_one_run_does(tmp_path):
     """The episodes of a step are those of its number, also after a stop."""
     whole, parts = reasoner(), reasoner()
@@ -295,6 +344,8 @@ def test_distances_grow():
         ({"trains": "all"}, "trains='all'"),
         ({"growth_steps": -1}, "growth_steps must be at least 0, got -1"),
         ({"num_steps": 0}, "num_steps"),
+        ({"write_cost": -0.1}, "write_cost must be at least 0, got -0.1"),
+        ({"write_cost": float("nan")}, "write_cost must be at least 0, got nan"),
     ],
 )
 def test_settings_without_meaning_are_refused(changes, message, tmp_path):
@@ -309,6 +360,8 @@ def test_what_cannot_be_taught_is_refused(tmp_path):
     paper = adapt(tiny_base(vocab_size=64), randomise=False)
     with pytest.raises(ValueError, match="would train nothing: under memory='adapter'"):
         tc.teach_recall(paper, known_words(), small(tmp_path))
+    with pytest.raises(ValueError, match=r"write_cost=0\.1 changes nothing under memory='adapter'"):
+        tc.teach_recall(paper, known_words(), small(tmp_path, trains="adapter", write_cost=0.1))
     with pytest.raises(ValueError, match="window='prompt' is not known"):
         tc.teach_recall(reasoner(window="prompt"), known_words(), small(tmp_path))
 

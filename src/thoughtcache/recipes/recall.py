@@ -62,6 +62,7 @@ class RecallRun:
         max_evictions: longest distance in training, in evictions.
         growth_steps: steps over which the longest distance grows to it.
         trains: "memory" or "adapter", see `RecallConfig`.
+        write_cost: nats per written token, or None for the default, see `RecallConfig`.
         text: file whose sentences stand between a code and its question, in training and measurement.
         codes: passcodes per distance.
         distances: evictions between a code and its question, where it is measured.
@@ -88,6 +89,7 @@ class RecallRun:
     max_evictions: int = 8
     growth_steps: int = 0
     trains: str = "memory"
+    write_cost: float | None = None
     text: str | None = None
     codes: int = 64
     distances: Sequence[int] = DISTANCES
@@ -119,6 +121,7 @@ class RecallRun:
             max_evictions=self.max_evictions,
             growth_steps=self.growth_steps,
             trains=self.trains,
+            write_cost=self.write_cost,
             seed=self.seed,
             save_every=self.save_every,
             log_every=1,
@@ -140,6 +143,7 @@ def run_recall(run: RecallRun, thought: ThoughtConfig, console: Console | None =
     console = console or Console()
     if thought.resolve_window(None).window is None:
         raise ValueError("window=None evicts nothing, so that there is nothing to remember; set a window")
+    run.teaching("", 1).check_write_cost(thought.memory)
     described = {name: value for name, value in asdict(run).items() if name not in NOT_DESCRIBED}
     folder = RunFolder(
         run.output_dir,

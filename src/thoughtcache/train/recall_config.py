@@ -21,6 +21,8 @@ class RecallConfig(LoopConfig):
         max_evictions: longest distance.
         growth_steps: steps over which the longest distance grows from the shortest to `max_evictions`; 0 for none.
         trains: "memory" (what writes and reads the states alone) or "adapter" (the factors of the linears as well).
+        write_cost: nats that a token adds to the loss when it is written to a memory in attention space, with strength
+            one in all heads of all layers. None: 0.05 for such a memory; the paper's state has no price.
     """
 
     num_steps: int = 200
@@ -33,6 +35,7 @@ class RecallConfig(LoopConfig):
     max_evictions: int = 8
     growth_steps: int = 0
     trains: str = "memory"
+    write_cost: float | None = None
 
     def __post_init__(self) -> None:
         LoopConfig.__post_init__(self)
@@ -43,8 +46,22 @@ class RecallConfig(LoopConfig):
             raise ValueError(
                 f"min_evictions must be between 0 and max_evictions={self.max_evictions}, got {self.min_evictions}"
             )
+        if self.write_cost is not None and not 0 <= self.write_cost < float("inf"):
+            raise ValueError(f"write_cost must be at least 0, got {self.write_cost}")
         if self.growth_steps < 0:
             raise ValueError(f"growth_steps must be at least 0, got {self.growth_steps}")
+
+    def check_write_cost(self, memory: str) -> None:
+        """Refuse a price that nobody pays.
+
+        Raises:
+            ValueError: if `write_cost` is given for another memory than that in attention space.
+        """
+        if self.write_cost and memory != "attention":
+            raise ValueError(
+                f"write_cost={self.write_cost} changes nothing under memory={memory!r}; leave it out, or use "
+                "memory='attention'"
+            )
 
     def longest(self, step: int) -> int:
         """The longest distance of a step, in evictions."""

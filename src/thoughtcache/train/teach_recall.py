@@ -29,6 +29,9 @@ from thoughtcache.train.distill import DistillResult
 from thoughtcache.train.recall import answer_logprobs
 from thoughtcache.train.recall_config import RecallConfig
 
+WRITE_COST = 0.05
+"""Nats per token that is written to a memory in attention space; docs/lab-log.md, "a price on writing"."""
+
 
 class _Episodes(Dataset[RecallEpisode]):
     """All episodes of a run, by number; those of one step lie equally far back, so that they are equally long."""
@@ -113,7 +116,10 @@ def teach_recall(
         load_weights(model, checkpoint)
         return DistillResult(history=finished)
     model.train()
-    with _trainable(model, only_memory=config.trains == "memory"):
+    with (
+        _trainable(model, only_memory=config.trains == "memory"),
+        priced_writes(model, WRITE_COST if config.write_cost is None else config.write_cost),
+    ):
         trainer = RecallTrainer(
             recall_config=config,
             cache=cache,
@@ -132,6 +138,7 @@ def teach_recall(
 
 def _check_trainable(model: nn.Module, thought: ThoughtConfig, config: RecallConfig) -> None:
     """Refuse to train what has no influence on the answers."""
+    config.check_write_cost(thought.memory)
     if config.trains != "memory":
         return
     if thought.is_plain_lora:
@@ -143,6 +150,24 @@ def _check_trainable(model: nn.Module, thought: ThoughtConfig, config: RecallCon
             "trains='memory' would train nothing: under memory='adapter' linears read the state through factors that "
             "are still zero; use trains='adapter', or memory='attention'"
         )
+
+
+@contextmanager
+def priced_writes(model: nn.Module, cost: float) -> Iterator[None]:
+    """Let what is written to a memory in attention space add to the loss, in this block.
+
+    Args:
+        model: the adapted model; nothing happens under the paper's state.
+        cost: units of the loss per token that is written with strength one in all heads of all layers.
+    """
+    layers = find_tuner(model).memory_weights()
+    for layer in layers:
+        layer.write_price = cost / len(layers)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.write_price = 0.0
 
 
 @contextmanager

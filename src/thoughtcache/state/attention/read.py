@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from thoughtcache.state.attention.weights import MemoryTensors
+from thoughtcache.state.attention.write_cost import priced
 from thoughtcache.state.attention.writes import WRITE_RULES
 from thoughtcache.state.precision import state_precision
 
@@ -36,7 +37,7 @@ def write_memory(
         keys, values = keys.to(dtype), values.to(dtype)
         features = tensors.features(torch.einsum("bhed,hdc->bhec", keys, tensors.key_features))
         gate = torch.cat([keys, values], dim=-1) @ tensors.gate.unsqueeze(-1)
-        strength = torch.sigmoid(gate + tensors.gate_bias[:, None, None])
+        strength = priced(torch.sigmoid(gate + tensors.gate_bias[:, None, None]), tensors.write_price)
         contents = pad(values, (0, 1), value=1.0)
         rule = WRITE_RULES[tensors.shape.write]
         before = state.expand(keys.shape[0], -1, -1, -1)

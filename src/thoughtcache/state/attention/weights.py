@@ -23,8 +23,8 @@ MEMORIES = "lora_thought_memory"
 """Part of the names of the parameters of all memories in attention space."""
 FEATURE_SCALE = 0.7
 """Scales the initial projections, so that features are neither alike for all keys nor one for each."""
-GATE_BIAS = 1.0
-"""At the start a token is written with strength `sigmoid(1)`, about 0.73."""
+GATE_BIAS = -2.0
+"""At the start a token is written with strength `sigmoid(-2)`, about 0.12 (docs/lab-log.md, "a gate nearly shut")."""
 DECAY_LOGIT = 6.0
 """At the start a token leaves `sigmoid(6)`, about 0.9975, of what was there."""
 
@@ -71,11 +71,15 @@ class MemoryWeights(StateParameters):
         layer_index: the decoder layer it belongs to.
         shape: its sizes.
         dtype: dtype of the parameters, at least fp32.
+
+    Attributes:
+        write_price: what a written token adds to the loss of a training that sets it; neither learned nor saved.
     """
 
     def __init__(self, *, layer_index: int, shape: MemoryShape, dtype: torch.dtype) -> None:
         super().__init__(layer_index, MEMORIES)
         self.shape = shape
+        self.write_price = 0.0
         size, heads, queries = shape.head_size, shape.kv_heads, shape.query_heads
         columns = FEATURE_MAPS[shape.feature_map].num_columns(shape.num_features)
         # Keys and the queries that look for them start with the same features.
@@ -107,6 +111,7 @@ class MemoryWeights(StateParameters):
             weight=self.whole("log_weight").exp(),
             decay=logsigmoid(self.whole("decay")).exp() if "decay" in self._parameters else None,
             output=self.whole("output") if "output" in self._parameters else None,
+            write_price=self.write_price,
         )
 
 
@@ -123,6 +128,7 @@ class MemoryTensors:
         weight: [Q] how much the memory counts.
         decay: [H] what a token leaves of the state, or None.
         output: [Q, D, D] of the added read, or None.
+        write_price: see `write_cost.priced`.
     """
 
     shape: MemoryShape
@@ -133,6 +139,7 @@ class MemoryTensors:
     weight: Float[Tensor, " Q"]
     decay: Float[Tensor, " H"] | None
     output: Float[Tensor, "Q D D"] | None
+    write_price: float = 0.0
 
     def features(self, projected: Float[Tensor, "*any C"]) -> Float[Tensor, "*any F"]:
         """Features of projected keys or queries.
