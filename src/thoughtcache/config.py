@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -20,6 +21,7 @@ from thoughtcache.records import CacheSettings
 from thoughtcache.state.attention.features import FEATURE_MAPS
 from thoughtcache.state.attention.read import READS
 from thoughtcache.state.attention.writes import WRITE_RULES
+from thoughtcache.state.norms import STATE_NORMS, NormAt
 from thoughtcache.state.rules import STATE_RULES
 
 PEFT_TYPE_NAME = "THOUGHT"
@@ -41,12 +43,19 @@ def _extend_peft_type() -> Any:
     return members[PEFT_TYPE_NAME]
 
 
-STATE_SETTINGS = frozenset({"num_global_tokens", "initial_state", "state_rule", "state_norm", "write_scale"})
+STATE_SETTINGS = frozenset(
+    {
+        "num_global_tokens", "initial_state", "state_rule", "state_norm", "state_norm_at", "write_scale",
+        "encoder_start", "read_start",
+    }
+)  # fmt: skip
 """Settings that are read under memory="adapter" only."""
 MEMORY_SETTINGS = frozenset(
     {"memory_features", "memory_feature_map", "memory_write", "memory_read", "memory_keys", "memory_weight"}
 )
 """Settings that are read under memory="attention" only."""
+START_SETTINGS = frozenset({"write_scale", "encoder_start", "read_start", "memory_weight"})
+"""Settings that only decide where a training starts."""
 LORA_NAMES = frozenset(item.name for item in fields(LoraConfig))
 THOUGHT_PEFT_TYPE = _extend_peft_type()
 
@@ -74,8 +83,16 @@ class ThoughtConfig(LoraConfig):
         initial_state: "global" (learned), "zero" or "identity" (plain LoRA; needs num_global_tokens == r).
         absorb: whether evicted tokens change the state.
         state_rule: name of the state rule; "linear" is the paper's.
-        state_norm: "frobenius" (the state keeps the norm of the identity) or "none".
+        state_norm: "frobenius" (the state keeps the norm of the identity), "spectral" (its largest singular value is
+            one), "orthogonal" (all of them are) or "none".
+        state_norm_at: "write" (the paper: after every write) or "read" (the state keeps raw sums, which are normalised
+            where the linears read them).
         write_scale: initial write scale of the encoder, positive.
+        encoder_start: "random", or "base": what is kept of keys and values are the leading directions of the base
+            layer's `k_proj` and `v_proj`.
+        read_start: the factor that starts at zero starts at this scale instead, relative to the other one's, so that
+            writes have a gradient from the first step. Under initial_state="zero" the model then is the base until the
+            first eviction, under the others it is not the base at the start.
         memory: what learns from evicted tokens: "adapter" (the paper's state inside the LoRA factors) or "attention" (a
             memory beside the window, which queries read; the factors are then plain LoRA).
         memory_features: F, features per key-value head. A layer's memory takes as many numbers as the keys and values
@@ -99,8 +116,11 @@ class ThoughtConfig(LoraConfig):
     initial_state: str = field(default="global", metadata={"help": "global, zero or identity"})
     absorb: bool = field(default=True, metadata={"help": "whether evicted tokens change the state"})
     state_rule: str = field(default="linear", metadata={"help": "how evicted tokens change the state"})
-    state_norm: str = field(default="frobenius", metadata={"help": "frobenius or none"})
+    state_norm: str = field(default="frobenius", metadata={"help": "frobenius, spectral, orthogonal or none"})
+    state_norm_at: str = field(default="write", metadata={"help": "where states are normalised: write or read"})
     write_scale: float = field(default=0.1, metadata={"help": "initial write scale, positive"})
+    encoder_start: str = field(default="random", metadata={"help": "random, or base: the base's own directions"})
+    read_start: float = field(default=0.0, metadata={"help": "initial scale of the factor that starts at zero"})
     memory: str = field(default="adapter", metadata={"help": "what learns from evicted tokens: adapter or attention"})
     memory_features: int = field(default=16, metadata={"help": "features per key-value head of a memory in attention"})
     memory_feature_map: str = field(default="softmax", metadata={"help": "softmax, hedgehog or unit"})
@@ -115,7 +135,9 @@ class ThoughtConfig(LoraConfig):
         self.peft_type = THOUGHT_PEFT_TYPE
         one_of("initial_state", self.initial_state, ("global", "zero", "identity"))
         one_of("state_rule", self.state_rule, tuple(STATE_RULES))
-        one_of("state_norm", self.state_norm, ("frobenius", "none"))
+        one_of("state_norm", self.state_norm, tuple(STATE_NORMS))
+        one_of("state_norm_at", self.state_norm_at, get_args(NormAt))
+        one_of("encoder_start", self.encoder_start, ("random", "base"))
         if isinstance(self.window, str) and self.window != "prompt":
             raise ValueError(f'window={self.window!r} is not known; use an integer >= 1, "prompt" or None')
         if self.window is not None and not isinstance(self.window, str) and type(self.window) is not int:
@@ -133,8 +155,11 @@ class ThoughtConfig(LoraConfig):
         at_least_one(self, "num_global_tokens")
         if self.write_scale <= 0:
             raise ValueError(f"write_scale must be positive, got {self.write_scale}")
+        if not (0 <= self.read_start < math.inf):
+            raise ValueError(f"read_start must be a number of at least 0, got {self.read_start}")
         self._check_memory()
         self._check_controls()
+        self._check_state()
 
     def _check_controls(self) -> None:
         if self.initial_state == "identity" and self.num_global_tokens != self.r:
@@ -144,6 +169,27 @@ class ThoughtConfig(LoraConfig):
             )
         if self.initial_state == "zero" and not self.absorb:
             raise ValueError("initial_state='zero' with absorb=False never changes the model; set absorb=True")
+
+    def _check_state(self) -> None:
+        """Refuse settings of the state that would do nothing beside the others."""
+        if self.state_norm_at == "read" and (self.state_norm == "none" or not self.absorb):
+            given = "state_norm='none'" if self.state_norm == "none" else "absorb=False"
+            why = "nothing is normalised" if self.state_norm == "none" else "nothing is written"
+            raise ValueError(f"state_norm_at='read' changes nothing with {given}, where {why}; leave out one of them")
+        if self.read_start and self.init_lora_weights is False:
+            raise ValueError(
+                f"read_start={self.read_start} changes nothing with init_lora_weights=False, where no factor starts at "
+                "zero; leave out one of them"
+            )
+        if not self.is_plain_lora:
+            return
+        for name in ("encoder_start", "read_start"):
+            value = getattr(self, name)
+            if value not in ("random", 0.0):
+                raise ValueError(
+                    f"{name}={value!r} with initial_state='identity' and absorb=False has nothing to read or write: "
+                    "the adapter is plain LoRA; leave it out, or set absorb=True"
+                )
 
     def _check_memory(self) -> None:
         one_of("memory", self.memory, ("adapter", "attention"))
@@ -227,7 +273,7 @@ class ThoughtConfig(LoraConfig):
 
         Which linears are adapted is told by the names of the weights; what only starts a training is left out.
         """
-        own = [item.name for item in fields(self) if item.name not in {*LORA_NAMES, "write_scale", "memory_weight"}]
+        own = [item.name for item in fields(self) if item.name not in LORA_NAMES | START_SETTINGS]
         return {name: getattr(self, name) for name in ("r", "lora_alpha", "use_rslora", "alpha_pattern", *own)}
 
     @property

@@ -14,7 +14,8 @@ _GRPO = (
     "group_size", "grpo_batch_size", "grpo_learning_rate", "beta", "reuse_rollout", "profile_memory", "answer_column",
 )  # fmt: skip
 _SHAPE = (
-    "r", "num_global_tokens", "lora_alpha", "state_rule", "state_norm", "initial_state", "absorb",
+    "r", "num_global_tokens", "lora_alpha", "state_rule", "state_norm", "state_norm_at", "initial_state",
+    "absorb", "encoder_start", "read_start",
     "memory", "memory_features", "memory_feature_map", "memory_write", "memory_read", "memory_keys", "memory_weight",
 )  # fmt: skip
 
@@ -42,18 +43,22 @@ def _never_absorbs(options: Options) -> bool:
     return options.get("absorb") is False
 
 
-_NEVER_ABSORBS = Rule(
-    names=("state_rule", "state_norm"),
-    when=_never_absorbs,
-    reason="changes nothing under --no-absorb, where the state stays as it was; leave out one of them",
+def _keeps_initial_norm(options: Options) -> bool:
+    """Whether an initial state that stays for ever is normalised, or not, as it is by default."""
+    return options.get("initial_state", "global") != "global" or options.get("state_norm") in ("frobenius", "none")
+
+
+_OF_WRITES, _OF_STATES = ("state_rule", "state_norm_at"), ("state_norm",)
+_NO_WRITES = "changes nothing under --no-absorb, where the state stays as it was; leave out one of them"
+_NO_EVICTIONS = "changes nothing under --window none, where nothing is evicted; leave it out, or give a window"
+_NEVER_ABSORBS = (
+    Rule(names=_OF_WRITES, when=_never_absorbs, reason=_NO_WRITES),
+    Rule(names=_OF_STATES, when=lambda o: _never_absorbs(o) and _keeps_initial_norm(o), reason=_NO_WRITES),
 )
 _CACHE = (
-    Rule(
-        names=("evict_fraction", "gradient", "state_rule", "state_norm"),
-        when=_full_cache,
-        reason="changes nothing under --window none, where nothing is evicted; leave it out, or give a window",
-    ),
-    _NEVER_ABSORBS,
+    Rule(names=("evict_fraction", "gradient", *_OF_WRITES), when=_full_cache, reason=_NO_EVICTIONS),
+    Rule(names=_OF_STATES, when=lambda o: _full_cache(o) and _keeps_initial_norm(o), reason=_NO_EVICTIONS),
+    *_NEVER_ABSORBS,
     Rule(
         names=("kv_log",),
         when=lambda options: options.get("recompute") is False,
@@ -115,7 +120,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
             when=lambda options: "adapter" in options,
             reason="is a setting of the adapter in --adapter, which keeps its own; leave out one of them",
         ),
-        _NEVER_ABSORBS,
+        *_NEVER_ABSORBS,
     ),
     "plan": (
         Rule(

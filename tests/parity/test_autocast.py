@@ -16,7 +16,12 @@ from thoughtcache.train.distill import sample_teacher, teacher_hidden, under_win
 from thoughtcache.train.distill_config import DistillConfig
 
 LENGTH = 20
-RULES = ("linear", "gated", "delta", "softmax", "decay")
+RULES: dict[str, dict[str, Any]] = {
+    **{rule: {"state_rule": rule} for rule in ("linear", "gated", "delta", "softmax", "decay")},
+    "spectral": {"state_norm": "spectral"},
+    # After every write it would carry the rounding of the layers on, in directions that little was written to.
+    "orthogonal when read": {"state_norm": "orthogonal", "state_norm_at": "read"},
+}
 
 
 def half() -> Any:
@@ -25,7 +30,7 @@ def half() -> Any:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_all_executions_agree_and_their_states_are_not_rounded(rule: str) -> None:
-    model = tiny_model(dtype=torch.float32, window=3, state_rule=rule)
+    model = tiny_model(dtype=torch.float32, window=3, **RULES[rule])
     with half(), torch.no_grad():
         rollouts = tc.rollout(model, PROMPTS, max_new_tokens=LENGTH, ignore_eos=True)
         naive = tc.naive_logprobs(model, rollouts).logprobs

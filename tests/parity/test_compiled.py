@@ -25,6 +25,7 @@ MODELS = {
     "h2o": tiny_model("qwen3", window=6, evict_fraction=0.4, eviction="h2o"),
     "rolling": tiny_model("qwen3", window=5, eviction="random", positions="rolling"),
     "smollm3": tiny_model("smollm3", window=3, positions="rolling", state_rule="delta"),
+    "read": tiny_model(window=4, evict_fraction=0.5, state_norm="orthogonal", state_norm_at="read"),
     "plain LoRA": tiny_model(window=4, initial_state="identity", absorb=False, r=5),
     "full cache": tiny_model(window=None),
     "attention memory": tiny_model(window=5, evict_fraction=0.4, memory="attention", memory_features=6),
@@ -89,9 +90,9 @@ def test_compiled_steps_give_the_same_rollouts() -> None:
         timeout=850,
     )
     assert run.returncode == 0, run.stderr[-4000:]
-    before, after, graphs, scored, remembers = json.loads(run.stdout.splitlines()[-1])
+    before, after, graphs, scored, remembers, read = json.loads(run.stdout.splitlines()[-1])
     assert len(set(before["lengths"])) > 2, "slots are not refilled in turn"
-    for one in (before, after, scored, remembers):
+    for one in (before, after, scored, remembers, read):
         assert one["same_tokens"]
         assert one["gap"] < COMPILED_GAP
     # New weights, the same graphs: an optimiser step compiles nothing and is seen.

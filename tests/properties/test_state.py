@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from support.compare import assert_close, assert_gradients_match, gradients
-from thoughtcache.state import STATE_RULES, ThoughtEncoder, absorb, initial_state, normalise
-from thoughtcache.state.naive import naive_absorb, naive_initial_state
+from thoughtcache.state import STATE_NORMS, STATE_RULES, ThoughtEncoder, absorb, initial_state, normalise
+from thoughtcache.state.naive import NAIVE_NORMS, naive_absorb, naive_initial_state
 
 RULES = sorted(STATE_RULES)
 SUMS_OVER_TOKENS = ("linear", "gated", "decay", "softmax")
@@ -45,7 +45,7 @@ def heads_joined(block: torch.Tensor) -> torch.Tensor:
     return torch.stack([torch.cat([row[h] for h in range(HEADS)], dim=-1) for row in block])
 
 
-@pytest.mark.parametrize("norm", ["frobenius", "none"])
+@pytest.mark.parametrize("norm", sorted(STATE_NORMS))
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("tokens", [1, 5])
 @pytest.mark.parametrize("rule", RULES)
@@ -94,18 +94,76 @@ def test_every_rule_has_a_loop():
         naive_absorb(encoder, torch.zeros(5, 3), torch.zeros(1, 6), torch.zeros(1, 6), "other", "none")
 
 
+@pytest.mark.parametrize("norm", sorted(STATE_NORMS))
 @pytest.mark.parametrize("shape", SHAPES)
-def test_initial_state_is_its_loop_and_has_the_norm_of_the_identity(shape):
+def test_initial_state_is_its_loop_and_has_the_norm_of_the_identity(shape, norm):
     encoder = make_encoder("linear", *shape)
-    found = initial_state(encoder.weights())
+    found = initial_state(encoder.weights(), norm=norm)
     assert found.shape == (1, *shape)
-    assert_close(found[0], naive_initial_state(encoder))
-    assert_close(found.norm(), torch.eye(*shape, dtype=torch.float64).norm())
+    assert_close(found[0], naive_initial_state(encoder, norm))
+    if norm == "frobenius":
+        assert_close(found.norm(), torch.eye(*shape, dtype=torch.float64).norm())
     weights = torch.randn(shape, dtype=torch.float64)
     assert_gradients_match(
-        gradients(encoder, lambda: (weights * initial_state(encoder.weights())[0]).sum()),
-        gradients(encoder, lambda: (weights * naive_initial_state(encoder)).sum()),
+        gradients(encoder, lambda: (weights * initial_state(encoder.weights(), norm=norm)[0]).sum()),
+        gradients(encoder, lambda: (weights * naive_initial_state(encoder, norm)).sum()),
     )
+
+
+def with_singular_values(singular_values: list[float], shape: tuple[int, int]) -> torch.Tensor:
+    """A state [1, G, R] with these singular values and random directions."""
+    left, right = (torch.linalg.qr(torch.randn(n, min(shape), dtype=torch.float64)).Q for n in shape)
+    return (left @ torch.diag(torch.tensor(singular_values, dtype=torch.float64)) @ right.mT)[None]
+
+
+@pytest.mark.parametrize("norm", sorted(STATE_NORMS))
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (3, 3)])
+def test_norms_of_given_singular_values(shape, norm):
+    expected = {
+        "frobenius": [4 * (3 / 29) ** 0.5, 3 * (3 / 29) ** 0.5, 2 * (3 / 29) ** 0.5],
+        "spectral": [1.0, 0.75, 0.5],
+        # sqrt(1 + d) s / sqrt(s^2 + d m) with d = 1e-4 and m = (16 + 9 + 4) / 3
+        "orthogonal": [(1.0001 * s * s / (s * s + 29e-4 / 3)) ** 0.5 for s in (4, 3, 2)],
+        "none": [4.0, 3.0, 2.0],
+    }[norm]
+    found = STATE_NORMS[norm](with_singular_values([4.0, 3.0, 2.0], shape))
+    assert_close(torch.linalg.svdvals(found)[0], torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("norm", ["spectral", "orthogonal"])
+@pytest.mark.parametrize("values", [[2.0, 1.0, 1.0], [1.5, 0.0, 0.0], [1.0, 0.5, 1e-7], [2.0, 2.0, 2.0]])
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5)])
+def test_gradcheck_of_norms_with_equal_and_zero_singular_values(shape, values, norm):
+    if norm == "spectral" and values[0] == values[1]:
+        return  # a largest singular value that two directions share has no gradient
+    state = with_singular_values(values, shape)
+    assert torch.autograd.gradcheck(STATE_NORMS[norm], state.requires_grad_())
+    expected = NAIVE_NORMS[norm](state[0])
+    assert_close(STATE_NORMS[norm](state)[0], expected)
+    weights = torch.randn(shape, dtype=torch.float64)
+    found = [torch.autograd.grad((weights * one).sum(), state)[0] for one in (STATE_NORMS[norm](state)[0], expected)]
+    assert (found[0] - found[1]).norm() < 1e-9 * found[1].norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("norm", ["spectral", "orthogonal"])
+def test_norms_leave_zero_and_the_identity_and_are_blind_to_scale(norm, dtype):
+    states = torch.stack([torch.zeros(4, 4), torch.eye(4), torch.randn(4, 4)]).to(dtype).requires_grad_()
+    found = STATE_NORMS[norm](states)
+    assert found.dtype == dtype
+    assert found[0].count_nonzero() == 0
+    assert_close(found[1], torch.eye(4, dtype=dtype), dtype)
+    for scale in (1e-9, 1e9):
+        assert_close(STATE_NORMS[norm](states * scale), found, dtype)
+    (gradient,) = torch.autograd.grad(found.sum(), states)
+    assert gradient.isfinite().all()
+    assert NAIVE_NORMS[norm](states[0]).count_nonzero() == 0
+
+
+def test_what_was_never_written_stays_small_in_an_orthogonal_state():
+    found = torch.linalg.svdvals(STATE_NORMS["orthogonal"](with_singular_values([3.0, 1.0, 1e-9], (5, 3))))[0]
+    assert_close(found[:2], torch.ones(2).double() * found[0], torch.bfloat16)
+    assert found[2] < 1e-6
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -64,7 +64,8 @@ def main() -> None:
         after = compare(model)
     scored = tiny_model(window=8, evict_fraction=0.25, eviction="snapkv", positions="rolling")
     remembers = tiny_model(window=4, evict_fraction=0.5, memory="attention", memory_features=6, memory_write="delta")
-    print(json.dumps([before, after, written_inputs(model), compare(scored), compare(remembers)]))
+    read = tiny_model(window=4, evict_fraction=0.5, state_norm="orthogonal", state_norm_at="read")
+    print(json.dumps([before, after, written_inputs(model), *map(compare, (scored, remembers, read))]))
 
 
 if __name__ == "__main__":

@@ -41,6 +41,11 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "full cache": {"window": None},
     "window of the prompt": {"window": "prompt"},
     "state without norm": {"state_norm": "none", "write_scale": 0.05},
+    "spectral norm": {"state_norm": "spectral", "read_start": 0.5, "encoder_start": "base"},
+    "orthogonal state": {"state_norm": "orthogonal"},
+    "norm when read, from zero": {"state_norm_at": "read", "initial_state": "zero"},
+    "spectral norm when read": {"state_norm": "spectral", "state_norm_at": "read", "state_rule": "delta"},
+    "orthogonal when read": {"state_norm": "orthogonal", "state_norm_at": "read", "initial_state": "zero"},
 }
 """Options of the tiny adapter, around its default."""
 

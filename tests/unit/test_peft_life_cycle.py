@@ -40,7 +40,7 @@ def saved(tmp_path):
     base = tiny_base(dtype=torch.float32)
     base.save_pretrained(tmp_path / "base")
     base.name_or_path = str(tmp_path / "base")
-    model = adapt(base, state_rule="gated")
+    model = adapt(base, state_rule="gated", state_norm="spectral", state_norm_at="read", encoder_start="base")
     model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
     folder = tmp_path / "adapter"
     model.save_pretrained(folder)
@@ -56,6 +56,7 @@ def test_saved_files(saved):
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["peft_type"] == "THOUGHT"
     assert (config["num_global_tokens"], config["window"], config["state_rule"]) == (5, 5, "gated")
+    assert (config["state_norm"], config["state_norm_at"], config["encoder_start"]) == ("spectral", "read", "base")
 
 
 @pytest.mark.parametrize("rule", sorted(STATE_RULES))

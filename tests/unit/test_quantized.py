@@ -88,3 +88,9 @@ def test_torchao_before_and_after_wrapping(wrapped_first: bool) -> None:
     assert max_difference(scored.logprobs, padded(rollouts)) < 1e-5  # activations are not quantised
     scored.logprobs.sum().backward()
     assert all(p.grad is not None for name, p in model.named_parameters() if ENCODERS in name)
+
+
+def test_a_start_from_weights_that_are_quantised_is_refused(quantised) -> None:
+    load, _, _ = quantised
+    with pytest.raises(ValueError, match=r"self_attn.k_proj, and that of this base is quantised .*Linear.*bit"):
+        peft.get_peft_model(load(), tc.ThoughtConfig(r=4, num_global_tokens=3, window=6, encoder_start="base"))

@@ -41,6 +41,33 @@ def config(**arguments):
         ({"write_scale": 0.0}, "write_scale must be positive"),
         ({"initial_state": "identity"}, "set num_global_tokens=3"),
         ({"initial_state": "zero", "absorb": False}, "never changes the model"),
+        ({"state_norm_at": "use"}, "state_norm_at='use' is not known"),
+        (
+            {"state_norm_at": "read", "state_norm": "none"},
+            "state_norm_at='read' changes nothing with state_norm='none'",
+        ),
+        ({"state_norm_at": "read", "absorb": False}, "state_norm_at='read' changes nothing with absorb=False"),
+        ({"encoder_start": "zero"}, "encoder_start='zero' is not known; choose one of"),
+        ({"read_start": -0.5}, "read_start must be a number of at least 0, got -0.5"),
+        ({"read_start": float("nan")}, "read_start must be a number"),
+        (
+            {"read_start": 0.5, "init_lora_weights": False},
+            "read_start=0.5 changes nothing with init_lora_weights=False",
+        ),
+        *(
+            (
+                {name: value, "initial_state": "identity", "absorb": False, "num_global_tokens": 3},
+                f"{name}={value!r} with .*plain LoRA; leave it out",
+            )
+            for name, value in (("encoder_start", "base"), ("read_start", 0.5))
+        ),
+        *(
+            (
+                {name: value, "memory": "attention", "num_global_tokens": 32},
+                f"{name}={value!r} changes nothing under mem",
+            )
+            for name, value in (("state_norm_at", "read"), ("encoder_start", "base"), ("read_start", 0.5))
+        ),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )

@@ -16,7 +16,8 @@ from thoughtcache.recipes.run.settings import adapter_settings, base_identity, d
 OTHER: dict[str, Any] = {
     "r": 3, "lora_alpha": 7, "target_modules": ["q_proj"], "num_global_tokens": 5, "window": 4, "evict_fraction": 0.5,
     "eviction": "random", "positions": "rolling", "initial_state": "zero", "absorb": False, "state_rule": "delta",
-    "state_norm": "none", "write_scale": 0.2, "use_rslora": True, "exclude_modules": ["k_proj"],
+    "state_norm": "none", "state_norm_at": "read", "write_scale": 0.2, "encoder_start": "base", "read_start": 0.5,
+    "use_rslora": True, "exclude_modules": ["k_proj"],
     "alpha_pattern": {"q_proj": 3}, "init_lora_weights": "gaussian",
     "memory": "attention", "memory_features": 6, "memory_feature_map": "hedgehog", "memory_write": "delta",
     "memory_read": "added", "memory_keys": "rotated", "memory_weight": 0.5,

@@ -13,6 +13,7 @@ from torch import Tensor
 import thoughtcache as tc
 from support.models import tiny_model
 from support.rollouts import ragged_rollouts
+from thoughtcache.config import START_SETTINGS
 from thoughtcache.scale.adapter_weights import SHAPES, load_adapter, pack_adapter
 from thoughtcache.scale.wire import _encode, join, pack_rollouts, unpack_rollouts
 
@@ -55,8 +56,10 @@ def test_what_is_absent_stays_absent() -> None:
 
 def test_every_setting_travels_with_the_adapter_or_shows_in_its_shapes() -> None:
     """A new field of `ThoughtConfig` must be entered in one of the two."""
-    shown, starts = {"r", "target_modules", "task_type", "num_global_tokens"}, {"write_scale", "memory_weight"}
+    shown, starts = {"r", "target_modules", "task_type", "num_global_tokens"}, set(START_SETTINGS)
+    assert starts == {"write_scale", "encoder_start", "read_start", "memory_weight"}
     assert set(tc.ThoughtConfig.__annotations__) - shown - starts <= set(tc.ThoughtConfig().behaviour())
+    assert not starts & set(tc.ThoughtConfig().behaviour())
 
 
 OTHER_SETTINGS: dict[str, Any] = {
@@ -71,6 +74,7 @@ OTHER_SETTINGS: dict[str, Any] = {
     "absorb": False,
     "state_rule": "softmax",  # as many parameters as the linear rule
     "state_norm": "none",
+    "state_norm_at": "read",
 }
 OTHER_MEMORIES: dict[str, Any] = {"memory_feature_map": "hedgehog", "memory_write": "delta", "memory_keys": "rotated"}
 """Between memories of as many parameters."""

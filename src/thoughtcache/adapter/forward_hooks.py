@@ -77,7 +77,7 @@ class ForwardHooks:
             mask = kwargs.get("attention_mask")
             if isinstance(mask, Tensor) and mask.ndim == 2:
                 kwargs["attention_mask"] = cache.compact_mask(mask, inputs.shape[1])
-            self.tuner.binding.states = cache.reader.of_linears(cache.states)
+            self.tuner.binding.states = cache.linear_states
             is_read = self.tuner.adapter_enabled and not cache.is_initial
             read = cache.reader.of_attention(cache.states, positions) if is_read else None
             if read is not None:
@@ -99,8 +99,8 @@ class ForwardHooks:
                     wanted=self.tuner.binding.wanted,
                 )
             # Nothing was evicted: attention has nothing to read, and plain linears have no state.
-            is_plain = self.tuner.thought_config.has_plain_linears
-            self.tuner.binding.states = None if is_plain else self.tuner.initial_states()
+            is_plain, memory = self.tuner.thought_config.has_plain_linears, self.tuner.memory()
+            self.tuner.binding.states = None if is_plain else memory.reader().of_linears(memory.initial_states())
         return args, kwargs
 
     def _check_owner(self, cache: StatefulCache) -> None:

@@ -31,6 +31,7 @@ from thoughtcache.adapter.injection import RevertibleInjection
 from thoughtcache.adapter.other_caches import refuse_continuous_batching
 from thoughtcache.adapter.positions import check_positions, position_reach
 from thoughtcache.adapter.state_parameters import (
+    adapter_state,
     attach,
     by_layer,
     holder_of,
@@ -50,7 +51,6 @@ from thoughtcache.cache.window_rules import WindowRules
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.lora_fields import check_lora_fields
 from thoughtcache.records import CacheSettings
-from thoughtcache.state.adapter_state import AdapterState
 from thoughtcache.state.attention.weights import MEMORIES, MemoryWeights
 from thoughtcache.state.attention_memory import AttentionMemory
 from thoughtcache.state.encoder import ENCODERS, ThoughtEncoder, scalars_as_vectors
@@ -160,6 +160,7 @@ class ThoughtModel(RevertibleInjection):
         parameters = new_parameters(
             config,
             layer_index=index,
+            layer=self.backbone.get_submodule(f"layers.{index}"),
             heads=(self.query_heads, *self.kv_shape),
             dtype=torch.promote_types(weight.dtype, torch.float32),
         )
@@ -204,13 +205,7 @@ class ThoughtModel(RevertibleInjection):
         config = self.thought_config
         if config.memory == "attention":
             return AttentionMemory(self.memory_weights() if self.adapter_enabled else [], self._unrotations(config))
-        return AdapterState(
-            self.encoders() if self.adapter_enabled else [],
-            initial=config.initial_state,  # type: ignore[arg-type]
-            absorbs=config.absorb and self.adapter_enabled,
-            rule=config.state_rule,
-            norm=config.state_norm,  # type: ignore[arg-type]
-        )
+        return adapter_state(config, self.encoders() if self.adapter_enabled else [])
 
     def state_size(self) -> tuple[int, float]:
         """Numbers of a layer's state of one sequence, and tokens whose keys and values take as many; 0 without one."""

@@ -8,10 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from thoughtcache.config import ThoughtConfig
+from thoughtcache.state.adapter_state import AdapterState
 from thoughtcache.state.attention.weights import MEMORIES, MemoryShape, MemoryWeights
+from thoughtcache.state.base_start import leading_directions
 from thoughtcache.state.encoder import ENCODERS, ThoughtEncoder
 from thoughtcache.state.parameters import StateParameters
 
@@ -23,22 +27,38 @@ def holder_of(config: ThoughtConfig) -> str:
     return MEMORIES if config.memory == "attention" else ENCODERS
 
 
+def adapter_state(config: ThoughtConfig, encoders: list[ThoughtEncoder]) -> AdapterState:
+    """The memory of an adapter with these encoders, whose linears read it; none where the adapter is off."""
+    return AdapterState(
+        encoders,
+        initial=config.initial_state,  # type: ignore[arg-type]
+        absorbs=config.absorb and bool(encoders),
+        rule=config.state_rule,
+        norm=config.state_norm,  # type: ignore[arg-type]
+        norm_at=config.state_norm_at,  # type: ignore[arg-type]
+    )
+
+
 def new_parameters(
-    config: ThoughtConfig, *, layer_index: int, heads: tuple[int, int, int], dtype: torch.dtype
+    config: ThoughtConfig, *, layer_index: int, layer: nn.Module, heads: tuple[int, int, int], dtype: torch.dtype
 ) -> StateParameters:
     """What is behind the states of a decoder layer, at its start.
 
     Args:
         config: settings of the adapter.
-        layer_index: the decoder layer.
+        layer_index: the decoder layer's number.
+        layer: the decoder layer.
         heads: query heads, key-value heads, and the size of one.
         dtype: dtype of the parameters, at least fp32.
+
+    Raises:
+        ValueError: if they start from weights of the layer that cannot be read.
     """
     _, kv_heads, head_size = heads
     if config.memory == "attention":
         shape = memory_shape(config, heads)
         return MemoryWeights(layer_index=layer_index, shape=shape, dtype=dtype)
-    return ThoughtEncoder(
+    encoder = ThoughtEncoder(
         layer_index=layer_index,
         kv_size=kv_heads * head_size,
         num_global_tokens=config.num_global_tokens,
@@ -47,6 +67,48 @@ def new_parameters(
         write_scale=config.write_scale,
         dtype=dtype,
     )
+    # An adapter that is loaded to be used has its weights, and the base may be quantised by now.
+    if config.encoder_start == "base" and not config.inference_mode:
+        for name, projection in (("k_proj", encoder.key_projection), ("v_proj", encoder.value_projection)):
+            directions = leading_directions(base_weight(layer, name, kv_heads * head_size), config.r)
+            with torch.no_grad():
+                projection.copy_(directions)
+    return encoder
+
+
+def base_weight(layer: nn.Module, name: str, kv_size: int) -> Tensor:
+    """The weight [K, d_in] of a linear of the base's attention, under an adapter or not.
+
+    Args:
+        layer: the decoder layer.
+        name: "k_proj" or "v_proj".
+        kv_size: K.
+
+    Raises:
+        ValueError: if the layer has no such linear, or its weight is quantised, sharded or without values.
+    """
+    wanted = f"encoder_start='base' starts from the weight of self_attn.{name}"
+    modules = dict(layer.named_modules())
+    if f"self_attn.{name}" not in modules:
+        raise ValueError(
+            f"{wanted}, and {type(layer).__name__} has no linear of that name (queries, keys and values in one?); "
+            "use encoder_start='random'"
+        )
+    module: Any = modules[f"self_attn.{name}"]
+    module = module.get_base_layer() if isinstance(module, LoraLayer) else module
+    weight: Tensor | None = module._parameters.get("weight")
+    is_plain = type(module) is nn.Linear and weight is not None and not is_traceable_wrapper_subclass(weight)
+    if weight is None or not is_plain or not weight.is_floating_point() or weight.shape[0] != kv_size:
+        raise ValueError(
+            f"{wanted}, and that of this base is quantised or sharded ({type(module).__name__}); use "
+            "encoder_start='random', or load the base in float32, bfloat16 or float16, whole on every process"
+        )
+    if weight.is_meta:
+        raise ValueError(
+            f"{wanted}, and that of this base is on the meta device, without values; load the base's weights before it "
+            "is given the adapter, or use encoder_start='random'"
+        )
+    return weight
 
 
 def memory_shape(config: ThoughtConfig, heads: tuple[int, int, int]) -> MemoryShape:

@@ -6,6 +6,7 @@ of a batch has a state of its own. `S = I` takes PEFT's own arithmetic, bit for 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -50,18 +51,26 @@ class ThoughtVariant(LoraVariant):
     def init(  # type: ignore[override]
         module: LoraLayer, adapter_name: str, config: ThoughtConfig, **kwargs: Any
     ) -> None:
-        """Give `lora_B` (our A) its G inputs; nothing to do where G = R.
+        """Give `lora_B` (our A) its G inputs, and its start.
 
-        It is zero, or what `torch.nn.Linear` draws with `init_lora_weights=False`, as PEFT has it.
+        It is zero, or what `torch.nn.Linear` draws with `init_lora_weights=False`, as PEFT has it. With `read_start` it
+        is drawn as `lora_A` (our B) is, times that number.
         """
-        old: Any = module.lora_B[adapter_name]
-        if config.num_state_rows == old.in_features:
-            return
-        weight = old.weight
-        new = nn.Linear(config.num_state_rows, old.out_features, bias=False, device=weight.device, dtype=weight.dtype)
-        if config.init_lora_weights is not False:
-            nn.init.zeros_(new.weight)
-        module.lora_B[adapter_name] = new
+        up: Any = module.lora_B[adapter_name]
+        if config.num_state_rows != up.in_features:
+            old, weight = up, up.weight
+            up = nn.Linear(
+                config.num_state_rows, old.out_features, bias=False, device=weight.device, dtype=weight.dtype
+            )
+            if config.init_lora_weights is not False:
+                nn.init.zeros_(up.weight)
+            module.lora_B[adapter_name] = up
+        if config.read_start and config.init_lora_weights == "gaussian":
+            nn.init.normal_(up.weight, std=config.read_start / config.r)
+        elif config.read_start:
+            down: Any = module.lora_A[adapter_name]
+            bound = config.read_start / math.sqrt(down.in_features)
+            nn.init.uniform_(up.weight, -bound, bound)
 
     def forward(  # type: ignore[override]
         self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any

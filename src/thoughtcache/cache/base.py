@@ -95,6 +95,11 @@ class StatefulCache(Cache):
         return False
 
     @property
+    def linear_states(self) -> States:
+        """What the adapted linears read in a forward pass: [B or 1, G, R] per layer; None for the identity."""
+        return self.reader.of_linears(self.states)
+
+    @property
     def physical_length(self) -> int:
         """Tokens that are resident now, prompt padding included."""
         return int(self.layers[0].length)

@@ -99,6 +99,7 @@ class BoundedCache(StatefulCache):
         self.prompt_length = 0
         self.num_evictions = 0
         self._num_observed: int | None = None
+        self._read: tuple[States, States] = (None, None)
 
     @property
     def is_initial(self) -> bool:
@@ -109,6 +110,17 @@ class BoundedCache(StatefulCache):
     def positions_behind(self) -> int:
         """Number by which rolling positions lag behind the count of all tokens."""
         return 0 if self.rules.rotations is None else self.num_evictions * self.rules.num_evicted
+
+    @property
+    def linear_states(self) -> States:
+        """What the linears read, made once per eviction; in every pass where it has a gradient."""
+        if self.states is None or torch.is_grad_enabled():
+            return super().linear_states
+        known, read = self._read
+        if known is None or any(one is not other for one, other in zip(known, self.states, strict=True)):
+            read = super().linear_states
+            self._read = (list(self.states), read)
+        return read
 
     @property
     def resident_thoughts(self) -> int:

@@ -53,14 +53,14 @@ def _checkpointed(forward: Callable[..., Any], tuner: ThoughtModel, cache: Repla
     def run(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get(argument) is not cache:  # a pass of another thread
             return forward(hidden_states, *args, **kwargs)
-        entry = cache.of_layer(index)
+        entry, states = cache.of_layer(index), tuner.binding.states
         reads_attention = cache.reader.reads_attention and not cache.is_initial
 
         def once(hidden: Tensor) -> tuple[Any, Any]:
             own = entry.of_layer(index)
             # The backward pass comes when the forward pass of the model has let go of its states and its attention.
             with (
-                tuner.binding.bound(cache.reader.of_linears(cache.states)),
+                tuner.binding.bound(states),
                 lower_right_attention(tuner.model.config),
                 thought_attention(tuner.model.config) if reads_attention else nullcontext(),
             ):

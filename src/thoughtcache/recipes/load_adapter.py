@@ -65,12 +65,18 @@ def put_adapter(
         ValueError: if the adapter was trained on another base model.
     """
     config.base_model_name_or_path = base.name_or_path  # a moved folder is fine; whether it fits is checked below
+    start, config.encoder_start = (
+        config.encoder_start,
+        "random",
+    )  # its weights come below, and the base may be quantised
     try:
         adapted: Any = peft.get_peft_model(base, config)
     except ValueError as error:
         raise ValueError(
             f"the adapter in {folder} does not fit {model} ({error}); use the base model it was trained on"
         ) from error
+    finally:
+        config.encoder_start = start
     expected = {name: tensor.shape for name, tensor in get_peft_model_state_dict(adapted).items()}
     found = {name: tensor.shape for name, tensor in saved.items()}
     different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))

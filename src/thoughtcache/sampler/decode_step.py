@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from thoughtcache.adapter.attention import QUERIES
 from thoughtcache.adapter.cache_argument import cache_argument
 from thoughtcache.policy.handle import PolicyHandle
-from thoughtcache.sampler.slots.slot_cache import MoveFn, SlotCache, move_thoughts
+from thoughtcache.sampler.slots.move import MoveFn, move_thoughts
+from thoughtcache.sampler.slots.slot_cache import SlotCache
 
 GRAPHS_PER_FUNCTION = 64
 """Shapes (batch sizes, windows, lengths of the longest prompt) that one process may compile for."""

@@ -2,7 +2,8 @@
 
 from thoughtcache.state.absorb import absorb, initial_state
 from thoughtcache.state.encoder import ThoughtEncoder
+from thoughtcache.state.norms import STATE_NORMS
 from thoughtcache.state.rules import STATE_RULES
 from thoughtcache.state.rules.common import normalise
 
-__all__ = ["STATE_RULES", "ThoughtEncoder", "absorb", "initial_state", "normalise"]
+__all__ = ["STATE_NORMS", "STATE_RULES", "ThoughtEncoder", "absorb", "initial_state", "normalise"]

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from jaxtyping import Float
 from torch import Tensor
 
+from thoughtcache.state.norms import STATE_NORMS, StateNorm
 from thoughtcache.state.precision import state_precision
 from thoughtcache.state.rules import EncoderWeights, state_rule
-from thoughtcache.state.rules.common import concat_heads, normalise, rms_normalise
+from thoughtcache.state.rules.common import concat_heads, rms_normalise
 from thoughtcache.state.rules.linear import linear_update
 
-StateNorm = Literal["frobenius", "none"]
 
+def initial_state(weights: EncoderWeights, *, norm: StateNorm = "frobenius") -> Float[Tensor, "1 G R"]:
+    """`S_0`: the linear form with the global tokens as keys and values, normalised (paper, method section).
 
-def initial_state(weights: EncoderWeights) -> Float[Tensor, "1 G R"]:
-    """`S_0`: the linear form with the global tokens as keys and values, normalised (paper, method section)."""
+    Args:
+        weights: the encoder's tensors of this layer.
+        norm: a key of `STATE_NORMS`.
+    """
     with state_precision(weights.global_tokens.device.type):
         tokens = rms_normalise(weights.global_tokens).unsqueeze(0)
-        return normalise(linear_update(weights, tokens, tokens))
+        return STATE_NORMS[norm](linear_update(weights, tokens, tokens))
 
 
 def absorb(
@@ -39,7 +41,7 @@ def absorb(
         evicted_keys: keys that leave, as cached (rotated).
         evicted_values: values that leave.
         rule: a key of `STATE_RULES`.
-        norm: "frobenius" keeps `||S||_F = sqrt(min(G, R))`; "none" leaves the sum as it is.
+        norm: a key of `STATE_NORMS`: "frobenius" keeps `||S||_F = sqrt(min(G, R))`; "none" leaves the sum as it is.
 
     Raises:
         ValueError: if the rule is unknown.
@@ -49,4 +51,4 @@ def absorb(
         keys = rms_normalise(concat_heads(evicted_keys).to(dtype))
         values = rms_normalise(concat_heads(evicted_values).to(dtype))
         updated = state_rule(rule).write(weights, state.expand(keys.shape[0], -1, -1), keys, values)
-        return normalise(updated) if norm == "frobenius" else updated
+        return STATE_NORMS[norm](updated)

@@ -10,21 +10,43 @@ from torch import Tensor, nn
 
 from thoughtcache.cache.base import StateReader, States
 from thoughtcache.cache.window_rules import AbsorbFn
-from thoughtcache.state.absorb import StateNorm, absorb, initial_state
+from thoughtcache.state.absorb import absorb, initial_state
 from thoughtcache.state.encoder import ThoughtEncoder
 from thoughtcache.state.memory import Memory, NaiveToken
-from thoughtcache.state.naive import naive_absorb, naive_initial_state
+from thoughtcache.state.naive import NAIVE_NORMS, naive_absorb, naive_initial_state
+from thoughtcache.state.norms import STATE_NORMS, NormAt, StateNorm
 from thoughtcache.state.precision import state_precision
 
 InitialState = Literal["global", "zero", "identity"]
 
 
 class LinearsRead(StateReader):
-    """The adapted linears read the states as they are."""
+    """The adapted linears read the states, normalised where they are kept as raw sums.
+
+    Args:
+        norm: how they are normalised for it; "none" leaves them as they are.
+    """
+
+    def __init__(self, norm: StateNorm = "none") -> None:
+        self.norm: StateNorm = norm
 
     def of_linears(self, states: States) -> States:
-        """The states."""
-        return states
+        """The states themselves, or normalised ones [B or 1, G, R] in their own precision despite autocast."""
+        if states is None or self.norm == "none":
+            return states
+        with state_precision(states[0].device.type):
+            return [STATE_NORMS[self.norm](state) for state in states]
+
+
+class NaiveLinearsRead(LinearsRead):
+    """The same for one sequence, by loops; what the linears do with it is compared in tests/unit/test_variant.py."""
+
+    def of_linears(self, states: States) -> States:
+        """See `LinearsRead`; the states are [1, G, R]."""
+        if states is None or self.norm == "none":
+            return states
+        with state_precision(states[0].device.type):
+            return [NAIVE_NORMS[self.norm](state[0]).unsqueeze(0) for state in states]
 
 
 class AdapterState(Memory):
@@ -35,17 +57,28 @@ class AdapterState(Memory):
         initial: "global" (learned), "zero" or "identity".
         absorbs: whether evicted tokens change the state.
         rule: name of the state rule.
-        norm: how the state is normalised after every write.
+        norm: how the state is normalised, a key of `STATE_NORMS`; what is learned as the initial state is normalised
+            by its Frobenius norm under "none" too.
+        norm_at: "write", after every write, or "read": states are raw sums, and what the linears read is normalised.
     """
 
     def __init__(
-        self, encoders: Sequence[ThoughtEncoder], *, initial: InitialState, absorbs: bool, rule: str, norm: StateNorm
+        self,
+        encoders: Sequence[ThoughtEncoder],
+        *,
+        initial: InitialState,
+        absorbs: bool,
+        rule: str,
+        norm: StateNorm,
+        norm_at: NormAt = "write",
     ) -> None:
         self.encoders = list(encoders)
         self.initial = initial
         self.absorbs = absorbs
         self.rule = rule
-        self.norm: StateNorm = norm
+        self.written: StateNorm = norm if norm_at == "write" else "none"
+        self.read: StateNorm = norm if norm_at == "read" else "none"
+        self.begun: StateNorm = "frobenius" if norm == "none" else self.written
 
     def parameters(self) -> list[nn.Parameter]:
         """The parameters of the encoders."""
@@ -56,7 +89,7 @@ class AdapterState(Memory):
         if not self.encoders:
             return None
         if self.initial == "global":
-            return [initial_state(encoder.weights()) for encoder in self.encoders]
+            return [initial_state(encoder.weights(), norm=self.begun) for encoder in self.encoders]
         return [state.unsqueeze(0) for state in self._constant()]
 
     def absorber(self) -> AbsorbFn | None:
@@ -66,13 +99,13 @@ class AdapterState(Memory):
         weights = [encoder.weights() for encoder in self.encoders]
 
         def absorb_block(layer: int, state: Tensor, keys: Tensor, values: Tensor, positions: Tensor | None) -> Tensor:
-            return absorb(weights[layer], state, keys, values, rule=self.rule, norm=self.norm)
+            return absorb(weights[layer], state, keys, values, rule=self.rule, norm=self.written)
 
         return absorb_block
 
     def reader(self) -> StateReader:
         """The adapted linears read the states."""
-        return LinearsRead()
+        return LinearsRead(self.read)
 
     @property
     def state_bytes(self) -> int:
@@ -89,7 +122,7 @@ class AdapterState(Memory):
         if self.initial != "global":
             return self._constant()
         with state_precision(self.encoders[0].global_tokens.device.type):
-            return [naive_initial_state(encoder) for encoder in self.encoders]
+            return [naive_initial_state(encoder, self.begun) for encoder in self.encoders]
 
     def naive_absorb(self, layer_index: int, S: Tensor, leaving: list[list[NaiveToken]]) -> Tensor:
         """The state of one layer after tokens have left, by the rule's loop, in its own precision despite autocast."""
@@ -98,11 +131,11 @@ class AdapterState(Memory):
         K_e = torch.stack([torch.cat([key for key, _, _ in heads]) for heads in leaving])
         V_e = torch.stack([torch.cat([value for _, value, _ in heads]) for heads in leaving])
         with state_precision(S.device.type):
-            return naive_absorb(self.encoders[layer_index], S, K_e, V_e, self.rule, self.norm)
+            return naive_absorb(self.encoders[layer_index], S, K_e, V_e, self.rule, self.written)
 
     def naive_reader(self) -> StateReader:
-        """The adapted linears' own; its arithmetic is compared in tests/unit/test_variant.py."""
-        return self.reader()
+        """The adapted linears read the states, normalised by loops."""
+        return NaiveLinearsRead(self.read)
 
     @property
     def _shape(self) -> tuple[int, int]:

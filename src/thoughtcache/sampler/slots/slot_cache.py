@@ -11,7 +11,7 @@ attends to the whole buffer under a mask, so that one compiled graph serves all 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +24,11 @@ from torch.nn.functional import pad
 
 from thoughtcache.adapter.model import ThoughtModel
 from thoughtcache.cache.base import ResidentLayer, StatefulCache, StateReader, States
-from thoughtcache.cache.evict import evict_layer
 from thoughtcache.cache.host_integers import Integers, to_device
 from thoughtcache.cache.query_log import QueryLog
 from thoughtcache.cache.window_rules import WindowRules
 from thoughtcache.sampler.slots.choice import choose, hear
+from thoughtcache.sampler.slots.move import MoveFn, move_thoughts
 from thoughtcache.sampler.slots.table import SlotTable
 from thoughtcache.sampler.slots.window_block import WindowBlock
 from thoughtcache.state.memory import Memory
@@ -47,10 +47,6 @@ class SlotEviction:
     slots: list[int]
     states: list[Float[Tensor, "n *state"]] | None
     chosen: Int[Tensor, "n L H E"] | None
-
-
-MoveFn = Callable[["SlotCache", WindowBlock, list[Tensor] | None], list[Tensor] | None]
-"""The form of `move_thoughts`."""
 
 
 class _SlotLayer(ResidentLayer):  # type: ignore[no-untyped-call]
@@ -97,6 +93,7 @@ class SlotCache(StatefulCache):
         seeds: seed of the sequence in each slot, for policies that draw random numbers.
         visible: columns that the running forward pass attends to.
         uniform: whether all slots write to the same column.
+        read_states: what the linears read where it is not the states themselves, made once per eviction; or None.
         columns: [slots] where each slot writes next, on the device as the next three.
         positions: [slots] position of the token that is written next.
         occupied: [slots] 1 where there is a sequence.
@@ -117,8 +114,10 @@ class SlotCache(StatefulCache):
         log: QueryLog | None = None,
     ) -> None:
         num_slots, device = table.num_slots, table.device
-        states = None if initial_states is None else [s.expand(num_slots, *s.shape[1:]).clone() for s in initial_states]
+        states = _in_every_slot(initial_states, num_slots)
         super().__init__([_SlotLayer(self) for _ in range(num_layers)], states, reader)
+        initial_read = reader.of_linears(initial_states)
+        self.read_states = None if initial_read is initial_states else _in_every_slot(initial_read, num_slots)
         self.table = table
         self.capacity = capacity
         self.rules = rules
@@ -134,7 +133,9 @@ class SlotCache(StatefulCache):
             torch.zeros(num_slots, dtype=torch.long, device=device) for _ in range(3)
         )
         self._every = torch.arange(num_slots, device=device)
-        self._fix_addresses(self.columns, self.positions, self.occupied, self._every, *(states or ()))
+        self._fix_addresses(
+            self.columns, self.positions, self.occupied, self._every, *(states or ()), *(self.read_states or ())
+        )
         table.own(self, "prompts", "lengths", "num_evictions", "taken", "seeds", initial=0)
         table.own(self, "columns", "positions", "occupied", initial=0)
         self.log = log
@@ -147,6 +148,8 @@ class SlotCache(StatefulCache):
             table.own(layer, "keys", "values")
             if self.states is not None and initial_states is not None:
                 table.own(self.states, index, initial=initial_states[index])
+            if self.read_states is not None and initial_read is not None:
+                table.own(self.read_states, index, initial=initial_read[index])
 
     @property
     def physical_length(self) -> int:
@@ -156,6 +159,11 @@ class SlotCache(StatefulCache):
     def get_query_offset(self, layer_idx: int = 0) -> int:
         """The same number as `physical_length`, under the name that transformers asks for."""
         return self.visible - 1
+
+    @property
+    def linear_states(self) -> States:
+        """What the linears read of the slots."""
+        return super().linear_states if self.read_states is None else self.read_states
 
     @property
     def num_slots(self) -> int:
@@ -285,31 +293,9 @@ class SlotCache(StatefulCache):
         return np.pad(slots, (0, size - len(slots)), mode="edge")
 
 
-def move_thoughts(cache: SlotCache, window: WindowBlock, chosen: list[Tensor] | None) -> list[Tensor] | None:
-    """Close the gap that the leaving thoughts make and absorb them; never holds copies of more than one layer.
-
-    Args:
-        cache: cache of the slots.
-        window: the thoughts of the slots in question.
-        chosen: [n, H, E] which of them leave, per layer; None if the oldest do.
-
-    Returns:
-        The new states [n, ...] per layer; None where nothing absorbs.
-    """
-    states = []
-    # The next token comes behind all that are resident.
-    first = cache.positions[window.rows] - window.size
-    for index, layer in enumerate(cache.layers):
-        slots = None if chosen is None else chosen[index]
-        state = None if cache.states is None else cache.states[index][window.index]
-        keys, values = window.read(layer.keys), window.read(layer.values)
-        kept_keys, kept_values, state = evict_layer(cache.rules, index, keys, values, slots, state, first)
-        window.write(layer.keys, kept_keys)
-        window.write(layer.values, kept_values)
-        if cache.rules.absorb is not None and cache.states is not None and state is not None:
-            states.append(state)
-            cache.states[index][window.index] = state
-    return states or None
+def _in_every_slot(states: States, num_slots: int) -> States:
+    """A copy of [1, ...] states per slot."""
+    return None if states is None else [state.expand(num_slots, *state.shape[1:]).clone() for state in states]
 
 
 def new_slots(
