@@ -49,6 +49,7 @@ def test_greedy_generation_is_the_greedy_rollout(family):
         {"eviction": "random"},
         {"state_rule": "delta"},
         {"absorb": False},
+        {"state_norm": "orthogonal", "state_norm_at": "read"},
         {"initial_state": "identity", "absorb": False, "r": 5},
     ],
     ids=str,

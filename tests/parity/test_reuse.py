@@ -9,7 +9,7 @@ import torch
 
 import thoughtcache as tc
 from support.compare import assert_close, assert_gradients_match, gradients, max_difference, padded, weighted_loss
-from support.models import tiny_model
+from support.models import CONTROLS, tiny_model
 from support.rollouts import ragged_rollouts
 from thoughtcache.cache.eviction import EVICTION_POLICIES
 from thoughtcache.learner import reverse
@@ -40,9 +40,9 @@ def test_same_gradient_as_with_a_forward_pass(eviction, chunk_tokens, order):
     assert_gradients_match(gradient_of(model, rollouts, chunk_tokens=chunk_tokens, reuse=True), expected)
 
 
-@pytest.mark.parametrize("rule", sorted(STATE_RULES))
+@pytest.mark.parametrize("rule", [*sorted(STATE_RULES), "spectral norm when read"])
 def test_state_rules(rule):
-    model, rollouts = case(state_rule=rule)
+    model, rollouts = case(**CONTROLS.get(rule, {"state_rule": rule}))
     assert_gradients_match(gradient_of(model, rollouts, reuse=True), gradient_of(model, rollouts))
 
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import thoughtcache as tc
 from support.compare import assert_close, assert_gradients_match, gradient_error, gradients, weighted_loss
-from support.models import tiny_model, use_norms_without_fp32
+from support.models import CONTROLS, tiny_model, use_norms_without_fp32
 from support.rollouts import ragged_rollouts
 from thoughtcache.cache.eviction import EVICTION_POLICIES
 from thoughtcache.learner import reverse
@@ -48,9 +48,9 @@ def test_chunks_of_any_size_have_the_exact_gradient(chunk_tokens, eviction):
 
 
 @pytest.mark.parametrize("gradient", ["exact", "detached", 2])
-@pytest.mark.parametrize("rule", sorted(STATE_RULES))
+@pytest.mark.parametrize("rule", [*sorted(STATE_RULES), "orthogonal when read"])
 def test_checkpoints_of_layers_have_the_same_gradient(rule, gradient):
-    model, rollouts = case(state_rule=rule, eviction="random")
+    model, rollouts = case(eviction="random", **CONTROLS.get(rule, {"state_rule": rule}))
     expected = naive(model, rollouts, gradient)
     found = replayed(model, rollouts, gradient=gradient, chunk_tokens=2, checkpoint_layers=True)
     assert_gradients_match(found, expected)

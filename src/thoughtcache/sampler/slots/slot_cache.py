@@ -163,7 +163,7 @@ class SlotCache(StatefulCache):
     @property
     def linear_states(self) -> States:
         """What the linears read of the slots."""
-        return super().linear_states if self.read_states is None else self.read_states
+        return self.reader.of_linears(self.states) if self.read_states is None else self.read_states
 
     @property
     def num_slots(self) -> int:
