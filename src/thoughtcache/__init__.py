@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from thoughtcache.scale.processes import rollout_across_processes
     from thoughtcache.scale.ray_rollouts import RayRollouts
     from thoughtcache.studies.passcode import probe_passcode
+    from thoughtcache.studies.state_use import probe_state_use
     from thoughtcache.train.distill import distill
     from thoughtcache.train.distill_config import DistillConfig
     from thoughtcache.train.recall_config import RecallConfig
@@ -35,6 +36,7 @@ _LAZY = {
     "RayRollouts": "thoughtcache.scale.ray_rollouts",
     "RecallConfig": "thoughtcache.train.recall_config",
     "probe_passcode": "thoughtcache.studies.passcode",
+    "probe_state_use": "thoughtcache.studies.state_use",
     "rollout_across_processes": "thoughtcache.scale.processes",
     "teach_recall": "thoughtcache.train.teach_recall",
     "distill": "thoughtcache.train.distill",
@@ -74,6 +76,7 @@ __all__ = [
     "full_cache",
     "naive_logprobs",
     "probe_passcode",
+    "probe_state_use",
     "replay",
     "rollout",
     "rollout_across_processes",

@@ -73,6 +73,13 @@ def recall(options: dict[str, Any]) -> None:
     run_recall_grid(run, thought, learning_rates=rates, seeds=seeds)
 
 
+def probe(options: dict[str, Any]) -> None:
+    """`thoughtcache probe`: what do the states of an adapter carry?"""
+    from thoughtcache.recipes.probe import ProbeRun, run_probe
+
+    run_probe(ProbeRun(**options))
+
+
 def plan(options: dict[str, Any]) -> None:
     """`thoughtcache plan`: print where the memory of a run would go."""
     from thoughtcache.recipes.plan.memory_plan import plan_memory
@@ -95,5 +102,6 @@ COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {
     "train": train,
     "generate": generate,
     "recall": recall,
+    "probe": probe,
     "plan": plan,
 }

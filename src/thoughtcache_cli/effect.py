@@ -122,6 +122,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         ),
         *_NEVER_ABSORBS,
     ),
+    "probe": (),
     "plan": (
         Rule(
             names=("gpu", "reserve", "picture"),

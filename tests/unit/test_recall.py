@@ -19,12 +19,13 @@ from thoughtcache.cache.eviction.sliding import sliding_evictions
 from thoughtcache.learner.options import ReplayOptions
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.records import CacheSettings
+from thoughtcache.sampler.given import given_text
 from thoughtcache.state.attention import read
 from thoughtcache.studies.passcode import probe_passcode
 from thoughtcache.tasks.recall.episode import RecallEpisode
 from thoughtcache.tasks.recall.filler import TEST_FORMS, TRAINING_FORMS, sentences_of
 from thoughtcache.tasks.recall.passcode import DIGITS, WORDS, PasscodeTask, evictions_since
-from thoughtcache.train.recall import answer_logprobs, given_text
+from thoughtcache.train.recall import answer_logprobs
 from thoughtcache.train.recall_config import RecallConfig
 from thoughtcache.train.teach_recall import priced_writes
 
@@ -93,7 +94,7 @@ def test_episodes_ask_after_so_many_evictions(distance, kind, length):
     if distance > 3:
         assert episode.num_evictions == distance
     events = sliding_evictions(len(episode.token_ids) - 1, 12, 3)
-    assert given_text(episode, cache, seed=0).evictions == events
+    assert given_text(episode.prompt_ids, episode.token_ids, cache, seed=0).evictions == events
 
 
 def test_training_and_probe_share_no_sentence():
@@ -182,7 +183,7 @@ def test_the_loss_is_that_of_the_answer(memory, recompute, chunk_tokens):
     texts = episodes(9, 16, 12)
     options = ReplayOptions(anchored=False, recompute=recompute, chunk_tokens=chunk_tokens)
     logprobs, hits = answer_logprobs(model, model, texts, cache, options)
-    rollouts = [given_text(episode, cache, seed=0) for episode in texts]
+    rollouts = [given_text(episode.prompt_ids, episode.token_ids, cache, seed=0) for episode in texts]
     expected = tc.naive_logprobs(model, rollouts)
     for row, episode in enumerate(texts):
         length = len(episode.token_ids)

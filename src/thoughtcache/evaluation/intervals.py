@@ -1,12 +1,13 @@
-"""Statistics of right-or-wrong samples: an interval for a share of correct answers, and pass@k.
+"""Intervals: for a share of correct answers, and for the mean of numbers such as paired differences; and pass@k.
 
-Pure functions of integers. Not covered: paired comparisons of two policies on the same problems, seed spread (an
-interval here speaks about the problems that were drawn, never about other training seeds).
+Pure functions. Not covered: paired comparisons of two policies on the same problems, seed spread (an interval here
+speaks about the problems or texts that were drawn, never about other training seeds).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 
 
@@ -39,6 +40,33 @@ def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple
     low = 0.0 if correct == 0 else (centre - radius) / scale
     high = 1.0 if correct == total else (centre + radius) / scale
     return low, high
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Student's interval of a mean, for values that are about normal or not few.
+
+    Args:
+        values: at least two.
+        confidence: coverage, strictly between 0 and 1.
+
+    Returns:
+        (low, high).
+
+    Raises:
+        ValueError: for fewer values, or a confidence that is out of range.
+    """
+    from scipy import stats  # as long to import as the rest of the package
+
+    if len(values) < 2:
+        raise ValueError(f"an interval needs at least 2 values, got {len(values)}")
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence must be strictly between 0 and 1, got {confidence}; 0.95 is usual")
+    mean = math.fsum(values) / len(values)
+    error = float(stats.sem(values))
+    if error == 0.0:
+        return mean, mean
+    low, high = stats.t.interval(confidence, len(values) - 1, loc=mean, scale=error)
+    return float(low), float(high)
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
-
-from thoughtcache.recipes.load_adapter import put_adapter, read_adapter
-from thoughtcache.recipes.load_model import load_base, load_tokenizer, read_tokenizer
+from thoughtcache.recipes.load_adapter import load_adapted
 from thoughtcache.sampler.rollout import rollout
 from thoughtcache.tasks.chat import encode_prompt
 from thoughtcache.tasks.saved_prompt import saved_instruction
@@ -55,7 +50,7 @@ def answer(
         ValueError: if `thoughtcache.rollout` refuses its arguments, or if the folder holds no adapter, a damaged one,
             or one for another base model.
     """
-    adapted, tokenizer = _load_adapted(model, adapter, dtype)
+    adapted, tokenizer = load_adapted(model, adapter, dtype)
     message = {"role": "user", "content": prompt}
     prompt_ids = encode_prompt(tokenizer, [message], instruction=saved_instruction(adapter))
     (result,) = rollout(
@@ -74,13 +69,3 @@ def answer(
         anchors=False,
     )
     return str(tokenizer.decode(result.token_ids, skip_special_tokens=True))
-
-
-def _load_adapted(model: str, adapter: str, dtype: str) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """A base model with a saved adapter that fits it, and the tokenizer. The adapter's files are looked at first."""
-    config, saved = read_adapter(adapter)
-    _, tokenizer = load_tokenizer(model)
-    if (Path(adapter) / "tokenizer_config.json").is_file():
-        tokenizer = read_tokenizer(adapter)
-    base = load_base(model, dtype)
-    return put_adapter(base, config, saved, folder=adapter, model=model).eval(), tokenizer

@@ -11,9 +11,10 @@ import peft
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError
+from transformers import PreTrainedTokenizerBase
 
 from thoughtcache.config import ThoughtConfig
-from thoughtcache.recipes.load_model import load_base
+from thoughtcache.recipes.load_model import load_base, load_tokenizer, read_tokenizer
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -123,3 +124,22 @@ def adapted_model(
     if adapter is None or saved is None:
         return peft.get_peft_model(base, thought)
     return put_adapter(base, thought, saved, folder=adapter, model=model)
+
+
+def load_adapted(model: str, adapter: str, dtype: str) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """A base model with a saved adapter that fits it, and the tokenizer. The adapter's files are looked at first.
+
+    Args:
+        model: folder or hub id of the base model.
+        adapter: folder of the adapter; a tokenizer that is saved with it is taken.
+        dtype: dtype of the base model.
+
+    Raises:
+        ValueError: if the model or the adapter cannot be used.
+    """
+    config, saved = read_adapter(adapter)
+    _, tokenizer = load_tokenizer(model)
+    if (Path(adapter) / "tokenizer_config.json").is_file():
+        tokenizer = read_tokenizer(adapter)
+    base = load_base(model, dtype)
+    return put_adapter(base, config, saved, folder=adapter, model=model).eval(), tokenizer

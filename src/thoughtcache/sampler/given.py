@@ -4,12 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from thoughtcache.cache.eviction import EVICTION_POLICIES
-from thoughtcache.records import Rollout
+from thoughtcache.cache.eviction.sliding import sliding_evictions
+from thoughtcache.records import CacheSettings, Rollout, SamplingSettings
 from thoughtcache.sampler.engine import Engine
 from thoughtcache.sampler.request import Request
+
+
+def given_text(prompt_ids: Sequence[int], token_ids: Sequence[int], cache: CacheSettings, *, seed: int) -> Rollout:
+    """Tokens as if they had been sampled at temperature 1 under a cache that lets the oldest leave first.
+
+    Args:
+        prompt_ids: tokens that stay in the cache.
+        token_ids: the thoughts.
+        cache: the cache, resolved.
+        seed: seed of eviction policies that draw.
+    """
+    settings = SamplingSettings(
+        temperature=1.0,
+        max_new_tokens=len(token_ids),
+        window=cache.window,
+        num_evicted=cache.num_evicted,
+        eviction=cache.eviction,
+        positions=cache.positions,
+        seed=seed,
+        ignore_eos=True,
+    )
+    return Rollout(
+        prompt_ids=list(prompt_ids),
+        token_ids=list(token_ids),
+        logprobs=torch.zeros(len(token_ids)),
+        evictions=sliding_evictions(len(token_ids) - 1, cache.window, cache.num_evicted),
+        finish_reason="length",
+        settings=settings,
+    )
 
 
 def rollouts_of_given(model: nn.Module, rollouts: Sequence[Rollout]) -> list[Rollout]:

@@ -13,15 +13,14 @@ from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor, nn
 
-from thoughtcache.cache.eviction.sliding import sliding_evictions
 from thoughtcache.learner.options import ReplayOptions
 from thoughtcache.learner.replay import run_replay
 from thoughtcache.policy.batch import RolloutBatch, batch_rollouts
 from thoughtcache.policy.handle import PolicyHandle, open_policy
 from thoughtcache.policy.scores import ScoreFunction, row_scores
 from thoughtcache.policy.token_logprobs import token_logprobs
-from thoughtcache.records import CacheSettings, Rollout, SamplingSettings
-from thoughtcache.sampler.given import with_own_evictions
+from thoughtcache.records import CacheSettings
+from thoughtcache.sampler.given import given_text, with_own_evictions
 from thoughtcache.tasks.recall.episode import RecallEpisode
 
 
@@ -52,7 +51,8 @@ def answer_logprobs(
         raise ValueError(f"answers of one batch must have equally many tokens, got {sorted(lengths)}")
     policy = open_policy(adapted)
     by_length = sorted(range(len(episodes)), key=lambda row: -len(episodes[row].token_ids))
-    rollouts = [given_text(episodes[row], cache, seed=seed + row) for row in by_length]
+    texts = [(episodes[row].prompt_ids, episodes[row].token_ids) for row in by_length]
+    rollouts = [given_text(*text, cache, seed=seed + row) for text, row in zip(texts, by_length, strict=True)]
     batch = batch_rollouts(with_own_evictions(adapted, rollouts), policy.device)
     num_answer = lengths.pop()
     logprobs, hits = run_replay(model, batch, _answers_only(policy, batch, num_answer), options)
@@ -60,28 +60,6 @@ def answer_logprobs(
     columns = ends[:, None] - num_answer + torch.arange(num_answer, device=logprobs.device)
     back = torch.tensor(by_length, device=logprobs.device).argsort()
     return logprobs.gather(1, columns)[back], hits.gather(1, columns)[back]
-
-
-def given_text(episode: RecallEpisode, cache: CacheSettings, *, seed: int) -> Rollout:
-    """The tokens of an episode as if they had been sampled under a cache that lets the oldest leave first."""
-    settings = SamplingSettings(
-        temperature=1.0,
-        max_new_tokens=len(episode.token_ids),
-        window=cache.window,
-        num_evicted=cache.num_evicted,
-        eviction=cache.eviction,
-        positions=cache.positions,
-        seed=seed,
-        ignore_eos=True,
-    )
-    return Rollout(
-        prompt_ids=episode.prompt_ids,
-        token_ids=episode.token_ids,
-        logprobs=torch.zeros(len(episode.token_ids)),
-        evictions=sliding_evictions(len(episode.token_ids) - 1, cache.window, cache.num_evicted),
-        finish_reason="length",
-        settings=settings,
-    )
 
 
 def _answers_only(policy: PolicyHandle, batch: RolloutBatch, num_answer: int) -> ScoreFunction:
