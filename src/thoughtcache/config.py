@@ -93,8 +93,8 @@ class ThoughtConfig(LoraConfig):
         read_start: the factor that starts at zero starts at this scale instead, relative to the other one's, so that
             writes have a gradient from the first step. Under initial_state="zero" the model then is the base until the
             first eviction, under the others it is not the base at the start.
-        memory: what learns from evicted tokens: "adapter" (the paper's state inside the LoRA factors) or "attention" (a
-            memory beside the window, which queries read; the factors are then plain LoRA).
+        memory: what learns from evicted tokens: "adapter" (the paper's state inside the LoRA factors), "attention" (a
+            memory beside the window, which queries read; the factors are then plain LoRA) or "both".
         memory_features: F, features per key-value head. A layer's memory takes as many numbers as the keys and values
             of about F / 2 tokens.
         memory_feature_map: how keys and queries become features, "softmax", "hedgehog" or "unit".
@@ -121,7 +121,9 @@ class ThoughtConfig(LoraConfig):
     write_scale: float = field(default=0.1, metadata={"help": "initial write scale, positive"})
     encoder_start: str = field(default="random", metadata={"help": "random, or base: the base's own directions"})
     read_start: float = field(default=0.0, metadata={"help": "initial scale of the factor that starts at zero"})
-    memory: str = field(default="adapter", metadata={"help": "what learns from evicted tokens: adapter or attention"})
+    memory: str = field(
+        default="adapter", metadata={"help": "what learns of evicted tokens: adapter, attention or both"}
+    )
     memory_features: int = field(default=16, metadata={"help": "features per key-value head of a memory in attention"})
     memory_feature_map: str = field(default="softmax", metadata={"help": "softmax, hedgehog or unit"})
     memory_write: str = field(default="linear", metadata={"help": "linear, decay or delta"})
@@ -192,7 +194,7 @@ class ThoughtConfig(LoraConfig):
                 )
 
     def _check_memory(self) -> None:
-        one_of("memory", self.memory, ("adapter", "attention"))
+        one_of("memory", self.memory, ("adapter", "attention", "both"))
         one_of("memory_feature_map", self.memory_feature_map, tuple(FEATURE_MAPS))
         one_of("memory_write", self.memory_write, tuple(WRITE_RULES))
         one_of("memory_read", self.memory_read, READS)
@@ -201,7 +203,7 @@ class ThoughtConfig(LoraConfig):
         if self.memory_weight <= 0:
             raise ValueError(f"memory_weight must be positive, got {self.memory_weight}")
         self._refuse_unread()
-        if self.memory != "attention":
+        if not self.has_attention_memory:
             return
         features = FEATURE_MAPS[self.memory_feature_map]
         features.num_columns(self.memory_features)
@@ -212,13 +214,13 @@ class ThoughtConfig(LoraConfig):
             )
         if not self.absorb:
             raise ValueError(
-                "memory='attention' with absorb=False remembers nothing; for LoRA under the window use "
+                f"memory={self.memory!r} with absorb=False remembers nothing; for LoRA under the window use "
                 "initial_state='identity', absorb=False with memory='adapter'"
             )
         if self.window is None:
             raise ValueError(
-                "memory='attention' with window=None remembers nothing, because nothing is ever evicted; set a window, "
-                "or leave out the memory"
+                f"memory={self.memory!r} with window=None remembers nothing, because nothing is ever evicted; set a "
+                "window, or leave out the memory"
             )
         chooses = EVICTION_POLICIES[self.eviction].chooses
         if self.memory_keys == "content" and chooses and self.positions == "absolute":
@@ -229,7 +231,7 @@ class ThoughtConfig(LoraConfig):
 
     def _refuse_unread(self) -> None:
         """Refuse settings of the memory that this adapter does not have: whoever gave them meant them."""
-        unread = MEMORY_SETTINGS if self.memory == "adapter" else STATE_SETTINGS
+        unread = {"adapter": MEMORY_SETTINGS, "attention": STATE_SETTINGS, "both": frozenset[str]()}[self.memory]
         for item in fields(self):
             value = getattr(self, item.name)
             if item.name in unread and value != item.default:
@@ -275,6 +277,11 @@ class ThoughtConfig(LoraConfig):
         """
         own = [item.name for item in fields(self) if item.name not in LORA_NAMES | START_SETTINGS]
         return {name: getattr(self, name) for name in ("r", "lora_alpha", "use_rslora", "alpha_pattern", *own)}
+
+    @property
+    def has_attention_memory(self) -> bool:
+        """Whether a memory in attention space learns from evicted tokens."""
+        return self.memory != "adapter"
 
     @property
     def has_plain_linears(self) -> bool:

@@ -138,7 +138,7 @@ def _adapter_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--encoder-start", help="random (default), or base: directions of the base's keys and values")
     group.add_argument("--read-start", type=float, help="scale of the factor that starts at zero (0.0)")
     group.add_argument("--initial-state", help="global (default), zero or identity (plain LoRA)")
-    group.add_argument("--memory", help="what learns from evicted tokens: adapter (default) or attention")
+    group.add_argument("--memory", help="what learns from evicted tokens: adapter (default), attention or both")
     group.add_argument("--memory-features", type=int, help="features per key-value head of a memory in attention (16)")
     group.add_argument("--memory-feature-map", help="softmax (default), hedgehog or unit")
     group.add_argument("--memory-write", help="how evicted tokens are written: linear (default), decay or delta")

@@ -34,6 +34,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "random, rotated, delta": {"eviction": "random", "memory_keys": "rotated", "memory_write": "delta"},
     "snapkv, rolling, decay": {"eviction": "snapkv", "positions": "rolling", "memory_write": "decay", "window": 8},
     "h2o, rolling": {"eviction": "h2o", "positions": "rolling", "window": 8},
+    "both": {"memory": "both"},
+    "both, rolling, delta, norm at the read": {
+        "memory": "both",
+        "positions": "rolling",
+        "memory_write": "delta",
+        "state_rule": "delta",
+        "state_norm_at": "read",
+    },
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from typing import Any
 
@@ -14,7 +15,7 @@ import thoughtcache as tc
 from support.compare import assert_close, max_difference, padded
 from support.models import adapt, tiny_base, tiny_model, trainable
 from support.rollouts import PROMPTS
-from thoughtcache.adapter.state_parameters import MEMORIES, memory_shape
+from thoughtcache.adapter.state_parameters import ENCODERS, MEMORIES, memory_shape
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.state.attention.features import FEATURE_MAPS
 from thoughtcache.state.attention.read import read_memory, write_memory
@@ -247,3 +248,36 @@ def test_autocast_does_not_round_the_memory():
         assert not torch.equal(row.states, row.states.bfloat16().float())
     assert max_difference(free, padded(rollouts)) < 6e-3
     assert max_difference(naive, padded(rollouts)) < 6e-3
+
+
+def test_both_memories_in_one_adapter(tmp_path):
+    """Two holders, one state of all numbers, settings of both, the base when it is off, and a life in PEFT."""
+    options = {"memory": "both", "dtype": torch.float32, "state_rule": "delta", "memory_write": "decay"}
+    model: Any = make(**options)
+    names = [name for name, _ in model.named_parameters()]
+    assert any(MEMORIES in name for name in names)
+    assert any(ENCODERS in name for name in names)
+    assert model.base_model.state_size()[0] == 5 * 3 + 2 * 6 * 5
+    rollouts = tc.rollout(model, PROMPTS, max_new_tokens=12, ignore_eos=True)
+    assert rollouts[0].states.shape[2:] == (75,)
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(tiny_base(dtype=torch.float32), tmp_path, adapter_name="other").eval()
+    with torch.no_grad():
+        assert max_difference(tc.replay(again, rollouts).logprobs, padded(rollouts)) < 1e-5
+        ids = torch.tensor([[3, 1, 4]])
+        with again.disable_adapter():
+            assert torch.equal(again(ids).logits, tiny_base(dtype=torch.float32).eval()(ids).logits)
+    for drop in ("linears", "attention"):
+        assert_each_matters(model, rollouts, drop)
+
+
+def assert_each_matters(model: PeftModel, rollouts: list[tc.Rollout], drop: str) -> None:
+    """Recorded states without the numbers of one memory give other probabilities."""
+    part = slice(0, 15) if drop == "linears" else slice(15, None)
+    changed = []
+    for row in rollouts:
+        states = row.states.clone()
+        states[..., part] = 0
+        changed.append(dataclasses.replace(row, states=states))
+    with torch.no_grad():
+        assert max_difference(tc.replay(model, changed).logprobs, padded(rollouts)) > 1e-4

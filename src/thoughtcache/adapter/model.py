@@ -34,7 +34,7 @@ from thoughtcache.adapter.state_parameters import (
     adapter_state,
     attach,
     by_layer,
-    holder_of,
+    holders_of,
     new_parameters,
     of_all_layers,
     without_adapter_name,
@@ -53,6 +53,7 @@ from thoughtcache.lora_fields import check_lora_fields
 from thoughtcache.records import CacheSettings
 from thoughtcache.state.attention.weights import MEMORIES, MemoryWeights
 from thoughtcache.state.attention_memory import AttentionMemory
+from thoughtcache.state.both_memories import BothMemories
 from thoughtcache.state.encoder import ENCODERS, ThoughtEncoder, scalars_as_vectors
 from thoughtcache.state.memory import Memory
 
@@ -122,9 +123,9 @@ class ThoughtModel(RevertibleInjection):
         check_model(getattr(model, "config", None))
 
     def _check_after(self, adapter_name: str, config: ThoughtConfig) -> None:
-        if not config.is_plain_lora:
-            of_all_layers(self.model, holder_of(config), adapter_name, self.num_layers)
-            self._unrotations(config)  # refuses rotary embeddings that cannot be undone
+        for holder in holders_of(config):
+            of_all_layers(self.model, holder, adapter_name, self.num_layers)
+        self._unrotations(config)  # refuses rotary embeddings that cannot be undone
 
     def _register_hooks(self) -> Sequence[RemovableHandle]:
         return ForwardHooks(self).register()
@@ -148,7 +149,7 @@ class ThoughtModel(RevertibleInjection):
         variant = ThoughtVariant(self.binding, index, needs_state=not lora_config.has_plain_linears)
         module.lora_variant[adapter_name] = variant
         variant.init(module, adapter_name, config=lora_config)
-        if not lora_config.is_plain_lora and index not in by_layer(self.model, holder_of(lora_config), adapter_name):
+        if any(index not in by_layer(self.model, one, adapter_name) for one in holders_of(lora_config)):
             self._add_parameters(module, lora_config, adapter_name, index)
         module.set_adapter(self.active_adapters, inference_mode=lora_config.inference_mode)
         if adapter_name not in self.active_adapters:
@@ -157,14 +158,15 @@ class ThoughtModel(RevertibleInjection):
     def _add_parameters(self, module: Any, config: ThoughtConfig, adapter_name: str, index: int) -> None:
         """Put what is behind the states of a decoder layer on its first adapted linear."""
         weight = module.lora_A[adapter_name].weight
-        parameters = new_parameters(
+        new = new_parameters(
             config,
             layer_index=index,
             layer=self.backbone.get_submodule(f"layers.{index}"),
             heads=(self.query_heads, *self.kv_shape),
             dtype=torch.promote_types(weight.dtype, torch.float32),
         )
-        attach(module, holder_of(config), adapter_name, parameters.to(weight.device))
+        for holder, parameters in new.items():
+            attach(module, holder, adapter_name, parameters.to(weight.device))
 
     def encoders(self) -> list[ThoughtEncoder]:
         """Encoders of the active adapter by decoder layer; empty where no adapted linear has a state.
@@ -183,7 +185,7 @@ class ThoughtModel(RevertibleInjection):
         Raises:
             ValueError: if some decoder layer has no adapted linear and so none.
         """
-        if self.thought_config.memory != "attention":
+        if not self.thought_config.has_attention_memory:
             return []
         found = of_all_layers(self.model, MEMORIES, self.active_adapters[0], self.num_layers)
         return [one for one in found if isinstance(one, MemoryWeights)]
@@ -202,10 +204,12 @@ class ThoughtModel(RevertibleInjection):
 
     def memory(self) -> Memory:
         """The active adapter's memory of tokens that left; it holds nothing inside `disable_adapter()`."""
-        config = self.thought_config
-        if config.memory == "attention":
-            return AttentionMemory(self.memory_weights() if self.adapter_enabled else [], self._unrotations(config))
-        return adapter_state(config, self.encoders() if self.adapter_enabled else [])
+        config, is_on = self.thought_config, self.adapter_enabled
+        linears = adapter_state(config, self.encoders() if is_on else [])
+        if not config.has_attention_memory:
+            return linears
+        attention = AttentionMemory(self.memory_weights() if is_on else [], self._unrotations(config))
+        return attention if config.has_plain_linears else BothMemories(linears, attention)
 
     def state_size(self) -> tuple[int, float]:
         """Numbers of a layer's state of one sequence, and tokens whose keys and values take as many; 0 without one."""
@@ -229,7 +233,7 @@ class ThoughtModel(RevertibleInjection):
 
     def _unrotations(self, config: ThoughtConfig) -> Rotations | None:
         """How the keys that the memory un-rotates were rotated; None if it takes them as they are."""
-        if config.memory != "attention" or config.memory_keys == "rotated":
+        if not config.has_attention_memory or config.memory_keys == "rotated":
             return None
         return key_rotations(self.model.config, self.backbone.rotary_emb, remedy='memory_keys="rotated"')
 

@@ -22,9 +22,10 @@ from thoughtcache.state.parameters import StateParameters
 HOLDERS = (ENCODERS, MEMORIES)
 
 
-def holder_of(config: ThoughtConfig) -> str:
-    """Where the parameters behind the states of an adapter hang."""
-    return MEMORIES if config.memory == "attention" else ENCODERS
+def holders_of(config: ThoughtConfig) -> list[str]:
+    """Where the parameters behind the states of an adapter hang; nowhere for plain LoRA."""
+    has_states = ((ENCODERS, not config.has_plain_linears), (MEMORIES, config.has_attention_memory))
+    return [holder for holder, is_there in has_states if is_there]
 
 
 def adapter_state(config: ThoughtConfig, encoders: list[ThoughtEncoder]) -> AdapterState:
@@ -41,8 +42,8 @@ def adapter_state(config: ThoughtConfig, encoders: list[ThoughtEncoder]) -> Adap
 
 def new_parameters(
     config: ThoughtConfig, *, layer_index: int, layer: nn.Module, heads: tuple[int, int, int], dtype: torch.dtype
-) -> StateParameters:
-    """What is behind the states of a decoder layer, at its start.
+) -> dict[str, StateParameters]:
+    """What is behind the states of a decoder layer, at its start, by where it hangs.
 
     Args:
         config: settings of the adapter.
@@ -54,13 +55,22 @@ def new_parameters(
     Raises:
         ValueError: if they start from weights of the layer that cannot be read.
     """
-    _, kv_heads, head_size = heads
-    if config.memory == "attention":
-        shape = memory_shape(config, heads)
-        return MemoryWeights(layer_index=layer_index, shape=shape, dtype=dtype)
+    found: dict[str, StateParameters] = {}
+    if config.has_attention_memory:
+        found[MEMORIES] = MemoryWeights(layer_index=layer_index, shape=memory_shape(config, heads), dtype=dtype)
+    if not config.has_plain_linears:
+        _, kv_heads, head_size = heads
+        found[ENCODERS] = _new_encoder(config, layer_index, layer, kv_heads * head_size, dtype)
+    return found
+
+
+def _new_encoder(
+    config: ThoughtConfig, layer_index: int, layer: nn.Module, kv_size: int, dtype: torch.dtype
+) -> ThoughtEncoder:
+    """What is behind the state inside the LoRA factors; arguments as in `new_parameters`, and K."""
     encoder = ThoughtEncoder(
         layer_index=layer_index,
-        kv_size=kv_heads * head_size,
+        kv_size=kv_size,
         num_global_tokens=config.num_global_tokens,
         rank=config.r,
         rule=config.state_rule,
@@ -70,7 +80,7 @@ def new_parameters(
     # An adapter that is loaded to be used has its weights, and the base may be quantised by now.
     if config.encoder_start == "base" and not config.inference_mode:
         for name, projection in (("k_proj", encoder.key_projection), ("v_proj", encoder.value_projection)):
-            directions = leading_directions(base_weight(layer, name, kv_heads * head_size), config.r)
+            directions = leading_directions(base_weight(layer, name, kv_size), config.r)
             with torch.no_grad():
                 projection.copy_(directions)
     return encoder

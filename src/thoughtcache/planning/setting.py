@@ -99,10 +99,11 @@ class PlanSetting:
                 f"distillation replays and has no reference and no records, got learner={self.learner!r}, "
                 f"beta={self.beta} and reuse={self.reuse}; leave them out, or use objective='grpo'"
             )
-        if self.thought.memory == "attention":
+        if self.thought.has_attention_memory:
             raise ValueError(
-                "memory='attention' is not planned yet; plan LoRA under the same window (initial_state='identity', "
-                "absorb=False), to which the memory adds its states, and fp32 copies of the outputs of attention"
+                f"memory={self.thought.memory!r} is not planned yet; plan LoRA under the same window "
+                "(initial_state='identity', absorb=False), to which the memory adds its states, and fp32 copies of the "
+                "outputs of attention"
             )
         _ = self.replay_options
 

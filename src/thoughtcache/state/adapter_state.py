@@ -112,7 +112,7 @@ class AdapterState(Memory):
         """Bytes of L x G x R numbers in the precision of the encoders; 0 where no eviction changes them."""
         if not self.encoders or not self.absorbs:
             return 0
-        rows, columns = self._shape
+        rows, columns = self.shape
         return len(self.encoders) * rows * columns * self.encoders[0].log_write_scale.dtype.itemsize
 
     def naive_initial_states(self) -> list[Tensor] | None:
@@ -138,12 +138,12 @@ class AdapterState(Memory):
         return NaiveLinearsRead(self.read)
 
     @property
-    def _shape(self) -> tuple[int, int]:
+    def shape(self) -> torch.Size:
         """G and R."""
-        return self.encoders[0].global_queries.shape[0], self.encoders[0].query_projection.shape[0]
+        return torch.Size([self.encoders[0].global_queries.shape[0], self.encoders[0].query_projection.shape[0]])
 
     def _constant(self) -> list[Tensor]:
         """Initial states that are not learned, [G, R] per layer."""
         make = torch.zeros if self.initial == "zero" else torch.eye
         scales = [encoder.log_write_scale for encoder in self.encoders]
-        return [make(*self._shape, dtype=scale.dtype, device=scale.device) for scale in scales]
+        return [make(*self.shape, dtype=scale.dtype, device=scale.device) for scale in scales]

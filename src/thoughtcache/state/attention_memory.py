@@ -84,11 +84,13 @@ class AttentionMemory(Memory):
         """Zeros [H, F, D + 1] per layer."""
         if not self.layers:
             return None
-        shapes = [layer.shape for layer in self.layers]
-        return [
-            layer.gate.new_zeros(shape.kv_heads, shape.num_features, shape.head_size + 1)
-            for layer, shape in zip(self.layers, shapes, strict=True)
-        ]
+        return [layer.gate.new_zeros(self.shape) for layer in self.layers]
+
+    @property
+    def shape(self) -> torch.Size:
+        """H, F and D + 1."""
+        shape = self.layers[0].shape
+        return torch.Size([shape.kv_heads, shape.num_features, shape.head_size + 1])
 
     def naive_absorb(self, layer_index: int, S: Tensor, leaving: list[list[NaiveToken]]) -> Tensor:
         """The memory [H, F, D + 1] of one layer after these tokens, written token by token and head by head."""

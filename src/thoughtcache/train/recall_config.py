@@ -57,7 +57,7 @@ class RecallConfig(LoopConfig):
         Raises:
             ValueError: if `write_cost` is given for another memory than that in attention space.
         """
-        if self.write_cost and memory != "attention":
+        if self.write_cost and memory == "adapter":
             raise ValueError(
                 f"write_cost={self.write_cost} changes nothing under memory={memory!r}; leave it out, or use "
                 "memory='attention'"

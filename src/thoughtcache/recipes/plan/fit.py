@@ -46,7 +46,7 @@ def refuse_what_does_not_fit(
     """
     if run.force:
         return
-    if thought.memory == "attention":
+    if thought.has_attention_memory:
         plain_line(console, "plan: without the memory in attention space, whose states and reads are not planned yet")
         thought = plain_lora(thought, thought.window)
     for setting, names in _phases(run, _shared(run, thought, model, prompts)):
