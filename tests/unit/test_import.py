@@ -86,7 +86,7 @@ def test_import_registers_the_peft_method_and_nothing_else():
 
 
 def test_registering_twice_changes_nothing():
-    from thoughtcache.adapter.registration import register
+    from thoughtcache.adapter import register
 
     register()
     assert tc.ThoughtConfig(r=2).peft_type.value == "THOUGHT"
