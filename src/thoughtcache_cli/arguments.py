@@ -217,10 +217,20 @@ def _train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     group.add_argument("--distill-steps", type=int, help="steps of cache distillation, 0 to skip (100)")
     group.add_argument("--distill-batch-size", type=int, help="sequences per distillation step (8)")
     group.add_argument("--distill-learning-rate", type=float, help="peak learning rate of distillation (1e-3)")
+    group.add_argument(
+        "--distill-memory-learning-rate",
+        type=float,
+        help="the same for what writes and reads the states",
+    )
     group.add_argument("--grpo-steps", type=int, help="steps of GRPO, 0 to skip (100)")
     group.add_argument("--group-size", type=int, help="completions per question (8)")
     group.add_argument("--grpo-batch-size", type=int, help="completions per step and process (8)")
     group.add_argument("--grpo-learning-rate", type=float, help="learning rate of GRPO (1e-5)")
+    group.add_argument(
+        "--grpo-memory-learning-rate",
+        type=float,
+        help="the same for what writes and reads the states",
+    )
     group = parser.add_argument_group("run")
     group.add_argument("--profile-memory", action="store_true", help="leave a timeline of the memory in use by GRPO")
     group.add_argument("--evaluation-size", type=int, help="test problems of the embedded job (1000)")
@@ -264,7 +274,10 @@ def _recall(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     group.add_argument("--steps", type=int, help="optimiser steps, 0 to measure only (200)")
     group.add_argument("--batch-size", type=int, help="texts per step (8)")
     group.add_argument(
-        "--learning-rate", type=numbers, help="peak learning rate (1e-2); several, with commas: a run each"
+        "--learning-rate", type=numbers, help="peak learning rate (2e-2); several, with commas: a run each"
+    )
+    group.add_argument(
+        "--memory-learning-rate", type=float, help="with --trains adapter: that of what writes and reads the states"
     )
     group.add_argument("--max-evictions", type=int, help="longest distance in training, in evictions (8)")
     group.add_argument("--growth-steps", type=int, help="steps over which distances grow to it (0)")

@@ -9,9 +9,10 @@ from typing import Any
 
 Options = Mapping[str, Any]
 
-_DISTILLATION = ("distill_batch_size", "distill_learning_rate")
+_DISTILLATION = ("distill_batch_size", "distill_learning_rate", "distill_memory_learning_rate")
 _GRPO = (
-    "group_size", "grpo_batch_size", "grpo_learning_rate", "beta", "reuse_rollout", "profile_memory", "answer_column",
+    "group_size", "grpo_batch_size", "grpo_learning_rate", "grpo_memory_learning_rate", "beta", "reuse_rollout",
+    "profile_memory", "answer_column",
 )  # fmt: skip
 _SHAPE = (
     "r", "num_global_tokens", "lora_alpha", "state_rule", "state_norm", "state_norm_at", "initial_state",
@@ -106,6 +107,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
             names=(
                 "batch_size",
                 "learning_rate",
+                "memory_learning_rate",
                 "max_evictions",
                 "growth_steps",
                 "trains",
@@ -114,6 +116,11 @@ RULES: dict[str, tuple[Rule, ...]] = {
             ),
             when=lambda options: options.get("steps") == 0,
             reason="changes nothing with --steps 0, which measures only; leave it out, or set steps",
+        ),
+        Rule(
+            names=("memory_learning_rate",),
+            when=lambda options: options.get("trains", "memory") == "memory",
+            reason="is --learning-rate where nothing but the memory is trained; leave it out, or add --trains adapter",
         ),
         Rule(
             names=_SHAPE,

@@ -57,6 +57,8 @@ CASES: dict[str, tuple[list[str], str, list[str]]] = {
                          ["plan", "--no-pack-weights", "--device-type", "cpu"]),
     "teaching without steps": (["recall", "--model", "m", "--steps", "0", "--batch-size", "2"], "--batch-size",
                                ["recall", "--model", "m", "--batch-size", "2"]),
+    "a rate beside no other": (["recall", "--model", "m", "--memory-learning-rate", "0.1"], "--memory-learning-rate",
+                               ["recall", "--model", "m", "--memory-learning-rate", "0.1", "--trains", "adapter"]),
     "memory of an adapter": (["recall", "--model", "m", "--adapter", "a", "--memory-features", "8"],
                              "--memory-features", ["recall", "--model", "m", "--adapter", "a", "--window", "8"]),
     "window of a plan": (["plan", "--window", "none", "--evict-fraction", "1"], "--evict-fraction",

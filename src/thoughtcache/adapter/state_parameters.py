@@ -156,6 +156,11 @@ def attach(module: Any, holder: str, adapter_name: str, parameters: StateParamet
     module.get_submodule(holder).update({adapter_name: parameters})
 
 
+def is_of_states(name: str) -> bool:
+    """Whether a parameter of this name is one of those behind the states."""
+    return any(f".{holder}." in name for holder in HOLDERS)
+
+
 def by_layer(model: nn.Module, holder: str, adapter_name: str) -> dict[int, StateParameters]:
     """The parameters of one adapter by decoder layer."""
     holders = (module.get_submodule(holder) for module in model.modules() if holder in module._modules)

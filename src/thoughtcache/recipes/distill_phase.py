@@ -53,6 +53,7 @@ def distill_phase(
         num_steps=run.distill_steps,
         batch_size=run.distill_batch_size,
         learning_rate=run.distill_learning_rate,
+        memory_learning_rate=run.distill_memory_learning_rate,
         warmup_steps=min(20, run.distill_steps // 5),
         max_new_tokens=run.max_new_tokens,
         sample_batch_size=run.distill_batch_size * TEACHER_BATCHES,

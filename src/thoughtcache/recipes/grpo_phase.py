@@ -56,6 +56,7 @@ def grpo_phase(
         num_generations=run.group_size,
         max_completion_length=run.max_new_tokens,
         learning_rate=run.grpo_learning_rate,
+        memory_learning_rate=run.grpo_memory_learning_rate,
         beta=run.beta,
         reuse_rollout=run.reuse_rollout,
         pack_weights=run.pack_weights,

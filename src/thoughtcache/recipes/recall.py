@@ -57,6 +57,7 @@ class RecallRun:
         steps: optimiser steps of teaching, 0 to measure only.
         batch_size: episodes per step.
         learning_rate: peak learning rate.
+        memory_learning_rate: the same for what writes and reads the states; None for no other one.
         code_length: words or digits of a passcode.
         kind: "words" or "digits".
         max_evictions: longest distance in training, in evictions.
@@ -83,7 +84,8 @@ class RecallRun:
     dtype: str = "float32"
     steps: int = 200
     batch_size: int = 8
-    learning_rate: float = 1e-2
+    learning_rate: float = 2e-2
+    memory_learning_rate: float | None = None
     code_length: int = 4
     kind: str = "words"
     max_evictions: int = 8
@@ -115,6 +117,7 @@ class RecallRun:
             num_steps=num_steps,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
+            memory_learning_rate=self.memory_learning_rate,
             code_length=self.code_length,
             kind=self.kind,
             min_evictions=1,

@@ -36,6 +36,7 @@ from thoughtcache.train.checkpoints import history_at_end, load_weights
 from thoughtcache.train.distill_config import DistillConfig
 from thoughtcache.train.divergence import divergence
 from thoughtcache.train.evicted import check_evicted
+from thoughtcache.train.memory_rate import MemoryRate
 
 Evaluator = Callable[[nn.Module], dict[str, float]]
 
@@ -131,7 +132,7 @@ def _collate(rows: list[Rollout]) -> dict[str, list[Rollout]]:
     return {"rollouts": sorted(rows, key=lambda row: -len(row.token_ids))}
 
 
-class DistillTrainer(Trainer):
+class DistillTrainer(MemoryRate, Trainer):
     """`transformers.Trainer` whose loss is the divergence from the full-cache base.
 
     Args:
@@ -143,6 +144,7 @@ class DistillTrainer(Trainer):
     def __init__(self, *, distill_config: DistillConfig, evaluator: Evaluator | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.distill_config = distill_config
+        self.memory_learning_rate = distill_config.memory_learning_rate
         self.evaluator = evaluator
         self.remove_callback(PrinterCallback)
 

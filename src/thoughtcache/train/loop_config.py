@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from thoughtcache.checks import at_least_one
 from thoughtcache.learner.options import CHUNK_TOKENS, ReplayOptions, learner_options
 from thoughtcache.policy.modes import GradientMode, Place
+from thoughtcache.train.memory_rate import check_memory_rate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,6 +19,7 @@ class LoopConfig:
         num_steps: optimiser steps.
         batch_size: sequences per step and process.
         learning_rate: peak, after `warmup_steps`; cosine down to `min_learning_rate_ratio` of it.
+        memory_learning_rate: the same for what writes and reads the states; None takes `learning_rate`.
         warmup_steps: linear warm-up.
         min_learning_rate_ratio: where the cosine ends.
         betas: betas of Adam.
@@ -40,6 +42,7 @@ class LoopConfig:
     num_steps: int = 250
     batch_size: int = 8
     learning_rate: float = 5e-3
+    memory_learning_rate: float | None = None
     warmup_steps: int = 20
     min_learning_rate_ratio: float = 0.05
     betas: tuple[float, float] = (0.9, 0.98)
@@ -56,6 +59,7 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         _ = self.replay_options
+        check_memory_rate(self.memory_learning_rate)
         at_least_one(self, "num_steps", "batch_size", "log_every")
 
     @property

@@ -26,7 +26,7 @@ class RecallConfig(LoopConfig):
     """
 
     num_steps: int = 200
-    learning_rate: float = 1e-2
+    learning_rate: float = 2e-2
     warmup_steps: int = 10
     recompute: bool = False
     code_length: int = 4

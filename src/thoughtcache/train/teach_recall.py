@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from thoughtcache.adapter.state_parameters import HOLDERS
+from thoughtcache.adapter.state_parameters import is_of_states
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.records import CacheSettings
@@ -26,6 +26,7 @@ from thoughtcache.tasks.recall.passcode import PasscodeTask
 from thoughtcache.train.arguments import last_checkpoint, training_arguments
 from thoughtcache.train.checkpoints import history_at_end, load_weights
 from thoughtcache.train.distill import DistillResult
+from thoughtcache.train.memory_rate import MemoryRate
 from thoughtcache.train.recall import answer_logprobs
 from thoughtcache.train.recall_config import RecallConfig
 
@@ -50,7 +51,7 @@ class _Episodes(Dataset[RecallEpisode]):
         return self.task.episode(f"training {self.config.seed} {index}", distance)
 
 
-class RecallTrainer(Trainer):
+class RecallTrainer(MemoryRate, Trainer):
     """`transformers.Trainer` whose loss is the cross-entropy of the answers.
 
     Args:
@@ -62,6 +63,7 @@ class RecallTrainer(Trainer):
     def __init__(self, *, recall_config: RecallConfig, cache: CacheSettings, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.recall_config, self.cache = recall_config, cache
+        self.memory_learning_rate = recall_config.memory_learning_rate
         self.remove_callback(PrinterCallback)
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> SequentialSampler:
@@ -176,7 +178,7 @@ def _trainable(model: nn.Module, *, only_memory: bool) -> Iterator[None]:
     frozen = [
         parameter
         for name, parameter in model.named_parameters()
-        if only_memory and parameter.requires_grad and not any(holder in name for holder in HOLDERS)
+        if only_memory and parameter.requires_grad and not is_of_states(name)
     ]
     for parameter in frozen:
         parameter.requires_grad_(False)

@@ -35,10 +35,12 @@ class RunConfig:
         distill_steps: optimiser steps of cache distillation, 0 to skip it.
         distill_batch_size: sequences per distillation step.
         distill_learning_rate: peak learning rate of distillation.
+        distill_memory_learning_rate: the same for what writes and reads the states; None for no other one.
         grpo_steps: optimiser steps of GRPO, 0 to skip it.
         group_size: completions per question (G of GRPO).
         grpo_batch_size: completions per GRPO step and process, a multiple of `group_size`.
         grpo_learning_rate: learning rate of GRPO (paper: 1e-5).
+        grpo_memory_learning_rate: the same for what writes and reads the states; None for no other one.
         beta: weight of the KL term to the cache-consistent reference: the adapter as GRPO begins with it.
         gradient: "exact", "detached" or a number of segments.
         recompute: run segments again in the backward pass, so that memory stays flat in the length; False keeps all
@@ -75,10 +77,12 @@ class RunConfig:
     distill_steps: int = 100
     distill_batch_size: int = 8
     distill_learning_rate: float = 1e-3
+    distill_memory_learning_rate: float | None = None
     grpo_steps: int = 100
     group_size: int = 8
     grpo_batch_size: int = 8
     grpo_learning_rate: float = 1e-5
+    grpo_memory_learning_rate: float | None = None
     beta: float = 0.0
     gradient: GradientMode = "exact"
     recompute: bool = True
@@ -108,9 +112,10 @@ class RunConfig:
         for name in ("distill_steps", "grpo_steps", "save_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        for name in ("distill_learning_rate", "grpo_learning_rate"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for phase in ("distill", "grpo"):
+            for name in (f"{phase}_learning_rate", f"{phase}_memory_learning_rate"):
+                if getattr(self, name) is not None and getattr(self, name) <= 0:
+                    raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.beta < 0:
             raise ValueError(f"beta must be 0 or positive, got {self.beta}")
         if self.grpo_steps and self.group_size < 2:

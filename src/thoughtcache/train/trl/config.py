@@ -14,6 +14,7 @@ from trl.trainer.grpo_config import GRPOConfig
 from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.learner.options import CHUNK_TOKENS, ReplayOptions, learner_options
 from thoughtcache.policy.modes import Place
+from thoughtcache.train.memory_rate import check_memory_rate
 from thoughtcache.train.trl.options import refuse_options
 
 REFERENCES = ("consistent", "full")
@@ -32,6 +33,8 @@ class ThoughtGRPOConfig(GRPOConfig):
     """`trl.GRPOConfig` for a policy with a bounded cache and a thought state.
 
     Attributes:
+        memory_learning_rate: peak learning rate of what writes and reads the states, scheduled as the other one; None
+            takes `learning_rate`.
         gradient: "exact", "detached" (keys and values cut at segment boundaries) or a number of segments such as "4"
             (exact inside blocks of that many); an integer is taken as well.
         recompute: run segments again in the backward pass (memory flat in the length of the rollout, one more forward
@@ -54,6 +57,9 @@ class ThoughtGRPOConfig(GRPOConfig):
         bf16: refused with `fp16`; load the model in the dtype that it should compute in.
     """
 
+    memory_learning_rate: float | None = field(
+        default=None, metadata={"help": "peak learning rate of what writes and reads the states"}
+    )
     gradient: str = field(
         default="exact", metadata={"help": "exact, detached, or the number of segments of an exact block"}
     )
@@ -83,6 +89,7 @@ class ThoughtGRPOConfig(GRPOConfig):
                 f'gradient={self.gradient!r} is not known; use "exact", "detached" or a positive number of segments'
             )
         _ = self.replay_options
+        check_memory_rate(self.memory_learning_rate)
         one_of("reference", self.reference, REFERENCES)
         at_least_one(self, "rollout_batch_size", optional=True)
         if self.reuse_rollout and not self.recompute:

@@ -33,6 +33,7 @@ from thoughtcache.sampler.rollout import rollout
 from thoughtcache.scale.backend import RolloutBackend
 from thoughtcache.scale.exchange import lost_in_collectives
 from thoughtcache.train.checkpoints import ROOT_ADAPTER, load_weights
+from thoughtcache.train.memory_rate import MemoryRate
 from thoughtcache.train.trl.ahead import AheadSampler, backend_metrics
 from thoughtcache.train.trl.checks import check_arguments, check_backend, check_special_tokens
 from thoughtcache.train.trl.config import ThoughtGRPOConfig
@@ -48,7 +49,7 @@ __all__ = ["ThoughtGRPOConfig", "ThoughtGRPOTrainer"]
 REFERENCE_ADAPTER = "ref"
 
 
-class ThoughtGRPOTrainer(GRPOTrainer):
+class ThoughtGRPOTrainer(MemoryRate, GRPOTrainer):
     """`trl.GRPOTrainer` for a model with a `ThoughtConfig` adapter; arguments as there.
 
     Args:
@@ -96,6 +97,7 @@ class ThoughtGRPOTrainer(GRPOTrainer):
         self.eos_token_ids = stop_token_ids(generation_config.eos_token_id, self._tokenizer)
         check_special_tokens(self._tokenizer, self.eos_token_ids)
         encoders_to_fp32(self.model)
+        self.memory_learning_rate = args.memory_learning_rate
         self.memory = PhaseMemory(self.accelerator.device, keep_timeline=args.profile_memory)
         self._run = RunState(
             sampler=None if rollout_backend is None else AheadSampler(rollout_backend),
