@@ -227,10 +227,12 @@ def run_arm(name: str, folder: Path, options: argparse.Namespace, console: Conso
         console.print(f"{name}: {values}")
         return values
 
+    has_memory = find_tuner(model).thought_config.has_attention_memory
+    memory_rate = options.memory_learning_rate if has_memory else None
     result = tc.distill(
         model,
         [],
-        distill_config(options, target),
+        replace(distill_config(options, target), memory_learning_rate=memory_rate),
         samples=samples[options.held_out :],
         evaluator=evaluate,
     )
@@ -267,6 +269,7 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=384)
     parser.add_argument("--far", type=int, default=192)
     parser.add_argument("--evaluate-every", type=int, default=25)
+    parser.add_argument("--memory-learning-rate", type=float, default=1e-2, help="of memories in attention space")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     console = Console()
