@@ -99,7 +99,8 @@ class ThoughtConfig(LoraConfig):
             of about F / 2 tokens.
         memory_feature_map: how keys and queries become features, "softmax", "hedgehog" or "unit".
         memory_write: "linear", "decay" or "delta".
-        memory_read: "balanced" (one denominator for window and memory) or "added".
+        memory_read: "balanced" (one denominator, in which the window counts one), "joint" (the denominator of
+            attention) or "added".
         memory_keys: "content" (un-rotated keys and queries) or "rotated".
         memory_weight: how much the memory counts at the start against the window, positive.
     """
@@ -127,7 +128,7 @@ class ThoughtConfig(LoraConfig):
     memory_features: int = field(default=16, metadata={"help": "features per key-value head of a memory in attention"})
     memory_feature_map: str = field(default="softmax", metadata={"help": "softmax, hedgehog or unit"})
     memory_write: str = field(default="linear", metadata={"help": "linear, decay or delta"})
-    memory_read: str = field(default="balanced", metadata={"help": "balanced or added"})
+    memory_read: str = field(default="balanced", metadata={"help": "balanced, joint or added"})
     memory_keys: str = field(default="content", metadata={"help": "content (un-rotated) or rotated"})
     memory_weight: float = field(default=1.0, metadata={"help": "initial weight of the memory, positive"})
 
@@ -207,9 +208,9 @@ class ThoughtConfig(LoraConfig):
             return
         features = FEATURE_MAPS[self.memory_feature_map]
         features.num_columns(self.memory_features)
-        if self.memory_read == "balanced" and not features.is_positive:
+        if self.memory_read != "added" and not features.is_positive:
             raise ValueError(
-                f"memory_read='balanced' needs features that are shares, and memory_feature_map="
+                f"memory_read={self.memory_read!r} needs features that are shares, and memory_feature_map="
                 f"{self.memory_feature_map!r} has negative ones; use memory_read='added'"
             )
         if not self.absorb:

@@ -142,7 +142,7 @@ def _adapter_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--memory-features", type=int, help="features per key-value head of a memory in attention (16)")
     group.add_argument("--memory-feature-map", help="softmax (default), hedgehog or unit")
     group.add_argument("--memory-write", help="how evicted tokens are written: linear (default), decay or delta")
-    group.add_argument("--memory-read", help="balanced (default) or added")
+    group.add_argument("--memory-read", help="balanced (default), joint or added")
     group.add_argument("--memory-keys", help="content (default): un-rotated; or rotated")
     group.add_argument("--memory-weight", type=float, help="weight of the memory at the start (1.0)")
     group.add_argument("--no-absorb", dest="absorb", action="store_false", help="evicted tokens never change the state")

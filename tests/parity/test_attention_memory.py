@@ -34,6 +34,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "random, rotated, delta": {"eviction": "random", "memory_keys": "rotated", "memory_write": "delta"},
     "snapkv, rolling, decay": {"eviction": "snapkv", "positions": "rolling", "memory_write": "decay", "window": 8},
     "h2o, rolling": {"eviction": "h2o", "positions": "rolling", "window": 8},
+    "joint": {"memory_read": "joint"},
+    "joint, rolling, hedgehog, decay": {
+        "memory_read": "joint",
+        "positions": "rolling",
+        "memory_feature_map": "hedgehog",
+        "memory_write": "decay",
+    },
     "both": {"memory": "both"},
     "both, rolling, delta, norm at the read": {
         "memory": "both",

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import eager_attention_forward
 
 import thoughtcache as tc
 from support.compare import assert_close, max_difference, padded
@@ -20,6 +22,7 @@ from thoughtcache.policy.handle import find_tuner
 from thoughtcache.state.attention.features import FEATURE_MAPS
 from thoughtcache.state.attention.read import read_memory, write_memory
 from thoughtcache.state.attention.weights import MemoryTensors
+from thoughtcache.state.attention.window_share import attention_with_share
 from thoughtcache.state.attention.writes import WRITE_RULES
 
 
@@ -160,7 +163,8 @@ def test_a_new_adapter_has_every_parameter_and_starts_at_the_window(write, read)
         ({"window": None}, "window=None remembers nothing, because nothing is ever evicted"),
         ({"memory_feature_map": "cosine"}, "memory_feature_map='cosine'"),
         ({"memory_write": "hebb"}, "memory_write='hebb'"),
-        ({"memory_read": "joint"}, "memory_read='joint'"),
+        ({"memory_read": "sum"}, "memory_read='sum'"),
+        ({"memory_read": "joint", "memory_feature_map": "unit"}, "memory_read='joint' needs features that are shares"),
         ({"memory_keys": "both"}, "memory_keys='both'"),
         ({"memory_weight": 0.0}, "memory_weight must be positive, got 0.0"),
         ({"memory_feature_map": "unit"}, "has negative ones; use memory_read='added'"),
@@ -281,3 +285,49 @@ def assert_each_matters(model: PeftModel, rollouts: list[tc.Rollout], drop: str)
         changed.append(dataclasses.replace(row, states=states))
     with torch.no_grad():
         assert max_difference(tc.replay(model, changed).logprobs, padded(rollouts)) > 1e-4
+
+
+def test_a_joint_read_by_hand():
+    """Window [3, 0] with weights of 2 in all, memory [1, 4] with 2 w z = 1: (2 [3, 0] + [1, 4]) / (2 + 1)."""
+    tensors = by_hand("linear", "joint")
+    # phi(q) = [sqrt(2) / 2, sqrt(2) / 2], w = 2: each column of the state counts sqrt(2) times its sum.
+    state = torch.tensor([[1.0, 4.0, 1.0], [0.0, 0.0, 0.0]], dtype=torch.float64)[None, None] / 2**0.5
+    zero, window = 1 / 3, 2 / 3  # the key of score zero, and the window, with weights of 1 and 2
+    output = window * torch.tensor([3.0, 0.0], dtype=torch.float64)[None, None, None]
+    shares = torch.tensor([zero, window], dtype=torch.float64)[None, None, None]
+    found = read_memory(tensors, state, torch.zeros(1, 1, 1, 2, dtype=torch.float64), output, shares)
+    assert_close(found[0, 0, 0], torch.tensor([7 / 3, 4 / 3], dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("implementation", "kind", "scale", "tolerance"),
+    [
+        *[("sdpa", kind, scale, 1e-12) for kind in ("none", "seen", "added") for scale in (0.1, 30.0, -30.0)],
+        *[("eager", kind, 3.0, 1e-5) for kind in ("none", "added")],  # its softmax is in fp32
+    ],
+)
+def test_the_share_of_the_window(implementation, kind, scale, tolerance):
+    """Against the sums themselves, with scores of any size, and with columns that are hidden from some rows."""
+    model: Any = make(dtype=torch.float64)
+    module = model.base_model.model.model.layers[0].self_attn
+    run = ALL_ATTENTION_FUNCTIONS["sdpa"] if implementation == "sdpa" else eager_attention_forward
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.rand(shape, generator=generator, dtype=torch.float64) + 0.5  # noqa: E731
+    query, key, value = draw(2, 4, 1, 8), scale * draw(2, 2, 5, 8), draw(2, 2, 5, 8)
+    seen = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]], dtype=torch.bool)[:, None, None]
+    added = torch.zeros(2, 1, 1, 5, dtype=torch.float64).masked_fill(~seen, torch.finfo(torch.float64).min)
+    mask = {"none": None, "seen": seen, "added": added}[kind]
+    output, shares, _ = attention_with_share(run, module, query, key, value, mask, scaling=0.5)
+    scores = 0.5 * query @ key.repeat_interleave(2, dim=1).mT
+    weights = scores.exp() * (1.0 if mask is None else seen)
+    mass = weights.sum(dim=-1).mT  # [B, 1, Q]
+    window = (weights @ value.repeat_interleave(2, dim=1)).transpose(1, 2)
+    torch.testing.assert_close(output, window / (1 + mass)[..., None], rtol=tolerance, atol=0)
+    torch.testing.assert_close(shares[..., 0], 1 / (1 + mass), rtol=tolerance, atol=0)
+    torch.testing.assert_close(shares[..., 1], mass / (1 + mass), rtol=tolerance, atol=0)
+
+
+def test_a_mask_that_is_no_tensor_is_refused():
+    module, tensor = torch.nn.Identity(), torch.zeros(1, 1, 1, 1)
+    with pytest.raises(ValueError, match="memory_read='joint' cannot add a key to a mask of type object"):
+        attention_with_share(eager_attention_forward, module, tensor, tensor, tensor, object())

@@ -6,7 +6,8 @@ configuration another name; blocks may nest, and overlap in threads that share t
 transformers hands further arguments of a model's forward pass down to the attention function of every layer. Inside
 `thought_attention` the configured function is replaced by one that knows two of ours: it shows its queries to
 `thought_queries` (eviction policies that score look at them), calls the configured function, and gives the output to
-`thought_memory`, which adds what it remembers. Passes without these arguments, of other threads too, go as ever.
+`thought_memory`, which adds what it remembers; one that competes with the window is told the window's share as well.
+Passes without these arguments, of other threads too, go as ever.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from thoughtcache.cache.base import AttentionRead
+from thoughtcache.state.attention.window_share import attention_with_share
 
 QUERIES = "thought_queries"
 MEMORY = "thought_memory"
@@ -134,9 +136,16 @@ def _around(plain: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
             run = sys.modules[type(module).__module__].eager_attention_forward
         else:
             run = ALL_ATTENTION_FUNCTIONS[plain]
-        output, weights = run(module, query, *args, **kwargs)
+        window: Tensor | None = None
+        wants = "nothing" if thought_memory is None else thought_memory.wants
+        if wants == "share":
+            output, window, weights = attention_with_share(run, module, query, *args, **kwargs)
+        else:
+            output, weights = run(module, query, *args, **kwargs)
+        if wants == "keys":
+            window = args[0] * kwargs["scaling"]
         if thought_memory is not None:
-            output = thought_memory(layer.layer_idx, query, output)
+            output = thought_memory(layer.layer_idx, query, output, window)
         return output, weights
 
     return attention

@@ -8,10 +8,9 @@ never inside `update`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any
 
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -19,9 +18,29 @@ States = list[Tensor] | None
 """[B or 1, ...] per layer; None for the identity."""
 
 
-AttentionRead = Callable[[int, Tensor, Tensor], Tensor]
-"""(layer, queries [B, Q, T, D] as they were rotated, output [B, T, Q, D] of attention) -> output with what the state of
-the layer adds."""
+class AttentionRead(ABC):
+    """What attention reads of the states, in one forward pass."""
+
+    wants = "nothing"
+    """What it has to be told of the window: "nothing", its "share" of the attention, or the "keys" themselves."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        layer_index: int,
+        queries: Float[Tensor, "B Q T D"],
+        output: Float[Tensor, "B T Q D"],
+        window: Tensor | None = None,
+    ) -> Float[Tensor, "B T Q D"]:
+        """The output of attention with what the state of a layer adds.
+
+        Args:
+            layer_index: the layer.
+            queries: queries as they were rotated.
+            output: output of attention; under "share" that of `attention_with_share`.
+            window: None; or [B, T, Q, 2], the shares of a key of score zero and of the window beside it; or
+                [B, H, m, D], the keys of the window times the scale of the scores.
+        """
 
 
 class StateReader(ABC):

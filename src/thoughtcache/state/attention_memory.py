@@ -140,8 +140,8 @@ class MemoryReader(StateReader):
         return MemoryRead(tensors=self.tensors, states=states, back=back, turned=self.turned)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MemoryRead:
+@dataclass(frozen=True, kw_only=True)
+class MemoryRead(AttentionRead):
     """What one forward pass reads.
 
     Attributes:
@@ -156,15 +156,24 @@ class MemoryRead:
     back: Turning | None
     turned: Sequence[bool]
 
+    @property
+    def wants(self) -> str:  # type: ignore[override] # fixed by the shape
+        """The window's share where window and memory have one denominator."""
+        return "share" if self.tensors[0].shape.read == "joint" else "nothing"
+
     def __call__(
-        self, layer_index: int, queries: Float[Tensor, "B Q T D"], output: Float[Tensor, "B T Q D"]
+        self,
+        layer_index: int,
+        queries: Float[Tensor, "B Q T D"],
+        output: Float[Tensor, "B T Q D"],
+        window: Tensor | None = None,
     ) -> Float[Tensor, "B T Q D"]:
-        """The output of a layer with what its memory adds."""
+        """The output of a layer with what its memory adds; see `AttentionRead`."""
         state = self.states[layer_index]
         queries = queries.to(state.dtype)
         if self.back is not None and self.turned[layer_index]:
             queries = turn(queries, self.back)
-        return read_memory(self.tensors[layer_index], state, queries, output)
+        return read_memory(self.tensors[layer_index], state, queries, output, window)
 
 
 class NaiveMemoryReader(StateReader):
@@ -186,19 +195,42 @@ class NaiveMemoryReader(StateReader):
         return None
 
     def of_attention(self, states: States, position_ids: Int[Tensor, "#B T"]) -> AttentionRead | None:
-        """A function that reads the memory of a layer in loops."""
+        """What reads the memory of a layer in loops."""
         if states is None or not self.layers:
             return None
-        position = int(position_ids.item())
+        return NaiveMemoryRead(self.layers, states, self.rotations, int(position_ids.item()))
 
-        def read(layer_index: int, queries: Tensor, output: Tensor) -> Tensor:
-            state = states[layer_index][0]
-            rotation = None if self.rotations is None else self.rotations[layer_index]
-            with state_precision(state.device.type):
-                q = torch.stack([_unrotated(one.to(state.dtype), position, rotation) for one in queries[0, :, 0]])
-                return naive_read(self.layers[layer_index], state, q, output[0, 0])[None, None]
 
-        return read
+class NaiveMemoryRead(AttentionRead):
+    """What one naive forward pass of one token reads.
+
+    Args:
+        layers: the parameters.
+        states: [1, H, F, D + 1] per layer.
+        rotations: see `MemoryReader`.
+        position: position of the token.
+    """
+
+    def __init__(
+        self, layers: Sequence[MemoryWeights], states: list[Tensor], rotations: Rotations | None, position: int
+    ) -> None:
+        self.layers, self.states, self.rotations, self.position = layers, states, rotations, position
+        self.wants = "keys" if layers[0].shape.read == "joint" else "nothing"
+
+    def __call__(self, layer_index: int, queries: Tensor, output: Tensor, window: Tensor | None = None) -> Tensor:
+        """The output with what the memory adds, head by head; see `AttentionRead`."""
+        state = self.states[layer_index][0]
+        rotation = None if self.rotations is None else self.rotations[layer_index]
+        with state_precision(state.device.type):
+            q = torch.stack([_unrotated(one.to(state.dtype), self.position, rotation) for one in queries[0, :, 0]])
+            mass = None if window is None else _masses(queries[0, :, 0], window[0])
+            return naive_read(self.layers[layer_index], state, q, output[0, 0], mass)[None, None]
+
+
+def _masses(queries: Tensor, keys: Tensor) -> list[Tensor]:
+    """sum_j e^(q . k_j) of every query head [Q, D], over keys [H, m, D] that are scaled."""
+    group = len(queries) // len(keys)
+    return [torch.stack([(k @ q).exp() for k in keys[i // group]]).sum() for i, q in enumerate(queries)]
 
 
 def _unrotated(vector: Tensor, position: int, rotation: KeyRotation | None) -> Tensor:

@@ -32,8 +32,11 @@ def naive_write(weights: MemoryWeights, S: Tensor, keys: list[list[Tensor]], val
     return torch.stack(heads)
 
 
-def naive_read(weights: MemoryWeights, S: Tensor, q: Tensor, o: Tensor) -> Tensor:
-    """Output [Q, D] of one token with what its memory S [H, F, D + 1] adds to o [Q, D], for queries q [Q, D]."""
+def naive_read(weights: MemoryWeights, S: Tensor, q: Tensor, o: Tensor, mass: list[Tensor] | None = None) -> Tensor:
+    """Output [Q, D] of one token with what its memory S [H, F, D + 1] adds to o [Q, D], for queries q [Q, D].
+
+    `mass` is `sum_j e^(s_j)` of the window for every query head, where the read asks for it.
+    """
     shape = weights.shape
     group, heads = shape.query_heads // shape.kv_heads, []
     for i in range(shape.query_heads):
@@ -42,6 +45,9 @@ def naive_read(weights: MemoryWeights, S: Tensor, q: Tensor, o: Tensor) -> Tenso
         w = weights.log_weight[i].exp()
         if shape.read == "added":
             heads.append(o[i].to(S.dtype) + w * (phi @ M) @ weights.output[i])
+        elif mass is not None:
+            e = mass[i].to(S.dtype)
+            heads.append((e * o[i].to(S.dtype) + w * (phi @ M)) / (e + w * (phi @ z).clamp_min(0)))
         else:
             heads.append((o[i].to(S.dtype) + w * (phi @ M)) / (1 + w * (phi @ z).clamp_min(0)))
     return torch.stack(heads).to(o.dtype)

@@ -15,7 +15,7 @@ from thoughtcache.state.attention.write_cost import priced
 from thoughtcache.state.attention.writes import WRITE_RULES
 from thoughtcache.state.precision import state_precision
 
-READS = ("balanced", "added")
+READS = ("balanced", "added", "joint")
 
 
 def write_memory(
@@ -49,18 +49,21 @@ def read_memory(
     state: Float[Tensor, "#B H F C"],
     queries: Float[Tensor, "B Q T D"],
     output: Float[Tensor, "B T Q D"],
+    window: Float[Tensor, "B T Q 2"] | None = None,
 ) -> Float[Tensor, "B T Q D"]:
     """The attention output of a layer with what its memory adds.
 
     "balanced": `(o + w phi(q)^T M) / (1 + w phi(q)^T z)`, one denominator in which everything inside the window counts
-    one. "added": `o + w (phi(q)^T M) W_o`, which features that may be negative need. Where nothing was written, both
-    are the output of the window.
+    one. "joint": `(sum_j e^(s_j) v_j + w phi(q)^T M) / (sum_j e^(s_j) + w phi(q)^T z)`, the denominator of attention
+    itself (LESS, arXiv 2402.09398). "added": `o + w (phi(q)^T M) W_o`, which features that may be negative need. Where
+    nothing was written, all are the output of the window.
 
     Args:
         tensors: the parameters of the layer.
         state: the state of each row, or one for all.
         queries: queries, un-rotated or as they are.
         output: output of attention over the window, per query head.
+        window: under "joint", the shares of a key of score zero and of the window beside it.
     """
     shape, dtype = tensors.shape, state.dtype
     batch, num_queries, tokens, _ = queries.shape
@@ -71,7 +74,12 @@ def read_memory(
         found = (grouped @ state).view(batch, num_queries, tokens, -1).transpose(1, 2)  # [B, T, Q, C]
         found = found * tensors.weight[:, None]
         content, share = found[..., :-1], found[..., -1:]
-        if tensors.output is None:
+        if window is not None:  # both parts of the fraction over 1 + sum_j e^(s_j)
+            zero, shared = window[..., :1].to(dtype), window[..., 1:].to(dtype)
+            total = shared + zero * share.clamp_min(0.0)
+            # Scores so far below zero that nothing is left of the window, and nothing in the memory.
+            mixed = (output.to(dtype) + zero * content) / total.clamp_min(torch.finfo(dtype).tiny)
+        elif tensors.output is None:
             mixed = (output.to(dtype) + content) / (1.0 + share.clamp_min(0.0))
         else:
             mixed = output.to(dtype) + torch.einsum("btqd,qde->btqe", content, tensors.output)

@@ -40,7 +40,7 @@ class MemoryShape:
         num_features: F.
         feature_map: a key of `FEATURE_MAPS`.
         write: a key of `WRITE_RULES`.
-        read: "balanced" or "added", see `read.py`.
+        read: "balanced", "joint" or "added", see `read.py`.
         initial_weight: how much the memory counts at the start against the window, positive.
     """
 
