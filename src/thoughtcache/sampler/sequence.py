@@ -64,7 +64,7 @@ class RunningSequence:
         self.chosen.append(None if chosen is None else _on_host(chosen.shape, chosen).copy_(chosen, non_blocking=True))
 
     def rollout(self, cache: SlotCache, slot: int, num_drawn: int, drawn: Drawn) -> Rollout:
-        """The record of the sequence, cut at its end.
+        """The record of the sequence, cut at its end; asked for once, because it takes the states along.
 
         Args:
             cache: cache in which its last keys and values still are.
@@ -93,11 +93,21 @@ class RunningSequence:
                 Eviction(before_token=point, num_tokens=self.settings.num_evicted or 0, slots=chosen)
                 for point, chosen in zip(points, self.chosen, strict=False)
             ),
-            states=None if self.states is None or not points else self.states[: len(points)].clone(),
+            states=self._hand_over(len(points)),
             keys_values=keys_values,
             finish_reason=drawn.finish_reason,
             settings=self.settings,
         )
+
+    def _hand_over(self, num_evictions: int) -> Tensor | None:
+        """The states after so many evictions, which this object then has no more; None if there are none.
+
+        They are copied where they would hold on to more memory than they fill, or to pinned memory.
+        """
+        states, self.states = self.states, None
+        if states is None or not num_evictions:
+            return None
+        return states if len(states) == num_evictions and not states.is_pinned() else states[:num_evictions].clone()
 
     def _points(self, num_thoughts: int) -> tuple[int, ...]:
         """Numbers of the thoughts before which an eviction happens; the last thought is drawn and not processed."""
