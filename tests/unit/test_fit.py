@@ -13,7 +13,7 @@ from support.plans import cpu_setting
 from thoughtcache.planning.fit import DoesNotFitError, check_fit
 from thoughtcache.planning.model_configs import load_config
 from thoughtcache.planning.plan import make_plan
-from thoughtcache.planning.setting import PlanSetting
+from thoughtcache.planning.setting import PlanSetting, side_by_side
 from thoughtcache.recipes.plan.fit import refuse_what_does_not_fit
 from thoughtcache.recipes.run.config import RunConfig
 
@@ -37,16 +37,16 @@ def test_a_run_that_fits_says_nothing() -> None:
     assert refuse(RUN, 400 * GIB) == ""
 
 
-def test_what_is_not_planned_is_said_and_the_rest_is_checked() -> None:
-    memory = tc.ThoughtConfig(memory="attention", window=1024)
-    text = StringIO()
-    where = (load_config("Qwen2.5-0.5B"), PROMPTS, Console(file=text, width=200))
+def test_a_memory_in_attention_counts() -> None:
+    memory = tc.ThoughtConfig(memory="attention", memory_features=256, window=64)
+    setting = PlanSetting(model=load_config("Qwen2.5-0.5B"), thought=memory, prompt_tokens=512, max_new_tokens=4096)
+    window_alone = make_plan(side_by_side(setting)["LoRA_c"])
+    with pytest.raises(DoesNotFitError, match="most goes to"):
+        check_fit(setting, available_bytes=window_alone.total_bytes)
+    where = (load_config("Qwen2.5-0.5B"), PROMPTS, Console(file=StringIO(), width=200))
     refuse_what_does_not_fit(RUN, memory, *where, available_bytes=400 * GIB)
-    assert "without the memory in attention space" in text.getvalue()
     with pytest.raises(DoesNotFitError):
         refuse_what_does_not_fit(RUN, memory, *where, available_bytes=8 * GIB)
-    with pytest.raises(ValueError, match="memory='attention' is not planned yet; plan LoRA under the same window"):
-        PlanSetting(model=where[0], thought=memory, prompt_tokens=8, max_new_tokens=9)
 
 
 def test_a_run_that_does_not_fit_names_the_setting_that_helps(capsys: pytest.CaptureFixture[str]) -> None:

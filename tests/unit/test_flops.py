@@ -142,6 +142,27 @@ def test_a_rollout_agrees_with_the_counter(rule, window):
     assert (expected.absorption > 0) == (window is not None)
 
 
+# Not counted are the multiplication of the state by its decay, and the triangular solve.
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [
+        ({}, EXACT),
+        ({"memory_read": "added", "memory_keys": "rotated"}, EXACT),
+        ({"memory_read": "added", "memory_feature_map": "unit"}, EXACT),
+        ({"memory_feature_map": "hedgehog", "memory_write": "decay"}, 0.005),
+        ({"memory_write": "delta"}, 0.005),
+    ],
+)
+def test_a_memory_in_attention_agrees_with_the_counter(options, tolerance):
+    model = adapted(memory="attention", memory_features=8, num_global_tokens=32, **options)
+    thought = find_tuner(model).thought_config
+    measured = decode_steps_counted(model, WINDOW)
+    flops = rollout_flops_per_token(model, thought, prompt_tokens=PROMPT, num_tokens=TOKENS)
+    print(f"{options}: counter {measured:.1f}, closed form {flops.total:.1f}")
+    assert flops.total == pytest.approx(measured, rel=tolerance)
+    assert min(flops.state_read, flops.absorption) > 0
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -75,6 +75,7 @@ def finished(folder: Path) -> dict[str, Finished]:
     commands["small"] = [*SMALL, "--sweep", "--picture", "sweep.png", "--json", "sweep.json"]
     commands["checked"] = [*SMALL, "--trace", "--measure", "--json", "checked.json"]
     commands["distill"] = [*SMALL[:-2], "--objective", "distill", "--measure", "--json", "distill.json"]
+    commands["memory"] = [*MODEL, "--memory", "attention", "--memory-features", "32", "--json", "memory.json"]
     commands["paper"] = ["plan", "--paper", "--json", "paper.json"]
     return run_commands(commands, folder)
 
@@ -102,6 +103,21 @@ def test_a_plan_has_a_column_per_system_and_says_what_fits(finished: dict[str, F
     for plan in numbers["plans"].values():
         assert plan["total_bytes"] == sum(plan["phases"][plan["highest_in"]].values())
     assert numbers["environment"]["versions"]["torch"]
+
+
+def test_a_memory_in_attention_is_planned_and_its_size_is_said(finished: dict[str, Finished], folder: Path) -> None:
+    done = finished["memory"]
+    assert (done.code, done.stderr) == (0, "")
+    assert "memory in attention" in done.stdout
+    # 2 heads of 32 features and 65 columns; a token has 2 x 2 x 64 numbers.
+    assert "thought states: 4,160 numbers per layer and sequence, as many as the keys and values of 16.2 tokens" in (
+        done.stdout
+    )
+    assert json.loads((folder / "memory.json").read_text())["state"] == {
+        "numbers_per_layer": 4160,
+        "tokens_worth": 16.25,
+    }
+    assert "thought states: 1,024 numbers per layer and sequence" in finished["plan"].stdout
 
 
 def test_the_full_cache_is_called_as_on_the_command_line(finished: dict[str, Finished]) -> None:

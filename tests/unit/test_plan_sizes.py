@@ -72,6 +72,7 @@ def test_other_supported_models(config):
         {"state_rule": "decay"},
         {"initial_state": "identity", "absorb": False, "r": 32},
         {"target_modules": ["q_proj", "down_proj"]},
+        {"memory": "attention", "memory_write": "delta", "memory_read": "added", "r": 5},
     ],
 )
 def test_adapters(shape, options):
@@ -81,7 +82,7 @@ def test_adapters(shape, options):
         model = peft.get_peft_model(base, ThoughtConfig(**options), low_cpu_mem_usage=True)
     trainable = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     assert expected.parameters == sum(trainable.values())
-    assert expected.encoders == sum(value for name, value in trainable.items() if "encoder" in name)
+    assert expected.encoders == sum(value for name, value in trainable.items() if "lora_thought_" in name)
 
 
 def test_names_files_and_folders(tmp_path: Path):

@@ -5,6 +5,7 @@ PEFT saves, loads, moves and deletes what hangs on an adapted linear under a nam
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -139,6 +140,31 @@ def memory_shape(config: ThoughtConfig, heads: tuple[int, int, int]) -> MemorySh
         read=config.memory_read,
         initial_weight=config.memory_weight,
     )
+
+
+def num_parameters(config: ThoughtConfig, heads: tuple[int, int, int]) -> int:
+    """Number of parameters behind the state of one decoder layer; 0 where there is none.
+
+    Args:
+        config: settings of the adapter.
+        heads: query heads, key-value heads, and the size of one.
+    """
+    counted = replace(config, encoder_start="random")  # which does not look at weights of a layer
+    with torch.device("meta"):
+        made = new_parameters(counted, layer_index=0, layer=nn.Identity(), heads=heads, dtype=torch.float32)
+    return sum(parameter.numel() for part in made.values() for parameter in part.parameters())
+
+
+def state_shape(config: ThoughtConfig, heads: tuple[int, int, int]) -> tuple[int, ...]:
+    """Shape of the state of one decoder layer of one sequence; (0,) where nothing has one.
+
+    Args:
+        config: settings of the adapter, with one memory.
+        heads: query heads, key-value heads, and the size of one.
+    """
+    if config.has_attention_memory:
+        return memory_shape(config, heads).state_shape
+    return (0,) if config.is_plain_lora else (config.num_global_tokens, config.r)
 
 
 def attach(module: Any, holder: str, adapter_name: str, parameters: StateParameters) -> None:

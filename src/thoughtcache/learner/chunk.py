@@ -86,7 +86,7 @@ def run_chunk(
         past, absorbed = _evict(rules, past, width, slots, states, first)
         if absorbed is not states and absorbed is not None:
             states = _anchor(absorbed, batch, chunk.segment - 1) if anchored else absorbed
-    cache = ReplayCache(tuner.num_layers, past, chunk.start, states, memory.reader(), is_initial=chunk.segment == 0)
+    cache = ReplayCache(tuner.num_layers, past, chunk.start, states, memory.reader(), is_initial=chunk.is_initial)
     columns = cache.physical_length + chunk.stop - chunk.start
     layers = checkpointed_layers(tuner, cache) if checkpoint_layers else nullcontext()
     with lower_right_attention(tuner.model.config), layers:

@@ -42,7 +42,12 @@ class Chunk:
     @property
     def evicts(self) -> bool:
         """Whether an eviction happens on entry."""
-        return self.opens and self.segment > 0
+        return self.opens and not self.is_initial
+
+    @property
+    def is_initial(self) -> bool:
+        """Whether nothing was evicted before it, which leaves a memory in attention nothing to read."""
+        return self.segment == 0
 
     @property
     def columns(self) -> int:

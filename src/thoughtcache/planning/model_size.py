@@ -11,9 +11,9 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from thoughtcache.adapter.state_parameters import num_parameters
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.planning.flops import linear_shapes, targeted_linears
-from thoughtcache.state.rules import state_rule
 
 QK_NORM_TYPES = ("qwen3",)
 
@@ -49,6 +49,11 @@ class ModelSize:
     other_parameters: int
 
     @property
+    def head_counts(self) -> tuple[int, int, int]:
+        """Query heads, key-value heads, and the size of one."""
+        return self.heads, self.kv // self.head_size, self.head_size
+
+    @property
     def parameters(self) -> int:
         """All parameters; tied embeddings count once."""
         return self.linear_parameters + self.other_parameters
@@ -60,7 +65,7 @@ class AdapterSize:
 
     Attributes:
         factors: the low-rank factors of all targeted linears.
-        encoders: what makes the thought states; 0 for plain LoRA.
+        encoders: what makes the thought states, or writes and reads the memory; 0 for plain LoRA.
     """
 
     factors: int
@@ -100,17 +105,13 @@ def model_size(config: PretrainedConfig) -> ModelSize:
 def adapter_size(config: PretrainedConfig, thought: ThoughtConfig) -> AdapterSize:
     """Count the parameters that an adapter adds."""
     shapes = linear_shapes(config)
-    rank, columns = thought.r, thought.num_global_tokens
+    rank, columns = thought.r, thought.num_state_rows
     factors = sum(
         rank * shapes[name][0] + columns * shapes[name][1]
         for names in targeted_linears(config, thought.target_modules)
         for name in names
     )
-    if thought.is_plain_lora:
-        return AdapterSize(factors=factors, encoders=0)
-    kv = shapes["self_attn.k_proj"][1]
-    encoder = (2 * columns + 3 * rank) * kv + 1
-    encoder += sum(extra.count(kv) for extra in state_rule(thought.state_rule).parameters)
+    encoder = num_parameters(thought, model_size(config).head_counts)
     return AdapterSize(factors=factors, encoders=config.num_hidden_layers * encoder)
 
 

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
 import torch
 from transformers import PretrainedConfig
 
 from thoughtcache.adapter.positions import PositionReach, position_reach, positions_needed
+from thoughtcache.adapter.state_parameters import state_shape
 from thoughtcache.adapter.support import DTYPES
 from thoughtcache.cache.eviction import EVICTION_POLICIES
 from thoughtcache.checks import at_least_one, one_of
-from thoughtcache.config import ThoughtConfig
+from thoughtcache.config import STATE_SETTINGS, ThoughtConfig
 from thoughtcache.learner.chunk_plan import Chunk, plan_chunks
 from thoughtcache.learner.options import CHUNK_TOKENS, ReplayOptions, learner_options
+from thoughtcache.planning.flops import memory_of
+from thoughtcache.planning.model_size import model_size
 from thoughtcache.policy.modes import GradientMode, Place
 from thoughtcache.records import CacheSettings
+from thoughtcache.state.attention.weights import MemoryShape
 
 Objective = Literal["grpo", "distill"]
 Learner = Literal["replay", "checkpointed"]
 Logits = Literal["chunked", "materialised"]
 SYSTEMS = ("LoRA, full cache", "LoRA_c", "PTE")
+WITH_MEMORY = "memory in attention"
+"""What the third system is called where the memory is another one than the paper's."""
 DEVICES = ("cuda", "cpu")
 TEACHER_BATCHES = 4
 """Batches of distillation that the teacher samples at once: sampling takes less memory than the learner."""
@@ -99,12 +106,9 @@ class PlanSetting:
                 f"distillation replays and has no reference and no records, got learner={self.learner!r}, "
                 f"beta={self.beta} and reuse={self.reuse}; leave them out, or use objective='grpo'"
             )
-        if self.thought.has_attention_memory:
-            raise ValueError(
-                f"memory={self.thought.memory!r} is not planned yet; plan LoRA under the same window "
-                "(initial_state='identity', absorb=False), to which the memory adds its states, and fp32 copies of the "
-                "outputs of attention"
-            )
+        missing = not_planned(self.thought)
+        if missing:
+            raise ValueError(f"{missing} is not planned yet; plan the adapter without it, which needs a little less")
         _ = self.replay_options
 
     @property
@@ -183,6 +187,40 @@ class PlanSetting:
         """Whether evicted tokens change the state."""
         return self.thought.absorb and self.window is not None
 
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """Shape of the state of one decoder layer of one sequence."""
+        return state_shape(self.thought, model_size(self.model).head_counts)
+
+    @property
+    def state_numbers(self) -> int:
+        """Numbers of the state of one decoder layer of one sequence; 0 where there is none."""
+        return math.prod(self.state_shape)
+
+    @property
+    def tokens_worth(self) -> float:
+        """Tokens whose keys and values take as many numbers as the state."""
+        return self.state_numbers / (2 * model_size(self.model).kv)
+
+    @property
+    def attention_memory(self) -> MemoryShape | None:
+        """The memory in attention space; None where the state is in the adapted linears."""
+        return memory_of(self.model, self.thought)
+
+
+def not_planned(thought: ThoughtConfig) -> str | None:
+    """The setting of an adapter that plans do not cover, as text; None if they cover all."""
+    if thought.memory == "both":
+        return "memory='both'"
+    return "memory_read='joint'" if thought.memory_read == "joint" else None
+
+
+def nearest_planned(thought: ThoughtConfig) -> ThoughtConfig:
+    """The same adapter without what plans do not cover: the memory in attention space alone, with a balanced read."""
+    left_out = STATE_SETTINGS if thought.memory == "both" else frozenset[str]()
+    defaults = {item.name: item.default for item in fields(ThoughtConfig) if item.name in left_out}
+    return replace(thought, memory="attention", memory_read="balanced", **defaults)
+
 
 def plain_lora(thought: ThoughtConfig, window: int | str | None) -> ThoughtConfig:
     """The adapter as plain LoRA of the same rank and targets, with another window."""
@@ -204,7 +242,7 @@ def side_by_side(setting: PlanSetting) -> dict[str, PlanSetting]:
     """The setting for LoRA with a full cache (TRL's learner; it needs no distillation), for LoRA_c, and as it is."""
     windowed = {
         SYSTEMS[1]: replace(setting, thought=plain_lora(setting.thought, setting.thought.window)),
-        SYSTEMS[2]: setting,
+        SYSTEMS[2] if setting.attention_memory is None else WITH_MEMORY: setting,
     }
     if setting.distills:
         return windowed

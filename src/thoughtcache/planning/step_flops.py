@@ -13,6 +13,7 @@ from thoughtcache.planning.flops import FlopsPerToken, absorption_flops, flops_p
 from thoughtcache.planning.memory.distillation import teacher_setting
 from thoughtcache.planning.model_size import model_size
 from thoughtcache.planning.setting import PlanSetting, learner_chunks
+from thoughtcache.state.attention.read import write_flops
 
 BACKWARD_OF_ATTENTION = 2.5
 
@@ -44,11 +45,12 @@ def step_flops(setting: PlanSetting) -> StepFlops:
         num_tokens=max(setting.max_new_tokens, 2),
         window=sampler.window,
     ).total
-    first = _forward(sampler, context=(prompt + 1) / 2).total
+    first = _forward(sampler, context=(prompt + 1) / 2)
+    prefill = first.total - (first.state_read if sampler.attention_memory is not None else 0)  # nothing to read yet
     learner = learner_flops_per_row(setting)
     return StepFlops(
         per_token=per_token,
-        rollout=rows * (setting.max_new_tokens - 1) * per_token + prompts * prompt * first,
+        rollout=rows * (setting.max_new_tokens - 1) * per_token + prompts * prompt * prefill,
         learner=rows * (learner + _teacher_flops_per_row(setting) if setting.distills else learner),
     )
 
@@ -61,26 +63,29 @@ def learner_flops_per_row(setting: PlanSetting) -> float:
     tokens = sum(chunk.columns for chunk in chunks)
     one = _forward(setting, context=0.0)
     attention = 4.0 * size.layers * size.query * sum(chunk.columns * chunk.leaving for chunk in chunks)
-    absorbed = 0.0
-    if setting.absorbs:
-        events = [chunk.evicted for chunk in chunks if chunk.evicted]
-        absorbed = sum(
-            size.layers
-            * absorption_flops(
-                size.kv, evicted, setting.thought.r, setting.thought.num_global_tokens, setting.thought.state_rule
-            )
-            for evicted in events
-        )
+    absorbed = _absorbed(setting, sum(chunk.evicted > 0 for chunk in chunks)) if setting.absorbs else 0.0
     forwards = 1 if replays and (setting.reuse or not setting.recompute) else 2
     # A checkpointed layer runs once more; what stands between the layers (absorption, head) does not.
     again = 1 if replays and setting.checkpoint_layers else 0
-    adapter = one.adapter + one.state_read
+    reading = tokens
+    if setting.attention_memory is not None:
+        reading = sum(chunk.columns for chunk in chunks if not chunk.is_initial)
     return (
-        tokens * (one.linears * (forwards + again + 1) + adapter * (forwards + again + 2))
+        tokens * one.linears * (forwards + again + 1)
+        + (tokens * one.adapter + reading * one.state_read) * (forwards + again + 2)
         + attention * (forwards + again + BACKWARD_OF_ATTENTION)
         + absorbed * (forwards + 2)
         + one.head * _head_passes(setting) * sum(chunk.scored for chunk in chunks)
     )
+
+
+def _absorbed(setting: PlanSetting, events: int) -> float:
+    """So many evictions of one row."""
+    size, thought, evicted = model_size(setting.model), setting.thought, setting.num_evicted or 0
+    if setting.attention_memory is not None:
+        return float(events * size.layers * write_flops(setting.attention_memory, evicted))
+    event = absorption_flops(size.kv, evicted, thought.r, thought.num_global_tokens, thought.state_rule)
+    return float(events * size.layers * event)
 
 
 def _teacher_flops_per_row(setting: PlanSetting) -> float:
@@ -105,7 +110,8 @@ def _forward(setting: PlanSetting, context: float) -> FlopsPerToken:
         setting.model,
         context=context,
         rank=setting.thought.r,
-        num_global_tokens=setting.thought.num_global_tokens,
+        num_global_tokens=setting.thought.num_state_rows,
         target_modules=setting.thought.target_modules,
         reads_state=not setting.thought.is_plain_lora,
+        memory=setting.attention_memory,
     )

@@ -51,6 +51,16 @@ def print_plans(plans: Mapping[str, Plan], gpu_bytes: int, title: str, console: 
     print_wide(table, console)
 
 
+def print_state_size(setting: PlanSetting, console: Console) -> dict[str, float] | None:
+    """How many numbers the state of a layer takes, and tokens whose keys and values take as many; returns both."""
+    if not setting.absorbs or not setting.state_numbers:
+        return None
+    numbers, tokens = setting.state_numbers, setting.tokens_worth
+    each = f"thought states: {numbers:,} numbers per layer and sequence"
+    plain_line(console, f"{each}, as many as the keys and values of {tokens:.3g} tokens")
+    return {"numbers_per_layer": numbers, "tokens_worth": tokens}
+
+
 def print_positions(setting: PlanSetting, console: Console) -> None:
     """Say so if the model has too few positions; training would refuse the lengths, whatever the memory."""
     available = setting.max_positions

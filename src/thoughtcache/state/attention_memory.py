@@ -89,8 +89,7 @@ class AttentionMemory(Memory):
     @property
     def shape(self) -> torch.Size:
         """H, F and D + 1."""
-        shape = self.layers[0].shape
-        return torch.Size([shape.kv_heads, shape.num_features, shape.head_size + 1])
+        return torch.Size(self.layers[0].shape.state_shape)
 
     def naive_absorb(self, layer_index: int, S: Tensor, leaving: list[list[NaiveToken]]) -> Tensor:
         """The memory [H, F, D + 1] of one layer after these tokens, written token by token and head by head."""

@@ -1,9 +1,9 @@
 """The bytes that one chunk of a replay allocates, in closed form: read off the layers of transformers and PEFT.
 
 Letters: N = rows x columns of the chunk, d hidden size, I inner size, Q = query heads x head size, K = kv heads x head
-size, R rank, G global tokens, V vocabulary; `base` and `adapter` are the bytes of one number of each. PEFT keeps the
-adapter of a half-precision model in fp32, so that every adapted linear makes an fp32 copy of its input; `mixed` says
-whether that is so.
+size, R rank, G inputs of the second factor, V vocabulary; `base` and `adapter` are the bytes of one number of each.
+PEFT keeps the adapter of a half-precision model in fp32, so that every adapted linear makes an fp32 copy of its input;
+`mixed` says whether that is so.
 
 Not covered: scratch memory inside kernels, rounding of an allocator. Proof: tests/unit/test_plan_trace.py.
 """
@@ -15,6 +15,14 @@ from dataclasses import dataclass
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.learner.chunk_plan import Chunk
 from thoughtcache.planning.flops import linear_shapes, targeted_linears
+from thoughtcache.planning.memory.attention_memory import (
+    MemoryNumbers,
+    read_running_bytes,
+    read_saved_bytes,
+    scaled_weights_bytes,
+    shared_bytes,
+    write_saved_bytes,
+)
 from thoughtcache.planning.model_size import ModelSize, adapter_size, model_size
 from thoughtcache.planning.setting import PlanSetting
 from thoughtcache.policy.scores import CHUNK_ELEMENTS
@@ -25,6 +33,7 @@ ADAPTER_BYTES = FP32
 SCORE_TENSORS = {"grpo": 2, "distill": 5}
 """fp32 tensors of the size of the logits at the highest point of scoring a chunk of them, forward and backward. The KL:
 both distributions in logarithms, the teacher's own, their difference and the product."""
+O_PROJ = "self_attn.o_proj"
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
 UP, DOWN = "mlp.up_proj", "mlp.down_proj"
@@ -42,6 +51,7 @@ class LayerNumbers:
         mixed: whether adapted linears copy their inputs to fp32.
         thought: the adapter.
         has_state: whether a thought state stands between the two factors.
+        memory: the memory in attention space, None without.
         dense_masks: whether chunks with resident tokens get a dense mask.
         repeats_kv: whether keys and values are repeated for every query head.
         unequal_prompts: whether even the first chunk gets a dense mask.
@@ -55,6 +65,7 @@ class LayerNumbers:
     mixed: bool
     thought: ThoughtConfig
     has_state: bool
+    memory: MemoryNumbers | None
     dense_masks: bool
     repeats_kv: bool
     unequal_prompts: bool
@@ -82,7 +93,8 @@ def layer_numbers(setting: PlanSetting) -> LayerNumbers:
         base=base,
         mixed=base != ADAPTER_BYTES,
         thought=setting.thought,
-        has_state=not setting.thought.is_plain_lora,
+        has_state=not setting.thought.has_plain_linears,
+        memory=_memory_numbers(setting),
         dense_masks=on_cpu or setting.unequal_prompts,
         repeats_kv=setting.unequal_prompts and not on_cpu and size.heads * size.head_size != size.kv,
         unequal_prompts=setting.unequal_prompts,
@@ -90,9 +102,24 @@ def layer_numbers(setting: PlanSetting) -> LayerNumbers:
     )
 
 
+def _memory_numbers(setting: PlanSetting) -> MemoryNumbers | None:
+    shape = setting.attention_memory
+    if shape is None:
+        return None
+    turns = setting.thought.memory_keys == "content"
+    return MemoryNumbers(shape=shape, turns=turns, chooses=setting.chooses, base=setting.base_bytes)
+
+
 def adapter_bytes(setting: PlanSetting) -> int:
     """The adapter, or its gradient."""
     return adapter_size(setting.model, setting.thought).parameters * ADAPTER_BYTES
+
+
+def factor_bytes(numbers: LayerNumbers, name: str) -> int:
+    """Both factors of a linear of the last layer, or their gradients; 0 where it is not adapted."""
+    inputs, outputs = numbers.shapes[name]
+    thought = numbers.thought
+    return (thought.r * inputs + thought.num_state_rows * outputs) * ADAPTER_BYTES * (name in numbers.targeted[-1])
 
 
 def kv_bytes(numbers: LayerNumbers, rows: int, tokens: int) -> int:
@@ -103,7 +130,7 @@ def kv_bytes(numbers: LayerNumbers, rows: int, tokens: int) -> int:
 def saved_bytes(numbers: LayerNumbers, rows: int, chunk: Chunk) -> int:
     """Bytes that autograd keeps of a chunk in all decoder layers, without its resident keys and values (`kv_bytes`)."""
     total = sum(_saved_by_layer(numbers, rows, chunk, set(names)) for names in numbers.targeted)
-    total += absorption_saved_bytes(numbers, rows, chunk)
+    total += absorption_saved_bytes(numbers, rows, chunk) + memory_bytes(numbers, rows, chunk)
     return total - rows * chunk.columns * FP32 * numbers.size.hidden  # nothing below the first norm needs a gradient
 
 
@@ -123,7 +150,7 @@ def _saved_by_layer(numbers: LayerNumbers, rows: int, chunk: Chunk, targeted: se
     per_token += (
         len(targeted)
         * ADAPTER_BYTES
-        * (numbers.thought.r + (numbers.thought.num_global_tokens if numbers.has_state else 0))
+        * (numbers.thought.r + (numbers.thought.num_state_rows if numbers.has_state else 0))
     )
     per_token += 2 * size.query * base + size.heads * FP32  # queries, output, one log-sum-exp per head
     per_token += FP32 * (size.query + size.kv) if size.has_qk_norm else 0
@@ -132,11 +159,31 @@ def _saved_by_layer(numbers: LayerNumbers, rows: int, chunk: Chunk, targeted: se
     if has_mask(numbers, chunk):
         total += rows * chunk.columns * chunk.leaving * base
         total += 2 * rows * chunk.leaving * size.query * base if numbers.repeats_kv else 0
+    if reads_memory(numbers, chunk):
+        assert numbers.memory is not None
+        total += read_saved_bytes(numbers.memory, rows, chunk.columns)
+        if not numbers.mixed and O_PROJ in targeted:  # its input is no longer what attention keeps
+            total += rows * chunk.columns * size.query * base
     return total
 
 
+def reads_memory(numbers: LayerNumbers, chunk: Chunk) -> bool:
+    """Whether attention reads a memory in this chunk."""
+    return numbers.memory is not None and not chunk.is_initial
+
+
+def memory_bytes(numbers: LayerNumbers, rows: int, chunk: Chunk) -> int:
+    """Bytes of a memory in attention space in a chunk that its layers share, and of its parameters as they are used."""
+    if numbers.memory is None:
+        return 0
+    angles = shared_bytes(numbers.memory, rows, chunk.columns) if reads_memory(numbers, chunk) else 0
+    return angles + numbers.size.layers * scaled_weights_bytes(numbers.memory)
+
+
 def absorption_saved_bytes(numbers: LayerNumbers, rows: int, chunk: Chunk) -> int:
-    """Bytes that the update of all states on entry to a chunk keeps: keys and values that left, raw and normalised."""
+    """Bytes that the update of all states on entry to a chunk keeps: of keys and values that left."""
+    if numbers.memory is not None:
+        return numbers.size.layers * write_saved_bytes(numbers.memory, rows, chunk.evicted)
     if not (numbers.has_state and numbers.thought.absorb):
         return 0
     numbers_per_entry = state_rule(numbers.thought.state_rule).saved_per_entry
@@ -182,18 +229,21 @@ def _kept_by_down(numbers: LayerNumbers) -> int:
     return numbers.size.inner * (ADAPTER_BYTES if numbers.mixed else numbers.base)
 
 
-def forward_transient_bytes(numbers: LayerNumbers, tokens: int) -> int:
+def forward_transient_bytes(numbers: LayerNumbers, tokens: int, *, reads: bool = False) -> int:
     """Activations of one layer of a forward pass without a graph, at the end of `up_proj` or `down_proj`, or between.
 
     Four tensors of the size of the hidden states live all the while: embeddings, the layer's input, the residual and
-    the normalised input of the MLP.
+    the normalised input of the MLP. With `reads`, attention reads a memory, when there is no residual yet.
     """
     size, base = numbers.size, numbers.base
     local = 4 * size.hidden * base
     up = local + numbers.fp32_input(UP) + size.inner * base + numbers.linear(UP)
     down = local + size.inner * base + numbers.fp32_input(DOWN) + numbers.linear(DOWN)
     product = local + 3 * size.inner * base
-    return tokens * max(up, down, product)
+    read = 0
+    if reads and numbers.memory is not None:
+        read = read_running_bytes(numbers.memory, 1) + (3 * size.hidden + 2 * size.kv) * base
+    return tokens * max(up, down, product, read)
 
 
 def score_rows(numbers: LayerNumbers, rows: int, chunk: Chunk) -> int:

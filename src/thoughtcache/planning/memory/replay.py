@@ -12,10 +12,12 @@ from itertools import groupby
 from thoughtcache.cache.schedule import num_evictions
 from thoughtcache.learner.chunk_plan import Chunk
 from thoughtcache.planning.memory.layer import (
+    DOWN,
     FP32,
     LayerNumbers,
     absorption_saved_bytes,
     adapter_bytes,
+    factor_bytes,
     final_norm_bytes,
     forward_transient_bytes,
     graph_backward_bytes,
@@ -25,6 +27,8 @@ from thoughtcache.planning.memory.layer import (
     last_layer_bytes,
     layer_numbers,
     logits_bytes,
+    memory_bytes,
+    reads_memory,
     saved_bytes,
 )
 from thoughtcache.planning.memory.parts import Parts, highest
@@ -47,6 +51,7 @@ class _Learner:
     adapter_bytes: int
     anchors: int
     log: int
+    states: int
 
 
 def forward_parts(setting: PlanSetting, *, keeps_log: bool) -> Parts:
@@ -69,7 +74,7 @@ def backward_parts(setting: PlanSetting) -> Parts:
         return _graph(learner, learner.chunks, gradients=0)
     if isinstance(setting.gradient, int):
         blocks = groupby(learner.chunks, key=lambda chunk: chunk.segment // int(setting.gradient))
-        return highest(_graph(learner, list(block), gradients=2) for _, block in blocks)
+        return highest(_graph(learner, list(block), gradients=1) for _, block in blocks)
     last = learner.chunks[-1]
     shapes = {(_key(chunk), chunk is last): chunk for chunk in learner.chunks}
     return highest(_backward_chunk(learner, chunk, is_last=is_last) for (_, is_last), chunk in shapes.items())
@@ -85,6 +90,7 @@ def _learner(setting: PlanSetting) -> _Learner:
         rows=setting.batch,
         checkpoint_layers=setting.checkpoint_layers,
         adapter_bytes=adapter_bytes(setting),
+        states=slot_state_bytes(setting, setting.batch),
         anchors=_entry_state_bytes(setting, len(chunks)),
         log=kv_bytes(numbers, setting.batch, columns) + resident_columns_bytes(setting, chunks)
         if setting.logs_on_device
@@ -132,15 +138,11 @@ def layer_heads(setting: PlanSetting) -> int:
     return size.layers * size.kv // size.head_size
 
 
-def _state_bytes(setting: PlanSetting) -> int:
-    return setting.thought.r * setting.thought.num_global_tokens * FP32
-
-
 def slot_state_bytes(setting: PlanSetting, rows: int) -> int:
     """Thought states of so many sequences, of all layers."""
-    if setting.thought.is_plain_lora or not setting.absorbs:
+    if not setting.absorbs:
         return 0
-    return int(rows * setting.model.num_hidden_layers * _state_bytes(setting))
+    return int(rows * setting.model.num_hidden_layers * setting.state_numbers * FP32)
 
 
 def anchor_bytes(setting: PlanSetting, rows: int) -> int:
@@ -152,13 +154,14 @@ def anchor_bytes(setting: PlanSetting, rows: int) -> int:
 def _forward_chunk(learner: _Learner, chunk: Chunk, log: int, states: int) -> Parts:
     numbers, rows, tokens = learner.numbers, learner.rows, learner.rows * chunk.columns
     kept = chunk.entry - chunk.evicted if chunk.evicted else 0
-    layers = forward_transient_bytes(numbers, tokens)
+    layers = forward_transient_bytes(numbers, tokens, reads=reads_memory(numbers, chunk))
     head = final_norm_bytes(numbers, tokens) + logits_bytes(numbers, rows, chunk)
+    memory = memory_bytes(numbers, rows, chunk)
     return {
-        "thought states": states,
+        "thought states": states + (learner.states if chunk.evicted else 0),  # before and after it was anchored
         "K/V log": log if chunk.entry else 0,  # made when the first chunk has run
         "resident K/V": kv_bytes(numbers, rows, chunk.entry + kept + chunk.leaving),
-        "activations": layers if layers >= head else final_norm_bytes(numbers, tokens),
+        "activations": memory + (layers if layers >= head else final_norm_bytes(numbers, tokens)),
         "logits": 0 if layers >= head else logits_bytes(numbers, rows, chunk),
     }
 
@@ -168,9 +171,12 @@ def _backward_chunk(learner: _Learner, chunk: Chunk, *, is_last: bool) -> Parts:
     numbers, rows, tokens = learner.numbers, learner.rows, learner.rows * chunk.columns
     arriving = 0 if is_last else chunk.leaving
     saved, forward, backward = _kept_and_running(learner, chunk)
+    before = absorption_saved_bytes(numbers, rows, chunk) + memory_bytes(numbers, rows, chunk)
+    new = learner.states if chunk.evicted else 0
+    given = 0 if is_last or chunk.is_initial else learner.states
     common = {
         "gradients": learner.adapter_bytes,
-        "thought states": learner.anchors,
+        "thought states": learner.anchors + 2 * new + given,  # before and after it was anchored
         "K/V log": learner.log,
         "logits": 0,
     }
@@ -188,12 +194,18 @@ def _backward_chunk(learner: _Learner, chunk: Chunk, *, is_last: bool) -> Parts:
         "activations": saved + final_norm_bytes(numbers, tokens) + rows * chunk.scored * _head_gradient(numbers),
         "logits": logits_bytes(numbers, rows, chunk),
     }
-    back: Parts = {**head, "activations": saved + backward, "logits": 0}
+    back: Parts = {
+        **head,
+        "gradients": learner.adapter_bytes + factor_bytes(numbers, DOWN),
+        "thought states": learner.anchors + new + given,
+        "activations": saved + backward,
+        "logits": 0,
+    }
     end: Parts = {
         **common,
         "gradients": 2 * learner.adapter_bytes - learner.adapter_bytes // numbers.size.layers,  # the first layer's last
         "resident K/V": kv_bytes(numbers, rows, resident + held + chunk.entry),
-        "activations": backward,
+        "activations": backward + before,
     }
     return highest([layers, head, back, end])
 
@@ -209,27 +221,29 @@ def _kept_and_running(learner: _Learner, chunk: Chunk) -> tuple[int, int, int]:
     again = last_layer_bytes(numbers, rows, chunk) + kv_bytes(numbers, rows, chunk.leaving) // numbers.size.layers
     if not numbers.mixed:
         again -= tokens * numbers.size.hidden * FP32  # in fp32 the first norm keeps the input of the layer itself
+    given = tokens * numbers.size.hidden * (2 * numbers.base + FP32 if numbers.mixed else numbers.base)
     return (
-        inputs + absorption_saved_bytes(numbers, rows, chunk),
-        mask + forward_transient_bytes(numbers, tokens),
-        again + max(mask + graph_forward_bytes(numbers, tokens), backward),
+        inputs + absorption_saved_bytes(numbers, rows, chunk) + memory_bytes(numbers, rows, chunk),
+        mask + forward_transient_bytes(numbers, tokens, reads=reads_memory(numbers, chunk)),
+        again + max(mask + graph_forward_bytes(numbers, tokens) + given, backward),
     )
 
 
 def _graph(learner: _Learner, chunks: list[Chunk], *, gradients: int) -> Parts:
     """All of these chunks under one graph: at the head or in the layers of each, from the last one to the first."""
     numbers, rows, last = learner.numbers, learner.rows, chunks[-1]
-    saved, norms, resident = 0, 0, 0
+    saved, norms, resident, made = 0, 0, 0, 0
     moments: list[Parts] = []
     for chunk in chunks:
         tokens = rows * chunk.columns
         saved += saved_bytes(numbers, rows, chunk)
         norms += final_norm_bytes(numbers, tokens)
         resident += chunk.leaving
+        made += learner.states if gradients and chunk.evicted else 0  # a block makes again what the forward pass kept
         arriving = 0 if chunk is last else chunk.leaving
         common = {
-            "gradients": max(gradients, 0 if chunk is last else 1) * learner.adapter_bytes,
-            "thought states": learner.anchors,
+            "gradients": (gradients + (0 if chunk is last else 1)) * learner.adapter_bytes,
+            "thought states": learner.anchors + made,
             "resident K/V": kv_bytes(numbers, rows, resident + arriving),
         }
         at_head = saved + norms + rows * chunk.scored * _head_gradient(numbers)
@@ -249,4 +263,4 @@ def _distinct(chunks: list[Chunk]) -> list[Chunk]:
 
 
 def _key(chunk: Chunk | None) -> tuple[int, ...]:
-    return () if chunk is None else (chunk.columns, chunk.entry, chunk.evicted, chunk.scored)
+    return () if chunk is None else (chunk.columns, chunk.entry, chunk.evicted, chunk.scored, chunk.is_initial)

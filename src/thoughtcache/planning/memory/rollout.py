@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from thoughtcache.cache.schedule import num_evictions
+from thoughtcache.planning.memory.attention_memory import scaled_weights_bytes, write_running_bytes
 from thoughtcache.planning.memory.layer import (
     FP32,
     LayerNumbers,
@@ -15,7 +17,7 @@ from thoughtcache.planning.memory.layer import (
     kv_bytes,
     layer_numbers,
 )
-from thoughtcache.planning.memory.parts import Parts, add
+from thoughtcache.planning.memory.parts import Parts, add, highest
 from thoughtcache.planning.memory.replay import record_parts, slot_state_bytes
 from thoughtcache.planning.setting import PlanSetting
 from thoughtcache.sampler.prefill import CHUNK_COLUMNS
@@ -33,17 +35,22 @@ def rollout_parts(setting: PlanSetting) -> dict[str, Parts]:
     prompts = -(-slots // setting.group)
     waiting = max(0, setting.completions - slots)
     states = slot_state_bytes(setting, slots)
-    cache = {"rollout K/V": kv_bytes(numbers, slots, prompt + window), "thought states": states}
+    memory = sampler_memory_bytes(setting, numbers)
+    cache = {
+        "rollout K/V": kv_bytes(numbers, slots, prompt + window),
+        "thought states": states + memory,
+    }
     scores = slots * setting.max_new_tokens * (FP64 + 8 + FP32)  # uniform numbers, tokens, log-probabilities
     before = {"recorded K/V": recorded_kv_bytes(setting, waiting), **record_parts(setting, waiting)}
     records = record_parts(setting, slots + waiting)
-    joined = {"thought states": record_parts(setting, 1).get("thought states", 0)}
     during = add(cache, records, {"recorded K/V": recorded_kv_bytes(setting, slots + waiting)})
-    token = forward_transient_bytes(numbers, slots) + final_norm_bytes(numbers, slots)
+    token = forward_transient_bytes(numbers, slots, reads=True) + final_norm_bytes(numbers, slots)
+    layer, recorded = _eviction_bytes(setting, numbers), _events(setting) > 1  # room for all is made by the first one
     phases: dict[str, Parts] = {
         "prefill": {
             **before,
             "rollout K/V": kv_bytes(numbers, prompts, prompt),
+            "thought states": before.get("thought states", 0) + states + 2 * memory,  # the prompts have their own
             "activations": forward_transient_bytes(numbers, prompts * min(prompt, CHUNK_COLUMNS)) + scores,
         },
         # Each prompt once, and in the slots.
@@ -53,13 +60,25 @@ def rollout_parts(setting: PlanSetting) -> dict[str, Parts]:
             "activations": token + scores,
             "logits": DRAW_BYTES * slots * numbers.size.vocabulary,
         },
-        # The states before and after it are copies.
-        "evicting": {**during, "activations": _eviction_bytes(setting, numbers) + 2 * states + scores},
-        # The pieces are joined and the states copied for one sequence at a time.
-        "collecting": add(during, joined, {"recorded K/V": recorded_kv_bytes(setting, 1), "activations": scores}),
+        # New states beside the old ones; then the states of all layers in one piece, which is recorded.
+        "evicting": highest(
+            [
+                add(during if recorded else add(cache, before), {"activations": states + layer + scores}),
+                add(during, {"activations": 2 * states + scores}),
+            ]
+        ),
+        # The pieces are joined for one sequence at a time; its states are handed over.
+        "collecting": add(during, {"recorded K/V": recorded_kv_bytes(setting, 1), "activations": scores}),
     }
     packed = {"packed weights": packed_bytes(setting)}
     return {name: add(parts, packed) for name, parts in phases.items()}
+
+
+def sampler_memory_bytes(setting: PlanSetting, numbers: LayerNumbers) -> int:
+    """What a sampler has of a memory in attention space beside its slots: initial states, and parameters as used."""
+    if numbers.memory is None:
+        return 0
+    return slot_state_bytes(setting, 1) + numbers.size.layers * scaled_weights_bytes(numbers.memory)
 
 
 def packed_bytes(setting: PlanSetting) -> int:
@@ -75,12 +94,22 @@ def packed_bytes(setting: PlanSetting) -> int:
     return numbers.base * sum(size for size in sizes if size >= SMALLEST)
 
 
+def _events(setting: PlanSetting) -> int:
+    return num_evictions(setting.max_new_tokens - 1, setting.window, setting.num_evicted)
+
+
 def _eviction_bytes(setting: PlanSetting, numbers: LayerNumbers) -> int:
     """One eviction of all slots: in one layer, copies of what leaves, and its absorption or the shift of what stays."""
     window, evicted, slots = setting.window, setting.num_evicted, setting.decoded_at_once
-    if window is None or evicted is None or setting.max_new_tokens - 1 <= window:
+    if window is None or evicted is None or not _events(setting):
         return 0
     tokens = slots * numbers.size.kv
+    if numbers.memory is not None:
+        # Views, or in a new order where some are chosen: keys, values, and still the values of the layer before.
+        ordered = 3 * tokens * window * numbers.base if setting.chooses else 0
+        kept = tokens * (window - evicted) * numbers.base
+        moved = 2 * kept if setting.rolls else 0  # keys at their new positions, of the layer before as well
+        return ordered + moved + max(kept, write_running_bytes(numbers.memory, slots, evicted))
     shift = tokens * (window - evicted) * numbers.base
     absorption = tokens * evicted * 2 * (numbers.base + 2 * FP32) if setting.absorbs else 0
     return 2 * tokens * evicted * numbers.base + max(shift, absorption)

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.learner.options import learner_options
 from thoughtcache.planning.fit import DoesNotFitError, check_fit
-from thoughtcache.planning.setting import PlanSetting, plain_lora
+from thoughtcache.planning.setting import PlanSetting, nearest_planned, not_planned
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.report.plan import print_plans
 from thoughtcache.report.progress import plain_line
@@ -46,9 +46,10 @@ def refuse_what_does_not_fit(
     """
     if run.force:
         return
-    if thought.has_attention_memory:
-        plain_line(console, "plan: without the memory in attention space, whose states and reads are not planned yet")
-        thought = plain_lora(thought, thought.window)
+    missing = not_planned(thought)
+    if missing:
+        plain_line(console, f"plan: without what {missing} needs, which is not planned yet")
+        thought = nearest_planned(thought)
     for setting, names in _phases(run, _shared(run, thought, model, prompts)):
         try:
             check_fit(setting, available_bytes=available_bytes, option_names=names, whole_groups=setting.group > 1)

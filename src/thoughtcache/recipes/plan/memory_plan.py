@@ -27,6 +27,7 @@ from thoughtcache.report.plan import (
     print_plans,
     print_positions,
     print_sources,
+    print_state_size,
     print_sweep,
 )
 from thoughtcache.report.results import environment, write_results
@@ -139,6 +140,7 @@ def _plans(
         f"{window}, {rows}, {setting.dtype}, GPU {gpu_bytes / GIB:g} GiB"
     )
     print_plans(plans, gpu_bytes, title, console)
+    state = print_state_size(setting, console)
     print_positions(setting, console)
     limits = print_limits(settings, gpu_bytes, reserve_bytes, console)
     flops = print_flops(settings, console)
@@ -147,6 +149,7 @@ def _plans(
         "objective": setting.objective,
         "parameters": model_size(setting.model).parameters,
         "trainable_parameters": adapter_size(setting.model, setting.thought).parameters,
+        "state": state,
         "gpu_bytes": gpu_bytes,
         "plans": {name: _numbers(plan) for name, plan in plans.items()},
         "largest": limits,
@@ -179,7 +182,7 @@ def _traced(setting: PlanSetting, console: Console) -> dict[str, Any]:
 
 
 def _measured(setting: PlanSetting, console: Console) -> dict[str, Any]:
-    """The learner with the thought state, with random weights."""
+    """The learner with the thought states, with random weights."""
     import torch
 
     here = replace(setting, device_type="cuda" if torch.cuda.is_available() else "cpu", load_in_4bit=False, reuse=False)

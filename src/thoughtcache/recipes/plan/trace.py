@@ -1,8 +1,9 @@
 """The second source: the real model and the real code under fake tensors. No weights, no GPU, no arithmetic.
 
 The model is built on the meta device with its own sizes, adapted by PEFT, and run by `replay` (or by TRL's way of
-training) while `LiveBytes` counts what is alive. Everything in a plan is linear in the number of layers, so two shallow
-models give any depth.
+training) while `LiveBytes` counts what is alive. What is alive at a moment is linear in the number of layers, so two
+shallow models give any depth, as long as the highest moment is the same one in all three: in a shallow model it may be
+at the head. The closed form tells from where on that is so, and nothing else.
 
 The attention is that of the CPU: the same saved tensors as FlashAttention, plus the dense mask of chunks with resident
 tokens. Gradients that meet are added in a new tensor here, and in place without the counter: up to one activation of
@@ -30,12 +31,17 @@ from thoughtcache.cache.eviction.sliding import sliding_evictions
 from thoughtcache.learner.replay import score_rollouts
 from thoughtcache.measuring.live_bytes import LiveBytes
 from thoughtcache.measuring.operator_flops import OperatorFlops
+from thoughtcache.planning.memory.parts import total
 from thoughtcache.planning.model_size import model_size
+from thoughtcache.planning.plan import learner_phases
 from thoughtcache.planning.setting import PlanSetting
 from thoughtcache.policy.handle import full_cache
 from thoughtcache.records import Rollout, SamplingSettings
 
-DEPTHS = (4, 8)
+SHALLOWEST = STEP = 4
+"""Layers of the shallowest model that is traced, and how many more the next one has."""
+BENT = 0.005
+"""Share by which the extrapolated closed form may miss the one of the full depth."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,13 +66,16 @@ class Traced:
         return max(self.forward_bytes, self.backward_bytes)
 
 
-def trace_learner(setting: PlanSetting, *, depths: tuple[int, int] = DEPTHS) -> Traced:
+def trace_learner(setting: PlanSetting, *, depths: tuple[int, int] | None = None) -> Traced:
     """Trace two shallow models and extrapolate to the depth of the configuration.
 
     Args:
         setting: the run; its `device_type` is ignored.
-        depths: layers of the two models.
+        depths: layers of the two models; None: see `depths_to_trace`.
     """
+    depths = depths or depths_to_trace(setting)
+    if setting.model.num_hidden_layers == depths[1]:
+        return trace_as_it_is(setting)
     shallow, deeper = (trace_as_it_is(with_layers(setting, depth)) for depth in depths)
     steps = (setting.model.num_hidden_layers - depths[0]) / (depths[1] - depths[0])
 
@@ -75,6 +84,23 @@ def trace_learner(setting: PlanSetting, *, depths: tuple[int, int] = DEPTHS) -> 
         return int(first + steps * (second - first))
 
     return Traced(**{field.name: at_full_depth(field.name) for field in fields(Traced)})
+
+
+def depths_to_trace(setting: PlanSetting) -> tuple[int, int]:
+    """The shallowest depths from which the closed form of every phase of the learner is extrapolated rightly."""
+    layers = setting.model.num_hidden_layers
+    full = _phase_bytes(setting, layers)
+    for first in range(SHALLOWEST, layers - STEP, STEP):
+        shallow, deeper = _phase_bytes(setting, first), _phase_bytes(setting, first + STEP)
+        steps = (layers - first) / STEP
+        if all(abs(a + steps * (b - a) - c) <= BENT * c for a, b, c in zip(shallow, deeper, full, strict=True)):
+            return first, first + STEP
+    return max(1, layers - STEP), layers
+
+
+def _phase_bytes(setting: PlanSetting, layers: int) -> list[int]:
+    phases = learner_phases(with_layers(replace(setting, device_type="cpu"), layers))
+    return [total(parts) for parts in phases.values()]
 
 
 def trace_as_it_is(setting: PlanSetting) -> Traced:
@@ -123,7 +149,7 @@ def blank_rollouts(setting: PlanSetting) -> list[Rollout]:
         slots = torch.arange(evicted or 0).expand(size.layers, heads, -1)
         evictions = tuple(replace(eviction, slots=slots.clone()) for eviction in evictions)
     thought = setting.thought
-    shape = (len(evictions), config.num_hidden_layers, thought.num_global_tokens, thought.r)
+    shape = (len(evictions), config.num_hidden_layers, *setting.state_shape)
     has_states = bool(evictions) and setting.absorbs and not thought.is_plain_lora
     sampling = SamplingSettings(
         temperature=1.0,

@@ -20,6 +20,8 @@ class FeatureMap(ABC):
     columns_per_feature: ClassVar[float]
     is_positive: ClassVar[bool]
     """Whether features are never negative, so that sums of their products can be shares."""
+    keeps_output: ClassVar[bool] = False
+    """Whether what the backward pass of the map itself needs is its output."""
     fewest: ClassVar[int] = 1
     """Smallest F with which features depend on the key."""
 
@@ -53,6 +55,11 @@ class FeatureMap(ABC):
     def naive(y: Tensor) -> Tensor:
         """Makes the same features of one vector [C], entry by entry."""
 
+    @staticmethod
+    def saved(num_features: int) -> int:
+        """Numbers per vector that the backward pass of `apply` needs: what came out of its last non-linear step."""
+        return num_features
+
 
 class SoftmaxFeatures(FeatureMap):
     """`softmax([y; -y])`: features compete, so that what is written is found again (RAttention, arXiv 2506.15545)."""
@@ -61,6 +68,7 @@ class SoftmaxFeatures(FeatureMap):
     fewest: ClassVar[int] = 2
     columns_per_feature: ClassVar[float] = 0.5
     is_positive: ClassVar[bool] = True
+    keeps_output: ClassVar[bool] = True
 
     @staticmethod
     def apply(projected: Tensor) -> Tensor:
@@ -109,6 +117,11 @@ class UnitFeatures(FeatureMap):
         """Makes the features one by one."""
         length = sum((entry * entry for entry in y), start=y.new_tensor(TINY)).sqrt()
         return torch.stack([entry / length for entry in y])
+
+    @staticmethod
+    def saved(num_features: int) -> int:
+        """The projection, and the inverse of its length."""
+        return num_features + 1
 
 
 def _naive_softmax(y: list[Tensor]) -> list[Tensor]:

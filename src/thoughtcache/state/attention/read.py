@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from thoughtcache.state.attention.weights import MemoryTensors
+from thoughtcache.state.attention.weights import MemoryShape, MemoryTensors
 from thoughtcache.state.attention.write_cost import priced
 from thoughtcache.state.attention.writes import WRITE_RULES
 from thoughtcache.state.precision import state_precision
@@ -84,3 +84,19 @@ def read_memory(
         else:
             mixed = output.to(dtype) + torch.einsum("btqd,qde->btqe", content, tensors.output)
     return mixed.to(output.dtype)
+
+
+def write_flops(shape: MemoryShape, num_evicted: int) -> int:
+    """Operations of `write_memory` for one sequence: projections, gates, and the rule."""
+    features = 2 * num_evicted * shape.head_size * shape.num_columns
+    gates = 2 * num_evicted * 2 * shape.head_size
+    rule = WRITE_RULES[shape.write].flops(num_evicted, shape.num_features, shape.head_size + 1)
+    return shape.kv_heads * (features + gates + rule)
+
+
+def read_flops(shape: MemoryShape) -> int:
+    """Operations of `read_memory` for one token: projections, what is found, and the matrix of the added read."""
+    features = 2 * shape.head_size * shape.num_columns
+    found = 2 * shape.num_features * (shape.head_size + 1)
+    output = 2 * shape.head_size * shape.head_size if shape.read == "added" else 0
+    return shape.query_heads * (features + found + output)

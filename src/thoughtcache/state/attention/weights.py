@@ -54,14 +54,24 @@ class MemoryShape:
     initial_weight: float
 
     @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """(H, F, D + 1), of the state of one layer of one sequence."""
+        return self.kv_heads, self.num_features, self.head_size + 1
+
+    @property
     def state_floats(self) -> int:
         """Numbers of the state of one layer of one sequence: H F (D + 1)."""
-        return self.kv_heads * self.num_features * (self.head_size + 1)
+        return math.prod(self.state_shape)
 
     @property
     def tokens_worth(self) -> float:
         """Tokens whose keys and values take as many numbers as the state."""
         return self.state_floats / (2 * self.kv_heads * self.head_size)
+
+    @property
+    def num_columns(self) -> int:
+        """C of the projections that features are made of."""
+        return FEATURE_MAPS[self.feature_map].num_columns(self.num_features)
 
 
 class MemoryWeights(StateParameters):
@@ -81,7 +91,7 @@ class MemoryWeights(StateParameters):
         self.shape = shape
         self.write_price = 0.0
         size, heads, queries = shape.head_size, shape.kv_heads, shape.query_heads
-        columns = FEATURE_MAPS[shape.feature_map].num_columns(shape.num_features)
+        columns = shape.num_columns
         # Keys and the queries that look for them start with the same features.
         start = torch.randn(heads, size, columns, dtype=dtype)
         self.key_features = nn.Parameter(start)

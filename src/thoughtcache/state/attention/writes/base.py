@@ -11,6 +11,9 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
+INT64 = 2
+"""fp32 numbers that take as many bytes as one integer of a tensor of places."""
+
 
 class WriteRule(ABC):
     """How evicted tokens change the memory of a layer. Never instantiated."""
@@ -49,3 +52,8 @@ class WriteRule(ABC):
     @abstractmethod
     def flops(num_evicted: int, num_features: int, columns: int) -> int:
         """Operations of one write of one head of one sequence."""
+
+    @staticmethod
+    @abstractmethod
+    def saved(rows: int, heads: int, num_evicted: int, num_features: int, columns: int) -> int:
+        """fp32 numbers that the backward pass of `write` needs of one layer, beside the state and the strength."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from thoughtcache.state.attention.writes.base import WriteRule
+from thoughtcache.state.attention.writes.base import INT64, WriteRule
 
 
 class DecayWrite(WriteRule):
@@ -35,3 +35,9 @@ class DecayWrite(WriteRule):
     def flops(num_evicted: int, num_features: int, columns: int) -> int:
         """One product, and one multiplication of the state."""
         return 2 * num_evicted * num_features * columns + num_features * columns
+
+    @staticmethod
+    def saved(rows: int, heads: int, num_evicted: int, num_features: int, columns: int) -> int:
+        """Features, what they are multiplied by and the product, contents; once for all rows what is left, and ages."""
+        once = num_evicted * (heads + INT64)
+        return once + rows * heads * num_evicted * (2 * num_features + columns + 1)

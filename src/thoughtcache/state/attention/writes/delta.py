@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from thoughtcache.state.attention.writes.base import WriteRule
+from thoughtcache.state.attention.writes.base import INT64, WriteRule
 
 
 class DeltaWrite(WriteRule):
@@ -26,6 +26,7 @@ class DeltaWrite(WriteRule):
         """The state after all tokens of the block, in one step."""
         assert decay is not None
         num_evicted = features.shape[2]
+        features = features.contiguous()  # every product below would make a copy of its own
         places = torch.arange(num_evicted, device=state.device)
         base = decay[:, None, None]
         # a^(i - j) is what is left at token i of a correction made at token j.
@@ -51,3 +52,13 @@ class DeltaWrite(WriteRule):
         overlap = 2 * num_evicted * num_evicted * num_features
         solve = num_evicted * num_evicted * columns
         return overlap + solve + 4 * num_evicted * num_features * columns
+
+    @staticmethod
+    def saved(rows: int, heads: int, num_evicted: int, num_features: int, columns: int) -> int:
+        """Features, faded too; what is found, its distance from the contents, corrections; overlaps, faded, system.
+
+        Once for all rows: what is left between pairs of tokens (also of those in the wrong order), their ages, and the
+        same of single tokens.
+        """
+        once = num_evicted * (num_evicted * (2 * heads + INT64) + 2 * (heads + INT64))
+        return once + rows * heads * num_evicted * (2 * num_features + 3 * columns + 3 * num_evicted)

@@ -28,3 +28,8 @@ class LinearWrite(WriteRule):
     def flops(num_evicted: int, num_features: int, columns: int) -> int:
         """One product."""
         return 2 * num_evicted * num_features * columns
+
+    @staticmethod
+    def saved(rows: int, heads: int, num_evicted: int, num_features: int, columns: int) -> int:
+        """Features, features times strength, and contents."""
+        return rows * heads * num_evicted * (2 * num_features + columns)
