@@ -100,7 +100,7 @@ def test_what_a_read_and_a_write_keep(features: str, write: str, read: str, dtyp
 
 
 @pytest.mark.parametrize("write", WRITE_RULES)
-@pytest.mark.parametrize("read", READS)
+@pytest.mark.parametrize("read", sorted({*READS} - {"joint"}))  # which is not planned
 @pytest.mark.parametrize("shape", sorted(SHAPES))
 def test_parameters_and_states_are_those_of_the_adapter(shape: str, write: str, read: str) -> None:
     setting = setting_of(shape, {"memory_write": write, "memory_read": read, "memory_features": 6, "r": 5})

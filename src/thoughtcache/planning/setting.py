@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from transformers import PretrainedConfig
@@ -218,7 +218,7 @@ def not_planned(thought: ThoughtConfig) -> str | None:
 def nearest_planned(thought: ThoughtConfig) -> ThoughtConfig:
     """The same adapter without what plans do not cover: the memory in attention space alone, with a balanced read."""
     left_out = STATE_SETTINGS if thought.memory == "both" else frozenset[str]()
-    defaults = {item.name: item.default for item in fields(ThoughtConfig) if item.name in left_out}
+    defaults: dict[str, Any] = {item.name: item.default for item in fields(ThoughtConfig) if item.name in left_out}
     return replace(thought, memory="attention", memory_read="balanced", **defaults)
 
 
