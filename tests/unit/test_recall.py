@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from thoughtcache.tasks.recall.filler import TEST_FORMS, TRAINING_FORMS, sentenc
 from thoughtcache.tasks.recall.passcode import DIGITS, WORDS, PasscodeTask, evictions_since
 from thoughtcache.train.recall import answer_logprobs
 from thoughtcache.train.recall_config import RecallConfig
-from thoughtcache.train.teach_recall import priced_writes
+from thoughtcache.train.teach_recall import _Episodes, priced_writes
 
 UNANCHORED = ReplayOptions(anchored=False)
 
@@ -335,6 +336,19 @@ def test_going_on_ends_where_one_run_does(tmp_path):
 def test_distances_grow():
     config = small(Path("nowhere"), min_evictions=2, max_evictions=10, growth_steps=4)
     assert [config.longest(step) for step in range(6)] == [2, 4, 6, 8, 10, 10]
+
+
+def test_short_and_long_distances_come_equally_often():
+    """By their logarithm: of 1 to 14, as many are 1 or 2 as 3 to 6, and as 7 to 14."""
+    cache = cache_of()
+    config = small(Path("nowhere"), num_steps=3000, min_evictions=1, max_evictions=14)
+    drawn = [_Episodes(task_of(cache), config, 1).distance(step) for step in range(3000)]
+    assert set(drawn) == set(range(1, 15))
+    shares = [sum(low <= one <= high for one in drawn) / 3000 for low, high in ((1, 2), (3, 6), (7, 14))]
+    expected = [math.log(4 / 2), math.log(8 / 4), math.log(16 / 8)]
+    assert shares == pytest.approx([one / math.log(16 / 2) for one in expected], abs=0.03)
+    at_once = small(Path("nowhere"), min_evictions=0, max_evictions=1)
+    assert {_Episodes(task_of(cache), at_once, 1).distance(step) for step in range(30)} == {0, 1}
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ class RecallConfig(LoopConfig):
         code_length: words or digits of a passcode.
         kind: "words" or "digits".
         min_evictions: shortest distance between a code and its question, in evictions.
-        max_evictions: longest distance.
+        max_evictions: longest distance; the logarithm of a step's distance is drawn evenly.
         growth_steps: steps over which the longest distance grows from the shortest to `max_evictions`; 0 for none.
         trains: "memory" (what writes and reads the states alone) or "adapter" (the factors of the linears as well).
         write_cost: nats that a token adds to the loss when it is written to a memory in attention space, with strength

@@ -6,6 +6,7 @@ it would have seen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from random import Random
@@ -45,10 +46,13 @@ class _Episodes(Dataset[RecallEpisode]):
         return self.config.num_steps * self.per_step
 
     def __getitem__(self, index: int) -> RecallEpisode:
-        step = index // self.per_step
-        draw = Random(f"distance {self.config.seed} {step}")
-        distance = draw.randint(self.config.min_evictions, self.config.longest(step))
-        return self.task.episode(f"training {self.config.seed} {index}", distance)
+        return self.task.episode(f"training {self.config.seed} {index}", self.distance(index // self.per_step))
+
+    def distance(self, step: int) -> int:
+        """The distance of a step: uniform in its logarithm, so that short ones are not rare, and long ones come."""
+        shortest, longest = self.config.min_evictions, self.config.longest(step)
+        drawn = Random(f"distance {self.config.seed} {step}").uniform(math.log(shortest + 1), math.log(longest + 2))
+        return min(longest, int(math.exp(drawn)) - 1)
 
 
 class RecallTrainer(MemoryRate, Trainer):
