@@ -46,7 +46,7 @@ def test_python_blocks_run(name: str, text: str, tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(("name", "text"), SHELL, ids=[name for name, _ in SHELL])
 def test_commands_parse_and_targets_exist(name: str, text: str) -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for line in text.splitlines():
+    for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if words and words[0].endswith("thoughtcache"):
             build_parser().parse_args(words[1:])
