@@ -75,7 +75,15 @@ def finished(folder: Path) -> dict[str, Finished]:
     commands["small"] = [*SMALL, "--sweep", "--picture", "sweep.png", "--json", "sweep.json"]
     commands["checked"] = [*SMALL, "--trace", "--measure", "--json", "checked.json"]
     commands["distill"] = [*SMALL[:-2], "--objective", "distill", "--measure", "--json", "distill.json"]
-    commands["memory"] = [*MODEL, "--memory", "attention", "--memory-features", "32", "--json", "memory.json"]
+    commands["memory in attention"] = [
+        *MODEL,
+        "--memory",
+        "attention",
+        "--memory-features",
+        "32",
+        "--json",
+        "memory.json",
+    ]
     commands["paper"] = ["plan", "--paper", "--json", "paper.json"]
     return run_commands(commands, folder)
 
@@ -106,7 +114,7 @@ def test_a_plan_has_a_column_per_system_and_says_what_fits(finished: dict[str, F
 
 
 def test_a_memory_in_attention_is_planned_and_its_size_is_said(finished: dict[str, Finished], folder: Path) -> None:
-    done = finished["memory"]
+    done = finished["memory in attention"]
     assert (done.code, done.stderr) == (0, "")
     assert "memory in attention" in done.stdout
     # 2 heads of 32 features and 65 columns; a token has 2 x 2 x 64 numbers.

@@ -242,4 +242,4 @@ def test_the_command_line_gives_one_run_or_a_grid(model, tmp_path, monkeypatch, 
     assert (described["seed"], described["learning_rate"]) == (5, 1e-3)
     main([*fixed, "--output-dir", str(tmp_path / "grid"), "--seed", "5,6"])
     cells = json.loads((tmp_path / "grid" / "grid.json").read_text())["cells"]
-    assert [(cell["learning_rate"], cell["seed"]) for cell in cells] == [(0.01, 5), (0.01, 6)]
+    assert [(cell["learning_rate"], cell["seed"]) for cell in cells] == [(0.02, 5), (0.02, 6)]
