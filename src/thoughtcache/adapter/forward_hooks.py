@@ -99,8 +99,11 @@ class ForwardHooks:
                     wanted=self.tuner.binding.wanted,
                 )
             # Nothing was evicted: attention has nothing to read, and plain linears have no state.
-            is_plain, memory = self.tuner.thought_config.has_plain_linears, self.tuner.memory()
-            self.tuner.binding.states = None if is_plain else memory.reader().of_linears(memory.initial_states())
+            if self.tuner.thought_config.has_plain_linears:
+                self.tuner.binding.states = None
+            else:
+                memory = self.tuner.memory()
+                self.tuner.binding.states = memory.reader().of_linears(memory.initial_states())
         return args, kwargs
 
     def _check_owner(self, cache: StatefulCache) -> None:

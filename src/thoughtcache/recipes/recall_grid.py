@@ -101,17 +101,18 @@ def run_recall_grid(
             beside.update(recall)
             losses = payload["phases"]["teach"]["losses"]
             cells.append(Cell(learning_rate=learning_rate, seed=seed, losses=losses, rows=rows))
+    summaries = [_summary(cells, value) for value in learning_rates]
     payload = {
         "environment": environment(),
         "run": payload["run"],
         "cells": [_record(cell) for cell in cells],
-        "by_learning_rate": [_summary(cells, value) for value in learning_rates],
+        "by_learning_rate": summaries,
         "beside": beside,
     }
     with writing(folder, WRITING_REMEDY):
         write_results(folder / "grid.json", payload)
         plot_curves(folder / "grid.png", _panels(cells))
-    _print(cells, learning_rates, console)
+    _print(cells, summaries, console)
     console.print(f"results: {folder / 'grid.json'}\npicture: {folder / 'grid.png'}", soft_wrap=True)
     return payload
 
@@ -142,13 +143,12 @@ def _summary(cells: Sequence[Cell], learning_rate: float) -> dict[str, Any]:
     return {"learning_rate": learning_rate, "seeds": len(own), "last_loss": loss, "recall": by_distance}
 
 
-def _print(cells: Sequence[Cell], learning_rates: Sequence[float], console: Console) -> None:
+def _print(cells: Sequence[Cell], summaries: Sequence[dict[str, Any]], console: Console) -> None:
     table = Table(title="whole passcodes that are remembered, by evictions since they were told")
     for name in ("learning rate", "seed", "last loss (nats)"):
         table.add_column(name, justify="right")
     for row in cells[0].rows:
         table.add_column(str(row["num_evictions"]), justify="right")
-    summaries = [_summary(cells, value) for value in learning_rates]
     for summary in summaries:
         own = [cell for cell in cells if cell.learning_rate == summary["learning_rate"]]
         for cell in own:
