@@ -40,6 +40,7 @@ from thoughtcache.sampler.given import with_own_evictions
 from thoughtcache.train.distill import sample_teacher, teacher_hidden, under_window
 from thoughtcache.train.distill_config import DistillConfig
 from thoughtcache.train.divergence import divergence
+from thoughtcache.train.transfer.config import TransferConfig
 
 FORMS = (
     "Write a detailed essay about {}.",
@@ -58,9 +59,14 @@ TOPICS = (
 )  # fmt: skip
 
 
+TRANSFER_WEIGHT = 0.05
+"""Weight of a memory before attention transfer: on running text everything that left is too much at first."""
+
+
 def arms(rank: int, window: int) -> dict[str, Callable[[], tc.ThoughtConfig]]:
     """The compared systems. `lora_window_equal` is sized so that its parameters are PTE's, to the nearest rank.
 
+    `attention_N_transfer` begins with attention transfer on the same texts, and is distilled from there.
     `lora_slots_N`, `lora_h2o_N` and `lora_snapkv_N` have the numbers of `attention_N` as slots, at a head size of 64.
     """
 
@@ -89,6 +95,8 @@ def arms(rank: int, window: int) -> dict[str, Callable[[], tc.ThoughtConfig]]:
         "lora_snapkv_64": lambda: slots(64, "snapkv"),
         "attention_16": lambda: attention(16),
         "attention_64": lambda: attention(64),
+        "attention_16_transfer": lambda: attention(16, memory_weight=TRANSFER_WEIGHT),
+        "attention_64_transfer": lambda: attention(64, memory_weight=TRANSFER_WEIGHT),
         "attention_64_rotated": lambda: attention(64, memory_keys="rotated"),
         "attention_64_delta": lambda: attention(64, memory_write="delta"),
         "lora_window_equal": lambda: config(r=rank + rank // 8, num_global_tokens=rank + rank // 8, **plain),
@@ -227,6 +235,15 @@ def run_arm(name: str, folder: Path, options: argparse.Namespace, console: Conso
         console.print(f"{name}: {values}")
         return values
 
+    transferred = None
+    if name.endswith("_transfer"):
+        config = TransferConfig(
+            output_dir=str(target / "transfer"), num_steps=options.transfer_steps, batch_size=2, save_every=25,
+            log_every=5, seed=options.seed, resume=any((target / "transfer").glob("checkpoint-*")),
+        )  # fmt: skip
+        tc.transfer_attention(model, samples[options.held_out :], config)
+        transferred = held_out(model)
+        console.print(f"{name}, after {options.transfer_steps} steps of attention transfer: {transferred}")
     has_memory = find_tuner(model).thought_config.has_attention_memory
     memory_rate = options.memory_learning_rate if has_memory else None
     result = tc.distill(
@@ -243,6 +260,7 @@ def run_arm(name: str, folder: Path, options: argparse.Namespace, console: Conso
     ]
     model.save_pretrained(str(target / "adapter"))
     payload = {
+        "transferred": transferred,
         "curve": curve,
         "held_out_texts": held_out.curve[-1],
         "num_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -270,6 +288,7 @@ def main() -> None:
     parser.add_argument("--far", type=int, default=192)
     parser.add_argument("--evaluate-every", type=int, default=25)
     parser.add_argument("--memory-learning-rate", type=float, default=1e-2, help="of memories in attention space")
+    parser.add_argument("--transfer-steps", type=int, default=200, help="of the arms whose names end in _transfer")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     console = Console()

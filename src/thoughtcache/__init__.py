@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from thoughtcache.train.distill_config import DistillConfig
     from thoughtcache.train.recall_config import RecallConfig
     from thoughtcache.train.teach_recall import teach_recall
+    from thoughtcache.train.transfer.config import TransferConfig
+    from thoughtcache.train.transfer.teach import transfer_attention
     from thoughtcache.train.trl.trainer import ThoughtGRPOConfig, ThoughtGRPOTrainer
 
 __version__ = "0.1.0"
@@ -35,10 +37,12 @@ _LAZY = {
     "DistillConfig": "thoughtcache.train.distill_config",
     "RayRollouts": "thoughtcache.scale.ray_rollouts",
     "RecallConfig": "thoughtcache.train.recall_config",
+    "TransferConfig": "thoughtcache.train.transfer.config",
     "probe_passcode": "thoughtcache.studies.passcode",
     "probe_state_use": "thoughtcache.studies.state_use",
     "rollout_across_processes": "thoughtcache.scale.processes",
     "teach_recall": "thoughtcache.train.teach_recall",
+    "transfer_attention": "thoughtcache.train.transfer.teach",
     "distill": "thoughtcache.train.distill",
     "ThoughtGRPOConfig": "thoughtcache.train.trl.trainer",
     "ThoughtGRPOTrainer": "thoughtcache.train.trl.trainer",
@@ -72,6 +76,7 @@ __all__ = [
     "ThoughtGRPOTrainer",
     "TokenFilters",
     "TokenLogProbs",
+    "TransferConfig",
     "distill",
     "full_cache",
     "naive_logprobs",
@@ -81,4 +86,5 @@ __all__ = [
     "rollout",
     "rollout_across_processes",
     "teach_recall",
+    "transfer_attention",
 ]

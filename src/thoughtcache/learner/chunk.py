@@ -81,7 +81,7 @@ def run_chunk(
     if chunk.evicts:
         assert past is not None
         slots = recorded_slots(batch, chunk.segment - 1, chunk.rows, policy.device)
-        first = _first_position(batch, chunk)
+        first = first_position(batch, chunk)
         rules = tuner.window_rules(batch.settings.cache, memory)
         past, absorbed = _evict(rules, past, width, slots, states, first)
         if absorbed is not states and absorbed is not None:
@@ -93,7 +93,7 @@ def run_chunk(
         output = policy.backbone(
             input_ids=batch.inputs(chunk.start, chunk.stop)[: chunk.rows],
             attention_mask=batch.prompts.leading_columns_mask(columns, chunk.rows),
-            position_ids=_positions(batch, chunk),
+            position_ids=chunk_positions(batch, chunk),
             use_cache=True,
             **cache_keyword(policy.backbone, cache),
         )
@@ -138,7 +138,7 @@ def recorded_slots(batch: RolloutBatch, event: int, rows: int, device: torch.dev
     return torch.stack([dummy if slots is None else slots for slots in recorded]).to(device)
 
 
-def _positions(batch: RolloutBatch, chunk: Chunk) -> Tensor:
+def chunk_positions(batch: RolloutBatch, chunk: Chunk) -> Tensor:
     """[rows, n] positions of the columns of a chunk."""
     counted = batch.prompts.positions(chunk.start, chunk.stop)[: chunk.rows]
     if batch.settings.positions == "rolling" and chunk.segment > 0:
@@ -156,7 +156,7 @@ def _leading_rows(entry: Boundary, rows: int) -> Boundary:
     return Boundary(past=past, states=states)
 
 
-def _first_position(batch: RolloutBatch, chunk: Chunk) -> Tensor:
+def first_position(batch: RolloutBatch, chunk: Chunk) -> Tensor:
     """[rows] position of the first resident thought before the eviction on entry to a chunk."""
     is_rolling = batch.settings.positions == "rolling"
     gone = 0 if is_rolling else (chunk.segment - 1) * (batch.settings.num_evicted or 0)

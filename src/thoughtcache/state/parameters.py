@@ -46,7 +46,8 @@ class StateParameters(nn.Module):
         return self
 
     def whole(self, name: str) -> Tensor:
-        """A parameter in at least fp32, with gradient.
+        """A parameter in at least fp32, with gradient; also where a block freezes it after this call, as PEFT's
+        `disable_adapter` does.
 
         Raises:
             ValueError: if this process holds a shard of it only.
@@ -55,4 +56,4 @@ class StateParameters(nn.Module):
         assert value is not None, name
         if isinstance(value, DTensor) or not value.numel():
             raise ValueError(SHARDED.format(name=self.name))
-        return value.to(torch.promote_types(value.dtype, torch.float32))
+        return value.view_as(value).to(torch.promote_types(value.dtype, torch.float32))

@@ -117,7 +117,9 @@ def check_unfiltered(samples: Sequence[Rollout]) -> None:
             )
 
 
-class _Rollouts(Dataset[Rollout]):
+class RolloutRows(Dataset[Rollout]):
+    """Texts as a data set of torch."""
+
     def __init__(self, rollouts: Sequence[Rollout]) -> None:
         self.rollouts = list(rollouts)
 
@@ -128,7 +130,8 @@ class _Rollouts(Dataset[Rollout]):
         return self.rollouts[index]
 
 
-def _collate(rows: list[Rollout]) -> dict[str, list[Rollout]]:
+def longest_first(rows: list[Rollout]) -> dict[str, list[Rollout]]:
+    """A batch whose longest text comes first."""
     return {"rollouts": sorted(rows, key=lambda row: -len(row.token_ids))}
 
 
@@ -249,9 +252,9 @@ def distill(
         evaluator=evaluator,
         model=model,
         args=arguments,
-        train_dataset=_Rollouts(student),
-        eval_dataset=_Rollouts(student[:1]) if evaluator is not None else None,
-        data_collator=_collate,
+        train_dataset=RolloutRows(student),
+        eval_dataset=RolloutRows(student[:1]) if evaluator is not None else None,
+        data_collator=longest_first,
         callbacks=list(callbacks),
     )
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

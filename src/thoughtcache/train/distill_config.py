@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.train.divergence import DIVERGENCES
-from thoughtcache.train.loop_config import LoopConfig
+from thoughtcache.train.loop_config import ReplayLoopConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DistillConfig(LoopConfig):
-    """Settings of `tc.distill`: those of the loop (`LoopConfig`), and these.
+class DistillConfig(ReplayLoopConfig):
+    """Settings of `tc.distill`: those of the loop (`ReplayLoopConfig`), and these.
 
     The defaults are the embedded job's (docs/lab-log.md has their history).
 
@@ -38,6 +38,6 @@ class DistillConfig(LoopConfig):
     allow_no_eviction: bool = False
 
     def __post_init__(self) -> None:
-        LoopConfig.__post_init__(self)
+        ReplayLoopConfig.__post_init__(self)
         one_of("loss", self.loss, sorted(DIVERGENCES))
         at_least_one(self, "max_new_tokens", "samples_per_prompt")

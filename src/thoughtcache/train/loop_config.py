@@ -12,7 +12,7 @@ from thoughtcache.train.memory_rate import check_memory_rate
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoopConfig:
-    """Settings of a loop of `transformers.Trainer` whose learner repeats texts under the adapter's cache.
+    """Settings of every loop of `transformers.Trainer`.
 
     Attributes:
         output_dir: folder for checkpoints and logs.
@@ -24,11 +24,6 @@ class LoopConfig:
         min_learning_rate_ratio: where the cosine ends.
         betas: betas of Adam.
         max_grad_norm: gradient clipping.
-        gradient: how far the gradient reaches, see `learner/replay.py`, as the next four.
-        recompute: run segments again in the backward pass (memory flat in the length); False keeps all activations.
-        checkpoint_layers: keep only the inputs of the layers inside a chunk.
-        chunk_tokens: bound on the tokens of a row whose activations live at once.
-        kv_log: where keys and values wait for the backward pass, "device" or "host".
         seed: seed of the data, their order and the trainer.
         save_every: steps between checkpoints, 0 for none.
         log_every: steps between log lines.
@@ -47,20 +42,40 @@ class LoopConfig:
     min_learning_rate_ratio: float = 0.05
     betas: tuple[float, float] = (0.9, 0.98)
     max_grad_norm: float = 1.0
-    gradient: GradientMode = "exact"
-    recompute: bool = True
-    checkpoint_layers: bool = False
-    chunk_tokens: int | None = CHUNK_TOKENS
-    kv_log: Place = "device"
     seed: int = 0
     save_every: int = 0
     log_every: int = 10
     resume: bool | str = False
 
     def __post_init__(self) -> None:
-        _ = self.replay_options
         check_memory_rate(self.memory_learning_rate)
         at_least_one(self, "num_steps", "batch_size", "log_every")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplayLoopConfig(LoopConfig):
+    """Settings of a loop whose learner repeats texts under the adapter's cache: those of every loop, and these.
+
+    Attributes:
+        gradient: how far the gradient reaches, see `learner/replay.py`, as the next four.
+        recompute: run segments again in the backward pass (memory flat in the length); False keeps all activations.
+        checkpoint_layers: keep only the inputs of the layers inside a chunk.
+        chunk_tokens: bound on the tokens of a row whose activations live at once.
+        kv_log: where keys and values wait for the backward pass, "device" or "host".
+
+    Raises:
+        ValueError: for a value that is unknown or out of range.
+    """
+
+    gradient: GradientMode = "exact"
+    recompute: bool = True
+    checkpoint_layers: bool = False
+    chunk_tokens: int | None = CHUNK_TOKENS
+    kv_log: Place = "device"
+
+    def __post_init__(self) -> None:
+        LoopConfig.__post_init__(self)
+        _ = self.replay_options
 
     @property
     def replay_options(self) -> ReplayOptions:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from thoughtcache.checks import at_least_one, one_of
-from thoughtcache.train.loop_config import LoopConfig
+from thoughtcache.train.loop_config import ReplayLoopConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RecallConfig(LoopConfig):
-    """Settings of `tc.teach_recall`: those of the loop (`LoopConfig`), and these.
+class RecallConfig(ReplayLoopConfig):
+    """Settings of `tc.teach_recall`: those of the loop (`ReplayLoopConfig`), and these.
 
     docs/lab-log.md has the history of the defaults. Episodes are short, so that `recompute` is off.
 
@@ -38,7 +38,7 @@ class RecallConfig(LoopConfig):
     write_cost: float | None = None
 
     def __post_init__(self) -> None:
-        LoopConfig.__post_init__(self)
+        ReplayLoopConfig.__post_init__(self)
         one_of("kind", self.kind, ("words", "digits"))
         one_of("trains", self.trains, ("memory", "adapter"))
         at_least_one(self, "code_length", "max_evictions")

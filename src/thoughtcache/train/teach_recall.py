@@ -30,6 +30,7 @@ from thoughtcache.train.distill import DistillResult
 from thoughtcache.train.memory_rate import MemoryRate
 from thoughtcache.train.recall import answer_logprobs
 from thoughtcache.train.recall_config import RecallConfig
+from thoughtcache.train.trainable import train_only
 
 WRITE_COST = 0.05
 """Nats per token that is written to a memory in attention space; docs/lab-log.md, "a price on writing"."""
@@ -123,7 +124,7 @@ def teach_recall(
         return DistillResult(history=finished)
     model.train()
     with (
-        _trainable(model, only_memory=config.trains == "memory"),
+        train_only(model, is_of_states if config.trains == "memory" else None),
         priced_writes(model, WRITE_COST if config.write_cost is None else config.write_cost),
     ):
         trainer = RecallTrainer(
@@ -174,20 +175,3 @@ def priced_writes(model: nn.Module, cost: float) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.write_price = 0.0
-
-
-@contextmanager
-def _trainable(model: nn.Module, *, only_memory: bool) -> Iterator[None]:
-    """Train nothing but what is behind the states, in this block, if that is wanted."""
-    frozen = [
-        parameter
-        for name, parameter in model.named_parameters()
-        if only_memory and parameter.requires_grad and not is_of_states(name)
-    ]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)

@@ -1,0 +1,195 @@
+"""How far the attention output of a layer under the window is from that with the full cache, without a memory and with.
+
+Axes: B rows, H key-value heads, Q query heads, P prompt columns, T thoughts, n tokens of a segment, D head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from thoughtcache.cache.base import AttentionRead, StateReader
+from thoughtcache.cache.evict import evict_layer
+from thoughtcache.cache.window_rules import WindowRules
+from thoughtcache.learner.chunk import chunk_positions, first_position, recorded_slots
+from thoughtcache.learner.chunk_plan import Chunk, plan_chunks
+from thoughtcache.policy.batch import RolloutBatch
+from thoughtcache.state.attention.window_share import attention_with_share
+
+OutputPair = tuple[Tensor, Tensor]
+"""The output [B, n, Q, D] under the window alone, and with what the memory adds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BoundedPass:
+    """What bounds the attention of a batch, for all layers.
+
+    Attributes:
+        batch: the texts, longest first, with their evictions.
+        rules: the rules of the cache, which absorb under the weights of the moment.
+        reader: shows states to attention.
+        initial: [1, ...] per layer, the states before any eviction.
+        modules: attention modules, one per layer.
+    """
+
+    batch: RolloutBatch
+    rules: WindowRules
+    reader: StateReader
+    initial: list[Tensor]
+    modules: list[nn.Module]
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        """The segments between evictions."""
+        batch, settings = self.batch, self.batch.settings
+        return plan_chunks(batch.lengths, batch.prompts.ids.shape[1], settings.window, settings.num_evicted, None)
+
+
+class LayerErrors(AttentionRead):
+    """Rides on a forward pass of the base with its full cache, and leaves its outputs as they are.
+
+    Args:
+        bounded: what bounds the attention beside it.
+        cache: the cache of the pass, which holds keys and values when attention runs.
+
+    Attributes:
+        left: per layer, squared error of the output projection of the window with the memory; differentiable.
+        lost: per layer, the same of the window alone.
+    """
+
+    def __init__(self, bounded: BoundedPass, cache: Any) -> None:
+        self.bounded, self.cache = bounded, cache
+        self.left: list[Tensor] = []
+        self.lost: list[Tensor] = []
+
+    def __call__(self, layer_index: int, queries: Tensor, output: Tensor, window: Tensor | None = None) -> Tensor:
+        """The output as it is; see `AttentionRead`."""
+        held = self.cache.layers[layer_index]
+        with torch.enable_grad():
+            left, lost = layer_error(self.bounded, layer_index, queries, held.keys, held.values, output)
+        self.left.append(left)
+        self.lost.append(lost)
+        return output
+
+
+def layer_error(
+    bounded: BoundedPass,
+    layer_index: int,
+    queries: Float[Tensor, "B Q PT D"],
+    keys: Float[Tensor, "B H PT D"],
+    values: Float[Tensor, "B H PT D"],
+    output: Float[Tensor, "B PT Q D"],
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Squared errors of one layer, summed over the thoughts after the first eviction, without padding.
+
+    Args:
+        bounded: what bounds the attention.
+        layer_index: the layer.
+        queries: queries of prompts and thoughts, at absolute positions.
+        keys: their keys.
+        values: their values.
+        output: output of attention with the full cache.
+
+    Returns:
+        The error of the window with the memory, and of the window alone, both behind the output projection.
+    """
+    module: Any = bounded.modules[layer_index]
+    predicts = bounded.batch.mask[:, 1:]  # the last thought of a text is never processed
+    left, lost = [], []
+    width = bounded.batch.prompts.ids.shape[1]
+    for chunk, (alone, remembering) in bounded_outputs(bounded, layer_index, queries, keys, values):
+        counted = predicts[: chunk.rows, chunk.start - width : chunk.stop - width].unsqueeze(-1)
+        with torch.no_grad():
+            wanted = _precise(module.o_proj(output[: chunk.rows, chunk.start : chunk.stop].flatten(2)))
+            lost.append(((_precise(module.o_proj(alone.flatten(2))) - wanted) * counted).square().sum())
+        found = _precise(module.o_proj(remembering.to(output.dtype).flatten(2)))
+        left.append(((found - wanted) * counted).square().sum())
+    return torch.stack(left).sum(), torch.stack(lost).sum()
+
+
+def _precise(output: Tensor) -> Tensor:
+    """In at least fp32."""
+    return output.to(torch.promote_types(output.dtype, torch.float32))
+
+
+def bounded_outputs(
+    bounded: BoundedPass,
+    layer_index: int,
+    queries: Float[Tensor, "B Q PT D"],
+    keys: Float[Tensor, "B H PT D"],
+    values: Float[Tensor, "B H PT D"],
+) -> list[tuple[Chunk, OutputPair]]:
+    """Outputs of one layer in every segment after the first eviction, on the rows that are not over.
+
+    Args:
+        bounded: what bounds the attention.
+        layer_index: the layer.
+        queries: as `layer_error`.
+        keys: as `layer_error`.
+        values: as `layer_error`.
+    """
+    batch, rules = bounded.batch, bounded.rules
+    width, rotation = batch.prompts.ids.shape[1], rules.rotation(layer_index)
+    first, *later = bounded.chunks
+    state = bounded.initial[layer_index]
+    kept = keys[:, :, width : first.stop], values[:, :, width : first.stop]
+    found = []
+    for chunk in later:
+        rows, new = chunk.rows, slice(chunk.start, chunk.stop)
+        slots = recorded_slots(batch, chunk.segment - 1, rows, keys.device)
+        stays_keys, stays_values, after = evict_layer(
+            rules,
+            layer_index,
+            kept[0][:rows],
+            kept[1][:rows],
+            None if slots is None else slots[:, layer_index],
+            state[:rows],  # one initial state serves all rows
+            first_position(batch, chunk),
+        )
+        assert after is not None
+        state = after
+        with torch.no_grad():
+            query, key, value = queries[:rows, :, new], keys[:rows, :, new], values[:rows, :, new]
+            if rotation is not None:
+                gone = chunk.segment * rules.num_evicted
+                query, key = rotation.shift(query, -gone), rotation.shift(key, -gone)
+            kept = torch.cat([stays_keys, key], dim=2), torch.cat([stays_values, value], dim=2)
+            seen = (
+                torch.cat([keys[:rows, :, :width], kept[0]], dim=2),
+                torch.cat([values[:rows, :, :width], kept[1]], dim=2),
+            )
+            mask = _visible(batch, rows, new.stop - new.start, seen[0].shape[2])
+        states = [state] * len(bounded.initial)  # the reader finds it in the place of this layer
+        read = bounded.reader.of_attention(states, chunk_positions(batch, chunk))
+        assert read is not None
+        module: Any = bounded.modules[layer_index]
+        with torch.no_grad():
+            alone, _ = _attention(module, query, *seen, mask, scaling=module.scaling)
+            if read.wants == "share":
+                bare, share, _ = attention_with_share(_attention, module, query, *seen, mask, scaling=module.scaling)
+            else:
+                bare, share = alone, None
+        found.append((chunk, (alone, read(layer_index, query, bare, share))))
+    return found
+
+
+def _visible(batch: RolloutBatch, rows: int, new: int, columns: int) -> Bool[Tensor, "B 1 n m"]:
+    """Which of [prompt | resident and new thoughts] the new ones see: no padding, nothing later."""
+    order = torch.arange(columns, device=batch.prompts.ids.device)
+    causal = order <= order[columns - new :, None]
+    prompt = batch.prompts.mask[:rows]
+    real = torch.cat([prompt, prompt.new_ones(rows, columns - prompt.shape[1])], dim=1)
+    return causal & real[:, None, None, :]
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scaling: float
+) -> tuple[Tensor, None]:
+    """Attention [B, n, Q, D] under a mask."""
+    output, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling)
+    return output, None
