@@ -29,17 +29,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import thoughtcache as tc
-from thoughtcache.learner.options import ReplayOptions
-from thoughtcache.learner.replay import run_replay
-from thoughtcache.policy.batch import batch_rollouts
-from thoughtcache.policy.handle import find_tuner, open_policy
+from thoughtcache.policy.handle import find_tuner
 from thoughtcache.records import Rollout, SamplingSettings
 from thoughtcache.report.plots import Panel, plot_curves
 from thoughtcache.report.results import environment, write_results
-from thoughtcache.sampler.given import with_own_evictions
-from thoughtcache.train.distill import sample_teacher, teacher_hidden, under_window
+from thoughtcache.studies.held_out import HeldOut
+from thoughtcache.train.distill import sample_teacher
 from thoughtcache.train.distill_config import DistillConfig
-from thoughtcache.train.divergence import divergence
 from thoughtcache.train.transfer.config import TransferConfig
 
 FORMS = (
@@ -174,45 +170,25 @@ def distill_config(options: argparse.Namespace, folder: Path) -> DistillConfig:
     )
 
 
-class HeldOut:
-    """KL from the full-cache base on texts that no arm trains on, each text a batch of its own.
+class Parts:
+    """Mean KL from the full-cache base on held-out texts, before and after the first eviction, and far behind it.
 
     "Late" begins at the first eviction of a window of `window` thoughts, also for arms with wider ones.
     """
 
-    def __init__(self, model: peft.PeftModel, samples: list[Rollout], window: int, far: int) -> None:
-        self.device = open_policy(model).device
-        self.student = under_window(samples, find_tuner(model).thought_config)
-        self.teacher = [teacher_hidden(model, batch_rollouts([row], self.device)) for row in self.student]
-        self.first = window  # the thought whose processing needs the room
-        self.far = far
-        self.curve: list[dict[str, list[float]]] = []
+    def __init__(self, held_out: HeldOut, window: int, far: int) -> None:
+        self.held_out = held_out
+        self.parts = {"early": slice(0, window), "late": slice(window, None), "far": slice(far, None)}
+        self.last: list[dict[str, float]] = []
 
-    @torch.no_grad()
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        """Mean KL per token of the early, late and far tokens; sums per text are kept in `curve`."""
-        policy = open_policy(model)
-        was_training = model.training
-        model.eval()
-        sums: dict[str, list[float]] = {
-            f"{part}_{what}": [] for part in ("early", "late", "far") for what in ("sum", "n")
+        """Means per token of the parts; sums per text are kept in `last`."""
+        values = self.held_out(model)
+        self.last = [{part: kl[where].sum().item() for part, where in self.parts.items()} for kl in values]
+        return {
+            part: sum(text[part] for text in self.last) / max(1, sum(kl[where].numel() for kl in values))
+            for part, where in self.parts.items()
         }
-        for row, teacher in zip(self.student, self.teacher, strict=True):
-            # What leaves under a policy that chooses depends on the weights of the moment.
-            batch = batch_rollouts(with_own_evictions(model, [row]), self.device)
-            (kl,) = run_replay(
-                model, batch, divergence(policy, batch, teacher, "forward_kl"), ReplayOptions(anchored=False)
-            )
-            for part, values in (
-                ("early", kl[0, : self.first]),
-                ("late", kl[0, self.first :]),
-                ("far", kl[0, self.far :]),
-            ):
-                sums[f"{part}_sum"].append(values.sum().item())
-                sums[f"{part}_n"].append(values.numel())
-        model.train(was_training)
-        self.curve.append(sums)
-        return {part: sum(sums[f"{part}_sum"]) / max(1, sum(sums[f"{part}_n"])) for part in ("early", "late", "far")}
 
 
 def run_arm(name: str, folder: Path, options: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -226,7 +202,7 @@ def run_arm(name: str, folder: Path, options: argparse.Namespace, console: Conso
     model = peft.get_peft_model(base, arms(options.rank, options.window)[name]())
     assert isinstance(model, peft.PeftModel)
     samples = texts(model, tokenizer, folder, options)
-    held_out = HeldOut(model, samples[: options.held_out], options.window, options.far)
+    held_out = Parts(HeldOut(model, samples[: options.held_out]), options.window, options.far)
     before = {"step": 0, **held_out(model)}
     console.print(f"{name}, step 0: {before}")
 
@@ -262,7 +238,7 @@ def run_arm(name: str, folder: Path, options: argparse.Namespace, console: Conso
     payload = {
         "transferred": transferred,
         "curve": curve,
-        "held_out_texts": held_out.curve[-1],
+        "held_out_texts": held_out.last,
         "num_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "elapsed_seconds": result.elapsed_seconds,
         "num_training_texts": len(samples) - options.held_out,

@@ -8,7 +8,12 @@ from typing import Any
 
 import torch
 from tests.support.grpo import BOS, EOS, PAD, base_with_eos, word_tokenizer
-from transformers import GPT2Config, GPT2LMHeadModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from thoughtcache.tasks.recall.passcode import DIGITS, WORDS
 
 NUM_ROWS = 6
 
@@ -17,6 +22,18 @@ def save_text_model(folder: Path, **overrides: Any) -> Path:
     """A random Llama in float32 with a tokenizer of words; unknown words become padding tokens."""
     base_with_eos(dtype=torch.float32, **overrides).save_pretrained(folder)
     word_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def save_passcode_model(folder: Path) -> Path:
+    """The same with a tokenizer that knows the words and digits of passcodes."""
+    save_text_model(folder, vocab_size=64)
+    special = ["<pad>", "<bos>", "<eos>", "[UNK]", "The", "secret", "words", "digits", "are", "."]
+    known = {word: number for number, word in enumerate([*special, *WORDS, *DIGITS])}
+    words = Tokenizer(WordLevel(known, unk_token="[UNK]"))
+    words.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+    tokenizer.save_pretrained(folder)
     return folder
 
 

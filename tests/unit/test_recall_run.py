@@ -10,20 +10,15 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from tests.support.text_model import save_text_model
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast
 
 import thoughtcache as tc
 from support.models import adapt, tiny_base, tiny_model
+from support.text_model import save_passcode_model, save_text_model
 from thoughtcache.recipes import recall
 from thoughtcache.recipes.load_adapter import settings_to_start_from
 from thoughtcache.recipes.recall import RecallRun, run_recall
 from thoughtcache.recipes.recall_grid import run_recall_grid
 from thoughtcache.studies.arms import arms_beside
-from thoughtcache.tasks.recall.passcode import DIGITS, WORDS
 from thoughtcache_cli import main
 
 ARMS = ["adapter", "full cache", "window 8", *(f"window 12, {name}" for name in ("h2o", "random", "sliding", "snapkv"))]
@@ -31,15 +26,7 @@ ARMS = ["adapter", "full cache", "window 8", *(f"window 12, {name}" for name in 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """With a tokenizer that knows the words of passcodes."""
-    folder = save_text_model(tmp_path_factory.mktemp("model"), vocab_size=64)
-    special = ["<pad>", "<bos>", "<eos>", "[UNK]", "The", "secret", "words", "digits", "are", "."]
-    known = {word: number for number, word in enumerate([*special, *WORDS, *DIGITS])}
-    words = Tokenizer(WordLevel(known, unk_token="[UNK]"))
-    words.pre_tokenizer = Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    return str(save_passcode_model(tmp_path_factory.mktemp("model")))
 
 
 def run_of(model: str, output: Path, **changes: Any) -> RecallRun:

@@ -1,0 +1,204 @@
+"""The run of `thoughtcache distill`: texts, then stage after stage, and a measurement on held-out texts after each."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from rich.console import Console
+from rich.table import Table
+from transformers import PreTrainedTokenizerBase
+
+from thoughtcache.adapter.positions import check_positions, position_reach
+from thoughtcache.config import ThoughtConfig
+from thoughtcache.policy.handle import find_tuner
+from thoughtcache.recipes.builders import find_checkpoint, save_adapter
+from thoughtcache.recipes.distill.config import DistillRun
+from thoughtcache.recipes.distill.recipe import Stage, read_recipe
+from thoughtcache.recipes.distill.texts import TextSource, texts_of
+from thoughtcache.recipes.load_adapter import WEIGHTS, adapted_model
+from thoughtcache.recipes.load_model import load_tokenizer
+from thoughtcache.recipes.run.folder import WRITING_REMEDY, PhaseResult, RunFolder
+from thoughtcache.recipes.run.settings import adapter_settings, model_identities
+from thoughtcache.records import Rollout
+from thoughtcache.report.files import writing
+from thoughtcache.report.plots import Panel, plot_curves
+from thoughtcache.report.progress import progress_bar
+from thoughtcache.report.results import environment, write_results
+from thoughtcache.report.tables import print_wide
+from thoughtcache.report.trainer_progress import RichProgressCallback
+from thoughtcache.studies.held_out import HeldOut, summary
+from thoughtcache.train.checkpoints import load_weights
+from thoughtcache.train.distill import distill
+from thoughtcache.train.distill_config import DistillConfig
+from thoughtcache.train.recall_config import RecallConfig
+from thoughtcache.train.teach_recall import teach_recall
+from thoughtcache.train.transfer.config import TransferConfig
+from thoughtcache.train.transfer.teach import transfer_attention
+
+NOT_DESCRIBED = {"resume", "overwrite", "save_every", "recipe"}
+
+
+def run_distill(run: DistillRun, thought: ThoughtConfig, console: Console | None = None) -> dict[str, Any]:
+    """Run the stages of a recipe; returns what is written to results.json.
+
+    Args:
+        run: the settings.
+        thought: settings of the adapter; they are those of `run.adapter`, if it is given.
+        console: where progress goes.
+
+    Raises:
+        ValueError, OSError: if the input cannot be used; nothing is overwritten then.
+    """
+    console = console or Console()
+    stages = read_recipe(run.recipe)
+    cache = thought.resolve_window(None)
+    if cache.window is None:
+        raise ValueError("window=None evicts nothing, so that there is nothing to distil; set a window")
+    described = {name: value for name, value in asdict(run).items() if name not in NOT_DESCRIBED}
+    folder = RunFolder(
+        run.output_dir,
+        {
+            **described,
+            "recipe": [{"kind": stage.kind, **stage.settings} for stage in stages],
+            "thought": adapter_settings(thought),
+        },
+        resume=run.resume,
+        overwrite=run.overwrite,
+    )
+    config, tokenizer = load_tokenizer(run.model)
+    weights = None if run.adapter is None else Path(run.adapter) / WEIGHTS
+    folder.describe(model_identities(config, run.model, weights))
+    source = TextSource.read(run, tokenizer, report=partial(console.print, markup=False, soft_wrap=True))
+    folder.describe({"texts_digest": source.digest})
+    check_positions(source.longest_prompt, run.max_new_tokens, position_reach(config), rolling_window=None)
+    model = adapted_model(run.model, thought, adapter=run.adapter, dtype=run.dtype, seed=run.seed)
+    numbers, tokens = find_tuner(model).state_size()
+    console.print(f"state: {numbers:,} numbers per layer, as many as the keys and values of {tokens:.1f} tokens")
+    with writing(folder.path, WRITING_REMEDY):
+        samples = texts_of(source, run, model, tokenizer, folder, console)
+        held_out, training = samples[: run.held_out], samples[run.held_out :]
+        measure = _Measurement(folder, model, held_out, cache.window, console)
+        table = [{"stage": "start", **measure("0-start")}]
+        phases: dict[str, PhaseResult] = {}
+        for number, stage in enumerate(stages, start=1):
+            name = f"{number}-{stage.kind}"
+
+            def work(path: Path, resume: bool, stage: Stage = stage) -> PhaseResult:
+                return _train(stage, run, model, tokenizer, training, path, resume, console)
+
+            phases[name] = folder.phase(name, work, num_steps=stage.num_steps)
+            load_weights(model, folder.path / name / "adapter")  # the stage may have run in an earlier call
+            table.append({"stage": name, **measure(name)})
+        save_adapter(model, folder.path / "adapter", tokenizer)
+        payload = {"run": folder.described, "environment": environment(), "phases": phases, "held_out": table}
+        write_results(folder.path / "results.json", payload)
+        plot_curves(folder.path / "distill.png", _panels(phases, table))
+    _print(table, phases, console)
+    console.print(
+        f"adapter: {folder.path / 'adapter'}\nresults: {folder.path / 'results.json'}\n"
+        f"picture: {folder.path / 'distill.png'}",
+        soft_wrap=True,
+    )
+    return payload
+
+
+class _Measurement:
+    """Measures the model of the moment on the held-out texts, once per stage of a run."""
+
+    def __init__(
+        self, folder: RunFolder, model: PeftModel, texts: list[Rollout], window: int, console: Console
+    ) -> None:
+        self.folder, self.model, self.texts, self.window, self.console = folder, model, texts, window, console
+        self._held_out: HeldOut | None = None
+
+    def __call__(self, name: str) -> PhaseResult:
+        """The fields of `HeldOutKL`."""
+        return self.folder.phase(f"measure-{name}", self._measure)
+
+    def _measure(self, path: Path, resume: bool) -> PhaseResult:
+        self._held_out = self._held_out or HeldOut(self.model, self.texts)
+        with progress_bar("held-out texts", len(self.texts), console=self.console) as advance:
+            values = self._held_out(self.model, advance)
+        return asdict(summary(values, self.window))
+
+
+def _train(
+    stage: Stage,
+    run: DistillRun,
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[Rollout],
+    folder: Path,
+    resume: bool,
+    console: Console,
+) -> PhaseResult:
+    """One stage; `model` is trained in place, and its adapter is saved."""
+    checkpoint = find_checkpoint(folder, console) if resume else None
+    config = stage.config(
+        output_dir=str(folder),
+        seed=run.seed,
+        save_every=run.save_every,
+        resume=False if checkpoint is None else str(checkpoint),
+    )
+    bar = RichProgressCallback(description=stage.kind, console=console)
+    if isinstance(config, TransferConfig):
+        result = transfer_attention(model, texts, config, callbacks=[bar])
+    elif isinstance(config, RecallConfig):
+        result = teach_recall(model, tokenizer, config, callbacks=[bar])
+    else:
+        assert isinstance(config, DistillConfig)
+        result = distill(model, (), config, samples=texts, callbacks=[bar])
+    save_adapter(model, folder / "adapter", tokenizer)
+    return {
+        "losses": [[record["step"], record["loss"]] for record in result.history if "loss" in record],
+        "seconds": result.elapsed_seconds,
+    }
+
+
+def _won(table: list[dict[str, Any]], row: dict[str, Any]) -> float:
+    """The share of the divergence at the start that is gone."""
+    return 1.0 - float(row["after"]) / float(table[0]["after"])
+
+
+def _print(table: list[dict[str, Any]], phases: dict[str, PhaseResult], console: Console) -> None:
+    texts = len(table[0]["by_text"])
+    shown = Table(title=f"KL to the base with its full cache, nats per token, {texts} held-out texts")
+    for name in ("stage", "after the first eviction (95 % interval)", "won back", "before it", "minutes"):
+        shown.add_column(name, justify="left" if name == "stage" else "right")
+    for row in table:
+        minutes = f"{phases[row['stage']]['seconds'] / 60:.1f}" if row["stage"] in phases else ""
+        shown.add_row(
+            row["stage"],
+            f"{row['after']:.4f} ({row['low']:.4f}-{row['high']:.4f})",
+            f"{100 * _won(table, row):.0f} %",
+            f"{row['before']:.4f}",
+            minutes,
+        )
+    print_wide(shown, console)
+
+
+LABELS = {
+    "transfer": "share of the lost attention that is missing",
+    "recall": "cross-entropy (nats per token)",
+    "logits": "KL to the full cache (nats per token)",
+}
+"""The loss of each kind of stage."""
+
+
+def _panels(phases: dict[str, PhaseResult], table: list[dict[str, Any]]) -> list[Panel]:
+    panels = []
+    for name, phase in phases.items():
+        points = phase["losses"]
+        series = {name: ([float(x) for x, _ in points], [float(y) for _, y in points])}
+        label = LABELS[name.split("-", 1)[1]]
+        panels.append(Panel(title=name, x_label="optimiser step", y_label=label, series=series))
+    stages = [float(number) for number in range(len(table))]
+    held = {"held-out texts": (stages, [float(row["after"]) for row in table])}
+    panels.append(
+        Panel(title="after each stage", x_label="stages", y_label=LABELS["logits"], series=held, from_zero=True)
+    )
+    return panels

@@ -1,0 +1,130 @@
+"""The texts of a distillation: pieces of a file, or the base's own answers to questions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from peft import PeftModel
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from thoughtcache.policy.handle import find_tuner
+from thoughtcache.recipes.distill.config import DistillRun
+from thoughtcache.recipes.probe import pieces_of
+from thoughtcache.recipes.prompts import encode_examples
+from thoughtcache.recipes.run.folder import RunFolder
+from thoughtcache.recipes.run.settings import data_identity
+from thoughtcache.recipes.teacher_samples import kept_samples
+from thoughtcache.records import Rollout
+from thoughtcache.report.progress import plain_line, progress_bar
+from thoughtcache.sampler.given import given_text
+from thoughtcache.tasks.data.bad_rows import Report
+from thoughtcache.tasks.data.datasets import load_prompts
+from thoughtcache.train.distill import sample_teacher, under_window
+from thoughtcache.train.distill_config import DistillConfig
+
+SAMPLED_AT_ONCE = 32
+"""Answers that the base samples at once."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextSource:
+    """What texts are made of.
+
+    Attributes:
+        pieces: pairs of a prompt and thoughts, from a file; empty where the base answers.
+        prompts: token ids of questions; empty where a file gives the texts.
+    """
+
+    pieces: list[tuple[list[int], list[int]]]
+    prompts: list[list[int]]
+
+    @classmethod
+    def read(cls, run: DistillRun, tokenizer: PreTrainedTokenizerBase, report: Report) -> TextSource:
+        """Read the file, or the questions.
+
+        Args:
+            run: the settings.
+            tokenizer: tokenizer of the model.
+            report: gets sentences about what was dropped.
+
+        Raises:
+            ValueError: if there are too few texts.
+        """
+        if run.text is not None:
+            ids: list[int] = tokenizer.encode(Path(run.text).read_text(encoding="utf-8"), add_special_tokens=False)
+            pieces = pieces_of(ids, run.prompt_tokens, run.max_new_tokens, run.num_texts)
+            if len(pieces) <= run.held_out:
+                raise ValueError(
+                    f"{run.text} has {len(ids)} tokens, {len(pieces)} pieces of "
+                    f"{run.prompt_tokens + run.max_new_tokens}, of which held_out={run.held_out} are measured; give a "
+                    "longer text, or a smaller max_new_tokens or held_out"
+                )
+            return cls(pieces=pieces, prompts=[])
+        assert run.dataset is not None
+        examples = load_prompts(
+            run.dataset,
+            split=run.split,
+            prompt_column=run.prompt_column,
+            limit=run.num_texts,
+            need_answers=False,
+            report=report,
+        )
+        _, prompts = encode_examples(
+            tokenizer, examples, instruction=run.instruction or None, bad_rows="refuse", report=report
+        )
+        if len(prompts) <= run.held_out:
+            raise ValueError(
+                f"{run.dataset} has {len(prompts)} questions, of which held_out={run.held_out} are measured; give "
+                "more, or a smaller held_out"
+            )
+        return cls(pieces=[], prompts=prompts)
+
+    @property
+    def digest(self) -> str:
+        """A digest of the tokens."""
+        return data_identity(self.pieces or self.prompts)
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(len(prompt) for prompt in self.prompts or [prompt for prompt, _ in self.pieces])
+
+
+def texts_of(
+    source: TextSource,
+    run: DistillRun,
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: RunFolder,
+    console: Console,
+) -> list[Rollout]:
+    """The texts, the held-out ones first; answers are sampled once and kept in the folder.
+
+    Raises:
+        ValueError: if fewer than three answers are evicted.
+    """
+    cache = find_tuner(model).thought_config.resolve_window(None)
+    if source.pieces:
+        return [given_text(*piece, cache, seed=run.seed + row) for row, piece in enumerate(source.pieces)]
+    settings = DistillConfig(
+        output_dir="", max_new_tokens=run.max_new_tokens, sample_batch_size=SAMPLED_AT_ONCE, seed=run.seed
+    )
+
+    def draw(start: int, stop: int) -> list[Rollout]:
+        with progress_bar("answers of the base", stop - start, console=console) as advance:
+            return sample_teacher(model, source.prompts[start:stop], settings, advance, tokenizer=tokenizer)
+
+    drawn = kept_samples(folder.samples_file("texts"), len(source.prompts), draw)
+    answers = [row for row in drawn if row.token_ids]
+    evicted = [bool(row.evictions) for row in under_window(answers, find_tuner(model).thought_config)]
+    texts = [row for row, is_evicted in zip(answers, evicted, strict=True) if is_evicted]
+    if len(texts) <= run.held_out:
+        raise ValueError(
+            f"only {len(texts)} of {len(drawn)} answers are longer than window={cache.window}, and "
+            f"held_out={run.held_out} are measured; give more questions, a larger max_new_tokens, or a smaller window"
+        )
+    if len(texts) < len(drawn):
+        plain_line(console, f"{len(drawn) - len(texts)} of {len(drawn)} answers fit into the window and are left out")
+    return texts

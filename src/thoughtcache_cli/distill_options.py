@@ -1,0 +1,36 @@
+"""Options of `thoughtcache distill`, beside those of the adapter and of the run folder."""
+
+from __future__ import annotations
+
+import argparse
+
+OUTPUT_DIR = "runs/distill"
+EXAMPLES = """\
+examples:
+  thoughtcache distill --model ./model --dataset questions.jsonl --window 64
+      the adapter learns the base's next-token distributions, on the base's own answers
+  thoughtcache distill --model ./model --text book.txt --window 64 --memory attention --memory-weight 0.05 \\
+      --recipe memory
+      a memory in attention space learns layer by layer what the window loses, then as above
+  thoughtcache distill --model ./model --text book.txt --window 64 --memory attention --recipe mine.toml
+      stages of your own: tables [[stage]] with kind = "transfer", "recall" or "logits"
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Enter the options of model, texts and recipe."""
+    group = parser.add_argument_group("model and texts")
+    group.add_argument("--model", required=True, help="folder or hub id of a transformers model")
+    group.add_argument("--adapter", help="folder of a trained adapter to start from, with its settings")
+    group.add_argument("--dtype", help="of the base model: float32 (default), bfloat16 or float16")
+    group.add_argument("--text", help="file with running text, which is cut into pieces")
+    group.add_argument("--dataset", help="questions that the base answers, instead: file, folder or hub id")
+    group.add_argument("--split", help="split of a hub data set (train)")
+    group.add_argument("--prompt-column", help="column with the question (found by name)")
+    group.add_argument("--instruction", help="text after each question")
+    group.add_argument("--num-texts", type=int, help="texts at most, those held out included (192)")
+    group.add_argument("--held-out", type=int, help="texts that are measured and never trained on (16)")
+    group.add_argument("--prompt-tokens", type=int, help="with --text: first tokens of a piece, which stay (16)")
+    group.add_argument("--max-new-tokens", type=int, help="thoughts of a text (384)")
+    group = parser.add_argument_group("recipe")
+    group.add_argument("--recipe", help="logits (default), memory, or a TOML file with stages")

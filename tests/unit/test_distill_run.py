@@ -1,0 +1,193 @@
+"""`thoughtcache distill`: recipes are read and refused, stages run in turn and go on, and each one is measured."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+import thoughtcache as tc
+from support.text_model import save_passcode_model
+from thoughtcache.recipes.distill import run as distill_run
+from thoughtcache.recipes.distill.config import DistillRun
+from thoughtcache.recipes.distill.recipe import RECIPES, Stage, read_recipe
+from thoughtcache.recipes.distill.run import run_distill
+from thoughtcache.recipes.load_adapter import read_adapter
+from thoughtcache.studies.held_out import summary
+
+STAGES = """
+[[stage]]
+kind = "transfer"
+num_steps = 2
+warmup_steps = 1
+batch_size = 2
+
+[[stage]]
+kind = "recall"
+num_steps = 2
+warmup_steps = 1
+batch_size = 2
+code_length = 2
+max_evictions = 2
+
+[[stage]]
+kind = "logits"
+num_steps = 2
+batch_size = 2
+betas = [0.9, 0.99]
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_passcode_model(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    words = ["The", "secret", "words", "are", "apple", ".", "The", "digits", "are", "not", "secret", "."]
+    file = tmp_path / "text.txt"
+    file.write_text(" ".join(words[(7 * index) % len(words)] for index in range(300)))
+    return file
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    file = tmp_path / "recipe.toml"
+    file.write_text(STAGES)
+    return file
+
+
+def run_of(model: str, output: Path, **changes: Any) -> DistillRun:
+    few = {"num_texts": 7, "held_out": 2, "prompt_tokens": 4, "max_new_tokens": 24, "save_every": 1}
+    return DistillRun(**{"model": model, "output_dir": str(output), **few, **changes})
+
+
+def thought(**changes: Any) -> tc.ThoughtConfig:
+    settings = {"memory": "attention", "memory_features": 6, "r": 2, "window": 8, "evict_fraction": 0.25}
+    return tc.ThoughtConfig(**{**settings, **changes})
+
+
+def test_stages_run_in_turn_and_are_measured(model, text, recipe, tmp_path):
+    console = Console(record=True, width=200, file=io.StringIO())
+    run = run_of(model, tmp_path / "run", text=str(text), recipe=str(recipe))
+    result = run_distill(run, thought(), console)
+    assert list(result["phases"]) == ["1-transfer", "2-recall", "3-logits"]
+    assert [len(phase["losses"]) for phase in result["phases"].values()] == [2, 2, 2]
+    assert [row["stage"] for row in result["held_out"]] == ["start", *result["phases"]]
+    assert all(len(row["by_text"]) == 2 and row["low"] <= row["after"] <= row["high"] for row in result["held_out"])
+    assert len({row["after"] for row in result["held_out"]}) == 4
+    assert result["run"]["recipe"][2] == {"kind": "logits", "num_steps": 2, "batch_size": 2, "betas": [0.9, 0.99]}
+    shown = console.export_text()
+    assert "won back" in shown
+    assert "3-logits" in shown
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["held_out"][0]["stage"] == "start"
+    assert (tmp_path / "run" / "distill.png").stat().st_size > 10_000
+    _, last = read_adapter(str(tmp_path / "run" / "adapter"))
+    _, of_stage = read_adapter(str(tmp_path / "run" / "3-logits" / "adapter"))
+    assert all(torch.equal(last[name], of_stage[name]) for name in last)
+
+
+def test_an_interrupted_run_goes_on(model, text, recipe, tmp_path, monkeypatch):
+    """And ends where one in one piece ends; finished stages are not run again."""
+    settings = {"text": str(text), "recipe": str(recipe)}
+    whole = run_distill(run_of(model, tmp_path / "whole", **settings), thought(), Console(quiet=True))
+    transfers: list[str] = []
+    transfer = distill_run.transfer_attention
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        transfers.append("transfer")
+        return transfer(*args, **kwargs)
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(distill_run, "transfer_attention", counted)
+    with monkeypatch.context() as patch:
+        patch.setattr(distill_run, "teach_recall", broken)
+        with pytest.raises(KeyboardInterrupt):
+            run_distill(run_of(model, tmp_path / "parts", **settings), thought(), Console(quiet=True))
+    resumed = run_of(model, tmp_path / "parts", **settings, resume=True)
+    parts = run_distill(resumed, thought(), Console(quiet=True))
+    assert transfers == ["transfer"]
+    assert parts["held_out"] == whole["held_out"]
+    other = run_of(model, tmp_path / "parts", text=str(text), recipe="memory", resume=True)
+    with pytest.raises(ValueError, match="other settings"):
+        run_distill(other, thought(), Console(quiet=True))
+
+
+def test_the_base_answers_questions(model, tmp_path):
+    questions = tmp_path / "questions.jsonl"
+    rows = ["The secret .", "words are", "The digits are .", "secret words", "are .", "The .", "digits"]
+    questions.write_text("".join(json.dumps({"question": row}) + "\n" for row in rows))
+    recipe = tmp_path / "logits.toml"
+    recipe.write_text('[[stage]]\nkind = "logits"\nnum_steps = 1\nbatch_size = 2\n')
+    run = run_of(model, tmp_path / "run", dataset=str(questions), recipe=str(recipe))
+    paper = tc.ThoughtConfig(r=2, num_global_tokens=2, window=8)
+    result = run_distill(run, paper, Console(quiet=True))
+    assert list(result["phases"]) == ["1-logits"]
+    assert result["held_out"][0]["before"] == pytest.approx(0, abs=1e-5)
+    assert result["held_out"][0]["after"] > 1e-4  # the base forgets what left
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("stage = 3", "must hold tables"),
+        ("", "must hold tables .* got nothing"),
+        (
+            "[[stage]]\nkind = 'logit'",
+            "stage 1: a stage of kind 'logit' is not known; the kinds are transfer",
+        ),
+        ("[[stage]]\nnum_steps = 3", "kind 'None' is not known"),
+        (
+            "[[stage]]\nkind = 'transfer'\nloss = 'forward_kl'",
+            "kind 'transfer' has no setting 'loss'; it has batch",
+        ),
+        ("[[stage]]\nkind = 'logits'\nseed = 3", "has no setting 'seed'"),
+        ("[[stage]]\nkind = 'logits'\nnum_steps = 0", "stage 1: num_steps must be at least 1"),
+        ("[[stage]\nkind", "is no TOML file"),
+    ],
+)
+def test_bad_recipes_are_refused(tmp_path, content, message):
+    file = tmp_path / "bad.toml"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_recipe(str(file))
+
+
+def test_bad_settings_are_refused(model, text, tmp_path):
+    with pytest.raises(ValueError, match="neither a recipe \\(logits, memory\\) nor a TOML file"):
+        read_recipe("memroy")
+    with pytest.raises(ValueError, match="either text, a file that is cut into pieces, or dataset"):
+        run_of(model, tmp_path)
+    with pytest.raises(ValueError, match="held_out must be at least 2 and below num_texts=7, got 7"):
+        run_of(model, tmp_path, text=str(text), held_out=7)
+    with pytest.raises(ValueError, match="300 tokens, 2 pieces of 124, of which held_out=2 are measured"):
+        run_distill(run_of(model, tmp_path / "a", text=str(text), max_new_tokens=120), thought(), Console(quiet=True))
+    with pytest.raises(ValueError, match="window=None evicts nothing"):
+        run_distill(run_of(model, tmp_path / "b", text=str(text)), tc.ThoughtConfig(window=None), Console(quiet=True))
+    assert not (tmp_path / "a").exists()
+
+
+def test_recipes_by_name():
+    assert read_recipe("memory") is RECIPES["memory"]
+    assert [stage.kind for stage in RECIPES["memory"]] == ["transfer", "logits"]
+    assert Stage(kind="transfer").num_steps == 200
+
+
+def test_summary_by_hand():
+    """The token after the first eviction is the first that counts; texts weigh the same."""
+    values = [torch.tensor([1.0, 1.0, 1.0, 4.0, 6.0]), torch.tensor([2.0, 2.0, 2.0, 1.0]), torch.tensor([9.0])]
+    found = summary(values, window=2)
+    assert found.by_text == [5.0, 1.0]
+    assert found.after == 3.0
+    assert found.before == pytest.approx((3 + 6 + 9) / 7)
+    assert found.low < 3.0 < found.high
+    with pytest.raises(ValueError, match="1 of 2 held-out texts are longer than window=2"):
+        summary([values[0], values[2]], window=2)
