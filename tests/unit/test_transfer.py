@@ -16,7 +16,7 @@ from thoughtcache.policy.handle import find_tuner
 from thoughtcache.sampler.given import with_own_evictions
 from thoughtcache.state.attention.weights import MEMORIES
 from thoughtcache.train.transfer.config import TransferConfig
-from thoughtcache.train.transfer.teach import attention_shares, texts_that_evict
+from thoughtcache.train.transfer.teach import attention_shares, scale_weights, texts_that_evict
 
 LENGTHS = (14, 9, 11, 12)
 CASES: dict[str, dict[str, Any]] = {
@@ -144,7 +144,7 @@ def test_gradient_is_that_of_finite_differences(case):
 
 def test_training_gives_back_what_was_lost(tmp_path):
     """And trains the memory alone, from a checkpoint on as without one."""
-    model = memory_model(layers=2, memory_weight=0.05)
+    model = memory_model(layers=2, memory_weight=3.0)
     rows = texts(model)
     kept = {name: p.detach().clone() for name, p in model.named_parameters() if MEMORIES not in name}
     before = attention_shares(model, model, texts_that_evict(model, rows)).given_back.mean().item()
@@ -157,11 +157,31 @@ def test_training_gives_back_what_was_lost(tmp_path):
     assert all(torch.equal(kept[name], p) for name, p in model.named_parameters() if name in kept)
     assert all(p.requires_grad for name, p in model.named_parameters() if "lora_" in name)
 
-    again = memory_model(layers=2, memory_weight=0.05)
+    again = memory_model(layers=2, memory_weight=3.0)
     resumed = TransferConfig(output_dir=str(tmp_path), resume=str(tmp_path / "checkpoint-10"), **options)
     tc.transfer_attention(again, rows, resumed)
     for (name, one), other in zip(model.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other), name
+
+
+def test_weights_are_scaled_to_what_serves_best():
+    model = memory_model(layers=2, memory_weight=30.0)
+    rows = texts_that_evict(model, texts(model))
+    weights = [layer.log_weight for layer in find_tuner(model).memory_weights()]
+    start = [weight.detach().clone() for weight in weights]
+    scales = scale_weights(model, rows)
+    assert max(scales) < 1
+    for weight, before, scale in zip(weights, start, scales, strict=True):
+        assert torch.allclose(weight.exp(), scale * before.exp(), rtol=1e-12)
+    best = attention_shares(model, model, rows).left
+    for other in (0.3, 3.0):
+        with torch.no_grad():
+            for weight in weights:
+                weight.add_(math.log(other))
+            assert (attention_shares(model, model, rows).left >= best).all()
+            for weight in weights:
+                weight.sub_(math.log(other))
+    assert scale_weights(model, rows) == [1.0, 1.0]
 
 
 def test_what_cannot_be_transferred_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,6 +85,37 @@ def attention_shares(model: nn.Module, adapted: PeftModel, rollouts: Sequence[Ro
     return AttentionShares(lost=lost, left=left)
 
 
+START_SCALES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+"""Factors of the weight of a memory, of which the best one is where transfer begins."""
+
+
+@torch.no_grad()
+def scale_weights(model: PeftModel, rollouts: Sequence[Rollout]) -> list[float]:
+    """Let the memory of every layer count as much, or as little, as serves best at the start.
+
+    A memory that was not trained gives a sum over everything that left as much weight as its features happen to say.
+    On long texts that drowns the window, and training would spend its first steps on nothing else.
+
+    Args:
+        model: the adapted model.
+        rollouts: texts under the window of the adapter, each with at least one eviction.
+
+    Returns:
+        The factor of every layer, one of `START_SCALES`.
+    """
+    weights = [layer.log_weight for layer in find_tuner(model).memory_weights()]
+    start = [weight.clone() for weight in weights]
+    errors = []
+    for scale in START_SCALES:
+        for weight, before in zip(weights, start, strict=True):
+            weight.copy_(before + math.log(scale))
+        errors.append(attention_shares(model, model, rollouts).left)
+    best = [START_SCALES[index] for index in torch.stack(errors).argmin(dim=0).tolist()]
+    for weight, before, scale in zip(weights, start, best, strict=True):
+        weight.copy_(before + math.log(scale))
+    return best
+
+
 def _run_base(policy: PolicyHandle, batch: RolloutBatch, bounded: BoundedPass) -> tuple[Tensor, Tensor]:
     """One forward pass of the base over [prompts | thoughts]; left and lost errors [L]."""
     columns = batch.prompts.ids.shape[1] + batch.longest
@@ -132,7 +164,8 @@ def transfer_attention(
     """Teach a memory in attention space to give back the attention output that the window loses, layer by layer.
 
     The loss is the share of the lost output that is still missing: 1 for a memory that adds nothing, 0 for the full
-    cache. What the factors of the linears could do is left to `distill`; they are not trained here.
+    cache. The weights of the memory are scaled first, see `scale_weights`. What the factors of the linears could do is
+    left to `distill`; they are not trained here.
 
     Args:
         model: a PEFT model with a `ThoughtConfig` adapter that has a memory in attention space; trained in place.
@@ -154,6 +187,8 @@ def transfer_attention(
     if checkpoint is not None and finished is not None:
         load_weights(model, checkpoint)
         return DistillResult(history=finished)
+    if checkpoint is None:
+        scale_weights(model, rows[: config.batch_size])
     model.train()
     with train_only(model, lambda name: MEMORIES in name):
         trainer = TransferTrainer(
