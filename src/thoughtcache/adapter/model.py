@@ -229,22 +229,28 @@ class ThoughtModel(RevertibleInjection):
         Raises:
             ValueError: if the model's rotary embedding cannot be moved.
         """
-        return key_rotations(self.model.config, self.backbone.rotary_emb) if positions == "rolling" else None
+        return self._rotations('positions="absolute"') if positions == "rolling" else None
+
+    def _rotations(self, remedy: str) -> Rotations:
+        return key_rotations(self.model.config, self.backbone.rotary_emb, remedy)
 
     def _unrotations(self, config: ThoughtConfig) -> Rotations | None:
         """How the keys that the memory un-rotates were rotated; None if it takes them as they are."""
         if not config.has_attention_memory or config.memory_keys == "rotated":
             return None
-        return key_rotations(self.model.config, self.backbone.rotary_emb, remedy='memory_keys="rotated"')
+        return self._rotations('memory_keys="rotated"')
 
     def window_rules(self, cache: CacheSettings, memory: Memory) -> WindowRules:
         """The rules that bound a cache under the active adapter, whose memory it is given."""
+        eviction = make_eviction_policy(cache.eviction, dict(cache.eviction_options))
+        turns = eviction.turns_queries and cache.window is not None
         return WindowRules(
             size=cache.window,
             num_evicted=cache.num_evicted or 0,
-            eviction=make_eviction_policy(cache.eviction),
+            eviction=eviction,
             absorb=memory.absorber(),
             rotations=self.key_rotations(cache.positions),
+            query_rotations=self._rotations("another eviction policy") if turns else None,
         )
 
     def new_cache(self, cache: CacheSettings, *, max_new_tokens: int, seed: int = 0) -> BoundedCache:
