@@ -229,28 +229,27 @@ class ThoughtModel(RevertibleInjection):
         Raises:
             ValueError: if the model's rotary embedding cannot be moved.
         """
-        return self._rotations('positions="absolute"') if positions == "rolling" else None
-
-    def _rotations(self, remedy: str) -> Rotations:
-        return key_rotations(self.model.config, self.backbone.rotary_emb, remedy)
+        return key_rotations(self.model.config, self.backbone.rotary_emb) if positions == "rolling" else None
 
     def _unrotations(self, config: ThoughtConfig) -> Rotations | None:
         """How the keys that the memory un-rotates were rotated; None if it takes them as they are."""
         if not config.has_attention_memory or config.memory_keys == "rotated":
             return None
-        return self._rotations('memory_keys="rotated"')
+        return key_rotations(self.model.config, self.backbone.rotary_emb, remedy='memory_keys="rotated"')
 
     def window_rules(self, cache: CacheSettings, memory: Memory) -> WindowRules:
         """The rules that bound a cache under the active adapter, whose memory it is given."""
         eviction = make_eviction_policy(cache.eviction, dict(cache.eviction_options))
-        turns = eviction.turns_queries and cache.window is not None
+        turning = None
+        if eviction.turns_queries and cache.window is not None:
+            turning = key_rotations(self.model.config, self.backbone.rotary_emb, remedy="another eviction policy")
         return WindowRules(
             size=cache.window,
             num_evicted=cache.num_evicted or 0,
             eviction=eviction,
             absorb=memory.absorber(),
             rotations=self.key_rotations(cache.positions),
-            query_rotations=self._rotations("another eviction policy") if turns else None,
+            query_rotations=turning,
         )
 
     def new_cache(self, cache: CacheSettings, *, max_new_tokens: int, seed: int = 0) -> BoundedCache:
@@ -278,13 +277,8 @@ class ThoughtModel(RevertibleInjection):
         if not rules.num_queries or rules.size is None:
             return None
         layers: Any = self.backbone.layers
-        return QueryLog(
-            rules.eviction,
-            num_layers=self.num_layers,
-            num_queries=rules.num_queries,
-            window=rules.size,
-            scaling=layers[0].self_attn.scaling,
-        )
+        sizes = {"num_layers": self.num_layers, "num_queries": rules.num_queries, "window": rules.size}
+        return QueryLog(rules.eviction, scaling=layers[0].self_attn.scaling, **sizes)
 
     def forward(self, *args: Any, thought_request: Callable[[ThoughtModel], Any] | None = None, **kwargs: Any) -> Any:
         """The base model's forward, or `thought_request(self)`.

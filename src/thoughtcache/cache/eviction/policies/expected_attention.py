@@ -38,7 +38,7 @@ class ExpectedAttentionEviction(ScoredEviction):
     """
 
     name: ClassVar[str] = "expected-attention"
-    summary: ClassVar[str] = "what queries to come are expected to attend to (expected attention)"
+    summary: ClassVar[str] = "what queries to come should attend to"
     turns_queries: ClassVar[bool] = True
     max_queries: int = 256
     max_protected: int = 0

@@ -39,7 +39,7 @@ class RKVEviction(ScoredEviction):
     """
 
     name: ClassVar[str] = "r-kv"
-    summary: ClassVar[str] = "what matters to the last queries and is not repeated later (R-KV)"
+    summary: ClassVar[str] = "what matters to the last queries and is not repeated (R-KV)"
     max_queries: int = 8
     max_protected: int = 8
     kernel: int = 7

@@ -32,7 +32,7 @@ class ScissorhandsEviction(ScoredEviction):
     """
 
     name: ClassVar[str] = "scissorhands"
-    summary: ClassVar[str] = "what seldom had less than its share of the attention (Scissorhands)"
+    summary: ClassVar[str] = "what seldom had less than its share (Scissorhands)"
     max_queries: int = 400
     max_protected: int = 10
 

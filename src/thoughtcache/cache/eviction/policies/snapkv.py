@@ -32,7 +32,7 @@ class SnapKVEviction(ScoredEviction):
     """
 
     name: ClassVar[str] = "snapkv"
-    summary: ClassVar[str] = "what the last queries attended to, with its neighbours (SnapKV)"
+    summary: ClassVar[str] = "what the last queries attended to (SnapKV)"
     max_queries: int = 32
     max_protected: int = 32
     kernel: int = 5

@@ -28,7 +28,7 @@ class TOVAEviction(ScoredEviction):
     """
 
     name: ClassVar[str] = "tova"
-    summary: ClassVar[str] = "what the last query attends to, alike in all heads of a layer (TOVA)"
+    summary: ClassVar[str] = "what the last query attends to, the same in all heads (TOVA)"
     max_queries = 1
     max_protected: int = 0
 
