@@ -120,7 +120,7 @@ TRAIN = {
         "--eviction-option of --eviction snapkv",
         "odd",
     ),
-    "target modules": (["--target-modules", "nothing"], "nothing", "check that the correct target modules"),
+    "target modules": (["--target-modules", "nothing"], "nothing", "check the target modules"),
     "rank": (["--r", "0"], "got 0", "at least 1"),
     "missing model folder": (["--model", "./nomodel"], "nomodel", "pass an existing folder"),
     "folder without model": (["--model", "no-model"], "no-model", "pass the folder of a transformers model"),
