@@ -5,14 +5,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import peft
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import thoughtcache as tc
 from support.compare import assert_close, padded
 from support.models import tiny_model
+from support.text_model import save_text_model
 from thoughtcache.cache.eviction import EVICTION_POLICIES, default_options, make_eviction_policy, table
-from thoughtcache.recipes.load_adapter import settings_to_start_from
+from thoughtcache.recipes.load_adapter import load_adapted, settings_to_start_from
 
 MODULE = """
 from dataclasses import dataclass
@@ -150,6 +153,20 @@ def test_another_policy_starts_with_its_defaults_and_the_same_one_keeps_its_opti
     with pytest.raises(ValueError, match=r"eviction='h2o' changes nothing with window=None.*leave it out"):
         start("full", eviction="h2o")
     assert start("full", eviction="h2o", window=5).eviction == "h2o"
+
+
+def test_a_saved_adapter_runs_under_another_policy(tmp_path: Path) -> None:
+    """As `thoughtcache generate --eviction streaming --eviction-option sinks=1` and `thoughtcache probe` have it."""
+    base = str(save_text_model(tmp_path / "base"))
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), tc.ThoughtConfig(r=4, window=6))
+    model.save_pretrained(str(tmp_path / "adapter"))
+    options = {"eviction": "streaming", "eviction_options": {"sinks": 1}}
+    loaded, _ = load_adapted(base, str(tmp_path / "adapter"), "float32", **options)
+    (rollout,) = tc.rollout(loaded, [[3, 4]], max_new_tokens=9, ignore_eos=True)
+    assert rollout.settings.eviction == "streaming"
+    assert rollout.settings.eviction_options == (("sinks", 1),)
+    assert rollout.evictions[0].slots is not None
+    assert set(rollout.evictions[0].slots.flatten().tolist()) == {1, 2}
 
 
 def test_rotary_frequencies_that_change_are_refused_by_a_policy_that_turns_queries() -> None:
