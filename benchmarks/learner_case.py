@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM, PretrainedConfig, Qwen2Config, Qwen2ForCausalLM
 
 import thoughtcache as tc
-from thoughtcache.cache.eviction.sliding import sliding_evictions
+from thoughtcache.cache.eviction.policies.sliding import sliding_evictions
 from thoughtcache.cache.schedule import evict_count
 from thoughtcache.learner.chunk import Boundary, batch_chunks, join_scores, run_chunk
 from thoughtcache.learner.kv_log import KVLog, Place

@@ -1,4 +1,5 @@
-"""Writes docs/cli.md from the parser's help and docs/trl.md from the table of TRL's options.
+"""Writes docs/cli.md from the parser's help, docs/trl.md from the table of TRL's options, and the lines about eviction
+policies in that help from the table of policies.
 
 `python docs/generate.py --check` fails if a page is not current.
 """
@@ -10,21 +11,42 @@ import os
 import sys
 from pathlib import Path
 
+from thoughtcache.cache.eviction import EVICTION_POLICIES, EvictionPolicy, default_options
 from thoughtcache.train.trl.options import NO_MEANING, REFUSED, REFUSED_BY_OTHER_NAME, WORKS
+from thoughtcache_cli import eviction_help
 from thoughtcache_cli.arguments import build_parser
 
-FOLDER = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
+EVICTION_HELP = "src/thoughtcache_cli/eviction_help.py"
 
 
 def command_line_page() -> str:
     """The help of `thoughtcache` and of every command, at a fixed width."""
     os.environ["COLUMNS"] = "100"
+    eviction_help.POLICIES = policies()
     parser = build_parser()
     commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     parts = ["# Command line", "", "Generated from `--help` by `make docs`.", ""]
     for title, page in (("thoughtcache", parser), *((f"thoughtcache {n}", p) for n, p in commands.choices.items())):
         parts += [f"## {title}", "", "```text", page.format_help().rstrip(), "```", ""]
     return "\n".join(parts)
+
+
+def policies() -> tuple[tuple[str, str, str], ...]:
+    """(name, what stays, settings with their defaults) of every eviction policy."""
+    return tuple((name, policy.summary, settings(policy)) for name, policy in EVICTION_POLICIES.items())
+
+
+def settings(policy: type[EvictionPolicy]) -> str:
+    """The settings of a policy as they are written on the command line."""
+    return " ".join(f"{key}={str(value).lower()}" for key, value in default_options(policy).items())
+
+
+def eviction_module() -> str:
+    """The source of `eviction_help.py`."""
+    start = (ROOT / EVICTION_HELP).read_text().split("POLICIES")[0]
+    rows = [["    (", *(f'        "{text}",' for text in policy), "    ),"] for policy in policies()]
+    return "\n".join([f"{start}POLICIES = (", *(line for row in rows for line in row), ")", ""])
 
 
 OPTIONS_INTRODUCTION = """\
@@ -59,14 +81,14 @@ def _listed(names: tuple[str, ...]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-PAGES = {"cli.md": command_line_page, "trl.md": options_page}
+PAGES = {EVICTION_HELP: eviction_module, "docs/cli.md": command_line_page, "docs/trl.md": options_page}
 
 
 def main() -> int:
     """Write the pages, or compare them."""
     stale = []
     for name, render in PAGES.items():
-        page, text = FOLDER / name, render()
+        page, text = ROOT / name, render()
         if "--check" not in sys.argv[1:]:
             page.write_text(text)
         elif not page.is_file() or page.read_text() != text:

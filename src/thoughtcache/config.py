@@ -11,7 +11,7 @@ from typing import Any, Final, get_args
 from peft import LoraConfig
 from peft.utils.peft_types import PeftType
 
-from thoughtcache.cache.eviction import EVICTION_POLICIES
+from thoughtcache.cache.eviction import OptionValue, checked_options, find_eviction_policy
 from thoughtcache.cache.rotation import Positions
 from thoughtcache.cache.schedule import evict_count
 from thoughtcache.checks import at_least_one, one_of
@@ -78,6 +78,7 @@ class ThoughtConfig(LoraConfig):
             distillation), or None for the full cache.
         evict_fraction: share of the window that leaves when it is full (paper: 0.25).
         eviction: name of the eviction policy.
+        eviction_options: settings of that policy, by name; what is not given, or given as its default, is left out.
         positions: "absolute" (a thought keeps its position, and the model's positions bound the length) or "rolling"
             (positions count the prompt and the resident thoughts; cached keys are moved when others leave).
         initial_state: "global" (learned), "zero" or "identity" (plain LoRA; needs num_global_tokens == r).
@@ -113,6 +114,9 @@ class ThoughtConfig(LoraConfig):
     window: int | str | None = field(default=1024, metadata={"help": 'resident thoughts, "prompt", or None (full)'})
     evict_fraction: float = field(default=0.25, metadata={"help": "share of the window that leaves when it is full"})
     eviction: str = field(default="sliding", metadata={"help": "eviction policy"})
+    eviction_options: dict[str, OptionValue] = field(
+        default_factory=dict, metadata={"help": "settings of the eviction policy"}
+    )
     positions: str = field(default="absolute", metadata={"help": "absolute or rolling"})
     initial_state: str = field(default="global", metadata={"help": "global, zero or identity"})
     absorb: bool = field(default=True, metadata={"help": "whether evicted tokens change the state"})
@@ -151,7 +155,7 @@ class ThoughtConfig(LoraConfig):
                 "positions='rolling' moves what is left when others leave, and with window=None nothing leaves; "
                 "set a window, or positions='absolute'"
             )
-        one_of("eviction", self.eviction, tuple(sorted(EVICTION_POLICIES)))
+        self.eviction_options = checked_options(find_eviction_policy(self.eviction), self.eviction_options)
         evict_count(self.window if isinstance(self.window, int) else 1, self.evict_fraction)
         if self.r < 1:
             raise ValueError(f"r must be at least 1, got {self.r}; the paper uses 32")
@@ -223,7 +227,7 @@ class ThoughtConfig(LoraConfig):
                 f"memory={self.memory!r} with window=None remembers nothing, because nothing is ever evicted; set a "
                 "window, or leave out the memory"
             )
-        chooses = EVICTION_POLICIES[self.eviction].chooses
+        chooses = find_eviction_policy(self.eviction).chooses
         if self.memory_keys == "content" and chooses and self.positions == "absolute":
             raise ValueError(
                 f"memory_keys='content' needs the positions of thoughts that leave, which eviction={self.eviction!r} "
@@ -269,6 +273,7 @@ class ThoughtConfig(LoraConfig):
             num_evicted=None if resolved is None else evict_count(resolved, self.evict_fraction),
             eviction=self.eviction,
             positions="rolling" if self.positions == "rolling" and resolved is not None else "absolute",
+            eviction_options=tuple(self.eviction_options.items()),
         )
 
     def behaviour(self) -> dict[str, Any]:

@@ -76,12 +76,14 @@ class CacheSettings:
         num_evicted: thought tokens that leave at once; None with a full cache.
         eviction: name of the eviction policy.
         positions: "absolute" counts all tokens; "rolling" the prompt and the resident thoughts.
+        eviction_options: settings of that policy that are not at their defaults, (name, value) sorted by name.
     """
 
     window: int | None
     num_evicted: int | None
     eviction: str
     positions: Literal["absolute", "rolling"] = "absolute"
+    eviction_options: tuple[tuple[str, int | float | bool | str], ...] = ()
 
     @property
     def rolling_window(self) -> int | None:
@@ -105,6 +107,7 @@ class SamplingSettings:
         filters: what was applied to the scored distribution before tokens were drawn.
         stop_strings: texts that ended a sequence.
         positions: "absolute" counts all tokens; "rolling" the prompt and the resident thoughts.
+        eviction_options: settings of the eviction policy that are not at their defaults, as in `CacheSettings`.
     """
 
     temperature: float
@@ -117,12 +120,17 @@ class SamplingSettings:
     filters: TokenFilters = TokenFilters()
     stop_strings: tuple[str, ...] = ()
     positions: Literal["absolute", "rolling"] = "absolute"
+    eviction_options: tuple[tuple[str, int | float | bool | str], ...] = ()
 
     @property
     def cache(self) -> CacheSettings:
         """The part of these settings that describes the cache."""
         return CacheSettings(
-            window=self.window, num_evicted=self.num_evicted, eviction=self.eviction, positions=self.positions
+            window=self.window,
+            num_evicted=self.num_evicted,
+            eviction=self.eviction,
+            positions=self.positions,
+            eviction_options=self.eviction_options,
         )
 
     def under_cache(self, cache: CacheSettings) -> SamplingSettings:
@@ -133,13 +141,12 @@ class SamplingSettings:
             num_evicted=cache.num_evicted,
             eviction=cache.eviction,
             positions=cache.positions,
+            eviction_options=cache.eviction_options,
         )
 
     def with_full_cache(self) -> SamplingSettings:
         """These settings with the full cache, which evicts nothing; positions then count all tokens."""
-        return self.under_cache(
-            CacheSettings(window=None, num_evicted=None, eviction=self.eviction, positions="absolute")
-        )
+        return self.under_cache(replace(self.cache, window=None, num_evicted=None, positions="absolute"))
 
     @property
     def rolling_window(self) -> int | None:

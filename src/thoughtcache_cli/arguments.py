@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
+from thoughtcache_cli.eviction_options import add_eviction_options, modules
+
 DEFAULT_OUTPUT_DIRS = {"train": "runs/train", "recall": "runs/recall"}
 
 _TRAIN_EXAMPLES = """\
@@ -130,11 +132,13 @@ def _adapter_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--positions", help="absolute (default), or rolling: inside the window, for any length")
     group.add_argument("--evict-fraction", type=float, help="share of the window that leaves when it is full (0.25)")
     group.add_argument("--r", type=int, help="rank of the adapter (32)")
+    group.add_argument("--target-modules", type=modules, help="linear layers, with commas between them (all-linear)")
     group.add_argument("--num-global-tokens", type=int, help="global queries and tokens (32)")
     group.add_argument("--lora-alpha", type=int, help="the delta is scaled by lora-alpha / r (32)")
     group.add_argument("--state-rule", help="how evicted tokens change the state (linear)")
     group.add_argument("--state-norm", help="frobenius (default), spectral, orthogonal or none")
     group.add_argument("--state-norm-at", help="where it is normalised: write (default), or read: states are raw sums")
+    group.add_argument("--write-scale", type=float, help="how much is written at the start (0.1)")
     group.add_argument("--encoder-start", help="random (default), or base: directions of the base's keys and values")
     group.add_argument("--read-start", type=float, help="scale of the factor that starts at zero (0.0)")
     group.add_argument("--initial-state", help="global (default), zero or identity (plain LoRA)")
@@ -146,6 +150,7 @@ def _adapter_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--memory-keys", help="content (default): un-rotated; or rotated")
     group.add_argument("--memory-weight", type=float, help="weight of the memory at the start (1.0)")
     group.add_argument("--no-absorb", dest="absorb", action="store_false", help="evicted tokens never change the state")
+    add_eviction_options(parser, "sliding")
 
 
 def _base_options(group: argparse._ArgumentGroup, dtypes: str) -> None:
@@ -256,6 +261,7 @@ def _generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     group.add_argument("--min-p", type=float, help="draw from tokens so likely relative to the most likely one (0)")
     group.add_argument("--repetition-penalty", type=float, help="above 1 discourages tokens that were there before (1)")
     group.add_argument("--seed", type=int, help="of the sampling (0)")
+    add_eviction_options(parser, "that of the adapter")
 
 
 def _recall(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -303,6 +309,7 @@ def _probe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     group.add_argument("--length", type=int, help="tokens after them; those after the first eviction count (256)")
     group.add_argument("--pieces", type=int, help="most pieces (32)")
     group.add_argument("--batch-size", type=int, help="pieces that are scored at once (8)")
+    add_eviction_options(parser, "that of the adapter")
     group = parser.add_argument_group("run")
     group.add_argument("--output-dir", help="folder for probe.json and probe.png (runs/probe)")
     group.add_argument("--seed", type=int, help="of eviction policies that draw (0)")

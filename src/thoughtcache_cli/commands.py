@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.recipes.run.config import RunConfig
+from thoughtcache_cli.arguments import build_parser, command_parsers
 
 USER_ERRORS: tuple[type[Exception], ...] = (ValueError, OSError, SafetensorError)
 
@@ -30,7 +31,8 @@ def train(options: dict[str, Any]) -> None:
 
         given = set(options) - _EMBEDDED_FIELDS
         if given:
-            names = ", ".join("--" + name.replace("_", "-") for name in sorted(given))
+            actions = command_parsers(build_parser())["train"]._actions
+            names = ", ".join(sorted(action.option_strings[-1] for action in actions if action.dest in given))
             raise ValueError(
                 f"the embedded job is fixed and takes no {names}; "
                 "add --model and --dataset to train a model of your own"

@@ -15,8 +15,8 @@ _GRPO = (
     "profile_memory", "answer_column",
 )  # fmt: skip
 _SHAPE = (
-    "r", "num_global_tokens", "lora_alpha", "state_rule", "state_norm", "state_norm_at", "initial_state",
-    "absorb", "encoder_start", "read_start",
+    "r", "target_modules", "num_global_tokens", "lora_alpha", "state_rule", "state_norm", "state_norm_at",
+    "initial_state", "absorb", "write_scale", "encoder_start", "read_start",
     "memory", "memory_features", "memory_feature_map", "memory_write", "memory_read", "memory_keys", "memory_weight",
 )  # fmt: skip
 
@@ -49,7 +49,7 @@ def _keeps_initial_norm(options: Options) -> bool:
     return options.get("initial_state", "global") != "global" or options.get("state_norm") in ("frobenius", "none")
 
 
-_OF_WRITES, _OF_STATES = ("state_rule", "state_norm_at"), ("state_norm",)
+_OF_WRITES, _OF_STATES = ("state_rule", "state_norm_at", "write_scale"), ("state_norm",)
 _NO_WRITES = "changes nothing under --no-absorb, where the state stays as it was; leave out one of them"
 _NO_EVICTIONS = "changes nothing under --window none, where nothing is evicted; leave it out, or give a window"
 _NEVER_ABSORBS = (
@@ -57,7 +57,11 @@ _NEVER_ABSORBS = (
     Rule(names=_OF_STATES, when=lambda o: _never_absorbs(o) and _keeps_initial_norm(o), reason=_NO_WRITES),
 )
 _CACHE = (
-    Rule(names=("evict_fraction", "gradient", *_OF_WRITES), when=_full_cache, reason=_NO_EVICTIONS),
+    Rule(
+        names=("evict_fraction", "eviction", "eviction_options", "gradient", *_OF_WRITES),
+        when=_full_cache,
+        reason=_NO_EVICTIONS,
+    ),
     Rule(names=_OF_STATES, when=lambda o: _full_cache(o) and _keeps_initial_norm(o), reason=_NO_EVICTIONS),
     *_NEVER_ABSORBS,
     Rule(

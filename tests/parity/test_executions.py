@@ -8,6 +8,7 @@ import torch
 import thoughtcache as tc
 from support.compare import TOLERANCE, assert_close, max_difference, padded
 from support.models import CONTROLS, FAMILIES, tiny_model
+from support.policies import crossed
 from support.rollouts import PROMPTS, ragged_rollouts
 from thoughtcache.cache.eviction import EVICTION_POLICIES
 from thoughtcache.state import STATE_RULES
@@ -48,8 +49,7 @@ def test_model_families(family):
     check_all_executions(model, rollouts)
 
 
-@pytest.mark.parametrize("eviction", sorted(EVICTION_POLICIES))
-@pytest.mark.parametrize("rule", sorted(STATE_RULES))
+@pytest.mark.parametrize(("eviction", "rule"), crossed(sorted(STATE_RULES)))
 def test_state_rules_and_eviction_policies(rule, eviction):
     model = tiny_model(state_rule=rule, eviction=eviction)
     rollouts = ragged_rollouts(model, max_new_tokens=NEW_TOKENS)
@@ -57,8 +57,7 @@ def test_state_rules_and_eviction_policies(rule, eviction):
     check_all_executions(model, rollouts)
 
 
-@pytest.mark.parametrize("eviction", sorted(EVICTION_POLICIES))
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("eviction", "family"), crossed(FAMILIES))
 def test_rolling_positions(family, eviction):
     model = tiny_model(family, eviction=eviction, positions="rolling", evict_fraction=0.4)
     rollouts = ragged_rollouts(model, max_new_tokens=NEW_TOKENS)

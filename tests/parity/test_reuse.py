@@ -10,8 +10,8 @@ import torch
 import thoughtcache as tc
 from support.compare import assert_close, assert_gradients_match, gradients, max_difference, padded, weighted_loss
 from support.models import CONTROLS, tiny_model
+from support.policies import KINDS
 from support.rollouts import ragged_rollouts
-from thoughtcache.cache.eviction import EVICTION_POLICIES
 from thoughtcache.learner import reverse
 from thoughtcache.learner.chunk import batch_chunks
 from thoughtcache.learner.kv_log import KVLog
@@ -32,7 +32,7 @@ def gradient_of(model, rollouts, **options):
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
 @pytest.mark.parametrize("chunk_tokens", [None, 1, 5])
-@pytest.mark.parametrize("eviction", sorted(EVICTION_POLICIES))
+@pytest.mark.parametrize("eviction", KINDS)
 def test_same_gradient_as_with_a_forward_pass(eviction, chunk_tokens, order):
     model, rollouts = case(eviction=eviction, state_rule="gated", window=5, evict_fraction=0.6)
     rollouts = [rollouts[row] for row in order]

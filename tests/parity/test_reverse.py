@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import thoughtcache as tc
 from support.compare import assert_close, assert_gradients_match, gradient_error, gradients, weighted_loss
 from support.models import CONTROLS, tiny_model, use_norms_without_fp32
+from support.policies import KINDS
 from support.rollouts import ragged_rollouts
-from thoughtcache.cache.eviction import EVICTION_POLICIES
 from thoughtcache.learner import reverse
 from thoughtcache.learner.kv_log import KVLog, check_place
 from thoughtcache.policy import scores
@@ -37,7 +37,7 @@ def replayed(model, rollouts, **options):
     return gradients(model, lambda: weighted_loss(tc.replay(model, rollouts, **options)))
 
 
-@pytest.mark.parametrize("eviction", sorted(EVICTION_POLICIES))
+@pytest.mark.parametrize("eviction", KINDS)
 @pytest.mark.parametrize("chunk_tokens", [1, 2, 3, 5, 7, 100])
 def test_chunks_of_any_size_have_the_exact_gradient(chunk_tokens, eviction):
     model, rollouts = case(eviction=eviction, state_rule="gated", window=5, evict_fraction=0.6)
@@ -83,7 +83,7 @@ def test_checkpointed_layers_run_three_times():
 
 
 @pytest.mark.parametrize("gradient", ["exact", "detached", 2])
-@pytest.mark.parametrize("eviction", sorted(EVICTION_POLICIES))
+@pytest.mark.parametrize("eviction", KINDS)
 def test_rolling_positions(eviction, gradient):
     model, rollouts = case(eviction=eviction, state_rule="gated", window=5, evict_fraction=0.4, positions="rolling")
     expected = naive(model, rollouts, gradient)
@@ -93,7 +93,7 @@ def test_rolling_positions(eviction, gradient):
 
 
 @pytest.mark.parametrize("positions", ["absolute", "rolling"])
-@pytest.mark.parametrize("eviction", sorted(EVICTION_POLICIES))
+@pytest.mark.parametrize("eviction", KINDS)
 def test_every_state_rule_eviction_policy_and_kind_of_positions(eviction, positions):
     # The first segment has 4 + 5 columns, the others 3: no size divides them, and the smaller ones leave rests of 1.
     for rule, chunk_tokens in zip(sorted(STATE_RULES), cycle((2, 4, 5, 7)), strict=False):

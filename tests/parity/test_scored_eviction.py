@@ -13,6 +13,7 @@ import thoughtcache as tc
 from support.compare import assert_close, assert_gradients_match, gradients, padded, weighted_loss
 from support.grpo import base_with_eos, make_trainer
 from support.models import adapt, tiny_model
+from support.policies import SCORED, dealt, in_turn
 from support.rollouts import PROMPTS
 from thoughtcache.adapter.attention import thought_attention
 from thoughtcache.cache.eviction import EVICTION_POLICIES, EvictionView, ScoredEviction
@@ -21,7 +22,7 @@ from thoughtcache.policy.handle import find_tuner
 from thoughtcache.records import CacheSettings
 from thoughtcache.sampler import decode_step
 
-SCORED = sorted(name for name, policy in EVICTION_POLICIES.items() if issubclass(policy, ScoredEviction))
+POSITIONS = ["absolute", "rolling"]
 STOPS = [3, 7]
 LENGTH = 34
 
@@ -30,7 +31,7 @@ class LargestValues(ScoredEviction):
     """A policy of somebody else, defined here alone: thoughts with large values stay, and one that is new."""
 
     name: ClassVar[str] = "largest values"
-    max_protected: ClassVar[int] = 1
+    max_protected: int = 1
 
     def score(self, view: EvictionView) -> Tensor:
         """The norm of the value."""
@@ -63,18 +64,16 @@ def differ(found: list[tc.Rollout]) -> bool:
     """Whether heads, layers and events differ in what they choose, so that a test can fail."""
     events = [event for row in chosen(found) for event in row]
     heads = {str(head) for event in events for layer in event for head in layer}
-    return len(events) > 8 and len(heads) > 2
+    different = heads == {"[3, 4]"} if found[0].settings.eviction == "streaming" else len(heads) > 2
+    return len(events) > 8 and different
 
 
-@pytest.mark.parametrize("positions", ["absolute", "rolling"])
-@pytest.mark.parametrize("family", ["llama", "qwen3", "smollm3"])
-@pytest.mark.parametrize("eviction", SCORED)
+@pytest.mark.parametrize(("eviction", "positions", "family"), dealt(SCORED, POSITIONS, ["llama", "qwen3", "smollm3"]))
 def test_executions_agree_and_so_do_the_choices(eviction, family, positions):
     """Ragged prompts and lengths, slots that are refilled; the naive form chooses by itself."""
     model = make(family, eviction=eviction, positions=positions)
-    prompts = [*PROMPTS, *PROMPTS]
-    rollouts = tc.rollout(model, prompts, max_new_tokens=LENGTH, seed=4, stop_ids=STOPS, batch_size=2)
-    rollouts += tc.rollout(model, PROMPTS[:2], max_new_tokens=2 * LENGTH, seed=5, ignore_eos=True)
+    rollouts = tc.rollout(model, PROMPTS, max_new_tokens=21, seed=4, stop_ids=STOPS, batch_size=2)
+    rollouts += tc.rollout(model, PROMPTS[:2], max_new_tokens=31, seed=5, ignore_eos=True)
     assert differ(rollouts)
     with torch.no_grad():
         naive = tc.naive_logprobs(model, rollouts, choose=True)
@@ -83,8 +82,7 @@ def test_executions_agree_and_so_do_the_choices(eviction, family, positions):
         assert_close(tc.replay(model, rollouts, anchored=False).logprobs, padded(rollouts))
 
 
-@pytest.mark.parametrize("positions", ["absolute", "rolling"])
-@pytest.mark.parametrize("eviction", SCORED)
+@pytest.mark.parametrize(("eviction", "positions"), in_turn(SCORED, POSITIONS))
 def test_a_row_chooses_alone_what_it_chooses_in_a_batch(eviction, positions):
     model = make(eviction=eviction, positions=positions)
     together = tc.rollout(model, PROMPTS, max_new_tokens=LENGTH, seed=[4, 5, 6, 7][: len(PROMPTS)], ignore_eos=True)
@@ -95,8 +93,7 @@ def test_a_row_chooses_alone_what_it_chooses_in_a_batch(eviction, positions):
         assert chosen([alone]) == chosen([rollout])
 
 
-@pytest.mark.parametrize("positions", ["absolute", "rolling"])
-@pytest.mark.parametrize("eviction", SCORED)
+@pytest.mark.parametrize(("eviction", "positions"), in_turn(SCORED, POSITIONS))
 def test_static_shapes_choose_the_same(eviction, positions, monkeypatch):
     """The functions as they are; test_compiled.py compiles them."""
     monkeypatch.setattr(decode_step, "compile_whole", lambda function, device: function)
@@ -108,9 +105,7 @@ def test_static_shapes_choose_the_same(eviction, positions, monkeypatch):
     assert chosen(found) == chosen(expected)
 
 
-@pytest.mark.parametrize("positions", ["absolute", "rolling"])
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-@pytest.mark.parametrize("eviction", SCORED)
+@pytest.mark.parametrize(("eviction", "implementation", "positions"), in_turn(SCORED, ["sdpa", "eager"], POSITIONS))
 def test_generate_chooses_the_same(eviction, implementation, positions):
     """Prompts of unequal lengths, padded; greedy tokens hang on the choices."""
     # Eager attention is not for fp64: transformers takes its softmax in fp32, in which an fp64 mask overflows.
@@ -130,8 +125,7 @@ def test_generate_chooses_the_same(eviction, implementation, positions):
     assert find_tuner(model).model.config._attn_implementation == implementation
 
 
-@pytest.mark.parametrize("positions", ["absolute", "rolling"])
-@pytest.mark.parametrize("eviction", SCORED)
+@pytest.mark.parametrize(("eviction", "positions"), dealt(SCORED, POSITIONS))
 def test_gradients_are_those_of_the_naive_form(eviction, positions):
     model = make(eviction=eviction, positions=positions)
     rollouts = tc.rollout(model, PROMPTS[:2], max_new_tokens=15, seed=4, ignore_eos=True)

@@ -62,6 +62,8 @@ def test_options_of_train_are_fields_and_state_their_defaults(action: argparse.A
     if isinstance(action, argparse._StoreTrueAction | argparse._StoreFalseAction):
         assert default is (not action.const)
         assert documented is None
+    elif default is dataclasses.MISSING:
+        assert documented is None  # options of a policy, whose lines state their defaults
     elif default is None or default == "":
         assert documented in (None, "found by name")
     elif isinstance(default, str):
@@ -107,6 +109,18 @@ TRAIN = {
     "evict fraction": (["--evict-fraction", "1.5"], "1.5", r"in \(0, 1\]"),
     "unsupported model": (["--model", "gpt2"], "gpt2", "supported are"),
     "state rule": (["--state-rule", "magic"], "magic", "choose one of"),
+    "eviction policy": (["--eviction", "oldest"], "--eviction oldest", "choose one of .*'sliding'"),
+    "option of no policy": (
+        ["--eviction-option", "sinks=1"],
+        "--eviction-option sinks=1 .*--eviction sliding",
+        "leave",
+    ),
+    "value of an option": (
+        ["--eviction", "snapkv", "--eviction-option", "kernel=4"],
+        "--eviction-option of --eviction snapkv",
+        "odd",
+    ),
+    "target modules": (["--target-modules", "nothing"], "nothing", "check the target modules"),
     "rank": (["--r", "0"], "got 0", "at least 1"),
     "missing model folder": (["--model", "./nomodel"], "nomodel", "pass an existing folder"),
     "folder without model": (["--model", "no-model"], "no-model", "pass the folder of a transformers model"),
@@ -139,6 +153,14 @@ GENERATE = {
     "damaged adapter config": ("bad-config", "llama", [], "bad-config.*damaged", "copy it again"),
     "no weights": ("no-weights", "llama", [], "no-weights.*damaged", "copy it again"),
     "plain LoRA": ("lora", "llama", [], "lora holds a .*LORA", "give one that"),
+    "eviction": ("adapter", "llama", ["--eviction", "oldest"], "--eviction oldest", "choose one of"),
+    "option": (
+        "adapter",
+        "llama",
+        ["--eviction", "h2o", "--eviction-option", "a=1"],
+        "a=1.*--eviction h2o",
+        "leave it",
+    ),
     "too long": ("adapter", "llama", ["--max-new-tokens", "1000"], "1000", "shorten"),
     "no tokens": ("adapter", "llama", ["--max-new-tokens", "0"], "got 0", "at least 1"),
     "temperature": ("adapter", "llama", ["--temperature", "-1"], "got -1", "or positive"),

@@ -11,6 +11,8 @@ SAID: dict[str, tuple[str, str, str]] = {
     "values": ("train", "grpo_batch_size=6 must be a multiple of group_size=4",
                "--grpo-batch-size 6 must be a multiple of --group-size 4"),
     "quoted value": ("train", "state_rule='magic' is not known", "--state-rule magic is not known"),
+    "option of a policy": ("train", "eviction_options kernal=3 is not known to eviction='snapkv'; it has kernel=5",
+                           "--eviction-option kernal=3 is not known to --eviction snapkv; it has kernel=5"),
     "none": ("train", "window=None keeps the full cache", "--window none keeps the full cache"),
     "bound": ("train", "chunk_tokens must be at least 1 or None, got 0",
               "--chunk-tokens must be at least 1 or none, got 0"),

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 import thoughtcache as tc
 from support.compare import assert_close, assert_gradients_match, gradients
 from support.models import adapt, tiny_base, tiny_model
-from thoughtcache.cache.eviction.sliding import sliding_evictions
+from thoughtcache.cache.eviction.policies.sliding import sliding_evictions
 from thoughtcache.learner.options import ReplayOptions
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.records import CacheSettings

@@ -191,7 +191,15 @@ def test_attention_dropout():
 
 
 @pytest.mark.parametrize(
-    "changed", [{"window": 4}, {"num_evicted": 2}, {"temperature": 0.5}, {"eviction": "random"}], ids=str
+    "changed",
+    [
+        {"window": 4},
+        {"num_evicted": 2},
+        {"temperature": 0.5},
+        {"eviction": "random"},
+        {"eviction_options": (("sinks", 3),)},
+    ],
+    ids=str,
 )
 def test_mixed_settings_in_a_replay(changed):
     model = tiny_model()
@@ -250,5 +258,5 @@ def test_more_tokens_than_a_full_cache_was_made_for():
 
 
 def test_unknown_eviction_policy_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"unknown eviction policy 'oldest'; choose one of .*'random', 'sliding'"):
+    with pytest.raises(ValueError, match=r"eviction='oldest' is not known; choose one of .*'random'.*'sliding'"):
         tiny_model().base_model.new_cache(CacheSettings(window=5, num_evicted=1, eviction="oldest"), max_new_tokens=2)

@@ -15,7 +15,8 @@ from thoughtcache.recipes.run.settings import adapter_settings, base_identity, d
 
 OTHER: dict[str, Any] = {
     "r": 3, "lora_alpha": 7, "target_modules": ["q_proj"], "num_global_tokens": 5, "window": 4, "evict_fraction": 0.5,
-    "eviction": "random", "positions": "rolling", "initial_state": "zero", "absorb": False, "state_rule": "delta",
+    "eviction": "random", "eviction_options": {"sinks": 2},
+    "positions": "rolling", "initial_state": "zero", "absorb": False, "state_rule": "delta",
     "state_norm": "none", "state_norm_at": "read", "write_scale": 0.2, "encoder_start": "base", "read_start": 0.5,
     "use_rslora": True, "exclude_modules": ["k_proj"],
     "alpha_pattern": {"q_proj": 3}, "init_lora_weights": "gaussian",
@@ -27,6 +28,7 @@ OTHER: dict[str, Any] = {
 @pytest.mark.parametrize("name", OTHER)
 def test_every_setting_of_the_adapter_shows(name: str) -> None:
     common = {"memory": "attention"} if name.startswith("memory_") else {}
+    common |= {"eviction": "streaming"} if name == "eviction_options" else {}
     plain, other = tc.ThoughtConfig(**common), tc.ThoughtConfig(**common, **{name: OTHER[name]})
     assert adapter_settings(plain) != adapter_settings(other)
     assert json.loads(json.dumps(adapter_settings(other)))[name] == OTHER[name]

@@ -63,6 +63,7 @@ def test_every_setting_travels_with_the_adapter_or_shows_in_its_shapes() -> None
 
 
 OTHER_SETTINGS: dict[str, Any] = {
+    "eviction_options": {"sinks": 2},
     "lora_alpha": 7,
     "use_rslora": True,
     "alpha_pattern": {"q_proj": 9},
@@ -102,10 +103,11 @@ def test_another_memory_shows_in_its_parameters(other: dict[str, Any]) -> None:
     "name", sorted({*OTHER_SETTINGS, *tc.ThoughtConfig().behaviour()} - {*IN_PARAMETERS, *OTHER_MEMORIES})
 )
 def test_an_adapter_of_other_settings_is_refused(name: str) -> None:
-    value, model = OTHER_SETTINGS[name], tiny_model()
-    other = {name: value}
+    common = {"eviction": "streaming"} if name == "eviction_options" else {}
+    value, model = OTHER_SETTINGS[name], tiny_model(**common)
+    other = {**common, name: value}
     before = getattr(model.peft_config["default"], name)
-    load_adapter(model, pack_adapter(tiny_model()))
+    load_adapter(model, pack_adapter(tiny_model(**common)))
     with pytest.raises(ValueError, match=re.escape(f"{name}={value!r} (the sampler has {before!r})")):
         load_adapter(model, pack_adapter(tiny_model(**other)))
 

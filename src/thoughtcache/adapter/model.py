@@ -239,12 +239,17 @@ class ThoughtModel(RevertibleInjection):
 
     def window_rules(self, cache: CacheSettings, memory: Memory) -> WindowRules:
         """The rules that bound a cache under the active adapter, whose memory it is given."""
+        eviction = make_eviction_policy(cache.eviction, dict(cache.eviction_options))
+        turning = None
+        if eviction.turns_queries and cache.window is not None:
+            turning = key_rotations(self.model.config, self.backbone.rotary_emb, remedy="another eviction policy")
         return WindowRules(
             size=cache.window,
             num_evicted=cache.num_evicted or 0,
-            eviction=make_eviction_policy(cache.eviction),
+            eviction=eviction,
             absorb=memory.absorber(),
             rotations=self.key_rotations(cache.positions),
+            query_rotations=turning,
         )
 
     def new_cache(self, cache: CacheSettings, *, max_new_tokens: int, seed: int = 0) -> BoundedCache:
@@ -272,13 +277,8 @@ class ThoughtModel(RevertibleInjection):
         if not rules.num_queries or rules.size is None:
             return None
         layers: Any = self.backbone.layers
-        return QueryLog(
-            rules.eviction,
-            num_layers=self.num_layers,
-            num_queries=rules.num_queries,
-            window=rules.size,
-            scaling=layers[0].self_attn.scaling,
-        )
+        sizes = {"num_layers": self.num_layers, "num_queries": rules.num_queries, "window": rules.size}
+        return QueryLog(rules.eviction, scaling=layers[0].self_attn.scaling, **sizes)
 
     def forward(self, *args: Any, thought_request: Callable[[ThoughtModel], Any] | None = None, **kwargs: Any) -> Any:
         """The base model's forward, or `thought_request(self)`.

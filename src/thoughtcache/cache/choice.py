@@ -46,6 +46,7 @@ def choose_layer(
         events=events,
         attended=attended,
         scores=scores,
+        rotation=rules.query_rotation(layer_index),
     )
     slots = rules.eviction.select(view)
     if seen is not None and slots is not None:

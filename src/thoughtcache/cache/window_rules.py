@@ -28,6 +28,7 @@ class WindowRules:
         eviction: chooses which thoughts leave.
         absorb: makes a layer's next state of what leaves; None where the state never changes.
         rotations: move the keys that stay, by layer, with rolling positions; None with absolute ones.
+        query_rotations: turn the queries that the eviction policy looks at, by layer; None where it turns none.
     """
 
     size: int | None
@@ -35,6 +36,7 @@ class WindowRules:
     eviction: EvictionPolicy
     absorb: AbsorbFn | None = None
     rotations: Rotations | None = None
+    query_rotations: Rotations | None = None
 
     @property
     def num_queries(self) -> int:
@@ -44,3 +46,7 @@ class WindowRules:
     def rotation(self, layer_index: int) -> KeyRotation | None:
         """Moves the keys of one layer; None where they stay at their positions."""
         return None if self.rotations is None else self.rotations[layer_index]
+
+    def query_rotation(self, layer_index: int) -> KeyRotation | None:
+        """Turns queries of one layer for the eviction policy; None where it turns none, or has no positions to turn."""
+        return None if self.query_rotations is None else self.query_rotations[layer_index]

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 from thoughtcache.adapter.positions import PositionReach, position_reach, positions_needed
 from thoughtcache.adapter.state_parameters import state_shape
 from thoughtcache.adapter.support import DTYPES
-from thoughtcache.cache.eviction import EVICTION_POLICIES
+from thoughtcache.cache.eviction import find_eviction_policy
 from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.config import STATE_SETTINGS, ThoughtConfig
 from thoughtcache.learner.chunk_plan import Chunk, plan_chunks
@@ -134,7 +134,7 @@ class PlanSetting:
     @property
     def chooses(self) -> bool:
         """Whether evictions are recorded slot by slot."""
-        return self.window is not None and EVICTION_POLICIES[self.thought.eviction].chooses
+        return self.window is not None and find_eviction_policy(self.thought.eviction).chooses
 
     @property
     def positions_needed(self) -> int:
@@ -232,6 +232,7 @@ def plain_lora(thought: ThoughtConfig, window: int | str | None) -> ThoughtConfi
         window=window,
         evict_fraction=thought.evict_fraction,
         eviction=thought.eviction,
+        eviction_options=thought.eviction_options,
         positions="absolute" if window is None else thought.positions,
         initial_state="identity",
         absorb=False,

@@ -108,7 +108,7 @@ def batch_rollouts(rollouts: Sequence[Rollout], device: torch.device) -> Rollout
         if not rollout.token_ids:
             raise ValueError(f"rollout {row} has no thought tokens")
         theirs = rollout.settings
-        for name in ("window", "num_evicted", "eviction", "positions", "temperature"):
+        for name in ("window", "num_evicted", "eviction", "eviction_options", "positions", "temperature"):
             if getattr(theirs, name) != getattr(first, name):
                 raise ValueError(
                     f"rollout {row} was sampled with {name}={getattr(theirs, name)}, rollout 0 with "

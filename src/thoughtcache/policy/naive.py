@@ -75,7 +75,7 @@ def _one_sequence(
     prompt: list[list[TokenKV]] = [[] for _ in layers]
     thoughts: list[list[list[TokenKV]]] = [[] for _ in layers]  # [layer][slot] -> one entry per kv head
     evictions = {event.before_token: (index + 1, event) for index, event in enumerate(rollout.evictions)}
-    chooser = NaiveEviction(policy, settings) if choose else None
+    chooser = NaiveEviction(policy, settings, [_frequencies(policy, layer) for layer in layers]) if choose else None
     logprobs: list[Tensor] = []
     entropies: list[Tensor] = []
     inputs = rollout.prompt_ids + rollout.token_ids[:-1]
@@ -91,9 +91,10 @@ def _one_sequence(
                 S = [s.detach() for s in S]
             for layer in layers:
                 slots = None if event.slots is None else event.slots[layer].tolist()
-                turn = _turn(policy, layer) if settings.positions == "rolling" else None
+                frequencies = _frequencies(policy, layer) if settings.positions == "rolling" else None
+                turn = None if frequencies is None else partial(naive_turn, frequencies=frequencies)
                 if chooser is not None:
-                    slots = chooser.choose(layer, prompt, thoughts)
+                    slots = chooser.choose(layer, segment - 1, prompt, thoughts)
                     chooser.leave(layer, slots, turn)
                 thoughts[layer], leaving = _leave(thoughts[layer], slots, event.num_tokens, turn)
                 if S is not None:
@@ -137,13 +138,13 @@ def _cut(kv: TokenKV) -> TokenKV:
     return kv[0].detach(), kv[1].detach(), kv[2]
 
 
-def _turn(policy: PolicyHandle, layer: int) -> Turn | None:
-    """Moves a key by a number of positions: the pair (x_i, x_i+F) as a complex number, times e^(i angle steps)."""
+def _frequencies(policy: PolicyHandle, layer: int) -> Tensor | None:
+    """Angle per position of the pairs of a key's entries; None in a layer without positions."""
     rotary: Any = policy.backbone.rotary_emb
     config = policy.tuner.model.config
-    if (getattr(config, "no_rope_layers", None) or [1] * config.num_hidden_layers)[layer] == 0:
-        return None
-    return partial(naive_turn, frequencies=rotary.inv_freq)
+    has_positions = (getattr(config, "no_rope_layers", None) or [1] * config.num_hidden_layers)[layer]
+    frequencies: Tensor = rotary.inv_freq
+    return frequencies if has_positions else None
 
 
 def _leave(

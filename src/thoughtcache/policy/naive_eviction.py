@@ -6,7 +6,7 @@ the policy's own naive form.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -26,19 +26,22 @@ class NaiveEviction:
     Args:
         policy: the parts of the model.
         settings: settings under which the sequence was sampled; its eviction policy scores.
+        frequencies: angles of the rotary embedding, by layer; None in a layer without positions.
 
     Raises:
         ValueError: if the eviction policy does not score.
     """
 
-    def __init__(self, policy: PolicyHandle, settings: SamplingSettings) -> None:
-        eviction = make_eviction_policy(settings.eviction)
+    def __init__(self, policy: PolicyHandle, settings: SamplingSettings, frequencies: Sequence[Tensor | None]) -> None:
+        eviction = make_eviction_policy(settings.eviction, dict(settings.eviction_options))
         if not isinstance(eviction, ScoredEviction) or settings.window is None:
             raise ValueError(
                 f"eviction={settings.eviction!r} under window={settings.window} scores nothing, so that nothing can be "
                 "chosen again; leave out choose=True"
             )
         self.eviction = eviction
+        self.seed = settings.seed
+        self.frequencies = frequencies
         self.num_evicted = settings.num_evicted or 0
         self.num_wanted = eviction.num_queries(settings.window, self.num_evicted)
         layers: Any = policy.backbone.layers
@@ -59,13 +62,16 @@ class NaiveEviction:
             group = seen.shape[0] // num_heads
             for h in range(num_heads):
                 queries[h].append([seen[h * group + i] for i in range(group)])
-                queries[h][:] = queries[h][-self.num_wanted :]
+                queries[h] = queries[h][max(0, len(queries[h]) - self.num_wanted) :]
                 self.scores[layer][h].append(0.0)
-                self.eviction.naive_step(self._head(layer, h, prompt, thoughts))
+            for head in self._heads(layer, 0, prompt, thoughts):
+                self.eviction.naive_step(head)
 
-    def choose(self, layer: int, prompt: list[list[TokenKV]], thoughts: list[list[list[TokenKV]]]) -> list[list[int]]:
-        """The slots that leave in every kv head of a layer."""
-        heads = [self._head(layer, h, prompt, thoughts) for h in range(len(self.queries[layer]))]
+    def choose(
+        self, layer: int, number: int, prompt: list[list[TokenKV]], thoughts: list[list[list[TokenKV]]]
+    ) -> list[list[int]]:
+        """The slots that leave in every kv head of a layer, at eviction `number`, from 0."""
+        heads = self._heads(layer, number, prompt, thoughts)
         return [self.eviction.naive_select(head, self.num_evicted) for head in heads]
 
     def leave(self, layer: int, chosen: list[list[int]], turn: Callable[[Tensor, int], Tensor] | None) -> None:
@@ -77,12 +83,24 @@ class NaiveEviction:
                 moved = [[turn(query, -self.num_evicted) for query in group] for group in self.queries[layer][h]]
                 self.queries[layer][h] = moved
 
-    def _head(self, layer: int, h: int, prompt: list[list[TokenKV]], thoughts: list[list[list[TokenKV]]]) -> NaiveHead:
-        return NaiveHead(
-            scaling=self.scaling,
-            prompt=[k[h].detach() for k, _, _ in prompt[layer]],
-            keys=[slot[h][0].detach() for slot in thoughts[layer]],
-            values=[slot[h][1].detach() for slot in thoughts[layer]],
-            queries=self.queries[layer][h],
-            scores=self.scores[layer][h],
-        )
+    def _heads(
+        self, layer: int, number: int, prompt: list[list[TokenKV]], thoughts: list[list[list[TokenKV]]]
+    ) -> list[NaiveHead]:
+        heads: list[NaiveHead] = []
+        for h in range(len(self.queries[layer])):
+            head = NaiveHead(
+                scaling=self.scaling,
+                prompt=[k[h].detach() for k, _, _ in prompt[layer]],
+                keys=[slot[h][0].detach() for slot in thoughts[layer]],
+                values=[slot[h][1].detach() for slot in thoughts[layer]],
+                queries=self.queries[layer][h],
+                scores=self.scores[layer][h],
+                layer_index=layer,
+                index=h,
+                heads=heads,
+                num_evicted=self.num_evicted,
+                event=(self.seed, number),
+                frequencies=self.frequencies[layer],
+            )
+            heads.append(head)
+        return heads

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from thoughtcache.cache.eviction import OptionValue
 from thoughtcache.recipes.load_adapter import load_adapted
 from thoughtcache.sampler.rollout import rollout
 from thoughtcache.tasks.chat import encode_prompt
@@ -25,6 +26,8 @@ def answer(
     min_new_tokens: int = 0,
     seed: int = 0,
     stop: Sequence[str] = (),
+    eviction: str | None = None,
+    eviction_options: Mapping[str, OptionValue] | None = None,
 ) -> str:
     """One completion of a saved adapter under its own window, of the prompt as it was trained on.
 
@@ -45,12 +48,14 @@ def answer(
         min_new_tokens: see there.
         seed: see there.
         stop: texts that end the completion, which ends with them.
+        eviction: another eviction policy than the adapter's.
+        eviction_options: settings of that policy.
 
     Raises:
         ValueError: if `thoughtcache.rollout` refuses its arguments, or if the folder holds no adapter, a damaged one,
             or one for another base model.
     """
-    adapted, tokenizer = load_adapted(model, adapter, dtype)
+    adapted, tokenizer = load_adapted(model, adapter, dtype, eviction=eviction, eviction_options=eviction_options)
     message = {"role": "user", "content": prompt}
     prompt_ids = encode_prompt(tokenizer, [message], instruction=saved_instruction(adapter))
     (result,) = rollout(

@@ -13,6 +13,7 @@ from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_wei
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
+from thoughtcache.cache.eviction import OptionValue
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.recipes.load_model import load_base, load_tokenizer, read_tokenizer
 
@@ -44,10 +45,28 @@ def settings_to_start_from(folder: str, changes: Mapping[str, Any]) -> ThoughtCo
 
     Args:
         folder: see `read_adapter`, as for what is raised.
-        changes: settings of the cache that are others from now on (window, evict_fraction, positions).
+        changes: settings of the cache that are others from now on (window, evict_fraction, positions, eviction,
+            eviction_options).
     """
     config, _ = read_adapter(folder)
-    return dataclasses.replace(config, inference_mode=False, **changes)
+    return dataclasses.replace(_changed(config, changes), inference_mode=False)
+
+
+def _changed(config: ThoughtConfig, changes: Mapping[str, Any]) -> ThoughtConfig:
+    """The settings with changes; another eviction policy starts with its defaults, the same one keeps its options.
+
+    Raises:
+        ValueError: for a policy, or options of one, where nothing leaves.
+    """
+    changes = dict(changes)
+    policy = {name: changes[name] for name in ("eviction", "eviction_options") if changes.get(name) is not None}
+    if policy and changes.get("window", config.window) is None:
+        name, value = next(iter(policy.items()))
+        raise ValueError(f"{name}={value!r} changes nothing with window=None, where nothing is evicted; leave it out")
+    own = config.eviction_options if policy.get("eviction", config.eviction) == config.eviction else {}
+    if policy:
+        changes["eviction_options"] = {**own, **policy.get("eviction_options", {})}
+    return dataclasses.replace(config, **changes)
 
 
 def put_adapter(
@@ -126,18 +145,29 @@ def adapted_model(
     return put_adapter(base, thought, saved, folder=adapter, model=model)
 
 
-def load_adapted(model: str, adapter: str, dtype: str) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+def load_adapted(
+    model: str,
+    adapter: str,
+    dtype: str,
+    *,
+    eviction: str | None = None,
+    eviction_options: Mapping[str, OptionValue] | None = None,
+) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """A base model with a saved adapter that fits it, and the tokenizer. The adapter's files are looked at first.
 
     Args:
         model: folder or hub id of the base model.
         adapter: folder of the adapter; a tokenizer that is saved with it is taken.
         dtype: dtype of the base model.
+        eviction: another eviction policy than the adapter's; None for that one.
+        eviction_options: settings of that policy.
 
     Raises:
-        ValueError: if the model or the adapter cannot be used.
+        ValueError: if the model, the adapter or the eviction policy cannot be used.
     """
     config, saved = read_adapter(adapter)
+    changes = {"eviction": eviction, "eviction_options": eviction_options}
+    config = _changed(config, {name: value for name, value in changes.items() if value is not None})
     _, tokenizer = load_tokenizer(model)
     if (Path(adapter) / "tokenizer_config.json").is_file():
         tokenizer = read_tokenizer(adapter)

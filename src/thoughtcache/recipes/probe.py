@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from thoughtcache.adapter.positions import check_positions, position_reach
 from thoughtcache.adapter.support import DTYPES
+from thoughtcache.cache.eviction import OptionValue
 from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.recipes.load_adapter import load_adapted
@@ -37,6 +39,8 @@ class ProbeRun:
         length: thought tokens of a piece; those after the first eviction count.
         pieces: most pieces.
         batch_size: pieces that are scored at once.
+        eviction: another eviction policy than the adapter's.
+        eviction_options: settings of that policy.
         seed: seed of eviction policies that draw.
         overwrite: replace the results of an earlier probe.
 
@@ -53,6 +57,8 @@ class ProbeRun:
     length: int = 256
     pieces: int = 32
     batch_size: int = 8
+    eviction: str | None = None
+    eviction_options: Mapping[str, OptionValue] | None = None
     seed: int = 0
     overwrite: bool = False
 
@@ -75,7 +81,9 @@ def run_probe(run: ProbeRun, console: Console | None = None) -> dict[str, Any]:
     if (folder / "probe.json").exists() and not run.overwrite:
         raise ValueError(f"{folder} already holds a probe; choose another --output-dir, or add --overwrite")
     text = Path(run.text).read_text(encoding="utf-8")
-    model, tokenizer = load_adapted(run.model, run.adapter, run.dtype)
+    model, tokenizer = load_adapted(
+        run.model, run.adapter, run.dtype, eviction=run.eviction, eviction_options=run.eviction_options
+    )
     tuner = find_tuner(model)
     cache = tuner.thought_config.resolve_window(None)
     # The base beside it has its full cache, whose positions do not roll.

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from thoughtcache.cache.eviction import EVICTION_POLICIES
-from thoughtcache.cache.eviction.sliding import sliding_evictions
+from thoughtcache.cache.eviction import find_eviction_policy
+from thoughtcache.cache.eviction.policies.sliding import sliding_evictions
 from thoughtcache.records import CacheSettings, Rollout, SamplingSettings
 from thoughtcache.sampler.engine import Engine
 from thoughtcache.sampler.request import Request
@@ -30,6 +30,7 @@ def given_text(prompt_ids: Sequence[int], token_ids: Sequence[int], cache: Cache
         num_evicted=cache.num_evicted,
         eviction=cache.eviction,
         positions=cache.positions,
+        eviction_options=cache.eviction_options,
         seed=seed,
         ignore_eos=True,
     )
@@ -80,5 +81,5 @@ def with_own_evictions(model: nn.Module, rollouts: Sequence[Rollout]) -> Sequenc
         rollouts: texts under one window, with the evictions of `sliding_evictions`.
     """
     settings = rollouts[0].settings
-    chooses = settings.window is not None and EVICTION_POLICIES[settings.eviction].chooses
+    chooses = settings.window is not None and find_eviction_policy(settings.eviction).chooses
     return rollouts_of_given(model, rollouts) if chooses else rollouts

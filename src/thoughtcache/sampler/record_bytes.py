@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from thoughtcache.cache.eviction import EVICTION_POLICIES
+from thoughtcache.cache.eviction import find_eviction_policy
 from thoughtcache.cache.schedule import num_evictions
 from thoughtcache.policy.handle import PolicyHandle
 from thoughtcache.records import CacheSettings, TokenFilters
@@ -106,7 +106,7 @@ def item_bytes(
     return ItemBytes(
         state=state,
         slots=layers * heads * (cache.num_evicted or 0) * SLOT_BYTES
-        if EVICTION_POLICIES[cache.eviction].chooses
+        if find_eviction_policy(cache.eviction).chooses
         else 0,
         token=2 * layers * heads * head_size * dtype.itemsize if keys_values else 0,
         thought=num_scores * torch.promote_types(dtype, torch.float32).itemsize,

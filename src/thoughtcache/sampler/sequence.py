@@ -150,6 +150,7 @@ def new_sequence(
         filters=request.filters,
         stop_strings=() if texts is None else texts.strings,
         positions=cache.positions,
+        eviction_options=cache.eviction_options,
     )
     prompt = tuple(request.prompt_ids)
     check_positions(len(prompt), request.max_new_tokens, policy.reach, rolling_window=settings.rolling_window)

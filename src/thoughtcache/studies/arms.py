@@ -12,8 +12,10 @@ from typing import Any
 
 from peft import PeftModel
 
-from thoughtcache.cache.eviction import EVICTION_POLICIES
 from thoughtcache.config import ThoughtConfig
+
+POLICIES_BESIDE = ("h2o", "random", "sliding", "snapkv")
+"""Eviction policies of the arms with more slots: the newest, by chance, and the two that are known best."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,13 +60,18 @@ def arms_beside(thought: ThoughtConfig, *, extra_slots: int) -> list[Arm]:
     assert isinstance(window, int)
     arms = [
         _arm(thought, "full cache", window=None, positions="absolute"),
-        _arm(thought, f"window {window}", window=window, eviction=thought.eviction),
+        _arm(
+            thought,
+            f"window {window}",
+            window=window,
+            eviction=thought.eviction,
+            eviction_options=thought.eviction_options,
+        ),
     ]
     if extra_slots:
         wider = window + extra_slots
         arms += [
-            _arm(thought, f"window {wider}, {policy}", window=wider, eviction=policy)
-            for policy in sorted(EVICTION_POLICIES)
+            _arm(thought, f"window {wider}, {policy}", window=wider, eviction=policy) for policy in POLICIES_BESIDE
         ]
     return arms
 

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from thoughtcache.cache.eviction.sliding import sliding_evictions
+from thoughtcache.cache.eviction.policies.sliding import sliding_evictions
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.learner.options import CHUNK_TOKENS, ReplayOptions
 from thoughtcache.learner.replay import run_replay

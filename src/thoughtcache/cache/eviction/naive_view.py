@@ -19,6 +19,13 @@ class NaiveHead:
         values: [D] their values.
         queries: the newest queries, oldest first; each one a list with a [D] query for every query head of the group.
         scores: what the policy has accumulated of each resident thought.
+        layer_index: decoder layer, from 0.
+        index: which kv head of the layer this is.
+        heads: all kv heads of the layer, this one included.
+        num_evicted: how many leave.
+        event: (seed of the sequence, which of its evictions this is, from 0).
+        frequencies: angle per position of the rotary embedding's pairs (`KeyRotation`); None in a layer without
+            positions.
     """
 
     scaling: float
@@ -27,11 +34,30 @@ class NaiveHead:
     values: list[Tensor] = field(default_factory=list)
     queries: list[list[Tensor]] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
+    layer_index: int = 0
+    index: int = 0
+    heads: list[NaiveHead] = field(default_factory=list, repr=False, compare=False)
+    num_evicted: int = 1
+    event: tuple[int, int] = (0, 0)
+    frequencies: Tensor | None = None
+
+    def product(self, query: Tensor, key: Tensor) -> float:
+        """The product of a query and a key, as attention scales it."""
+        return float(query.double() @ key.double()) * self.scaling
 
     def weights(self, query: Tensor, num_thoughts: int) -> list[float]:
         """Attention weights of a query on the first `num_thoughts` resident thoughts, beside the whole prompt."""
-        logits = [float(query.double() @ key.double()) * self.scaling for key in self.prompt + self.keys[:num_thoughts]]
-        highest = max(logits)
-        exponentials = [math.exp(logit - highest) for logit in logits]
-        total = sum(exponentials)
-        return [value / total for value in exponentials[len(self.prompt) :]]
+        shares = softmax([self.product(query, key) for key in self.prompt + self.keys[:num_thoughts]])
+        return shares[len(self.prompt) :]
+
+    def num_seen(self, number: int) -> int:
+        """Resident thoughts that query `number` of `queries` saw: its own and those before it."""
+        return len(self.keys) - (len(self.queries) - 1 - number)
+
+
+def softmax(logits: list[float]) -> list[float]:
+    """The shares of some logits."""
+    highest = max(logits)
+    exponentials = [math.exp(logit - highest) for logit in logits]
+    total = sum(exponentials)
+    return [value / total for value in exponentials]

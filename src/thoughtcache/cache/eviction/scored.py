@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -25,8 +24,8 @@ class ScoredEviction(EvictionPolicy):
     thoughts leave.
     """
 
-    max_queries: ClassVar[int] = 0
-    max_protected: ClassVar[int] = 0
+    max_queries: int = 0
+    max_protected: int = 0
 
     def num_queries(self, window: int, num_evicted: int) -> int:
         """`max_queries`, and at most half of what stays."""

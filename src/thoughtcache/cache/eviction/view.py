@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+
+from thoughtcache.cache.rotation import KeyRotation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,23 +35,47 @@ class Attended:
     num_thoughts: int
     scaling: float
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """At least fp32."""
+        return torch.promote_types(self.keys.dtype, torch.float32)
+
+    @property
+    def present(self) -> Bool[Tensor, "B n"]:
+        """Which of the queries there are."""
+        return self.visible.any(dim=2)
+
+    def products(self) -> Float[Tensor, "B H g n C"]:
+        """Scaled products of the queries, for the g query heads of every kv head, and all keys; nothing is hidden."""
+        rows, heads, _, size = self.keys.shape
+        grouped = self.queries.to(self.dtype).reshape(rows, heads, -1, self.queries.shape[2], size)
+        return grouped @ self.keys.to(self.dtype).unsqueeze(2).mT * self.scaling
+
     def weights(self) -> Float[Tensor, "B H g n W"]:
         """Attention weights of the queries on the resident thoughts, for the g query heads of every kv head.
 
         They are the softmax over all that a query saw, the prompt included, in at least fp32; 0 for a query that there
         is not yet, and for thoughts behind a query.
         """
-        rows, heads, columns, size = self.keys.shape
-        dtype = torch.promote_types(self.keys.dtype, torch.float32)
-        grouped = self.queries.to(dtype).reshape(rows, heads, -1, self.queries.shape[2], size)
-        logits = grouped @ self.keys.to(dtype).unsqueeze(2).mT * self.scaling
-        seen = self.visible[:, None, None]
-        # A query that is missing sees no column, and the softmax over none is no number.
-        weights = logits.masked_fill(~seen, torch.finfo(dtype).min).softmax(dim=-1).masked_fill(~seen, 0.0)
+        return self.of_thoughts(shares(self.products(), self.visible[:, None, None]))
+
+    def of_thoughts(self, columns: Shaped[Tensor, "B #H #g n C"]) -> Shaped[Tensor, "B #H #g n W"]:
+        """What stands at the columns of the resident thoughts; 0 where a row has fewer."""
         places = self.first_thought.unsqueeze(1) + torch.arange(self.num_thoughts, device=self.keys.device)
-        index = places.clamp_max(columns - 1)[:, None, None, None].expand(*weights.shape[:4], -1)
-        inside = (places < columns)[:, None, None, None]
-        return weights.gather(-1, index).masked_fill(~inside, 0.0)
+        last = columns.shape[-1] - 1
+        index = places.clamp_max(last)[:, None, None, None].expand(*columns.shape[:4], -1)
+        inside = (places <= last)[:, None, None, None]
+        return columns.gather(-1, index).masked_fill(~inside, 0)
+
+    def seen(self) -> Bool[Tensor, "B 1 1 n W"]:
+        """Which resident thoughts each query saw."""
+        return self.of_thoughts(self.visible[:, None, None])
+
+
+def shares(logits: Float[Tensor, "*B C"], visible: Bool[Tensor, "*#B C"]) -> Float[Tensor, "*B C"]:
+    """The softmax over what is visible, 0 elsewhere, also where nothing is."""
+    lowest = torch.finfo(logits.dtype).min
+    return logits.masked_fill(~visible, lowest).softmax(dim=-1).masked_fill(~visible, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +91,8 @@ class EvictionView:
             numbers draws them from these, so that no row depends on another.
         attended: the last queries; None where the policy wants none.
         scores: what the policy has accumulated of each resident thought; None where it accumulates nothing.
+        rotation: turns queries of this layer to other positions, for a policy that asks for it (`turns_queries`); None
+            in a layer without positions.
     """
 
     layer_index: int
@@ -74,3 +102,4 @@ class EvictionView:
     events: Sequence[tuple[int, int]]
     attended: Attended | None = None
     scores: Float[Tensor, "B H W"] | None = None
+    rotation: KeyRotation | None = None

@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from thoughtcache.cache.eviction.sliding import sliding_evictions
+from thoughtcache.cache.eviction.policies.sliding import sliding_evictions
 from thoughtcache.learner.replay import score_rollouts
 from thoughtcache.measuring.live_bytes import LiveBytes
 from thoughtcache.measuring.operator_flops import OperatorFlops
@@ -157,6 +157,7 @@ def blank_rollouts(setting: PlanSetting) -> list[Rollout]:
         window=setting.window,
         num_evicted=evicted,
         eviction=setting.thought.eviction,
+        eviction_options=setting.cache.eviction_options,
         seed=0,
         ignore_eos=True,
         positions="rolling" if setting.rolls else "absolute",

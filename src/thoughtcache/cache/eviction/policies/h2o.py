@@ -23,7 +23,8 @@ class H2OEviction(AccumulatedEviction):
     """
 
     name: ClassVar[str] = "h2o"
-    max_protected: ClassVar[int] = 2**31
+    summary: ClassVar[str] = "what had the most attention so far, and the newest (H2O)"
+    max_protected: int = 2**31
 
     def increments(self, attended: Attended) -> Float[Tensor, "B H W"]:
         """Attention of the new queries, summed over them and over the query heads of a group."""

@@ -14,6 +14,7 @@ class SlidingEviction(EvictionPolicy):
     """The oldest thoughts leave, the same ones in every layer and head; nothing needs to be recorded."""
 
     name: ClassVar[str] = "sliding"
+    summary: ClassVar[str] = "the newest (the paper)"
     chooses: ClassVar[bool] = False
 
     def select(self, view: EvictionView) -> None:

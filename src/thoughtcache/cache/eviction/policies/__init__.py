@@ -1,0 +1,1 @@
+"""The eviction policies, one small class per file; `table.py` lists them."""

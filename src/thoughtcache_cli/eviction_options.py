@@ -1,0 +1,69 @@
+"""Options that choose an eviction policy and its settings; the lines of its help are those of `eviction_help.py`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from thoughtcache_cli import eviction_help
+
+
+def add_eviction_options(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add `--eviction` and `--eviction-option`, with a line for every policy.
+
+    Args:
+        parser: parser of a command.
+        default: the policy without the option, for the help.
+    """
+    width = max(len(name) for name, _, _ in eviction_help.POLICIES)
+    lines = [
+        f"{name:<{width}}  {summary}" + (f"; {options}" if options else "")
+        for name, summary, options in eviction_help.POLICIES
+    ]
+    told = ["The prompt stays for ever. Of the thoughts stay, by policy, with its settings and their defaults:", *lines]
+    group = parser.add_argument_group("eviction", "\n".join(told))
+    group.add_argument("--eviction", metavar="NAME", help=f"policy, also one that a package registers ({default})")
+    group.add_argument(
+        "--eviction-option",
+        dest="eviction_options",
+        action=_KeyValue,
+        metavar="KEY=VALUE",
+        help="a setting of the policy; may be given repeatedly",
+    )
+
+
+class _KeyValue(argparse.Action):
+    """Collects `key=value` in a dict: true, false, integers and numbers as what they are, and other texts."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        key, equals, text = str(values).partition("=")
+        if not key or not equals or not text:
+            parser.error(f"argument {option_string}: {values!r} is no KEY=VALUE, such as sinks=2")
+        found = dict(getattr(namespace, self.dest, {}))
+        if key in found:
+            parser.error(f"argument {option_string}: {key} is given twice; leave out one of them")
+        setattr(namespace, self.dest, {**found, key: value_of(text)})
+
+
+def value_of(text: str) -> int | float | bool | str:
+    """`true` and `false`, an integer, a number, or the text itself."""
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def modules(text: str) -> str | list[str]:
+    """`all-linear`, or names of linear layers between commas."""
+    return text if text == "all-linear" else text.split(",")
