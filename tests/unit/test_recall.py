@@ -168,6 +168,7 @@ def episodes(*lengths: int) -> list[RecallEpisode]:
             token_ids=torch.randint(0, 29, (length,), generator=generator).tolist(),
             num_answer=3,
             num_evictions=1,
+            num_between=0,
         )
         for row, length in enumerate(lengths)
     ]
@@ -238,9 +239,9 @@ def test_hits_are_what_greedy_decoding_says():
     model: Any = tiny_model(window=5, evict_fraction=0.4, memory="attention", memory_features=6)
     cache = model.peft_config["default"].resolve_window(None)
     (said,) = tc.rollout(model, [[3, 1]], max_new_tokens=14, temperature=0.0, ignore_eos=True)
-    right = RecallEpisode(prompt_ids=[3, 1], token_ids=said.token_ids, num_answer=4, num_evictions=1)
+    right = RecallEpisode(prompt_ids=[3, 1], token_ids=said.token_ids, num_answer=4, num_evictions=1, num_between=0)
     wrong_ids = [*said.token_ids[:-1], (said.token_ids[-1] + 1) % 29]
-    wrong = RecallEpisode(prompt_ids=[3, 1], token_ids=wrong_ids, num_answer=4, num_evictions=1)
+    wrong = RecallEpisode(prompt_ids=[3, 1], token_ids=wrong_ids, num_answer=4, num_evictions=1, num_between=0)
     with torch.no_grad():
         _, hits = answer_logprobs(model, model, [wrong, right], cache, UNANCHORED)
     assert hits.tolist() == [[1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]]
@@ -252,7 +253,7 @@ def test_policies_that_choose_choose_first(eviction):
     model: Any = tiny_model(window=8, evict_fraction=0.25, eviction=eviction)
     cache = model.peft_config["default"].resolve_window(None)
     (said,) = tc.rollout(model, [[3, 1]], max_new_tokens=20, temperature=0.0, ignore_eos=True, seed=0)
-    episode = RecallEpisode(prompt_ids=[3, 1], token_ids=said.token_ids, num_answer=4, num_evictions=1)
+    episode = RecallEpisode(prompt_ids=[3, 1], token_ids=said.token_ids, num_answer=4, num_evictions=1, num_between=0)
     with torch.no_grad():
         logprobs, _ = answer_logprobs(model, model, [episode], cache, UNANCHORED)
     assert_close(logprobs[0], said.logprobs[-4:])
@@ -266,7 +267,7 @@ def test_answers_of_a_batch_are_equally_long():
         answer_logprobs(
             model,
             model,
-            [one, RecallEpisode(prompt_ids=[1], token_ids=two.token_ids, num_answer=2, num_evictions=0)],
+            [one, RecallEpisode(prompt_ids=[1], token_ids=two.token_ids, num_answer=2, num_evictions=0, num_between=0)],
             cache,
             UNANCHORED,
         )

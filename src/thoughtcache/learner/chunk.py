@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from thoughtcache.adapter.attention import QueryObserver
 from thoughtcache.adapter.cache_argument import cache_keyword
 from thoughtcache.cache.base import States
 from thoughtcache.cache.evict import evict_layer
@@ -28,6 +29,7 @@ from thoughtcache.policy.batch import RolloutBatch
 from thoughtcache.policy.handle import PolicyHandle
 from thoughtcache.policy.modes import GradientMode
 from thoughtcache.policy.scores import ScoreFunction
+from thoughtcache.state.memory import Memory
 
 Past = list[tuple[Tensor, Tensor]]
 
@@ -56,6 +58,8 @@ def run_chunk(
     anchored: bool,
     checkpoint_layers: bool = False,
     known: tuple[Tensor, ...] | None = None,
+    memory: Memory | None = None,
+    observer: QueryObserver | None = None,
 ) -> tuple[tuple[Tensor, ...], Boundary]:
     """Evict and absorb if a segment opens here, run the backbone, score.
 
@@ -68,12 +72,14 @@ def run_chunk(
         anchored: replace recomputed states by recorded values, with the gradient of the recomputed ones.
         checkpoint_layers: keep the inputs of the layers for the backward pass and run each layer again there.
         known: scores of this chunk from an earlier pass, see `ScoreFunction`.
+        memory: what learns from the tokens that leave, instead of the active adapter's own.
+        observer: is shown the queries of every layer.
 
     Returns:
         Scores [rows, last_score - first_score], none inside the prompt; and the exit.
     """
     tuner, width = policy.tuner, batch.prompts.ids.shape[1]
-    memory = tuner.memory()
+    memory = tuner.memory() if memory is None else memory
     if chunk.start == 0:
         entry = Boundary(states=memory.initial_states())
     entry = _leading_rows(entry, chunk.rows)
@@ -81,19 +87,20 @@ def run_chunk(
     if chunk.evicts:
         assert past is not None
         slots = recorded_slots(batch, chunk.segment - 1, chunk.rows, policy.device)
-        first = _first_position(batch, chunk)
+        first = first_position(batch, chunk)
         rules = tuner.window_rules(batch.settings.cache, memory)
         past, absorbed = _evict(rules, past, width, slots, states, first)
         if absorbed is not states and absorbed is not None:
             states = _anchor(absorbed, batch, chunk.segment - 1) if anchored else absorbed
-    cache = ReplayCache(tuner.num_layers, past, chunk.start, states, memory.reader(), is_initial=chunk.is_initial)
+    reader, is_initial = memory.reader(), chunk.is_initial
+    cache = ReplayCache(tuner.num_layers, past, chunk.start, states, reader, is_initial=is_initial, observer=observer)
     columns = cache.physical_length + chunk.stop - chunk.start
     layers = checkpointed_layers(tuner, cache) if checkpoint_layers else nullcontext()
     with lower_right_attention(tuner.model.config), layers:
         output = policy.backbone(
             input_ids=batch.inputs(chunk.start, chunk.stop)[: chunk.rows],
             attention_mask=batch.prompts.leading_columns_mask(columns, chunk.rows),
-            position_ids=_positions(batch, chunk),
+            position_ids=chunk_positions(batch, chunk),
             use_cache=True,
             **cache_keyword(policy.backbone, cache),
         )
@@ -138,7 +145,7 @@ def recorded_slots(batch: RolloutBatch, event: int, rows: int, device: torch.dev
     return torch.stack([dummy if slots is None else slots for slots in recorded]).to(device)
 
 
-def _positions(batch: RolloutBatch, chunk: Chunk) -> Tensor:
+def chunk_positions(batch: RolloutBatch, chunk: Chunk) -> Tensor:
     """[rows, n] positions of the columns of a chunk."""
     counted = batch.prompts.positions(chunk.start, chunk.stop)[: chunk.rows]
     if batch.settings.positions == "rolling" and chunk.segment > 0:
@@ -156,7 +163,7 @@ def _leading_rows(entry: Boundary, rows: int) -> Boundary:
     return Boundary(past=past, states=states)
 
 
-def _first_position(batch: RolloutBatch, chunk: Chunk) -> Tensor:
+def first_position(batch: RolloutBatch, chunk: Chunk) -> Tensor:
     """[rows] position of the first resident thought before the eviction on entry to a chunk."""
     is_rolling = batch.settings.positions == "rolling"
     gone = 0 if is_rolling else (chunk.segment - 1) * (batch.settings.num_evicted or 0)
