@@ -278,6 +278,7 @@ def _recall(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "--memory-learning-rate", type=float, help="with --trains adapter: that of what writes and reads the states"
     )
     group.add_argument("--max-evictions", type=int, help="longest distance in training, in evictions (8)")
+    group.add_argument("--max-before", type=int, help="most text before a passcode in training, in evictions (0)")
     group.add_argument("--growth-steps", type=int, help="steps over which distances grow to it (0)")
     group.add_argument("--write-cost", type=float, help="what a token that is written adds to the loss, in nats (0.05)")
     group.add_argument("--trains", help="memory (default): the base stays as it is; or adapter: LoRA as well")

@@ -110,6 +110,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
                 "learning_rate",
                 "memory_learning_rate",
                 "max_evictions",
+                "max_before",
                 "growth_steps",
                 "trains",
                 "write_cost",

@@ -71,7 +71,7 @@ def test_all_probes_leave_numbers_tables_and_pictures(saved, tmp_path, adapter):
     layers = [one["share"] for one in payload["attention_share"] if one["cache"] == "with its memory"]
     assert f"{100 * sum(layers) / 2:.0f} %" in shown
     flagged = sum(one["is_flagged"] for one in payload["sinks"])
-    assert f"{flagged} of 16 heads moved by more than 0.1" in shown
+    assert f"{flagged} of 16 heads moved by more than 0.1, " in shown
     assert [one["recall"]["num_evictions"] for one in payload["ages"]] == [1, 2]
     assert [one["family"] for one in payload["families"]][:2] == ["as taught", "other words"]
     assert "told after" in shown

@@ -348,13 +348,20 @@ def test_short_and_long_distances_come_equally_often():
     shares = [sum(low <= one <= high for one in drawn) / 3000 for low, high in ((1, 2), (3, 6), (7, 14))]
     expected = [math.log(4 / 2), math.log(8 / 4), math.log(16 / 8)]
     assert shares == pytest.approx([one / math.log(16 / 2) for one in expected], abs=0.03)
+    behind = _Episodes(task_of(cache), small(Path("nowhere"), num_steps=300, max_before=6), 1)
+    assert {behind.before(step) for step in range(300)} == set(range(7))
+    found, alone = behind[5], task_of(cache).episode(f"training {behind.config.seed} 5", behind.distance(2))
+    size = cache.num_evicted * behind.before(2)  # two texts per step
+    assert found.token_ids[size:] == alone.token_ids
     at_once = small(Path("nowhere"), min_evictions=0, max_evictions=1)
+    assert {_Episodes(task_of(cache), at_once, 1).before(step) for step in range(30)} == {0}
     assert {_Episodes(task_of(cache), at_once, 1).distance(step) for step in range(30)} == {0, 1}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"max_before": -1}, "max_before must be at least 0, got -1"),
         ({"min_evictions": 9}, "min_evictions must be between 0 and max_evictions=4, got 9"),
         ({"kind": "letters"}, "kind='letters'"),
         ({"trains": "all"}, "trains='all'"),

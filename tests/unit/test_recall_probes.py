@@ -19,6 +19,7 @@ from thoughtcache.records import CacheSettings
 from thoughtcache.studies import passcode
 from thoughtcache.studies.ages import probe_ages
 from thoughtcache.studies.families import ASKED_OTHERWISE, TAUGHT, families, probe_families
+from thoughtcache.tasks.embedded.reasoner import build_tokenizer
 from thoughtcache.tasks.recall.filler import OTHER_SENTENCES, TEST_FORMS, TRAINING_FORMS
 from thoughtcache.tasks.recall.passcode import DIGITS, OTHER_WORDS, WORDS, PasscodeTask
 
@@ -145,5 +146,7 @@ def test_what_cannot_be_asked_is_refused():
         probe_ages(model_of(), ALL, ages=(1,), before=(-1,))
     with pytest.raises(ValueError, match="distances must be numbers of evictions"):
         probe_families(model_of(), ALL, distances=())
+    with pytest.raises(ValueError, match=r"the tokenizer cannot encode ' apple' .* need a model that knows letters"):
+        probe_families(model_of(), build_tokenizer(), num_codes=1)
     with pytest.raises(ValueError, match="window=None evicts nothing"):
         probe_ages(adapt(tiny_base(), window=None), ALL, num_codes=1)

@@ -12,6 +12,8 @@ from thoughtcache.studies.sinks import FULL, HeadMass, probe_sinks
 
 MOST_FLAGGED = 8
 """Heads that are printed."""
+LOWEST_DRAWN = -100.0
+"""What makes a layer worse by more than the window's own loss is drawn here, in percent."""
 
 
 def find_attention_share(subject: Subject, progress: Progress) -> Finding:
@@ -37,7 +39,7 @@ def find_attention_share(subject: Subject, progress: Progress) -> Finding:
     rows.append(["mean", "", *(percent(_mean([one.share for one in layers])) for layers in by_cache.values())])
     title = f"attention output that comes back (95 % interval), {first[0].texts} texts"
     shares: dict[str, Series] = {
-        name: ([float(one.layer) for one in layers], [100 * one.share for one in layers])
+        name: ([float(one.layer) for one in layers], [max(LOWEST_DRAWN, 100 * one.share) for one in layers])
         for name, layers in by_cache.items()
     }
     lost: Series = [float(one.layer) for one in first], [100 * one.lost for one in first]
@@ -45,7 +47,12 @@ def find_attention_share(subject: Subject, progress: Progress) -> Finding:
         payload=[asdict(one) for one in found],
         tables=[table_of(title, ["layer", "lost by the window", *by_cache], rows)],
         panels=[
-            Panel(title="given back", x_label="layer", y_label="lost attention output given back (%)", series=shares),
+            Panel(
+                title="given back (-100: or less)",
+                x_label="layer",
+                y_label="lost attention output given back (%)",
+                series=shares,
+            ),
             Panel(
                 title="lost by the window",
                 x_label="layer",
@@ -96,7 +103,8 @@ def find_sinks(subject: Subject, progress: Progress) -> Finding:
         f"flagged: heads that moved by more than {run.tolerance:g}"
     )
     flagged = sorted((one for one in found if one.is_flagged), key=lambda one: -abs(one.moved))
-    lines = [f"{len(flagged)} of {heads * len(layers) * (len(caches) - 1)} heads moved by more than {run.tolerance:g}"]
+    lost, count = sum(one.moved < 0 for one in flagged), heads * len(layers) * (len(caches) - 1)
+    lines = [f"{len(flagged)} of {count} heads moved by more than {run.tolerance:g}, {lost} of them down"]
     lines += [f"  {one.moved:+.2f}  layer {one.layer}, head {one.head}: {one.cache}" for one in flagged[:MOST_FLAGGED]]
     series = {cache: curve("first", cache) for cache in caches}
     others = {f"question, {cache}": curve("question", cache) for cache in caches}

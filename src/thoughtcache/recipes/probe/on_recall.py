@@ -46,14 +46,18 @@ def find_ages(subject: Subject, progress: Progress) -> Finding:
     columns = ["age (evictions)", "age (tokens)", "told after", "evictions in all", "right", "nats per token"]
     series: dict[str, Series] = {}
     for one in found:
-        x, y = series.setdefault(f"told after {one.num_before}", ([], []))
+        x, y = series.setdefault(f"after {one.num_before} evictions' text", ([], []))
         x.append(one.num_tokens)
         y.append(100 * one.recall.right_codes / one.recall.codes)
     x_label = "tokens since the code was told"
     return Finding(
         payload=[asdict(one) for one in found],
         tables=[table_of("whole codes by age (95 % interval); told after so many evictions' text", columns, rows)],
-        panels=[Panel(title="by age", x_label=x_label, y_label=CODES, series=series, from_zero=True)],
+        panels=[
+            Panel(
+                title="by age; told after so much text", x_label=x_label, y_label=CODES, series=series, from_zero=True
+            )
+        ],
     )
 
 

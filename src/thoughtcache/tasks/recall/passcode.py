@@ -126,7 +126,13 @@ class PasscodeTask:
         return [word for tokens, word in by_tokens.items() if len(tokens) == common]
 
     def _tokens(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        try:
+            ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        except Exception as error:  # tokenizers has no narrower one
+            raise ValueError(
+                f"the tokenizer cannot encode {text!r} ({error}); passcodes need a model that knows letters, which the "
+                "embedded reasoner does not"
+            ) from error
         return ids
 
     def _filler(self, random: Random, num_tokens: int) -> list[int]:
