@@ -15,6 +15,7 @@ from thoughtcache.evaluation.intervals import mean_interval
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.sampler.given import given_text, rollouts_of_given, with_own_evictions
 from thoughtcache.state.attention.naive import naive_features, naive_read, naive_write
+from thoughtcache.state.unwritten import Unwritten
 from thoughtcache.studies import sinks
 from thoughtcache.studies.attention_share import MEMORY, _share, probe_attention_share, squared_distances
 from thoughtcache.studies.parts import parts_of
@@ -234,3 +235,22 @@ def test_given_texts_are_read_as_they_are():
         for layer, state in enumerate(piece.leaving.states):
             for row in range(2):
                 torch.testing.assert_close(state[row], sampled[row].states[event, layer], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, ATTENTION, BOTH])
+def test_an_unwritten_memory_keeps_its_start(options):
+    """In pieces and in loops; it reads as the other one does."""
+    model = model_of(**options)
+    memory = find_tuner(model).memory()
+    unwritten = Unwritten(memory)
+    assert unwritten.absorber() is None
+    assert unwritten.state_bytes == 0
+    assert unwritten.parameters() == memory.parameters()
+    assert type(unwritten.reader()) is type(memory.reader())
+    assert type(unwritten.naive_reader()) is type(memory.naive_reader())
+    start = [state[0] for state in memory.initial_states()]
+    for layer, state in enumerate(unwritten.naive_initial_states()):
+        torch.testing.assert_close(state, start[layer])
+        assert unwritten.naive_absorb(layer, state, []) is state
+    for piece in pieces_of_texts(model, rollouts_of(model, texts_of(2)), memory=unwritten):
+        assert all(torch.equal(state[0], start[layer]) for layer, state in enumerate(piece.leaving.states))
