@@ -21,7 +21,12 @@ from thoughtcache.sampler.rollout import rollout
 if TYPE_CHECKING:
     from thoughtcache.scale.processes import rollout_across_processes
     from thoughtcache.scale.ray_rollouts import RayRollouts
+    from thoughtcache.studies.ages import probe_ages
+    from thoughtcache.studies.anatomy import probe_anatomy
+    from thoughtcache.studies.attention_share import probe_attention_share
+    from thoughtcache.studies.families import probe_families
     from thoughtcache.studies.passcode import probe_passcode
+    from thoughtcache.studies.sinks import probe_sinks
     from thoughtcache.studies.state_use import probe_state_use
     from thoughtcache.train.distill import distill
     from thoughtcache.train.distill_config import DistillConfig
@@ -38,7 +43,12 @@ _LAZY = {
     "RayRollouts": "thoughtcache.scale.ray_rollouts",
     "RecallConfig": "thoughtcache.train.recall_config",
     "TransferConfig": "thoughtcache.train.transfer.config",
+    "probe_ages": "thoughtcache.studies.ages",
+    "probe_anatomy": "thoughtcache.studies.anatomy",
+    "probe_attention_share": "thoughtcache.studies.attention_share",
+    "probe_families": "thoughtcache.studies.families",
     "probe_passcode": "thoughtcache.studies.passcode",
+    "probe_sinks": "thoughtcache.studies.sinks",
     "probe_state_use": "thoughtcache.studies.state_use",
     "rollout_across_processes": "thoughtcache.scale.processes",
     "teach_recall": "thoughtcache.train.teach_recall",
@@ -80,7 +90,12 @@ __all__ = [
     "distill",
     "full_cache",
     "naive_logprobs",
+    "probe_ages",
+    "probe_anatomy",
+    "probe_attention_share",
+    "probe_families",
     "probe_passcode",
+    "probe_sinks",
     "probe_state_use",
     "replay",
     "rollout",

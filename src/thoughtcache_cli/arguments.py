@@ -8,6 +8,8 @@ from importlib import metadata
 from typing import Any
 
 from thoughtcache_cli.eviction_options import add_eviction_options, modules
+from thoughtcache_cli.probe_options import EXAMPLES as PROBE_EXAMPLES
+from thoughtcache_cli.probe_options import add_options as add_probe_options
 
 DEFAULT_OUTPUT_DIRS = {"train": "runs/train", "recall": "runs/recall"}
 
@@ -33,11 +35,6 @@ examples:
       which learning rate, and do seeds agree; a folder, a table and a picture for all
   thoughtcache recall --model ./model --adapter runs/mine/adapter --steps 0 --distances 1,8,64
       measure only
-"""
-_PROBE_EXAMPLES = """\
-examples:
-  thoughtcache probe --model ./model --adapter runs/mine/adapter --text notes.txt
-      loss with its own states, with none, with those of another text, and of the base beside it
 """
 _PLAN_EXAMPLES = """\
 examples:
@@ -286,6 +283,7 @@ def _recall(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "--memory-learning-rate", type=float, help="with --trains adapter: that of what writes and reads the states"
     )
     group.add_argument("--max-evictions", type=int, help="longest distance in training, in evictions (8)")
+    group.add_argument("--max-before", type=int, help="most text before a passcode in training, in evictions (0)")
     group.add_argument("--growth-steps", type=int, help="steps over which distances grow to it (0)")
     group.add_argument("--write-cost", type=float, help="what a token that is written adds to the loss, in nats (0.05)")
     group.add_argument("--trains", help="memory (default): the base stays as it is; or adapter: LoRA as well")
@@ -298,22 +296,10 @@ def _recall(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def _probe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(commands, "probe", "what do the states of an adapter carry, on a text of yours", _PROBE_EXAMPLES)
-    group = parser.add_argument_group("model and text")
-    group.add_argument("--model", required=True, help="folder or hub id of the base model")
-    group.add_argument("--adapter", required=True, help="folder of the trained adapter")
-    group.add_argument("--text", required=True, help="file with running text, which is cut into pieces")
-    group.add_argument("--dtype", help="of the base model: float32 (default), bfloat16 or float16")
-    group = parser.add_argument_group("pieces")
-    group.add_argument("--prompt-tokens", type=int, help="first tokens of a piece, which stay in the cache (16)")
-    group.add_argument("--length", type=int, help="tokens after them; those after the first eviction count (256)")
-    group.add_argument("--pieces", type=int, help="most pieces (32)")
-    group.add_argument("--batch-size", type=int, help="pieces that are scored at once (8)")
+    summary = "what do the states of an adapter carry, how do they look, and what is remembered"
+    parser = _command(commands, "probe", summary, PROBE_EXAMPLES)
+    add_probe_options(parser, integers)
     add_eviction_options(parser, "that of the adapter")
-    group = parser.add_argument_group("run")
-    group.add_argument("--output-dir", help="folder for probe.json and probe.png (runs/probe)")
-    group.add_argument("--seed", type=int, help="of eviction policies that draw (0)")
-    group.add_argument("--overwrite", action="store_true", help="replace the results of an earlier probe")
 
 
 def _plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

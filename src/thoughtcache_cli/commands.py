@@ -77,7 +77,8 @@ def recall(options: dict[str, Any]) -> None:
 
 def probe(options: dict[str, Any]) -> None:
     """`thoughtcache probe`: what do the states of an adapter carry?"""
-    from thoughtcache.recipes.probe import ProbeRun, run_probe
+    from thoughtcache.recipes.probe.run import run_probe
+    from thoughtcache.recipes.probe.subject import ProbeRun
 
     run_probe(ProbeRun(**options))
 

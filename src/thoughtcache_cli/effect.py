@@ -9,6 +9,7 @@ from typing import Any
 
 Options = Mapping[str, Any]
 
+ON_TEXTS = ("state-use", "anatomy", "attention-share", "sinks")
 _DISTILLATION = ("distill_batch_size", "distill_learning_rate", "distill_memory_learning_rate")
 _GRPO = (
     "group_size", "grpo_batch_size", "grpo_learning_rate", "grpo_memory_learning_rate", "beta", "reuse_rollout",
@@ -113,6 +114,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
                 "learning_rate",
                 "memory_learning_rate",
                 "max_evictions",
+                "max_before",
                 "growth_steps",
                 "trains",
                 "write_cost",
@@ -133,7 +135,33 @@ RULES: dict[str, tuple[Rule, ...]] = {
         ),
         *_NEVER_ABSORBS,
     ),
-    "probe": (),
+    "probe": (
+        Rule(
+            names=("prompt_tokens", "length", "pieces"),
+            when=lambda options: not set(options.get("what", ON_TEXTS)) & set(ON_TEXTS),
+            reason=f"is of probes that look at a text; leave it out, or add one to --what ({', '.join(ON_TEXTS)})",
+        ),
+        Rule(
+            names=("policies",),
+            when=lambda options: "attention-share" not in options.get("what", ()),
+            reason="is of one probe only; leave it out, or add attention-share to --what",
+        ),
+        Rule(
+            names=("first_tokens", "tolerance"),
+            when=lambda options: "sinks" not in options.get("what", ()),
+            reason="is of one probe only; leave it out, or add sinks to --what",
+        ),
+        Rule(
+            names=("before",),
+            when=lambda options: "ages" not in options.get("what", ()),
+            reason="is of one probe only; leave it out, or add ages to --what",
+        ),
+        Rule(
+            names=("codes", "code_length", "kind", "distances"),
+            when=lambda options: not {"ages", "families"} & set(options.get("what", ())),
+            reason="is of probes that tell passcodes; leave it out, or add ages or families to --what",
+        ),
+    ),
     "plan": (
         Rule(
             names=("gpu", "reserve", "picture"),

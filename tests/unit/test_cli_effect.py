@@ -9,6 +9,7 @@ import pytest
 from thoughtcache_cli.arguments import build_parser, command_parsers
 from thoughtcache_cli.effect import RULES, refuse_without_effect
 
+PROBE = ["probe", "--model", "m", "--adapter", "a", "--text", "t"]
 OWN = ["train", "--model", "m", "--dataset", "d"]
 # refused arguments, the option that is named, and arguments with the same option where it does something
 CASES: dict[str, tuple[list[str], str, list[str]]] = {
@@ -61,6 +62,14 @@ CASES: dict[str, tuple[list[str], str, list[str]]] = {
     "log on a CPU": (["plan", "--device-type", "cpu", "--kv-log", "host"], "--kv-log", ["plan", "--kv-log", "host"]),
     "packing on a GPU": (["plan", "--no-pack-weights"], "--no-pack-weights",
                          ["plan", "--no-pack-weights", "--device-type", "cpu"]),
+    "pieces of no text": ([*PROBE, "--what", "ages", "--pieces", "3"], "--pieces", [*PROBE, "--pieces", "3"]),
+    "policies of no share": ([*PROBE, "--policies", "h2o"], "--policies",
+                             [*PROBE, "--what", "sinks,attention-share", "--policies", "h2o"]),
+    "tolerance of no sinks": ([*PROBE, "--what", "anatomy", "--tolerance", "0.2"], "--tolerance",
+                              [*PROBE, "--what", "sinks", "--tolerance", "0.2"]),
+    "text before no codes": ([*PROBE, "--what", "families", "--before", "4"], "--before",
+                             [*PROBE, "--what", "ages", "--before", "4"]),
+    "codes that nobody tells": ([*PROBE, "--codes", "4"], "--codes", [*PROBE, "--what", "families", "--codes", "4"]),
     "teaching without steps": (["recall", "--model", "m", "--steps", "0", "--batch-size", "2"], "--batch-size",
                                ["recall", "--model", "m", "--batch-size", "2"]),
     "a rate beside no other": (["recall", "--model", "m", "--memory-learning-rate", "0.1"], "--memory-learning-rate",

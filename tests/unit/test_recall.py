@@ -168,6 +168,7 @@ def episodes(*lengths: int) -> list[RecallEpisode]:
             token_ids=torch.randint(0, 29, (length,), generator=generator).tolist(),
             num_answer=3,
             num_evictions=1,
+            num_between=0,
         )
         for row, length in enumerate(lengths)
     ]
@@ -238,9 +239,9 @@ def test_hits_are_what_greedy_decoding_says():
     model: Any = tiny_model(window=5, evict_fraction=0.4, memory="attention", memory_features=6)
     cache = model.peft_config["default"].resolve_window(None)
     (said,) = tc.rollout(model, [[3, 1]], max_new_tokens=14, temperature=0.0, ignore_eos=True)
-    right = RecallEpisode(prompt_ids=[3, 1], token_ids=said.token_ids, num_answer=4, num_evictions=1)
+    right = RecallEpisode(prompt_ids=[3, 1], token_ids=said.token_ids, num_answer=4, num_evictions=1, num_between=0)
     wrong_ids = [*said.token_ids[:-1], (said.token_ids[-1] + 1) % 29]
-    wrong = RecallEpisode(prompt_ids=[3, 1], token_ids=wrong_ids, num_answer=4, num_evictions=1)
+    wrong = RecallEpisode(prompt_ids=[3, 1], token_ids=wrong_ids, num_answer=4, num_evictions=1, num_between=0)
     with torch.no_grad():
         _, hits = answer_logprobs(model, model, [wrong, right], cache, UNANCHORED)
     assert hits.tolist() == [[1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]]
@@ -252,7 +253,7 @@ def test_policies_that_choose_choose_first(eviction):
     model: Any = tiny_model(window=8, evict_fraction=0.25, eviction=eviction)
     cache = model.peft_config["default"].resolve_window(None)
     (said,) = tc.rollout(model, [[3, 1]], max_new_tokens=20, temperature=0.0, ignore_eos=True, seed=0)
-    episode = RecallEpisode(prompt_ids=[3, 1], token_ids=said.token_ids, num_answer=4, num_evictions=1)
+    episode = RecallEpisode(prompt_ids=[3, 1], token_ids=said.token_ids, num_answer=4, num_evictions=1, num_between=0)
     with torch.no_grad():
         logprobs, _ = answer_logprobs(model, model, [episode], cache, UNANCHORED)
     assert_close(logprobs[0], said.logprobs[-4:])
@@ -266,7 +267,7 @@ def test_answers_of_a_batch_are_equally_long():
         answer_logprobs(
             model,
             model,
-            [one, RecallEpisode(prompt_ids=[1], token_ids=two.token_ids, num_answer=2, num_evictions=0)],
+            [one, RecallEpisode(prompt_ids=[1], token_ids=two.token_ids, num_answer=2, num_evictions=0, num_between=0)],
             cache,
             UNANCHORED,
         )
@@ -347,13 +348,20 @@ def test_short_and_long_distances_come_equally_often():
     shares = [sum(low <= one <= high for one in drawn) / 3000 for low, high in ((1, 2), (3, 6), (7, 14))]
     expected = [math.log(4 / 2), math.log(8 / 4), math.log(16 / 8)]
     assert shares == pytest.approx([one / math.log(16 / 2) for one in expected], abs=0.03)
+    behind = _Episodes(task_of(cache), small(Path("nowhere"), num_steps=300, max_before=6), 1)
+    assert {behind.before(step) for step in range(300)} == set(range(7))
+    found, alone = behind[5], task_of(cache).episode(f"training {behind.config.seed} 5", behind.distance(2))
+    size = cache.num_evicted * behind.before(2)  # two texts per step
+    assert found.token_ids[size:] == alone.token_ids
     at_once = small(Path("nowhere"), min_evictions=0, max_evictions=1)
+    assert {_Episodes(task_of(cache), at_once, 1).before(step) for step in range(30)} == {0}
     assert {_Episodes(task_of(cache), at_once, 1).distance(step) for step in range(30)} == {0, 1}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"max_before": -1}, "max_before must be at least 0, got -1"),
         ({"min_evictions": 9}, "min_evictions must be between 0 and max_evictions=4, got 9"),
         ({"kind": "letters"}, "kind='letters'"),
         ({"trains": "all"}, "trains='all'"),

@@ -146,6 +146,7 @@ def test_a_full_cache_has_nothing_to_remember(model, tmp_path):
             "distances=99 evictions under window=8 take texts of",
         ),
         ({"max_evictions": 99}, "absolute", "max_evictions=99 evictions"),
+        ({"max_before": 99}, "absolute", "max_evictions=2 evictions under window=8 take texts of"),
         ({"distances": (2, 99)}, "rolling", "distances=99 evictions"),
     ],
 )

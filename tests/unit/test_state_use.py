@@ -14,10 +14,12 @@ from tests.support.text_model import save_text_model
 
 import thoughtcache as tc
 from support.models import adapt, tiny_base, tiny_model
+from support.texts import Text, texts_of
 from thoughtcache.evaluation.intervals import mean_interval
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.recipes.load_adapter import adapted_model
-from thoughtcache.recipes.probe import ProbeRun, pieces_of, run_probe
+from thoughtcache.recipes.probe.run import pieces_of, run_probe
+from thoughtcache.recipes.probe.subject import ProbeRun
 from thoughtcache.records import Rollout
 from thoughtcache.sampler.given import given_text, with_own_evictions
 from thoughtcache.studies.state_use import FULL, NONE, OTHERS, OWN, WINDOW, _batches, _losses, probe_state_use
@@ -25,13 +27,6 @@ from thoughtcache_cli import main
 
 MEMORIES: list[dict[str, Any]] = [{}, {"memory": "attention", "memory_features": 6}]
 KINDS = [OWN, NONE, OTHERS, WINDOW, FULL]
-Text = tuple[list[int], list[int]]
-
-
-def texts_of(count: int, length: int = 14, seed: int = 0) -> list[Text]:
-    generator = torch.Generator().manual_seed(seed)
-    draw = lambda size: torch.randint(0, 29, (size,), generator=generator).tolist()  # noqa: E731
-    return [(draw(1 + row % 3), draw(length)) for row in range(count)]
 
 
 def model_of(**options: Any) -> Any:

@@ -42,19 +42,27 @@ def evict_layer(
     if rotation is not None:
         kept_keys = _moved(kept_keys, rotation, slots, keys.shape[2])
     if rules.absorb is not None and state is not None:
-        positions = _positions(rules, slots, first)
+        is_rolling = rules.rotations is not None
+        positions = leaving_positions(slots, first, rules.num_evicted, is_rolling=is_rolling)
         state = rules.absorb(layer_index, state, leaving_keys, leaving_values, positions)
     return kept_keys, kept_values, state
 
 
-def _positions(
-    rules: WindowRules, slots: Int[Tensor, "B H E"] | None, first: Int[Tensor, " #B"]
+def leaving_positions(
+    slots: Int[Tensor, "B H E"] | None, first: Int[Tensor, " #B"], num_evicted: int, *, is_rolling: bool
 ) -> Int[Tensor, "#B #H E"] | None:
-    """Positions of the thoughts that leave; None where they were chosen before, so that those that stayed have gaps."""
+    """Positions of the thoughts that leave; None where they were chosen before, so that those that stayed have gaps.
+
+    Args:
+        slots: thoughts that leave, ascending; None means the oldest.
+        first: position of the first resident thought of each row.
+        num_evicted: E.
+        is_rolling: whether the thoughts that stay close such gaps.
+    """
     start = first[:, None, None]
     if slots is None:
-        return start + torch.arange(rules.num_evicted, device=first.device)
-    return None if rules.rotations is None else start + slots
+        return start + torch.arange(num_evicted, device=first.device)
+    return start + slots if is_rolling else None
 
 
 def split_thoughts(

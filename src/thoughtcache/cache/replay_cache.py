@@ -45,15 +45,22 @@ class ReplayCache(StatefulCache):
         reader: StateReader,
         *,
         is_initial: bool = False,
+        observer: Any = None,
     ) -> None:
         pasts = past if past is not None else [None] * num_layers
         super().__init__([_FunctionalLayer(entry, num_seen) for entry in pasts], states, reader)
         self._is_initial = is_initial
+        self._observer = observer
 
     @property
     def is_initial(self) -> bool:
         """Whether nothing was evicted before this segment."""
         return self._is_initial
+
+    @property
+    def observer(self) -> Any:
+        """Whoever asked to be shown the queries of this segment; None where nobody did."""
+        return self._observer
 
     def of_layer(self, index: int) -> ReplayCache:
         """Another cache with the keys and values of one layer as they are now; what it is given stays its own."""

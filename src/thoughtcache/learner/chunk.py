@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from thoughtcache.adapter.attention import QueryObserver
 from thoughtcache.adapter.cache_argument import cache_keyword
 from thoughtcache.cache.base import States
 from thoughtcache.cache.evict import evict_layer
@@ -28,6 +29,7 @@ from thoughtcache.policy.batch import RolloutBatch
 from thoughtcache.policy.handle import PolicyHandle
 from thoughtcache.policy.modes import GradientMode
 from thoughtcache.policy.scores import ScoreFunction
+from thoughtcache.state.memory import Memory
 
 Past = list[tuple[Tensor, Tensor]]
 
@@ -56,6 +58,8 @@ def run_chunk(
     anchored: bool,
     checkpoint_layers: bool = False,
     known: tuple[Tensor, ...] | None = None,
+    memory: Memory | None = None,
+    observer: QueryObserver | None = None,
 ) -> tuple[tuple[Tensor, ...], Boundary]:
     """Evict and absorb if a segment opens here, run the backbone, score.
 
@@ -68,12 +72,14 @@ def run_chunk(
         anchored: replace recomputed states by recorded values, with the gradient of the recomputed ones.
         checkpoint_layers: keep the inputs of the layers for the backward pass and run each layer again there.
         known: scores of this chunk from an earlier pass, see `ScoreFunction`.
+        memory: what learns from the tokens that leave, instead of the active adapter's own.
+        observer: is shown the queries of every layer.
 
     Returns:
         Scores [rows, last_score - first_score], none inside the prompt; and the exit.
     """
     tuner, width = policy.tuner, batch.prompts.ids.shape[1]
-    memory = tuner.memory()
+    memory = tuner.memory() if memory is None else memory
     if chunk.start == 0:
         entry = Boundary(states=memory.initial_states())
     entry = _leading_rows(entry, chunk.rows)
@@ -86,7 +92,8 @@ def run_chunk(
         past, absorbed = _evict(rules, past, width, slots, states, first)
         if absorbed is not states and absorbed is not None:
             states = _anchor(absorbed, batch, chunk.segment - 1) if anchored else absorbed
-    cache = ReplayCache(tuner.num_layers, past, chunk.start, states, memory.reader(), is_initial=chunk.is_initial)
+    reader, is_initial = memory.reader(), chunk.is_initial
+    cache = ReplayCache(tuner.num_layers, past, chunk.start, states, reader, is_initial=is_initial, observer=observer)
     columns = cache.physical_length + chunk.stop - chunk.start
     layers = checkpointed_layers(tuner, cache) if checkpoint_layers else nullcontext()
     with lower_right_attention(tuner.model.config), layers:

@@ -61,6 +61,7 @@ class RecallRun:
         code_length: words or digits of a passcode.
         kind: "words" or "digits".
         max_evictions: longest distance in training, in evictions.
+        max_before: most text before a code in training, in evictions that it is enough for.
         growth_steps: steps over which the longest distance grows to it.
         trains: "memory" or "adapter", see `RecallConfig`.
         write_cost: nats per written token, or None for the default, see `RecallConfig`.
@@ -89,6 +90,7 @@ class RecallRun:
     code_length: int = 4
     kind: str = "words"
     max_evictions: int = 8
+    max_before: int = 0
     growth_steps: int = 0
     trains: str = "memory"
     write_cost: float | None = None
@@ -122,6 +124,7 @@ class RecallRun:
             kind=self.kind,
             min_evictions=1,
             max_evictions=self.max_evictions,
+            max_before=self.max_before,
             growth_steps=self.growth_steps,
             trains=self.trains,
             write_cost=self.write_cost,
@@ -192,13 +195,13 @@ def _check_lengths(
     task = PasscodeTask(
         tokenizer=tokenizer, cache=cache, length=run.code_length, kind=run.kind, own_sentences=own_sentences
     )
-    measured = [("distances", max(run.distances), cache.rolling_window)]
+    measured = [("distances", max(run.distances), 0, cache.rolling_window)]
     if run.baselines:
-        measured.append(("distances", max(run.distances), None))  # the full cache counts all positions
+        measured.append(("distances", max(run.distances), 0, None))  # the full cache counts all positions
     if run.steps:
-        measured.append(("max_evictions", run.max_evictions, cache.rolling_window))
-    for name, distance, rolling in measured:
-        text = task.episode("longest", distance)
+        measured.append(("max_evictions", run.max_evictions, run.max_before, cache.rolling_window))
+    for name, distance, before, rolling in measured:
+        text = task.episode("longest", distance, before * (cache.num_evicted or 0))
         try:
             check_positions(len(text.prompt_ids), len(text.token_ids), reach, rolling_window=rolling)
         except ValueError as error:

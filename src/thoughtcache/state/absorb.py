@@ -52,3 +52,25 @@ def absorb(
         values = rms_normalise(concat_heads(evicted_values).to(dtype))
         updated = state_rule(rule).write(weights, state.expand(keys.shape[0], -1, -1), keys, values)
         return STATE_NORMS[norm](updated)
+
+
+def token_weights(
+    weights: EncoderWeights,
+    evicted_keys: Float[Tensor, "B H E D"],
+    evicted_values: Float[Tensor, "B H E D"],
+    *,
+    rule: str,
+) -> Float[Tensor, "B E"]:
+    """How much each token counts in what is written, summed over the global queries; for studies.
+
+    Args:
+        weights: the encoder's tensors of this layer.
+        evicted_keys: keys that leave, as cached (rotated).
+        evicted_values: values that leave.
+        rule: a key of `STATE_RULES`.
+    """
+    dtype = weights.queries.dtype
+    with state_precision(evicted_keys.device.type):
+        keys = rms_normalise(concat_heads(evicted_keys).to(dtype))
+        values = rms_normalise(concat_heads(evicted_values).to(dtype))
+        return state_rule(rule).token_weights(weights, keys, values).sum(dim=-1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from thoughtcache.cache.base import StateReader, States
 from thoughtcache.cache.window_rules import AbsorbFn
-from thoughtcache.state.absorb import absorb, initial_state
+from thoughtcache.state.absorb import absorb, initial_state, token_weights
 from thoughtcache.state.encoder import ThoughtEncoder
 from thoughtcache.state.memory import Memory, NaiveToken
 from thoughtcache.state.naive import NAIVE_NORMS, naive_absorb, naive_initial_state
@@ -102,6 +102,10 @@ class AdapterState(Memory):
             return absorb(weights[layer], state, keys, values, rule=self.rule, norm=self.written)
 
         return absorb_block
+
+    def token_weights(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor | None) -> Tensor:
+        """How much each of these leaving tokens [B, H, E, D] counts in the write: [B, 1, E], for the one state."""
+        return token_weights(self.encoders[layer].weights(), keys, values, rule=self.rule).unsqueeze(1)
 
     def reader(self) -> StateReader:
         """The adapted linears read the states."""

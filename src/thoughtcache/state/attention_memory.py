@@ -18,7 +18,7 @@ from thoughtcache.cache.base import AttentionRead, StateReader, States
 from thoughtcache.cache.rotation import KeyRotation, Rotations, Turning, naive_turn, turn
 from thoughtcache.cache.window_rules import AbsorbFn
 from thoughtcache.state.attention.naive import naive_read, naive_write
-from thoughtcache.state.attention.read import read_memory, write_memory
+from thoughtcache.state.attention.read import read_memory, token_weights, write_memory
 from thoughtcache.state.attention.weights import MemoryTensors, MemoryWeights
 from thoughtcache.state.memory import Memory, NaiveToken
 from thoughtcache.state.precision import state_precision
@@ -62,14 +62,23 @@ class AttentionMemory(Memory):
         tensors = self.tensors
 
         def write(layer: int, state: Tensor, keys: Tensor, values: Tensor, positions: Tensor | None) -> Tensor:
-            rotation = self._rotation(layer)
-            if rotation is not None:
-                if positions is None:
-                    raise ValueError(UNKNOWN_POSITIONS)
-                keys = rotation.shift(keys.to(state.dtype), -positions)
-            return write_memory(tensors[layer], state, keys, values)
+            return write_memory(tensors[layer], state, self._looked_up(layer, keys, positions, state.dtype), values)
 
         return write
+
+    def token_weights(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor | None) -> Tensor:
+        """How much of each of these leaving tokens [B, H, E, D] is written: [B, H, E]."""
+        tensors = self.tensors[layer]
+        return token_weights(tensors, self._looked_up(layer, keys, positions, tensors.gate.dtype), values)
+
+    def _looked_up(self, layer: int, keys: Tensor, positions: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Keys as they are written: un-rotated, or as they are."""
+        rotation = self._rotation(layer)
+        if rotation is None:
+            return keys
+        if positions is None:
+            raise ValueError(UNKNOWN_POSITIONS)
+        return rotation.shift(keys.to(dtype), -positions)
 
     def reader(self) -> StateReader:
         """Attention reads the states; the adapted linears are plain LoRA."""

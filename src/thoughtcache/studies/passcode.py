@@ -13,6 +13,7 @@ from thoughtcache.evaluation.intervals import wilson_interval
 from thoughtcache.learner.options import ReplayOptions
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.records import CacheSettings
+from thoughtcache.tasks.recall.episode import RecallEpisode
 from thoughtcache.tasks.recall.passcode import PasscodeTask
 from thoughtcache.train.recall import answer_logprobs
 
@@ -85,38 +86,68 @@ def probe_passcode(
     Raises:
         ValueError: if the window is no integer, or numbers are out of range.
     """
-    if num_codes < 1 or batch_size < 1:
-        raise ValueError(f"num_codes and batch_size must be at least 1, got {num_codes} and {batch_size}")
+    check_counts(num_codes, batch_size)
     own = find_tuner(model).thought_config.resolve_window(None)
     counted = own if cache is None else cache
     task = PasscodeTask(
         tokenizer=tokenizer, cache=counted, length=code_length, kind=kind, is_test=True, own_sentences=own_sentences
     )
-    options, results = ReplayOptions(anchored=False), []
+    results = []
     for distance in distances:
         episodes = [task.episode(f"probe {seed} {distance} {index}", distance) for index in range(num_codes)]
-        logprobs, hits = [], []
-        for start in range(0, num_codes, batch_size):
-            part = episodes[start : start + batch_size]
-            found = answer_logprobs(model, model, part, own, options, seed=seed + start)
-            logprobs.append(found[0])
-            hits.append(found[1])
-            if progress is not None:
-                progress(len(part))
-        right = torch.cat(hits)
-        codes = int(right.all(dim=1).sum())
-        low, high = wilson_interval(codes, num_codes)
-        results.append(
-            Recall(
-                num_evictions=min(episode.num_evictions for episode in episodes),
-                num_thoughts=sum(len(episode.token_ids) for episode in episodes) / num_codes,
-                nats=-torch.cat(logprobs).mean().item(),
-                right_tokens=int(right.sum()),
-                tokens=right.numel(),
-                right_codes=codes,
-                codes=num_codes,
-                low=low,
-                high=high,
-            )
-        )
+        results.append(recall_of(model, episodes, own, batch_size=batch_size, seed=seed, progress=progress))
     return results
+
+
+@torch.no_grad()
+def recall_of(
+    model: PeftModel,
+    episodes: Sequence[RecallEpisode],
+    cache: CacheSettings,
+    *,
+    batch_size: int,
+    seed: int,
+    progress: Callable[[int], None] | None,
+) -> Recall:
+    """What is remembered of some episodes together; their answers have equally many tokens.
+
+    Args:
+        model: the adapted model.
+        episodes: the texts.
+        cache: the adapter's cache, resolved.
+        batch_size: texts that are scored at once.
+        seed: seed of eviction policies that draw.
+        progress: called with the number of codes that were asked.
+    """
+    options, logprobs, hits = ReplayOptions(anchored=False), [], []
+    for start in range(0, len(episodes), batch_size):
+        part = episodes[start : start + batch_size]
+        found = answer_logprobs(model, model, part, cache, options, seed=seed + start)
+        logprobs.append(found[0])
+        hits.append(found[1])
+        if progress is not None:
+            progress(len(part))
+    right, count = torch.cat(hits), len(episodes)
+    codes = int(right.all(dim=1).sum())
+    low, high = wilson_interval(codes, count)
+    return Recall(
+        num_evictions=min(episode.num_evictions for episode in episodes),
+        num_thoughts=sum(len(episode.token_ids) for episode in episodes) / count,
+        nats=-torch.cat(logprobs).mean().item(),
+        right_tokens=int(right.sum()),
+        tokens=right.numel(),
+        right_codes=codes,
+        codes=count,
+        low=low,
+        high=high,
+    )
+
+
+def check_counts(num_codes: int, batch_size: int) -> None:
+    """Refuse numbers below one.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    if num_codes < 1 or batch_size < 1:
+        raise ValueError(f"num_codes and batch_size must be at least 1, got {num_codes} and {batch_size}")

@@ -19,6 +19,8 @@ class RecallConfig(ReplayLoopConfig):
         kind: "words" or "digits".
         min_evictions: shortest distance between a code and its question, in evictions.
         max_evictions: longest distance; the logarithm of a step's distance is drawn evenly.
+        max_before: most text before a code, in evictions that it is enough for; the logarithm of a step's amount is
+            drawn evenly. With 0 every code comes first, and a memory learns to keep what comes first.
         growth_steps: steps over which the longest distance grows from the shortest to `max_evictions`; 0 for none.
         trains: "memory" (what writes and reads the states alone) or "adapter" (the factors of the linears as well).
         write_cost: nats that a token adds to the loss when it is written to a memory in attention space, with strength
@@ -33,6 +35,7 @@ class RecallConfig(ReplayLoopConfig):
     kind: str = "words"
     min_evictions: int = 1
     max_evictions: int = 8
+    max_before: int = 0
     growth_steps: int = 0
     trains: str = "memory"
     write_cost: float | None = None
@@ -48,8 +51,9 @@ class RecallConfig(ReplayLoopConfig):
             )
         if self.write_cost is not None and not 0 <= self.write_cost < float("inf"):
             raise ValueError(f"write_cost must be at least 0, got {self.write_cost}")
-        if self.growth_steps < 0:
-            raise ValueError(f"growth_steps must be at least 0, got {self.growth_steps}")
+        for name in ("growth_steps", "max_before"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
 
     def check_write_cost(self, memory: str) -> None:
         """Refuse a price that nobody pays.

@@ -37,7 +37,7 @@ WRITE_COST = 0.05
 
 
 class _Episodes(Dataset[RecallEpisode]):
-    """All episodes of a run, by number; those of one step lie equally far back, so that they are equally long."""
+    """All episodes of a run, by number; those of one step lie at the same place, so that they are equally long."""
 
     def __init__(self, task: PasscodeTask, config: RecallConfig, num_processes: int) -> None:
         self.task, self.config = task, config
@@ -47,12 +47,20 @@ class _Episodes(Dataset[RecallEpisode]):
         return self.config.num_steps * self.per_step
 
     def __getitem__(self, index: int) -> RecallEpisode:
-        return self.task.episode(f"training {self.config.seed} {index}", self.distance(index // self.per_step))
+        step = index // self.per_step
+        before = self.before(step) * (self.task.cache.num_evicted or 0)
+        return self.task.episode(f"training {self.config.seed} {index}", self.distance(step), before)
 
     def distance(self, step: int) -> int:
         """The distance of a step: uniform in its logarithm, so that short ones are not rare, and long ones come."""
-        shortest, longest = self.config.min_evictions, self.config.longest(step)
-        drawn = Random(f"distance {self.config.seed} {step}").uniform(math.log(shortest + 1), math.log(longest + 2))
+        return self._drawn("distance", step, self.config.min_evictions, self.config.longest(step))
+
+    def before(self, step: int) -> int:
+        """The text before the codes of a step, in evictions that it is enough for; drawn as the distance is."""
+        return self._drawn("before", step, 0, self.config.max_before)
+
+    def _drawn(self, name: str, step: int, shortest: int, longest: int) -> int:
+        drawn = Random(f"{name} {self.config.seed} {step}").uniform(math.log(shortest + 1), math.log(longest + 2))
         return min(longest, int(math.exp(drawn)) - 1)
 
 

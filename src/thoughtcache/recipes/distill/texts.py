@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.recipes.distill.config import DistillRun
-from thoughtcache.recipes.probe import pieces_of
+from thoughtcache.recipes.probe.run import pieces_of
 from thoughtcache.recipes.prompts import encode_examples
 from thoughtcache.recipes.run.folder import RunFolder
 from thoughtcache.recipes.run.settings import data_identity

@@ -35,13 +35,34 @@ def write_memory(
     dtype = state.dtype
     with state_precision(state.device.type):
         keys, values = keys.to(dtype), values.to(dtype)
-        features = tensors.features(torch.einsum("bhed,hdc->bhec", keys, tensors.key_features))
-        gate = torch.cat([keys, values], dim=-1) @ tensors.gate.unsqueeze(-1)
-        strength = priced(torch.sigmoid(gate + tensors.gate_bias[:, None, None]), tensors.write_price)
+        strength, features = _strength_and_features(tensors, keys, values)
         contents = pad(values, (0, 1), value=1.0)
         rule = WRITE_RULES[tensors.shape.write]
         before = state.expand(keys.shape[0], -1, -1, -1)
         return rule.write(before, strength, features, contents, tensors.decay)
+
+
+def token_weights(
+    tensors: MemoryTensors, keys: Float[Tensor, "B H E D"], values: Float[Tensor, "B H E D"]
+) -> Float[Tensor, "B H E"]:
+    """How much of each token is written: its gate times the mass of its features, `b sum_f |phi_f|`; for studies.
+
+    Under `memory_write="linear"` with features that are positive it is what the token adds to the last column of the
+    state, summed over features.
+    """
+    dtype = tensors.gate.dtype
+    with state_precision(keys.device.type):
+        strength, features = _strength_and_features(tensors, keys.to(dtype), values.to(dtype))
+        return (strength * features.abs()).sum(dim=-1)
+
+
+def _strength_and_features(
+    tensors: MemoryTensors, keys: Float[Tensor, "B H E D"], values: Float[Tensor, "B H E D"]
+) -> tuple[Float[Tensor, "B H E 1"], Float[Tensor, "B H E F"]]:
+    """How strongly tokens are written, and the features of their keys."""
+    features = tensors.features(torch.einsum("bhed,hdc->bhec", keys, tensors.key_features))
+    gate = torch.cat([keys, values], dim=-1) @ tensors.gate.unsqueeze(-1)
+    return priced(torch.sigmoid(gate + tensors.gate_bias[:, None, None]), tensors.write_price), features
 
 
 def read_memory(

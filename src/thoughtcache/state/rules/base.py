@@ -76,6 +76,16 @@ class StateRule(ABC):
         """The state after tokens with these keys and values, RMS-normalised, have left; before it is normalised."""
 
     @staticmethod
+    def token_weights(
+        weights: EncoderWeights, keys: Float[Tensor, "B E K"], values: Float[Tensor, "B E K"]
+    ) -> Float[Tensor, "B E G"]:
+        """How much each token counts in what is written for each global query, for studies; never negative.
+
+        This form is the linear one, `|Q W_K k|`; a rule with a gate or a softmax has its own.
+        """
+        return (keys @ weights.key_projection.T @ weights.queries.T).abs()
+
+    @staticmethod
     @abstractmethod
     def naive_write(encoder: ThoughtEncoder, S: Tensor, K_e: Tensor, V_e: Tensor) -> Tensor:
         """The result of `write` for one sequence, by a loop over tokens in the paper's letters.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from thoughtcache.state.rules.base import EncoderWeights, ExtraParameter, StateRule, outer_flops
-from thoughtcache.state.rules.gated import GATE, gated_flops, gated_parts
+from thoughtcache.state.rules.gated import GATE, gated_flops, gated_parts, gated_weights
 from thoughtcache.state.rules.naive_common import gated_sum
 
 if TYPE_CHECKING:
@@ -35,6 +35,11 @@ class DeltaRule(StateRule):
         target = strength * (content - address @ state.transpose(1, 2))
         corrections: Tensor = torch.linalg.solve_triangular(system, target, upper=False, unitriangular=True)
         return state + corrections.transpose(1, 2) @ address
+
+    @staticmethod
+    def token_weights(weights: EncoderWeights, keys: Tensor, values: Tensor) -> Tensor:
+        """`b_i |u_i|`, before what stood there is taken off."""
+        return gated_weights(weights, keys, values)
 
     @staticmethod
     def naive_write(encoder: ThoughtEncoder, S: Tensor, K_e: Tensor, V_e: Tensor) -> Tensor:

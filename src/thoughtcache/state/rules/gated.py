@@ -33,6 +33,14 @@ def gated_parts(
     return logits.sigmoid().unsqueeze(-1), address, content
 
 
+def gated_weights(
+    weights: EncoderWeights, keys: Float[Tensor, "B E K"], values: Float[Tensor, "B E K"]
+) -> Float[Tensor, "B E G"]:
+    """`b_i |u_i|`, entry by entry: how much each token counts for each global query."""
+    strength, _, content = gated_parts(weights, keys, values)
+    return strength * content.abs()
+
+
 def gated_flops(kv_size: int, num_evicted: int, rank: int, num_global_tokens: int) -> int:
     """Operations of `gated_parts` and of the outer products."""
     projections = projection_flops(kv_size, num_evicted, rank)
@@ -51,6 +59,11 @@ class GatedRule(StateRule):
         """`S + sum_i b_i u_i a_i^T`."""
         strength, address, content = gated_parts(weights, keys, values)
         return state + (strength * content).transpose(1, 2) @ address
+
+    @staticmethod
+    def token_weights(weights: EncoderWeights, keys: Tensor, values: Tensor) -> Tensor:
+        """`b_i |u_i|`."""
+        return gated_weights(weights, keys, values)
 
     @staticmethod
     def naive_write(encoder: ThoughtEncoder, S: Tensor, K_e: Tensor, V_e: Tensor) -> Tensor:

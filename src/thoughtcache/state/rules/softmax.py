@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from thoughtcache.state.rules.base import EncoderWeights, StateRule, outer_flops, projection_flops
@@ -13,6 +14,13 @@ from thoughtcache.state.rules.naive_common import projected, projected_queries, 
 
 if TYPE_CHECKING:
     from thoughtcache.state.encoder import ThoughtEncoder
+
+
+def _attention(weights: EncoderWeights, keys: Float[Tensor, "B E K"]) -> Float[Tensor, "B G E"]:
+    """Attention weights of the global queries on the tokens of a block."""
+    projected = keys @ weights.key_projection.T
+    scores = weights.queries @ projected.transpose(1, 2) / math.sqrt(projected.shape[-1])
+    return scores.softmax(dim=-1)
 
 
 class SoftmaxRule(StateRule):
@@ -23,9 +31,13 @@ class SoftmaxRule(StateRule):
     @staticmethod
     def write(weights: EncoderWeights, state: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """The equation above for a block of tokens."""
-        scores = weights.queries @ (keys @ weights.key_projection.T).transpose(1, 2) / math.sqrt(state.shape[-1])
-        attended = scores.softmax(dim=-1) @ (values @ weights.value_projection.T)
+        attended = _attention(weights, keys) @ (values @ weights.value_projection.T)
         return state + weights.log_write_scale.exp() * keys.shape[1] * attended
+
+    @staticmethod
+    def token_weights(weights: EncoderWeights, keys: Tensor, values: Tensor) -> Tensor:
+        """The attention weights of the global queries."""
+        return _attention(weights, keys).transpose(1, 2)
 
     @staticmethod
     def naive_write(encoder: ThoughtEncoder, S: Tensor, K_e: Tensor, V_e: Tensor) -> Tensor:

@@ -15,9 +15,11 @@ class RecallEpisode:
         num_answer: tokens of the answer.
         num_evictions: evictions between what is to be remembered and the question, the one that takes its last token
             included; 0 if it is still there.
+        num_between: tokens between what is to be remembered and the answer.
     """
 
     prompt_ids: list[int]
     token_ids: list[int]
     num_answer: int
     num_evictions: int
+    num_between: int

@@ -35,6 +35,25 @@ TEST_FORMS = (
     "After lunch {other} cleaned the {place} while {person} repaired old {thing}.",
     "Only half of the {number} {thing} that {person} ordered have arrived so far.",
 )
+OTHER_SENTENCES = (
+    "Water boils at a lower temperature high up in the mountains.",
+    "A function that calls itself needs a case in which it stops.",
+    "The old map shows two roads that nobody uses today.",
+    "Stir the soup slowly, and add a little salt at the end.",
+    "Most birds of this kind leave the north before the first frost.",
+    "The committee will publish its report after the summer break.",
+    "An index makes reading fast and writing slow.",
+    "Her second novel was translated into eleven languages.",
+    "The valve must be closed before the pump is switched on.",
+    "Light from that star has travelled for nine hundred years.",
+    "In the third act the king learns who sent the letter.",
+    "Trade between both ports fell sharply during the war.",
+    "If the test fails, look at the log before you run it again.",
+    "Glass is neither quite a solid nor quite a liquid.",
+    "The orchestra tuned while the hall was still half empty.",
+    "A good hinge needs oil once a year and nothing else.",
+)
+"""Sentences of other kinds than the forms above; a task takes half of them for training and half for probes."""
 
 
 def sentence(forms: Sequence[str], random: Random) -> str:

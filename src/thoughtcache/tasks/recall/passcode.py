@@ -24,6 +24,10 @@ SAID = " The secret {kind} are"
 WORDS = tuple(
     "apple river stone tiger piano cloud garden silver window rocket bread ocean candle forest mirror bridge".split()  # noqa: SIM905
 )
+OTHER_WORDS = tuple(
+    "table horse music paper winter doctor yellow island coffee finger button castle engine ladder planet sugar".split()  # noqa: SIM905
+)
+"""Words that no training has in its codes."""
 FEWEST_CHOICES = 4
 DIGITS = [str(digit) for digit in range(10)]
 
@@ -39,6 +43,8 @@ class PasscodeTask:
         kind: "words" or "digits".
         is_test: whether sentences are those that training never sees: other forms, or every second one of the user's.
         own_sentences: sentences of the user's instead of built-in ones.
+        words: what codes of words are made of.
+        asked: stands before the code when it is asked for, with `{kind}` in it or not.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -47,14 +53,17 @@ class PasscodeTask:
     kind: str = "words"
     is_test: bool = False
     own_sentences: Sequence[str] = ()
+    words: Sequence[str] = WORDS
+    asked: str = SAID
 
-    def episode(self, seed: str | int, num_evictions: int) -> RecallEpisode:
+    def episode(self, seed: str | int, num_evictions: int, num_before: int = 0) -> RecallEpisode:
         """One episode.
 
         Args:
             seed: decides the code and the sentences.
             num_evictions: evictions between the code and its question; 0 asks at once. Where the window is so small
                 that more have happened by then, the episode has more.
+            num_before: tokens of sentences before the code is told.
 
         Raises:
             ValueError: for a cache that evicts nothing, a tokenizer that knows too few of the words, or too few
@@ -65,16 +74,19 @@ class PasscodeTask:
         random = Random(f"passcode {seed}")
         code = [token for word in self._code(random) for token in self._tokens(" " + word)]
         told = [*self._tokens(SAID.format(kind=self.kind)), *code, *self._tokens(".")]
-        asked = self._tokens(SAID.format(kind=self.kind))
-        last = len(told) - 2  # the last token of the code, counted in thoughts
+        asked = self._tokens(self.asked.format(kind=self.kind))
+        last = num_before + len(told) - 2  # the last token of the code, counted in thoughts
         wanted = _asked_after(last, num_evictions, self.cache.window, self.cache.num_evicted)
-        middle = max(0, wanted - len(told) - len(asked))
-        thoughts = [*told, *self._filler(random, middle), *asked, *code]
+        middle = self._filler(random, max(0, wanted - num_before - len(told) - len(asked)))
+        before = self._filler(random, num_before)
+        thoughts = [*before, *told, *middle, *asked, *code]
+        answer = len(thoughts) - len(code)
         return RecallEpisode(
             prompt_ids=self._tokens(PROMPT.format(kind=self.kind)),
             token_ids=thoughts,
             num_answer=len(code),
-            num_evictions=evictions_since(last, len(thoughts) - len(code), self.cache.window, self.cache.num_evicted),
+            num_evictions=evictions_since(last, answer, self.cache.window, self.cache.num_evicted),
+            num_between=answer - last - 1,
         )
 
     def _code(self, random: Random) -> list[str]:
@@ -88,23 +100,39 @@ class PasscodeTask:
             )
         return random.sample(choices, self.length)
 
+    @property
+    def is_possible(self) -> bool:
+        """Whether the tokenizer tells enough words or digits apart for codes of this length."""
+        choices = len(self._of_equal_length())
+        return choices >= FEWEST_CHOICES and (self.kind == "digits" or self.length <= choices)
+
     def _choices(self) -> list[str]:
         """Words or digits of equally many tokens, so that all answers are equally long."""
-        words = DIGITS if self.kind == "digits" else WORDS
-        # Words that a tokenizer does not tell apart, such as unknown ones, are one.
-        by_tokens = {tuple(self._tokens(" " + word)): word for word in words}
-        lengths = [len(tokens) for tokens in by_tokens]
-        common = max(sorted(set(lengths)), key=lengths.count)
-        found = [word for tokens, word in by_tokens.items() if len(tokens) == common]
+        found = self._of_equal_length()
         if len(found) < FEWEST_CHOICES:
+            words = DIGITS if self.kind == "digits" else self.words
             raise ValueError(
                 f"kind={self.kind!r}: the tokenizer tells {len(found)} of {len(words)} of them apart with equally many "
                 "tokens, which is no secret; use the other kind"
             )
         return found
 
+    def _of_equal_length(self) -> list[str]:
+        words = DIGITS if self.kind == "digits" else self.words
+        # Words that a tokenizer does not tell apart, such as unknown ones, are one.
+        by_tokens = {tuple(self._tokens(" " + word)): word for word in words}
+        lengths = [len(tokens) for tokens in by_tokens]
+        common = max(sorted(set(lengths)), key=lengths.count)
+        return [word for tokens, word in by_tokens.items() if len(tokens) == common]
+
     def _tokens(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        try:
+            ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        except Exception as error:  # tokenizers has no narrower one
+            raise ValueError(
+                f"the tokenizer cannot encode {text!r} ({error}); passcodes need a model that knows letters, which the "
+                "embedded reasoner does not"
+            ) from error
         return ids
 
     def _filler(self, random: Random, num_tokens: int) -> list[int]:

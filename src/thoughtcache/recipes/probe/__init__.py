@@ -1,0 +1,1 @@
+"""`thoughtcache probe`: questions to a saved adapter, one after the other; `PROBES` in `run.py` lists them."""
