@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
+from thoughtcache_cli.distill_options import EXAMPLES as DISTILL_EXAMPLES
+from thoughtcache_cli.distill_options import OUTPUT_DIR as DISTILL_OUTPUT_DIR
+from thoughtcache_cli.distill_options import add_options as add_distill_options
 from thoughtcache_cli.eviction_options import add_eviction_options, modules
 from thoughtcache_cli.probe_options import EXAMPLES as PROBE_EXAMPLES
 from thoughtcache_cli.probe_options import add_options as add_probe_options
 
-DEFAULT_OUTPUT_DIRS = {"train": "runs/train", "recall": "runs/recall"}
+DEFAULT_OUTPUT_DIRS = {"train": "runs/train", "recall": "runs/recall", "distill": DISTILL_OUTPUT_DIR}
 
 _TRAIN_EXAMPLES = """\
 examples:
@@ -84,6 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _train(commands)
     _generate(commands)
+    _distill(commands)
     _recall(commands)
     _probe(commands)
     _plan(commands)
@@ -259,6 +263,13 @@ def _generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     group.add_argument("--repetition-penalty", type=float, help="above 1 discourages tokens that were there before (1)")
     group.add_argument("--seed", type=int, help="of the sampling (0)")
     add_eviction_options(parser, "that of the adapter")
+
+
+def _distill(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "distill", "teach an adapter what the full cache says, in stages", DISTILL_EXAMPLES)
+    add_distill_options(parser)
+    _adapter_options(parser)
+    _folder_options(parser.add_argument_group("run"), DEFAULT_OUTPUT_DIRS["distill"])
 
 
 def _recall(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -58,6 +58,16 @@ def generate(options: dict[str, Any]) -> None:
     print(answer(**options))
 
 
+def distill(options: dict[str, Any]) -> None:
+    """`thoughtcache distill`: stages of a recipe on texts, measured on held-out ones."""
+    from thoughtcache.recipes.distill.config import DistillRun
+    from thoughtcache.recipes.distill.run import run_distill
+
+    names = {field.name for field in dataclasses.fields(DistillRun)}
+    run = DistillRun(**{name: value for name, value in options.items() if name in names})
+    run_distill(run, _settings(run.adapter, {name: value for name, value in options.items() if name not in names}))
+
+
 def recall(options: dict[str, Any]) -> None:
     """`thoughtcache recall`: teach an adapter to remember, and measure it; for every learning rate and seed."""
     from thoughtcache.recipes.recall import RecallRun, run_recall
@@ -104,6 +114,7 @@ def quieten_libraries() -> None:
 COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {
     "train": train,
     "generate": generate,
+    "distill": distill,
     "recall": recall,
     "probe": probe,
     "plan": plan,

@@ -107,6 +107,29 @@ RULES: dict[str, tuple[Rule, ...]] = {
             reason="changes nothing at --temperature 0, where nothing is drawn; leave it out, or set a temperature",
         ),
     ),
+    "distill": (
+        Rule(
+            names=("split", "prompt_column", "instruction"),
+            when=lambda options: "text" in options,
+            reason="is about questions, and --text is running text; leave it out, or give --dataset",
+        ),
+        Rule(
+            names=("prompt_tokens",),
+            when=lambda options: "dataset" in options,
+            reason="cuts a --text into pieces, and questions are prompts as they are; leave it out",
+        ),
+        Rule(
+            names=("split",),
+            when=lambda options: Path(options.get("dataset", "")).expanduser().is_file(),
+            reason="chooses among the files of a folder or hub data set, and --dataset is a file; leave it out",
+        ),
+        Rule(
+            names=_SHAPE,
+            when=lambda options: "adapter" in options,
+            reason="is a setting of the adapter in --adapter, which keeps its own; leave out one of them",
+        ),
+        *_NEVER_ABSORBS,
+    ),
     "recall": (
         Rule(
             names=(
