@@ -76,6 +76,10 @@ CASES: dict[str, tuple[list[str], str, list[str]]] = {
                                ["recall", "--model", "m", "--memory-learning-rate", "0.1", "--trains", "adapter"]),
     "memory of an adapter": (["recall", "--model", "m", "--adapter", "a", "--memory-features", "8"],
                              "--memory-features", ["recall", "--model", "m", "--adapter", "a", "--window", "8"]),
+    "instruction for a text": (["distill", "--model", "m", "--text", "t", "--instruction", "i"], "--instruction",
+                               ["distill", "--model", "m", "--dataset", "d", "--instruction", "i"]),
+    "prompts of questions": (["distill", "--model", "m", "--dataset", "d", "--prompt-tokens", "4"], "--prompt-tokens",
+                             ["distill", "--model", "m", "--text", "t", "--prompt-tokens", "4"]),
     "window of a plan": (["plan", "--window", "none", "--evict-fraction", "1"], "--evict-fraction",
                          ["plan", "--evict-fraction", "1"]),
 }  # fmt: skip

@@ -19,6 +19,7 @@ from thoughtcache.recipes.distill.recipe import RECIPES, Stage, read_recipe
 from thoughtcache.recipes.distill.run import run_distill
 from thoughtcache.recipes.load_adapter import read_adapter
 from thoughtcache.studies.held_out import summary
+from thoughtcache_cli import main
 
 STAGES = """
 [[stage]]
@@ -91,6 +92,21 @@ def test_stages_run_in_turn_and_are_measured(model, text, recipe, tmp_path):
     _, last = read_adapter(str(tmp_path / "run" / "adapter"))
     _, of_stage = read_adapter(str(tmp_path / "run" / "3-logits" / "adapter"))
     assert all(torch.equal(last[name], of_stage[name]) for name in last)
+
+
+def test_the_command_is_the_run(model, text, recipe, tmp_path, capsys):
+    options = ["--model", model, "--text", str(text), "--recipe", str(recipe), "--output-dir", str(tmp_path / "run")]
+    sizes = ["--num-texts", "7", "--held-out", "2", "--prompt-tokens", "4", "--max-new-tokens", "24"]
+    adapter = ["--memory", "attention", "--memory-features", "6", "--r", "2", "--window", "8"]
+    assert main(["distill", *options, *sizes, *adapter]) == 0
+    assert "KL to the base with its full cache" in capsys.readouterr().out
+    written = json.loads((tmp_path / "run" / "results.json").read_text())
+    same = run_distill(
+        run_of(model, tmp_path / "same", text=str(text), recipe=str(recipe)), thought(), Console(quiet=True)
+    )
+    assert written["held_out"] == same["held_out"]
+    assert main(["distill", *options, *sizes, *adapter]) != 0
+    assert "add --resume to go on" in capsys.readouterr().err
 
 
 def test_an_interrupted_run_goes_on(model, text, recipe, tmp_path, monkeypatch):
