@@ -14,8 +14,10 @@ from thoughtcache.tasks.maths.boxes import MAX_ANSWER_CHARACTERS
 MAX_NESTING = 50
 MAX_ALGEBRA_CHARACTERS = 300
 MAX_ALGEBRA_COMMANDS = 40
-LARGE = re.compile(r"\d{16}|!|\^\s*\{?\s*-?\d{4}|\^\s*(?:\{[^{}]*|\w\s*)\^|\d{3,}\s*\}?\s*\^\s*\{?\s*-?\d{3}")
-"""Long numbers, factorials, large exponents, powers in exponents, large powers of large numbers."""
+LARGE = re.compile(
+    r"\d{16}|!|\^\s*\{?\s*-?\d{4}|\^\s*(?:\{[^{}]*|\w\s*)\^|\d{3,}\s*\}?\s*\^\s*\{?\s*-?\d{3}|_\s*\{[^{}]*_"
+)
+"""Long numbers, factorials, large exponents, powers in exponents, large powers of large numbers, nested indices."""
 
 COMMAND = re.compile(r"\\[A-Za-z]")
 WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{4,}|\\text")
@@ -48,7 +50,7 @@ def is_for_algebra(expected: str, given: str) -> bool:
             return False
         if LARGE.search(text) or WORD.search(text):
             return False
-    if not COMMAND.search(expected + given):
+    if not given or not COMMAND.search(expected + given):
         return False
     return all(
         _outside_indices(expected, sign) == _outside_indices(given, sign) for sign in ("=", "<", ">", r"\\[lgn]e ", ",")

@@ -36,6 +36,9 @@ TEXT_AFTER = re.compile(
 SCALE_AFTER = re.compile(
     rf"^(?P<head>.*\d)\s*(?:\\text\{{)?\s*(?P<scale>{'|'.join(SCALES)})s?\s*\}}?(?P<tail>.*)$", re.DOTALL
 )
+ANGLE = re.compile(r"(?:sin|cos|tan|cot|sec|csc)")
+"""Degrees behind a function belong to its argument."""
+
 MINUTES = re.compile(r"^(\d+)\s*(?:\\text\{)?\s*([ap])\.?\s?m\.?\s*\}?$", re.IGNORECASE)
 
 
@@ -99,6 +102,8 @@ def _based(text: str) -> Quantity | None:
 
 def _without_unit(text: str, *, loose_units: bool) -> tuple[str, str]:
     """The text before its unit, and the name of the unit."""
+    if text.endswith(r"\deg") and ANGLE.search(text):
+        return text, ""
     if clock := MINUTES.match(text):
         return clock[1], clock[2].casefold() + "m"
     if currency := CURRENCY.match(text):

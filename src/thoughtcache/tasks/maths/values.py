@@ -101,7 +101,7 @@ def _to_digits_of_reference(wanted: Quantity, found: Quantity) -> bool:
     half = wanted.half
     if wanted.num_digits >= FLOAT_DIGITS:
         half = max(half, abs(exact_value(wanted.node) or Fraction(0)) / 10 ** (FLOAT_DIGITS - 3))
-    return bool(_distance(wanted.node, found.node) <= 1.000001 * _float(half))
+    return bool(_distance(wanted.node, found.node) < _float(half))
 
 
 def _long_decimal(wanted: Quantity, found: Quantity) -> bool:

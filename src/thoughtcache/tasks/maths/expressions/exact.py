@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from functools import lru_cache
 
 from thoughtcache.tasks.maths.expressions.parser import Node
 from thoughtcache.tasks.maths.expressions.tokens import TooLargeError, UndefinedError
@@ -103,7 +104,12 @@ def whole(value: Fraction, limit: int = MAX_FACTORIAL) -> int:
 
 
 def _factorial(values: list[Fraction]) -> Fraction:
-    return bounded(Fraction(math.factorial(whole(values[0]))))
+    return bounded(Fraction(_factorials(whole(values[0]))))
+
+
+@lru_cache(maxsize=64)
+def _factorials(number: int) -> int:
+    return math.factorial(number)
 
 
 def _double_factorial(values: list[Fraction]) -> Fraction:

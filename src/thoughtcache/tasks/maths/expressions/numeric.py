@@ -91,7 +91,7 @@ def _unknown(name: str) -> Any:
 
 
 def _rational(value: Fraction, mp: Any) -> Any:
-    return mp.mpf(value.numerator) / value.denominator
+    return mp.mpf(value.numerator) / value.denominator if value.denominator != 1 else mp.mpf(value.numerator)
 
 
 def _constant(name: str, mp: Any) -> Any:
