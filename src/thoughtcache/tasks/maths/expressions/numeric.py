@@ -107,7 +107,7 @@ def _power(base: Any, exponent: Any, mp: Any) -> Any:
         return mp.mpf(0)
     if abs(exponent) * (abs(mp.log(abs(base))) + 4) > MAX_LOG:
         raise TooLargeError("a power whose logarithm is above a million")
-    if mp.im(base) == 0 and mp.re(base) < 0 and mp.im(exponent) == 0 and abs(exponent) < 1:
+    if mp.im(base) == 0 and mp.re(base) < 0 and mp.im(exponent) == 0 and 0 < abs(exponent) < 1:
         odd = mp.re(1 / exponent)
         if abs(odd - mp.nint(odd)) < mp.mpf(10) ** (3 - mp.dps) and int(mp.nint(odd)) % 2:
             return -mp.power(-base, exponent)  # the real cube root of a negative number
