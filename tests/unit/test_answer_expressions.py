@@ -78,6 +78,7 @@ def _pieces(text: str) -> list[str]:
         (r"\lceil n/2 \rceil", r"\lfloor (n+1)/2 \rfloor"),
         (r"\arctan 1", r"\frac{\pi}{4}"),
         (r"|x|^2", "x^2"),
+        ("(n-2) 2^{n}", "2^n n - 2^{n+1}"),
         ("5!!", "15"),
         (r"\gcd(12, 18)", "6"),
         ("1 1/2", r"\frac32"),

@@ -42,6 +42,10 @@ def same_structure(expected: Structure, given: Structure, rules: Rules) -> str:
 
 
 def _parts(expected: Parts, given: Structure, rules: Rules) -> str:
+    if expected.kind == "union" and isinstance(given, Parts) and given.kind == "list":
+        intervals = [_interval(item) for item in given.items if isinstance(item, Relation)]
+        known = tuple(interval for interval in intervals if interval is not None)
+        given = Parts("union", known) if len(known) == len(given.items) else given
     if not isinstance(given, Parts) or not _kinds_agree(expected, given):
         return "other_form"
     if expected.kind == "set":

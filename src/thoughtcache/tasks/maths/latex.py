@@ -31,6 +31,10 @@ DEGREE = re.compile(
     r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z])|\{\s*\\degree\s*\}|\\degree(?![A-Za-z]))|\\degrees?(?![A-Za-z])"
 )
 PRIME = re.compile(r"\^\s*\{?\s*((?:\\prime\s*)+)\}?")
+COUNTED = re.compile(r"^([+-]?\d[\d.,]*)\s+([^\W\d_][^\d\\^_=]*)$")
+"""`204 minutes` inside of a command for text."""
+
+DERIVATIVE = re.compile(r"(?<![A-Za-z\\])d([A-Za-z])\s*/\s*d([A-Za-z])(?![A-Za-z])")
 OUTER = re.compile(
     r"^\s*(?:\$\$?|\\\(|\\\[|\*\*|\\begin\{(?:equation|align)\*?\})|(?:\$\$?|\\\)|\\\]|\*\*|\\end\{(?:equation|align)\*?\})\s*$"
 )
@@ -52,7 +56,8 @@ RENAMED = {
     r"\\(?:colon)(?![A-Za-z])": ":",
     r"\\(?:land)(?![A-Za-z])": " and ",
     r"\\(?:lor)(?![A-Za-z])": " or ",
-    r"\\approx(?![A-Za-z])|\\simeq(?![A-Za-z])|\\equiv(?![A-Za-z])": "=",
+    r"\\(?:approx|simeq|doteq)(?![A-Za-z])": r"\\approx ",
+    r"\\equiv(?![A-Za-z])": "=",
     r"\\rightarrow(?![A-Za-z])|\\to(?![A-Za-z])": " to ",
 }
 ALTERNATIVES = re.compile("|".join(f"({pattern})" for pattern in RENAMED))
@@ -74,6 +79,7 @@ def tidy(text: str) -> str:
     text = ALTERNATIVES.sub(lambda found: WRITTEN[(found.lastindex or 1) - 1], text)
     text = SPACE.sub(" ", text)
     text = SHORT_FRACTION.sub(_fraction, text)
+    text = DERIVATIVE.sub(r"\\frac{d \1}{d \2}", text)
     text = SHORT_ROOT.sub(r"\\sqrt{\1}", text)
     return _without_ends(" ".join(text.replace("**", "^").split()))
 
@@ -96,6 +102,8 @@ def _without_dollars(text: str) -> str:
 def _words(command: re.Match[str]) -> str:
     r"""Words in `\text` stay marked as words; numbers, single letters and signs in it are mathematics."""
     content = command[1].strip()
+    if counted := COUNTED.match(content):
+        return rf"{counted[1]} \text{{{counted[2]}}} "
     if re.search(r"[^\W\d_]{2}", content) and not re.search(r"[\\^_=]", content):
         return rf" \text{{{content}}} "
     return f"{content} " if content[-1:].isalpha() else content

@@ -96,6 +96,8 @@ def _based(text: str) -> Quantity | None:
         return None
     word = found["index"] or found["word"]
     base = int(word) if word.isdigit() else BASES.get(word, 0)
+    if base == 10 and found["digits"].isdigit():
+        return Quantity(node=number(int(found["sign"] + found["digits"])))
     digits = found["sign"].lstrip("+") + (found["digits"].lstrip("0") or "0")
     return Quantity(node=number(0), base=base, digits=digits)
 

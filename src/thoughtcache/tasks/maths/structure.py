@@ -73,7 +73,7 @@ def read_structure(text: str, *, merge_thousands: bool = True) -> Structure:
         text: what `latex.tidy` returned.
         merge_thousands: read `1,072` outside brackets as one number; else as two.
     """
-    text = text.strip()
+    text = _exact_side(text.strip())
     if matrix := MATRIX.match(text):
         return _matrix(matrix[2])
     if merge_thousands:
@@ -94,6 +94,14 @@ def read_structure(text: str, *, merge_thousands: bool = True) -> Structure:
     if len(ratio) > 1 and all(ratio):
         return Parts("ratio", tuple(Leaf(piece) for piece in ratio))
     return _signs(text)
+
+
+def _exact_side(text: str) -> str:
+    r"""`\sqrt{2} \approx 1.41` gives the root; `x \approx 1.41` and `\approx 1.41` give the number."""
+    exact, sign, rounded = text.partition("\\approx ")
+    if not sign:
+        return text
+    return rounded.strip() if re.fullmatch(r"(?:\\?[A-Za-z]+(?:_\w+)?\s*=?)?\s*", exact) else exact.strip()
 
 
 def _matrix(body: str) -> Matrix:

@@ -46,6 +46,7 @@ SIGNS = {
     "≥": r"\ge ",
     "⩾": r"\ge ",
     "≠": r"\ne ",
+    "≈": r"\approx ",
     "∞": r"\infty ",
     "∪": r"\cup ",
     "∩": r"\cap ",

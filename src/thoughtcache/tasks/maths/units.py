@@ -60,6 +60,7 @@ NO_UNITS = frozenset((
     "plus", "minus", "except", "only", "when", "where", "for", "base", "squared", "cubed", "either", "between",
     "unless", "maybe", "about", "approximately", "nothing", "none", "no", "to", "from", "with", "without", "at",
     "thousand", "hundred", "million", "billion", "trillion", "sin", "cos", "tan", "log", "ln", "exp", "sqrt", "pi",
+    "dozen", "dozens", "pairs", "score",
 ))  # fmt: skip
 """Words that change what stands before them."""
 

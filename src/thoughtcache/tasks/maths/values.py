@@ -101,6 +101,9 @@ def _to_digits_of_reference(wanted: Quantity, found: Quantity) -> bool:
     half = wanted.half
     if wanted.num_digits >= FLOAT_DIGITS:
         half = max(half, abs(exact_value(wanted.node) or Fraction(0)) / 10 ** (FLOAT_DIGITS - 3))
+    exact = exact_value(wanted.node), exact_value(found.node)
+    if exact[0] is not None and exact[1] is not None:
+        return abs(exact[0] - exact[1]) < half
     return bool(_distance(wanted.node, found.node) < _float(half))
 
 

@@ -95,7 +95,7 @@ class _Reader:
                 self.take()
                 factors.append(Node("inv", (self.signed_power(),)))
             elif self.begins_factor():
-                if self.now.kind == "number":
+                if self.now.kind == "number" and self.found[self.place - 1].text not in (")", "]", "}", "|"):
                     raise UnreadableError("two numbers without a sign between them")
                 factors.append(self.power())
             else:
