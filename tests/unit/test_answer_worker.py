@@ -156,6 +156,15 @@ def test_workers_compare_at_the_same_time() -> None:
         workers.resize(0)
 
 
+def test_a_large_parent_does_not_tire_its_workers() -> None:
+    """The peak memory of the parent is inherited; with it every answer would need a new worker."""
+    block = b"x" * (600 * 2**20)
+    workers = AnswerPool(1)
+    assert workers.ask(EASY, 60.0) == RIGHT
+    workers.close()
+    assert len(block) == 600 * 2**20
+
+
 def test_a_fork_begins_with_workers_of_its_own(workers: AnswerPool) -> None:
     workers.ask(EASY, 60.0)
     process = workers._workers[0].process

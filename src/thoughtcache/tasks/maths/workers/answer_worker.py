@@ -28,7 +28,7 @@ MEMORY_LIMIT_BYTES = 4 * 1024**3
 """Address space of the worker: a runaway expression ends as a `MemoryError` here, not on the training machine."""
 
 TIRED_BYTES = 512 * 1024**2
-"""A worker that has held more than this is replaced by a fresh one."""
+"""A worker that holds more than this after an answer is replaced by a fresh one."""
 
 PARENT_CHECK_SECONDS = 0.5
 PR_SET_PDEATHSIG = 1
@@ -77,13 +77,15 @@ def _limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
-def _peak_memory_bytes() -> int:
-    """Most memory that this process has held; sympy keeps what it has computed."""
-    if sys.platform == "win32":
-        return 0
-    import resource
+def _memory_bytes() -> int:
+    """Memory that this process holds now, sympy keeps what it has computed; 0 where the system does not say.
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    The peak of `getrusage` is no measure: a process begins with the peak of the one that started it.
+    """
+    if sys.platform != "linux":
+        return 0
+    with open("/proc/self/statm", encoding="ascii") as sizes:
+        return int(sizes.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _limit_processor_time(cpu_seconds: int) -> None:
@@ -120,7 +122,7 @@ def _answer(line: str) -> dict[str, Any]:
     request = json.loads(line)
     try:
         _limit_processor_time(request["cpu_seconds"])
-        return {**compare(request["answer"], request["reference"]), "last": _peak_memory_bytes() > TIRED_BYTES}
+        return {**compare(request["answer"], request["reference"]), "last": _memory_bytes() > TIRED_BYTES}
     except Exception:  # noqa: BLE001 - not swallowed: the parent raises it with this traceback
         return {"error": traceback.format_exc()}
 
