@@ -211,6 +211,9 @@ def _train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     group.add_argument("--split", help="split of a hub data set (train)")
     group.add_argument("--prompt-column", help="column with the question (found by name)")
     group.add_argument("--answer-column", help="column with the reference answer (found by name)")
+    group.add_argument(
+        "--answer-type", help="how answers are compared: auto (default), aime, integer, number and others"
+    )
     group.add_argument("--instruction", help="text after each question")
     group.add_argument("--bad-rows", help="refuse (default) or drop rows without a usable question or reference answer")
     group.add_argument("--limit", type=count_or_none, help='use the first rows only; "none" for all')

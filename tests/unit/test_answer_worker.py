@@ -1,4 +1,4 @@
-"""The answer worker ends with its parent, whatever it is doing, and with nobody else."""
+"""The answer workers: as many as asked for; each ends with its parent, whatever it is doing, and with nobody else."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,20 +17,33 @@ from pathlib import Path
 import psutil
 import pytest
 
-from thoughtcache.tasks.maths import answers
-from thoughtcache.tasks.maths.answers import check_math_answer
+from thoughtcache.tasks.maths.workers import pool
+from thoughtcache.tasks.maths.workers.pool import AnswerPool
 
-ENDLESS = r"\boxed{9^{9^{9^{9}}}}"
-SCRIPT = Path(answers.__file__).with_name("answer_worker.py")
+ENDLESS = {"answer": "9^{9^{9^{9}}}", "reference": "3"}
+EASY = {"answer": r"\sum_{k=1}^{4} k", "reference": "10"}
+RIGHT = {"parsed": True, "correct": True, "last": False}
+SCRIPT = Path(pool.__file__).with_name("answer_worker.py")
 PARENT = """
-import importlib.util, sys
-spec = importlib.util.spec_from_file_location("answers", sys.argv[1])  # alone: the package would import torch
-answers = importlib.util.module_from_spec(spec)
-sys.modules["answers"] = answers
-spec.loader.exec_module(answers)
-answers.check_math_answer(sys.argv[2] + "1}", "2")
-print(answers._WORKER._process.pid, flush=True)
-answers.check_math_answer(sys.argv[3], "3", timeout_seconds=600.0)
+import importlib.util, json, sys, threading
+spec = importlib.util.spec_from_file_location("pool", sys.argv[1])  # alone: the package would import torch
+pool = importlib.util.module_from_spec(spec)
+sys.modules["pool"] = pool
+spec.loader.exec_module(pool)
+workers = pool.AnswerPool(2)
+def ask(request):
+    workers.ask(request, 600.0)
+def ask_twice(request):
+    threads = [threading.Thread(target=ask, args=(request,), daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    return threads
+endless = json.loads(sys.argv[2])
+threads = ask_twice(endless)
+while len(workers.process_ids()) < 2:
+    threads[0].join(0.05)
+print(*workers.process_ids(), flush=True)
+threads[0].join()
 """
 PATIENCE_SECONDS = 60.0  # how long a test waits for what happens at once
 
@@ -51,17 +65,17 @@ def is_gone(process: psutil.Process) -> bool:
         return True
 
 
-def test_a_killed_trainer_takes_its_worker_along() -> None:
-    command = [sys.executable, "-c", PARENT, answers.__file__, answers.BOX, ENDLESS]
+def test_a_killed_trainer_takes_its_workers_along() -> None:
+    command = [sys.executable, "-c", PARENT, pool.__file__, json.dumps(ENDLESS)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
-        worker = psutil.Process(int(parent.stdout.readline()))
-        before = worker.cpu_times().user
-        assert wait_until(lambda: worker.cpu_times().user > before + 0.3), "it compares"
+        workers = [psutil.Process(int(number)) for number in parent.stdout.readline().split()]
+        assert len(workers) == 2
+        assert wait_until(lambda: all(worker.cpu_times().user > 2.0 for worker in workers)), "they compare"
         parent.kill()
         parent.wait()
-        gone = wait_until(lambda: is_gone(worker))
-        if not gone:
+        gone = wait_until(lambda: all(is_gone(worker) for worker in workers))
+        for worker in [] if gone else workers:
             worker.kill()
         assert gone
 
@@ -82,7 +96,7 @@ def test_processor_time_is_bounded_by_the_system() -> None:
     """What is left where the kernel does not tell a process that its parent ended."""
     with bare_worker(os.getpid()) as process:
         assert process.stdin is not None
-        request = {"completion": ENDLESS, "reference": r"\boxed{3}", "cpu_seconds": 1}
+        request = {**ENDLESS, "cpu_seconds": 1}
         process.stdin.write(json.dumps(request) + "\n")
         process.stdin.flush()
         assert process.wait(timeout=PATIENCE_SECONDS) == -signal.SIGXCPU
@@ -93,18 +107,79 @@ def test_a_worker_without_its_parent_ends_without_a_request() -> None:
         assert process.wait(timeout=PATIENCE_SECONDS) == 1
 
 
-def test_the_end_of_the_thread_that_asked_first_does_not_end_the_worker() -> None:
-    answers._WORKER.close()
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        assert not pool.submit(check_math_answer, r"\boxed{1}", "2").result().correct
-    process = answers._WORKER._process
+@pytest.fixture(scope="module")
+def workers() -> Iterator[AnswerPool]:
+    found = AnswerPool(1)
+    yield found
+    found.close()
+
+
+def running(workers: AnswerPool) -> psutil.Process:
+    (number,) = workers.process_ids()
+    return psutil.Process(number)
+
+
+def test_the_end_of_the_thread_that_asked_first_does_not_end_the_worker(workers: AnswerPool) -> None:
+    with ThreadPoolExecutor(max_workers=1) as threads:
+        assert threads.submit(workers.ask, EASY, 60.0).result() == RIGHT
+    process = running(workers)
+    assert workers.ask({**EASY, "reference": "11"}, 60.0) == {**RIGHT, "correct": False}
+    assert running(workers) == process
+
+
+def test_a_killed_worker_is_a_timeout_and_the_next_one_works(workers: AnswerPool) -> None:
+    assert workers.ask(EASY, 60.0) == RIGHT
+    process = running(workers)
+    killer = threading.Timer(0.3, process.kill)
+    killer.start()
+    assert workers.ask(ENDLESS, 60.0) is None
+    killer.join()
+    assert workers.ask(EASY, 60.0) == RIGHT
+    assert running(workers) != process
+
+
+def test_an_error_in_the_worker_is_raised(workers: AnswerPool) -> None:
+    with pytest.raises(RuntimeError, match="KeyError: 'reference'"):
+        workers.ask({"answer": "1"}, 60.0)
+
+
+def test_workers_compare_at_the_same_time() -> None:
+    workers = AnswerPool(2)
+    with ThreadPoolExecutor(max_workers=3) as threads:
+        assert list(threads.map(lambda _: workers.ask(EASY, 60.0), range(3))) == [RIGHT] * 3
+    assert 1 <= len(workers.process_ids()) <= 2
+    processes = [psutil.Process(number) for number in workers.process_ids()]
+    workers.resize(1)
+    assert workers.num_workers == 1
+    assert all(wait_until(lambda process=process: is_gone(process)) for process in processes)
+    with pytest.raises(ValueError, match="num_workers is 0, allowed: 1 or more"):
+        workers.resize(0)
+
+
+def test_a_large_parent_does_not_tire_its_workers() -> None:
+    """The peak memory of the parent is inherited; with it every answer would need a new worker."""
+    block = b"x" * (600 * 2**20)
+    workers = AnswerPool(1)
+    assert workers.ask(EASY, 60.0) == RIGHT
+    workers.close()
+    assert len(block) == 600 * 2**20
+
+
+def test_a_fork_begins_with_workers_of_its_own(workers: AnswerPool) -> None:
+    workers.ask(EASY, 60.0)
+    process = workers._workers[0].process
     assert process is not None
-    assert check_math_answer(r"\boxed{1/2}", "0.5").correct
-    assert answers._WORKER._process is process
-    assert process.poll() is None
+    workers.forget()
+    assert workers.process_ids() == []
+    assert process.poll() is None, "it is the parent's"
+    process.kill()
+    process.communicate()
 
 
 def test_a_worker_that_cannot_be_started_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers.sys, "executable", "/nonexistent/python")
+    monkeypatch.setattr(pool.sys, "executable", "/nonexistent/python")
     with pytest.raises(FileNotFoundError, match="nonexistent"):
-        answers._Worker().ask({}, 1.0)
+        AnswerPool(1).ask({}, 1.0)
+    monkeypatch.setattr(pool.sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="exit code 1"):
+        AnswerPool(1).ask({}, 1.0)

@@ -8,11 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from thoughtcache.tasks.maths import answers
-from thoughtcache.tasks.maths.answers import check_math_answer, last_boxed
+from thoughtcache.tasks.maths.answers import check_math_answer
+from thoughtcache.tasks.maths.boxes import BOX, last_boxed
 from thoughtcache.tasks.verdict import Verdict
 
-ENDLESS = r"\boxed{9^{9^{9^{9}}}}"
+ENDLESS = r"\int_0^1 \sum_{k=1}^{\infty} \frac{x^k \sin(k x)}{k+x} dx"
+"""A formula that is not known to us, and on which sympy does not come to an end."""
 
 
 @pytest.mark.parametrize(
@@ -21,7 +22,12 @@ ENDLESS = r"\boxed{9^{9^{9^{9}}}}"
         (r"\boxed{3}", "3"),
         (r"\boxed{1} then \boxed{ \frac{1}{2} }.", r"\frac{1}{2}"),
         (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
-        (r"\boxed{4} and \boxed{5", "4"),
+        (r"\boxed{4} and \boxed{5", None),
+        (r"\boxed {4}", "4"),
+        (r"\fbox{4}, \framebox{5}", "5"),
+        (r"$\boxed 7$", "7"),
+        (r"\boxed{3 + \boxed{4}}", "3 + {4}"),
+        (r"\boxedby{4}", None),
         (r"\boxed{}", ""),
         (r"\boxed{" + "1" * 1001 + "}", None),
         ("no box", None),
@@ -34,7 +40,7 @@ def test_last_boxed(text: str, expected: str | None) -> None:
 
 def test_many_open_boxes_are_scanned_quickly() -> None:
     start = time.monotonic()
-    assert last_boxed(answers.BOX * 5000) is None
+    assert last_boxed(BOX * 5000) is None
     assert time.monotonic() - start < 10
 
 
@@ -92,10 +98,10 @@ def test_malformed_is_a_result(completion: str) -> None:
 
 def test_endless_comparison_ends_and_the_next_one_works() -> None:
     start = time.monotonic()
-    check = check_math_answer(ENDLESS, "3", timeout_seconds=0.5)
-    assert check == Verdict(correct=False, parsed=False, timed_out=True, extracted="9^{9^{9^{9}}}")
+    check = check_math_answer(rf"\boxed{{{ENDLESS}}}", "3", timeout_seconds=0.5)
+    assert check == Verdict(correct=False, parsed=False, timed_out=True, extracted=ENDLESS, reason="timed_out")
     assert time.monotonic() - start < 60  # the worker may have to start first
-    assert check_math_answer(r"\boxed{1/2}", "0.5").correct
+    assert check_math_answer(r"\boxed{\sum_{k=1}^{4} k}", "10").reason == "math_verify"
 
 
 def test_threads_get_their_own_verdicts() -> None:
@@ -104,37 +110,6 @@ def test_threads_get_their_own_verdicts() -> None:
         verdicts = list(pool.map(lambda n: check_math_answer(rf"\boxed{{{n}.0}}", str(n - n % 2)).correct, range(24)))
     assert verdicts == [n % 2 == 0 for n in range(24)]
     assert threading.active_count() < 10
-
-
-def test_killed_worker_is_a_timeout_and_a_broken_one_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not check_math_answer(r"\boxed{1}", "2").correct
-    process = answers._WORKER._process
-    assert process is not None
-    process.kill()
-    process.wait()
-    assert check_math_answer(r"\boxed{1/2}", "0.5").correct  # started again
-
-    worker = answers._Worker()
-    monkeypatch.setattr(answers.sys, "executable", "/bin/false")
-    with pytest.raises(RuntimeError, match="exit code 1"):
-        worker.ask({}, 1.0)
-
-
-def test_worker_that_a_signal_ends_is_a_timeout() -> None:
-    """As when the system ends it for its memory, or a deep expression overflows its stack."""
-    assert not check_math_answer(r"\boxed{1}", "2").correct
-    process = answers._WORKER._process
-    assert process is not None
-    killer = threading.Timer(0.3, process.kill)
-    killer.start()
-    check = check_math_answer(ENDLESS, "3", timeout_seconds=60.0)
-    killer.join()
-    assert check.timed_out
-
-
-def test_error_in_the_worker_is_raised() -> None:
-    with pytest.raises(RuntimeError, match="KeyError: 'reference'"):
-        answers._WORKER.ask({"completion": "1"}, 5.0)
 
 
 @pytest.mark.parametrize("reference", ["", "  ", r"\boxed{}", "1" * 1001])

@@ -94,6 +94,7 @@ TRAIN = {
     "no JSON": (["--dataset", "cut.jsonl"], r"line 2, row 1 of 'cut\.jsonl'", "repair"),
     "long reference": (["--dataset", "long.jsonl"], "1199 characters", "1 to 1000.*--bad-rows drop"),
     "policy for bad rows": (["--bad-rows", "skip"], "--bad-rows skip", "refuse.*drop"),
+    "type of answers": (["--answer-type", "aimee"], "--answer-type aimee", "aime.*integer"),
     "no system role": (["--model", "gemma", "--dataset", "system.jsonl"], "System role not supported", "leave out"),
     "empty data set": (["--dataset", "empty.jsonl"], "empty.jsonl", "check that the file"),
     "beyond the positions": (["--max-new-tokens", "1000"], "1000", "lower --max-new-tokens"),

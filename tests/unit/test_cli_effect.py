@@ -24,6 +24,7 @@ CASES: dict[str, tuple[list[str], str, list[str]]] = {
         for option, value in {
             "--group-size": ["2"], "--grpo-batch-size": ["2"], "--grpo-learning-rate": ["1"], "--beta": ["1"],
             "--reuse-rollout": [], "--profile-memory": [], "--answer-column": ["a"],
+            "--answer-type": ["aime"],
         }.items()
     },
     "split of a file": ([*OWN[:-1], __file__, "--split", "test"], "--split", [*OWN, "--split", "test"]),

@@ -16,7 +16,7 @@ from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.tasks import example
 from thoughtcache.tasks.embedded.problem import Problem
 from thoughtcache.tasks.example import check
-from thoughtcache.tasks.verdict import Verdict
+from thoughtcache.tasks.verdict import REASONS, Verdict
 from thoughtcache.train.rewards import exact_match, math_correctness, recited_answer
 
 
@@ -35,17 +35,27 @@ def test_math_correctness_of_strings_and_chats() -> None:
 
 def test_metrics_are_fractions_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     verdicts = {
-        "right": Verdict(correct=True, parsed=True, timed_out=False, extracted="1"),
-        "wrong": Verdict(correct=False, parsed=True, timed_out=False, extracted="2"),
-        "broken": Verdict(correct=False, parsed=False, timed_out=False, extracted=None),
-        "slow": Verdict(correct=False, parsed=False, timed_out=True, extracted="9^9"),
+        "right": Verdict.of("exact", "1"),
+        "wrong": Verdict.of("different", "2"),
+        "broken": Verdict.of("no_answer", None),
+        "slow": Verdict.of("timed_out", "9^9"),
     }
     monkeypatch.setitem(example.CHECKS, "maths", lambda completion, reference: verdicts[completion])
     metrics: dict[str, float] = {}
     completions = ["right", "wrong", "broken", "broken", "slow", "right", "right", "right"]
     given = math_correctness(completions, answer=["1"] * 8, log_metric=metrics.__setitem__)
     assert given == [1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0]
-    assert metrics == {"malformed_answers": 0.25, "answer_timeouts": 0.125}
+    counts = {"answers/exact": 4.0, "answers/different": 1.0, "answers/no_answer": 2.0, "answers/timed_out": 1.0}
+    # Every reason is logged every time: processes that gather a metric must all have it.
+    others = {f"answers/{reason}": 0.0 for reason in REASONS if f"answers/{reason}" not in counts}
+    assert metrics == {"malformed_answers": 0.25, "answer_timeouts": 0.125, **counts, **others}
+
+
+def test_the_type_of_an_answer_may_be_declared_in_a_column() -> None:
+    completions = [r"\boxed{\frac{50}{2}}"] * 3
+    assert math_correctness(completions, answer=["25"] * 3, answer_type=["auto", "aime", "integer"]) == [1.0, 0.0, 1.0]
+    with pytest.raises(ValueError, match="answer_type='aimee' is not known; choose one of"):
+        math_correctness(completions, answer=["25"] * 3, answer_type=["aimee"] * 3)
 
 
 def test_an_error_in_the_checker_is_not_a_reward(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,6 +95,7 @@ def test_exact_match(completion: str, expected: float) -> None:
         (-0.5, "-0.5", "0.5"),
         (True, "True", "False"),
         (["3", 4], "3, 4", "3"),
+        ([[1, 2], [3, 4]], "(1, 2), (3, 4)", "1, 2, 3, 4"),
         (" 72 ", "72", "73"),
     ],
 )

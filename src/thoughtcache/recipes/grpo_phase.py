@@ -82,4 +82,4 @@ def _row(example: Example, tokenizer: PreTrainedTokenizerBase, instruction: str)
     if instruction:
         messages[-1]["content"] += f"\n\n{instruction}"
     prompt = messages if tokenizer.chat_template else plain_prompt(messages)
-    return {"prompt": prompt, "answer": example.answer}
+    return {"prompt": prompt, "answer": example.answer, "answer_type": example.kind}

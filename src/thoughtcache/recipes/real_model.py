@@ -77,6 +77,7 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
         split=run.split,
         prompt_column=run.prompt_column,
         answer_column=run.answer_column,
+        answer_type=run.answer_type,
         limit=run.limit,
         need_answers=run.grpo_steps > 0,
         bad_rows=run.bad_rows,

@@ -5,11 +5,15 @@ Rewards and evaluation both call `check`, so that what is trained is what is mea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from thoughtcache.tasks.embedded.recitation import recitation
+from thoughtcache.tasks.maths.answer_types import ANSWER_TYPES
 from thoughtcache.tasks.maths.answers import check_math_answer
+from thoughtcache.tasks.maths.workers.pool import POOL
 from thoughtcache.tasks.verdict import Verdict
 
 
@@ -21,7 +25,8 @@ class Example:
         prompt: chat messages, each with "role" and "content"; or the text itself for a model without a chat.
         answer: the final answer alone (`72`, `\frac{1}{2}`), or None if there is none to compare with.
         identifier: unique inside its data set: `gsm8k/test/17`.
-        kind: how answers are compared, a key of `CHECKS`.
+        kind: how answers are compared, a key of `CHECKS`: "maths" takes the type of answer from the reference,
+            the others declare one of `maths/answer_types.py`.
     """
 
     prompt: list[dict[str, str]] | str
@@ -38,6 +43,7 @@ class Example:
 CHECKS: dict[str, Callable[[str, str], Verdict]] = {
     "maths": check_math_answer,
     "recitation": recitation,
+    **{name: partial(check_math_answer, answer_type=name) for name in ANSWER_TYPES if name != "auto"},
 }
 """(completion, reference) -> verdict, by kind of answer."""
 
@@ -55,3 +61,13 @@ def check(example: Example, text: str) -> Verdict:
     if example.answer is None:
         raise ValueError(f"example {example.identifier} has no answer to compare with; leave it out")
     return CHECKS[example.kind](text, example.answer)
+
+
+def check_all(examples: Sequence[Example], texts: Sequence[str]) -> list[Verdict]:
+    """Judge many completions, as many at once as there are answer workers (`POOL.resize`).
+
+    Raises:
+        ValueError: as `check`, or if there is not one text for each example.
+    """
+    with ThreadPoolExecutor(max_workers=POOL.num_workers) as threads:
+        return list(threads.map(lambda pair: check(*pair), zip(examples, texts, strict=True)))

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from thoughtcache.checks import one_of
 from thoughtcache.tasks.data.final_answer import answer_text
-from thoughtcache.tasks.example import Example, check
-from thoughtcache.tasks.verdict import Verdict
+from thoughtcache.tasks.example import CHECKS, Example, check_all
+from thoughtcache.tasks.verdict import REASONS, Verdict
 
 Completion = str | Sequence[Mapping[str, Any]]
 Reference = object
@@ -24,19 +25,25 @@ def math_correctness(
     completions: Sequence[Completion],
     answer: Sequence[Reference],
     log_metric: LogMetric | None = None,
+    answer_type: Sequence[str] | None = None,
     **kwargs: Any,
 ) -> list[float]:
-    """1.0 where the final answer equals `answer`, else 0.0 (math-verify; see `tasks/maths/answers.py`).
+    """1.0 where the final answer equals `answer`, else 0.0 (see `tasks/maths/answers.py`).
 
-    Logs the fractions `malformed_answers` (no readable answer) and `answer_timeouts` when TRL passes `log_metric`.
+    `answer_type` is the column of the declared types (`tasks/maths/answer_types.py`); without it each answer says of
+    which type it is. When TRL passes `log_metric`, logs the fractions `malformed_answers` (no readable answer) and
+    `answer_timeouts`, and `answers/<reason>`: how many completions of the batch got their verdict for that reason
+    (`REASONS` in `tasks/verdict.py`).
 
     Raises:
-        ValueError: if an answer is missing or there is not one for each completion.
+        ValueError: if an answer is missing or of another type, or there is not one for each completion.
     """
-    checks = _verdicts(completions, answer, "maths")
+    checks = _verdicts(completions, answer, answer_type or ["maths"] * len(completions))
     if log_metric is not None and checks:
         log_metric("malformed_answers", sum(not check.parsed and not check.timed_out for check in checks) / len(checks))
         log_metric("answer_timeouts", sum(check.timed_out for check in checks) / len(checks))
+        for reason in REASONS:
+            log_metric(f"answers/{reason}", float(sum(check.reason == reason for check in checks)))
     return [float(check.correct) for check in checks]
 
 
@@ -46,7 +53,7 @@ def recited_answer(completions: Sequence[Completion], answer: Sequence[Reference
     Raises:
         ValueError: if an answer is missing or empty, or there is not one for each completion.
     """
-    return [float(verdict.correct) for verdict in _verdicts(completions, answer, "recitation")]
+    return [float(verdict.correct) for verdict in _verdicts(completions, answer, ["recitation"] * len(completions))]
 
 
 def exact_match(completions: Sequence[Completion], answer: Sequence[Reference], **kwargs: Any) -> list[float]:
@@ -68,11 +75,15 @@ def completion_text(completion: Completion) -> str:
     return str(completion[-1].get("content") or "") if completion else ""
 
 
-def _verdicts(completions: Sequence[Completion], answers: Sequence[Reference], kind: str) -> list[Verdict]:
-    return [
-        check(Example(prompt="", answer=reference, identifier=str(index), kind=kind), text)
-        for index, (text, reference) in enumerate(_pairs(completions, answers))
-    ]
+def _verdicts(completions: Sequence[Completion], answers: Sequence[Reference], kinds: Sequence[str]) -> list[Verdict]:
+    pairs = _pairs(completions, answers)
+    examples = []
+    for index, ((_, reference), kind) in enumerate(zip(pairs, kinds, strict=True)):
+        if kind != "auto":
+            one_of("answer_type", kind, tuple(CHECKS))
+        known = "maths" if kind == "auto" else kind
+        examples.append(Example(prompt="", answer=reference, identifier=str(index), kind=known))
+    return check_all(examples, [text for text, _ in pairs])
 
 
 def _pairs(completions: Sequence[Completion], answers: Sequence[Reference]) -> list[tuple[str, str]]:

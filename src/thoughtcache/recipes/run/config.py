@@ -8,6 +8,7 @@ from typing import Literal
 from thoughtcache.adapter.support import DTYPES
 from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.policy.modes import GradientMode
+from thoughtcache.tasks.maths.answer_types import ANSWER_TYPES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,7 @@ class RunConfig:
         split: split of a hub data set.
         prompt_column: column with the question; found by name if None.
         answer_column: column with the reference answer; found by name if None.
+        answer_type: how answers are compared, one of `ANSWER_TYPES`; "auto" takes it from each reference.
         instruction: text put after each question, such as "Put the final answer in \boxed{}."; "" for none.
         limit: use only the first rows of the data set; rows that are dropped count.
         bad_rows: "refuse" rows without a usable question or reference (by name, before anything is loaded), or "drop".
@@ -66,6 +68,7 @@ class RunConfig:
     split: str = "train"
     prompt_column: str | None = None
     answer_column: str | None = None
+    answer_type: str = "auto"
     instruction: str = ""
     limit: int | None = None
     bad_rows: Literal["refuse", "drop"] = "refuse"
@@ -104,6 +107,7 @@ class RunConfig:
         one_of("task", self.task, ("chains", "multiplication"))
         one_of("dtype", self.dtype, DTYPES)
         one_of("kv_log", self.kv_log, ("device", "host"))
+        one_of("answer_type", self.answer_type, ANSWER_TYPES)
         one_of("bad_rows", self.bad_rows, ("refuse", "drop"))
         if self.reuse_rollout and not self.recompute:
             raise ValueError("reuse_rollout goes with recompute; leave out --reuse-rollout or --no-recompute")

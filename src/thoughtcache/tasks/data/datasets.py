@@ -17,6 +17,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
+from thoughtcache.checks import one_of
 from thoughtcache.tasks.data.bad_rows import BadRow, Report, settle_bad_rows
 from thoughtcache.tasks.data.columns import Columns, column_value, find_columns, to_messages
 from thoughtcache.tasks.data.csv_rows import csv_rows
@@ -25,6 +26,7 @@ from thoughtcache.tasks.data.json_rows import json_rows, jsonl_rows
 from thoughtcache.tasks.data.references import reference_fault
 from thoughtcache.tasks.data.table_rows import TableRow, parquet_rows
 from thoughtcache.tasks.example import Example
+from thoughtcache.tasks.maths.answer_types import ANSWER_TYPES
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 SPLITS = ("train", "validation", "valid", "val", "dev", "test")
@@ -36,6 +38,7 @@ def load_prompts(
     split: str = "train",
     prompt_column: str | None = None,
     answer_column: str | None = None,
+    answer_type: str = "auto",
     limit: int | None = None,
     need_answers: bool = False,
     bad_rows: str = "refuse",
@@ -48,6 +51,7 @@ def load_prompts(
         split: which files of a folder, or which split of a hub data set; a single file is read whatever it is called.
         prompt_column: column of the question, dots for nested ones (`extra.question`); None looks for a known name.
         answer_column: column of the answer, likewise; without a known one, the answers are None.
+        answer_type: how all answers are compared, one of `ANSWER_TYPES`; "auto" takes it from each reference.
         limit: look at this many rows, from the start; a row that is left out counts.
         need_answers: a row without a reference that an answer can be compared with is a bad row.
         bad_rows: "refuse" or "drop" rows that cannot be read, or have no usable prompt or reference.
@@ -59,6 +63,7 @@ def load_prompts(
     """
     if limit is not None and limit < 1:
         raise ValueError(f"--limit is {limit}, allowed: 1 or more; leave it out for all rows")
+    one_of("answer_type", answer_type, ANSWER_TYPES)
     examples: list[Example] = []
     bad: list[BadRow] = []
     for label, table in _tables(source, split):
@@ -74,7 +79,7 @@ def load_prompts(
                 "or distil only with --grpo-steps 0"
             )
         for row in rows:
-            result = _example(row, label, columns, need_answers)
+            result = _example(row, label, columns, need_answers, answer_type)
             (examples if isinstance(result, Example) else bad).append(result)  # type: ignore[arg-type]
     if not examples and not bad:
         raise ValueError(f"{source!r} (split {split!r}) holds no rows; check that the file was downloaded completely")
@@ -82,7 +87,7 @@ def load_prompts(
     return examples
 
 
-def _example(row: TableRow, label: str, columns: Columns, need_answers: bool) -> Example | BadRow:
+def _example(row: TableRow, label: str, columns: Columns, need_answers: bool, answer_type: str) -> Example | BadRow:
     if row.fault is not None:
         return BadRow(place=row.place, reason=row.fault)
     identifier = f"{label}/{row.index}"
@@ -93,10 +98,12 @@ def _example(row: TableRow, label: str, columns: Columns, need_answers: bool) ->
     except ValueError as error:
         return BadRow(place=place, reason=str(error))
     answer = None if columns.answer is None else final_answer(value, columns.answer)
-    fault = reference_fault(answer) if need_answers else None
+    fault = reference_fault(answer, answer_type) if need_answers else None
     if fault is not None:
         return BadRow(place=place, reason=f"column {columns.answer!r} holds {value!r:.80}, {fault}")
-    return Example(prompt=prompt, answer=answer, identifier=identifier)
+    return Example(
+        prompt=prompt, answer=answer, identifier=identifier, kind="maths" if answer_type == "auto" else answer_type
+    )
 
 
 def _tables(source: str, split: str) -> Iterator[tuple[str, Iterator[TableRow]]]:

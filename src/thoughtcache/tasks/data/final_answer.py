@@ -12,11 +12,10 @@ import re
 from decimal import Decimal
 
 from thoughtcache.tasks.data.conversation import is_conversation_column, parse_messages, solution_of
-from thoughtcache.tasks.maths.answers import BOX, last_boxed
+from thoughtcache.tasks.maths.boxes import BOX, last_boxed
+from thoughtcache.tasks.maths.structure import THOUSANDS
 
 DOLLAR = re.compile(r"(?<!\\)\$")
-THOUSANDS = re.compile(r"(?<![\d.])(?<!\d,)\d{1,3}(?:,\d{3})+(?!,?\d)")
-"""`1,072`, but not `1,2` or `1,0725`."""
 WORD = re.compile(r"[^\W\d_]{2}")
 LATEX_WORDS = re.compile(r"\\(?:text|mathrm|mathbf|operatorname)\{[^{}]*\}|\\[A-Za-z]+")
 
@@ -32,7 +31,7 @@ def final_answer(value: object, column: str) -> str | None:
         solution = solution_of(messages) if messages else None
         return None if solution is None else _answer_in_text(solution, worked=True)
     if isinstance(value, list):
-        parts = [final_answer(item, column) for item in value]
+        parts = [_part(item, final_answer(item, column)) for item in value]
         known = [part for part in parts if part is not None]
         return ", ".join(known) if known and len(known) == len(parts) else None
     if isinstance(value, str):
@@ -42,6 +41,8 @@ def final_answer(value: object, column: str) -> str | None:
 
 def answer_text(value: object) -> str | None:
     """A reference as text: text itself, a number without a needless fraction (`72.0` is `72`), a list with commas.
+
+    A list in a list is a tuple: `[[1, 2], [3, 4]]` is `(1, 2), (3, 4)`.
 
     None for what is no answer: None, blank text, NaN, infinity, empty lists and lists with such an element, and
     whatever is neither text nor a number.
@@ -56,10 +57,15 @@ def answer_text(value: object) -> str | None:
         whole = math.trunc(value)
         return str(whole) if value == whole else str(value)
     if isinstance(value, list | tuple):
-        parts = [answer_text(item) for item in value]
+        parts = [_part(item, answer_text(item)) for item in value]
         known = [part for part in parts if part is not None]
         return ", ".join(known) if known and len(known) == len(parts) else None
     return None
+
+
+def _part(item: object, text: str | None) -> str | None:
+    """A part of a list; several numbers that are one part stand in parentheses."""
+    return f"({text})" if text is not None and isinstance(item, list | tuple) and len(item) > 1 else text
 
 
 def _answer_in_text(text: str, *, worked: bool) -> str | None:

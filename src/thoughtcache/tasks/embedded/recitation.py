@@ -17,4 +17,6 @@ def recitation(text: str, answer: str) -> Verdict:
     finished = text.split("<eos>", maxsplit=1)[0]
     _, mark, recited = finished.rpartition(ANSWER_MARK)
     is_there = mark == ANSWER_MARK
-    return Verdict(correct=is_there and recited == answer, parsed=is_there, extracted=recited if is_there else None)
+    if not is_there:
+        return Verdict.of("no_answer", None)
+    return Verdict.of("literal" if recited == answer else "different", recited)

@@ -1,10 +1,10 @@
-"""The process in which answers are parsed and compared; `answers.py` starts it and ends it when time is up.
+"""The process in which answers are parsed and compared; `pool.py` starts it and ends it when time is up.
 
 Simplifying an expression that a model wrote can take for ever (`9^{9^{9^9}}`) and Python code cannot interrupt it
 from a thread, so it runs where it can be killed. One JSON object per line in each direction:
 
-    request   {"completion": str, "reference": str, "cpu_seconds": int}     both cut down to what is to be compared
-    reply     {"parsed": bool, "correct": bool, "extracted": str | null}, or {"error": traceback}
+    request   {"answer": str, "reference": str, "cpu_seconds": int}     both without words around them
+    reply     {"parsed": bool, "correct": bool, "last": bool}, or {"error": traceback}; `last`: wants to end
 
 The file is run by its path, as a script, with the process id of its parent as argument: importing the package (and
 torch) in the worker would cost seconds. The time bound is the parent's; a worker whose parent was killed ends by itself
@@ -27,6 +27,9 @@ from typing import Any
 MEMORY_LIMIT_BYTES = 4 * 1024**3
 """Address space of the worker: a runaway expression ends as a `MemoryError` here, not on the training machine."""
 
+TIRED_BYTES = 512 * 1024**2
+"""A worker that holds more than this after an answer is replaced by a fresh one."""
+
 PARENT_CHECK_SECONDS = 0.5
 PR_SET_PDEATHSIG = 1
 
@@ -35,22 +38,21 @@ RELATIVE_TOLERANCE = 1e-3
 """Numbers below `TINY` must agree to this share of the reference as well."""
 
 
-def compare(completion: str, reference: str) -> dict[str, Any]:
-    """Parse both texts and compare them; a reference that is no mathematics is compared as text.
+def compare(answer: str, reference: str) -> dict[str, Any]:
+    """Parse both formulas and compare them.
 
     math-verify catches what sympy raises on malformed expressions and returns an empty list for them; its own
     alarms stay off.
     """
     import math_verify
 
-    found = math_verify.parse(completion, parsing_timeout=None)
-    expected = math_verify.parse(reference, parsing_timeout=None)
-    if not found:
-        return {"parsed": False, "correct": False, "extracted": None}
+    found, expected = (math_verify.parse(rf"\boxed{{{text}}}", parsing_timeout=None) for text in (answer, reference))
     # The result is the parsed expression followed by the text it was read from, or the text alone.
+    parsed = all(any(not isinstance(item, str) for item in items) for items in (found, expected))
+    if not parsed:
+        return {"parsed": False, "correct": False}
     correct = bool(math_verify.verify(expected, found, timeout_seconds=None)) and not _differ_in_scale(expected, found)
-    parsed = correct or any(not isinstance(item, str) for item in found)
-    return {"parsed": parsed, "correct": correct, "extracted": found[-1] if isinstance(found[-1], str) else None}
+    return {"parsed": True, "correct": correct}
 
 
 def _differ_in_scale(expected: list[Any], found: list[Any]) -> bool:
@@ -75,6 +77,17 @@ def _limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
+def _memory_bytes() -> int:
+    """Memory that this process holds now, sympy keeps what it has computed; 0 where the system does not say.
+
+    The peak of `getrusage` is no measure: a process begins with the peak of the one that started it.
+    """
+    if sys.platform != "linux":
+        return 0
+    with open("/proc/self/statm", encoding="ascii") as sizes:
+        return int(sizes.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def _limit_processor_time(cpu_seconds: int) -> None:
     """End this process after so much more processor time, also inside one endless call of C code."""
     if sys.platform != "win32":
@@ -88,7 +101,7 @@ def _limit_processor_time(cpu_seconds: int) -> None:
 def _end_with_parent(parent: int) -> None:
     """End this process when its parent is gone, however the parent ended.
 
-    On Linux the kernel does it at once, when the *thread* that started this process ends (`answers.py` keeps that
+    On Linux the kernel does it at once, when the *thread* that started this process ends (`pool.py` keeps that
     thread). Elsewhere a thread looks for the parent; it cannot while one call of C code holds the interpreter, and the
     bound on processor time is left.
     """
@@ -109,7 +122,7 @@ def _answer(line: str) -> dict[str, Any]:
     request = json.loads(line)
     try:
         _limit_processor_time(request["cpu_seconds"])
-        return compare(request["completion"], request["reference"])
+        return {**compare(request["answer"], request["reference"]), "last": _memory_bytes() > TIRED_BYTES}
     except Exception:  # noqa: BLE001 - not swallowed: the parent raises it with this traceback
         return {"error": traceback.format_exc()}
 

@@ -1,0 +1,1 @@
+"""How often the answer check errs, on rewritten and on wrong forms of reference answers."""

@@ -1,0 +1,1 @@
+"""The processes in which answers are compared by computer algebra."""
