@@ -10,9 +10,18 @@ from typing import Any
 from thoughtcache_cli.distill_options import EXAMPLES as DISTILL_EXAMPLES
 from thoughtcache_cli.distill_options import OUTPUT_DIR as DISTILL_OUTPUT_DIR
 from thoughtcache_cli.distill_options import add_options as add_distill_options
-from thoughtcache_cli.eviction_options import add_eviction_options, modules
+from thoughtcache_cli.eviction_options import add_eviction_options
 from thoughtcache_cli.probe_options import EXAMPLES as PROBE_EXAMPLES
 from thoughtcache_cli.probe_options import add_options as add_probe_options
+from thoughtcache_cli.shared_options import (
+    adapter_options,
+    base_options,
+    count_or_none,
+    folder_options,
+    integers,
+    learner_options,
+    numbers,
+)
 
 DEFAULT_OUTPUT_DIRS = {"train": "runs/train", "recall": "runs/recall", "distill": DISTILL_OUTPUT_DIR}
 
@@ -47,33 +56,6 @@ examples:
   thoughtcache plan --paper
       what the paper reports beside what is predicted here
 """
-
-
-def window(text: str) -> int | str | None:
-    """An integer, "prompt", or "none" for the full cache."""
-    if text == "none":
-        return None
-    return int(text) if text.lstrip("-").isdigit() else text
-
-
-def count_or_none(text: str) -> int | None:
-    """An integer, or "none" for no bound."""
-    return None if text == "none" else int(text)
-
-
-def integers(text: str) -> tuple[int, ...]:
-    """Integers between commas."""
-    return tuple(int(part) for part in text.split(","))
-
-
-def numbers(text: str) -> tuple[float, ...]:
-    """Numbers between commas."""
-    return tuple(float(part) for part in text.split(","))
-
-
-def gradient(text: str) -> int | str:
-    """An integer, "exact" or "detached"."""
-    return int(text) if text.lstrip("-").isdigit() else text
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -127,80 +109,6 @@ def _command(
     )
 
 
-def _adapter_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("adapter and cache")
-    group.add_argument("--window", type=window, help='resident thoughts: an integer, "prompt" or "none" (1024)')
-    group.add_argument("--positions", help="absolute (default), or rolling: inside the window, for any length")
-    group.add_argument("--evict-fraction", type=float, help="share of the window that leaves when it is full (0.25)")
-    group.add_argument("--r", type=int, help="rank of the adapter (32)")
-    group.add_argument("--target-modules", type=modules, help="linear layers, with commas between them (all-linear)")
-    group.add_argument("--num-global-tokens", type=int, help="global queries and tokens (32)")
-    group.add_argument("--lora-alpha", type=int, help="the delta is scaled by lora-alpha / r (32)")
-    group.add_argument("--state-rule", help="how evicted tokens change the state (linear)")
-    group.add_argument("--state-norm", help="frobenius (default), spectral, orthogonal or none")
-    group.add_argument("--state-norm-at", help="where it is normalised: write (default), or read: states are raw sums")
-    group.add_argument("--write-scale", type=float, help="how much is written at the start (0.1)")
-    group.add_argument("--encoder-start", help="random (default), or base: directions of the base's keys and values")
-    group.add_argument("--read-start", type=float, help="scale of the factor that starts at zero (0.0)")
-    group.add_argument("--initial-state", help="global (default), zero or identity (plain LoRA)")
-    group.add_argument("--memory", help="what learns from evicted tokens: adapter (default), attention or both")
-    group.add_argument("--memory-features", type=int, help="features per key-value head of a memory in attention (16)")
-    group.add_argument("--memory-feature-map", help="softmax (default), hedgehog or unit")
-    group.add_argument("--memory-write", help="how evicted tokens are written: linear (default), decay or delta")
-    group.add_argument("--memory-read", help="balanced (default), joint or added")
-    group.add_argument("--memory-keys", help="content (default): un-rotated; or rotated")
-    group.add_argument("--memory-weight", type=float, help="weight of the memory at the start (1.0)")
-    group.add_argument("--no-absorb", dest="absorb", action="store_false", help="evicted tokens never change the state")
-    add_eviction_options(parser, "sliding")
-
-
-def _base_options(group: argparse._ArgumentGroup, dtypes: str) -> None:
-    group.add_argument("--dtype", help=f"of the base model: {dtypes}")
-    group.add_argument("--load-in-4bit", action="store_true", help="quantise the base with bitsandbytes")
-
-
-def _folder_options(group: argparse._ArgumentGroup, output_dir: str, *, several_seeds: bool = False) -> None:
-    """Options of commands that leave a run folder."""
-    group.add_argument("--output-dir", help=f"run folder ({output_dir})")
-    if several_seeds:
-        group.add_argument(
-            "--seed", type=integers, help="seed of everything (0); several between commas run one by one"
-        )
-    else:
-        group.add_argument("--seed", type=int, help="seed of everything (0)")
-    group.add_argument("--save-every", type=int, help="steps between checkpoints (50)")
-    group.add_argument(
-        "--resume", action="store_true", help="go on where the run in this folder stopped, or with more steps"
-    )
-    group.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds another run")
-
-
-def _learner_options(parser: argparse.ArgumentParser, *, reuse_field: str) -> None:
-    group = parser.add_argument_group("rollout and learner")
-    group.add_argument("--max-new-tokens", type=int, help="length of the thoughts (3072)")
-    group.add_argument(
-        "--no-pack-weights", dest="pack_weights", action="store_false", help="on a CPU: sample slower, in less memory"
-    )
-    group.add_argument("--beta", type=float, help="weight of the KL to the reference (0)")
-    group.add_argument("--gradient", type=gradient, help="exact (default), detached, or segments per exact block")
-    group.add_argument(
-        "--no-recompute", dest="recompute", action="store_false", help="keep all activations: faster, where they fit"
-    )
-    group.add_argument(
-        "--checkpoint-layers", action="store_true", help="keep inputs of layers only: less memory, one more forward"
-    )
-    group.add_argument(
-        "--chunk-tokens", type=count_or_none, help='tokens of a row whose activations live at once, or "none" (256)'
-    )
-    group.add_argument("--kv-log", help="where keys and values wait for backward: device (default) or host")
-    group.add_argument(
-        "--reuse-rollout",
-        dest=reuse_field,
-        action="store_true",
-        help="GRPO's learner starts from the sampler's records",
-    )
-
-
 def _train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = _command(
         commands, "train", "distil and train with GRPO; without options, the embedded job", _TRAIN_EXAMPLES
@@ -218,10 +126,10 @@ def _train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     group.add_argument("--bad-rows", help="refuse (default) or drop rows without a usable question or reference answer")
     group.add_argument("--limit", type=count_or_none, help='use the first rows only; "none" for all')
     group.add_argument("--adapter", help="folder of a trained adapter to start from, with its settings")
-    _base_options(group, "float32 (default), bfloat16 or float16")
+    base_options(group, "float32 (default), bfloat16 or float16")
     group.add_argument("--task", help="embedded task: chains (default) or multiplication")
-    _adapter_options(parser)
-    _learner_options(parser, reuse_field="reuse_rollout")
+    adapter_options(parser)
+    learner_options(parser, reuse_field="reuse_rollout")
     group = parser.add_argument_group("training")
     group.add_argument("--distill-steps", type=int, help="steps of cache distillation, 0 to skip (100)")
     group.add_argument("--distill-batch-size", type=int, help="sequences per distillation step (8)")
@@ -243,7 +151,7 @@ def _train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     group = parser.add_argument_group("run")
     group.add_argument("--profile-memory", action="store_true", help="leave a timeline of the memory in use by GRPO")
     group.add_argument("--evaluation-size", type=int, help="test problems of the embedded job (1000)")
-    _folder_options(group, DEFAULT_OUTPUT_DIRS["train"])
+    folder_options(group, DEFAULT_OUTPUT_DIRS["train"])
     group.add_argument("--allow-no-eviction", action="store_true", help="train even if the window holds every thought")
     group.add_argument("--force", action="store_true", help="train even if the planner says that it does not fit")
 
@@ -269,10 +177,8 @@ def _generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _distill(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(commands, "distill", "teach an adapter what the full cache says, in stages", DISTILL_EXAMPLES)
-    add_distill_options(parser)
-    _adapter_options(parser)
-    _folder_options(parser.add_argument_group("run"), DEFAULT_OUTPUT_DIRS["distill"])
+    summary = "teach an adapter what the full cache says, in stages"
+    add_distill_options(_command(commands, "distill", summary, DISTILL_EXAMPLES))
 
 
 def _recall(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -286,7 +192,7 @@ def _recall(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     group.add_argument("--text", help="file whose sentences stand between a passcode and its question (built-in ones)")
     group.add_argument("--kind", help="what passcodes are made of: words (default) or digits")
     group.add_argument("--code-length", type=int, help="words or digits of a passcode (4)")
-    _adapter_options(parser)
+    adapter_options(parser)
     group = parser.add_argument_group("teaching")
     group.add_argument("--steps", type=int, help="optimiser steps, 0 to measure only (200)")
     group.add_argument("--batch-size", type=int, help="texts per step (8)")
@@ -306,14 +212,12 @@ def _recall(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     group.add_argument("--distances", type=integers, help="evictions before the question (0,1,2,4,8,16,32,64)")
     group.add_argument("--no-baselines", dest="baselines", action="store_false", help="measure the adapter alone")
     group = parser.add_argument_group("run")
-    _folder_options(group, DEFAULT_OUTPUT_DIRS["recall"], several_seeds=True)
+    folder_options(group, DEFAULT_OUTPUT_DIRS["recall"], several_seeds=True)
 
 
 def _probe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     summary = "what do the states of an adapter carry, how do they look, and what is remembered"
-    parser = _command(commands, "probe", summary, PROBE_EXAMPLES)
-    add_probe_options(parser, integers)
-    add_eviction_options(parser, "that of the adapter")
+    add_probe_options(_command(commands, "probe", summary, PROBE_EXAMPLES))
 
 
 def _plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -325,9 +229,9 @@ def _plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     group.add_argument("--gpu", help="memory of the device (80GB)")
     group.add_argument("--reserve", help="CUDA context, fragmentation and what else is no tensor (1GB on cuda)")
     group.add_argument("--device-type", help="cuda (default) or cpu")
-    _base_options(group, "bfloat16 (default), float16 or float32")
-    _adapter_options(parser)
-    _learner_options(parser, reuse_field="reuse")
+    base_options(group, "bfloat16 (default), float16 or float32")
+    adapter_options(parser)
+    learner_options(parser, reuse_field="reuse")
     group = parser.add_argument_group("run")
     group.add_argument("--objective", help="grpo (default) or distill: cache distillation")
     group.add_argument("--prompt-tokens", type=int, help="longest prompt (512)")

@@ -1,8 +1,10 @@
-"""Options of `thoughtcache distill`, beside those of the adapter and of the run folder."""
+"""Options of `thoughtcache distill`."""
 
 from __future__ import annotations
 
 import argparse
+
+from thoughtcache_cli.shared_options import adapter_options, folder_options
 
 OUTPUT_DIR = "runs/distill"
 EXAMPLES = """\
@@ -18,7 +20,7 @@ examples:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Enter the options of model, texts and recipe."""
+    """Enter the options."""
     group = parser.add_argument_group("model and texts")
     group.add_argument("--model", required=True, help="folder or hub id of a transformers model")
     group.add_argument("--adapter", help="folder of a trained adapter to start from, with its settings")
@@ -34,3 +36,5 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-new-tokens", type=int, help="thoughts of a text (384)")
     group = parser.add_argument_group("recipe")
     group.add_argument("--recipe", help="logits (default), memory, or a TOML file with stages")
+    adapter_options(parser)
+    folder_options(parser.add_argument_group("run"), OUTPUT_DIR)

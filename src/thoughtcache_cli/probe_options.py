@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+
+from thoughtcache_cli.eviction_options import add_eviction_options
+from thoughtcache_cli.shared_options import integers
 
 EXAMPLES = """\
 examples:
@@ -22,13 +24,8 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(","))
 
 
-def add_options(parser: argparse.ArgumentParser, integers: Callable[[str], tuple[int, ...]]) -> None:
-    """Enter the options.
-
-    Args:
-        parser: parser of the command.
-        integers: reads integers between commas.
-    """
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Enter the options."""
     group = parser.add_argument_group("model and text")
     group.add_argument("--model", required=True, help="folder or hub id of the base model")
     group.add_argument("--adapter", required=True, help="folder of the trained adapter")
@@ -60,3 +57,4 @@ def add_options(parser: argparse.ArgumentParser, integers: Callable[[str], tuple
     group.add_argument("--output-dir", help="folder for probe.json and the pictures (runs/probe)")
     group.add_argument("--seed", type=int, help="of eviction policies that draw, and of passcodes (0)")
     group.add_argument("--overwrite", action="store_true", help="replace the results of an earlier probe")
+    add_eviction_options(parser, "that of the adapter")

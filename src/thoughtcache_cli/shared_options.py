@@ -1,0 +1,111 @@
+"""Options that several commands have, and how their values are read."""
+
+from __future__ import annotations
+
+import argparse
+
+from thoughtcache_cli.eviction_options import add_eviction_options, modules
+
+
+def window(text: str) -> int | str | None:
+    """An integer, "prompt", or "none" for the full cache."""
+    if text == "none":
+        return None
+    return int(text) if text.lstrip("-").isdigit() else text
+
+
+def count_or_none(text: str) -> int | None:
+    """An integer, or "none" for no bound."""
+    return None if text == "none" else int(text)
+
+
+def integers(text: str) -> tuple[int, ...]:
+    """Integers between commas."""
+    return tuple(int(part) for part in text.split(","))
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Numbers between commas."""
+    return tuple(float(part) for part in text.split(","))
+
+
+def gradient(text: str) -> int | str:
+    """An integer, "exact" or "detached"."""
+    return int(text) if text.lstrip("-").isdigit() else text
+
+
+def adapter_options(parser: argparse.ArgumentParser) -> None:
+    """Enter the settings of an adapter and its cache."""
+    group = parser.add_argument_group("adapter and cache")
+    group.add_argument("--window", type=window, help='resident thoughts: an integer, "prompt" or "none" (1024)')
+    group.add_argument("--positions", help="absolute (default), or rolling: inside the window, for any length")
+    group.add_argument("--evict-fraction", type=float, help="share of the window that leaves when it is full (0.25)")
+    group.add_argument("--r", type=int, help="rank of the adapter (32)")
+    group.add_argument("--target-modules", type=modules, help="linear layers, with commas between them (all-linear)")
+    group.add_argument("--num-global-tokens", type=int, help="global queries and tokens (32)")
+    group.add_argument("--lora-alpha", type=int, help="the delta is scaled by lora-alpha / r (32)")
+    group.add_argument("--state-rule", help="how evicted tokens change the state (linear)")
+    group.add_argument("--state-norm", help="frobenius (default), spectral, orthogonal or none")
+    group.add_argument("--state-norm-at", help="where it is normalised: write (default), or read: states are raw sums")
+    group.add_argument("--write-scale", type=float, help="how much is written at the start (0.1)")
+    group.add_argument("--encoder-start", help="random (default), or base: directions of the base's keys and values")
+    group.add_argument("--read-start", type=float, help="scale of the factor that starts at zero (0.0)")
+    group.add_argument("--initial-state", help="global (default), zero or identity (plain LoRA)")
+    group.add_argument("--memory", help="what learns from evicted tokens: adapter (default), attention or both")
+    group.add_argument("--memory-features", type=int, help="features per key-value head of a memory in attention (16)")
+    group.add_argument("--memory-feature-map", help="softmax (default), hedgehog or unit")
+    group.add_argument("--memory-write", help="how evicted tokens are written: linear (default), decay or delta")
+    group.add_argument("--memory-read", help="balanced (default), joint or added")
+    group.add_argument("--memory-keys", help="content (default): un-rotated; or rotated")
+    group.add_argument("--memory-weight", type=float, help="weight of the memory at the start (1.0)")
+    group.add_argument("--no-absorb", dest="absorb", action="store_false", help="evicted tokens never change the state")
+    add_eviction_options(parser, "sliding")
+
+
+def base_options(group: argparse._ArgumentGroup, dtypes: str) -> None:
+    """Enter how the base model is loaded."""
+    group.add_argument("--dtype", help=f"of the base model: {dtypes}")
+    group.add_argument("--load-in-4bit", action="store_true", help="quantise the base with bitsandbytes")
+
+
+def folder_options(group: argparse._ArgumentGroup, output_dir: str, *, several_seeds: bool = False) -> None:
+    """Options of commands that leave a run folder."""
+    group.add_argument("--output-dir", help=f"run folder ({output_dir})")
+    if several_seeds:
+        group.add_argument(
+            "--seed", type=integers, help="seed of everything (0); several between commas run one by one"
+        )
+    else:
+        group.add_argument("--seed", type=int, help="seed of everything (0)")
+    group.add_argument("--save-every", type=int, help="steps between checkpoints (50)")
+    group.add_argument(
+        "--resume", action="store_true", help="go on where the run in this folder stopped, or with more steps"
+    )
+    group.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds another run")
+
+
+def learner_options(parser: argparse.ArgumentParser, *, reuse_field: str) -> None:
+    """Enter the options of rollouts and of the learner."""
+    group = parser.add_argument_group("rollout and learner")
+    group.add_argument("--max-new-tokens", type=int, help="length of the thoughts (3072)")
+    group.add_argument(
+        "--no-pack-weights", dest="pack_weights", action="store_false", help="on a CPU: sample slower, in less memory"
+    )
+    group.add_argument("--beta", type=float, help="weight of the KL to the reference (0)")
+    group.add_argument("--gradient", type=gradient, help="exact (default), detached, or segments per exact block")
+    group.add_argument(
+        "--no-recompute", dest="recompute", action="store_false", help="keep all activations: faster, where they fit"
+    )
+    group.add_argument(
+        "--checkpoint-layers", action="store_true", help="keep inputs of layers only: less memory, one more forward"
+    )
+    group.add_argument(
+        "--chunk-tokens", type=count_or_none, help='tokens of a row whose activations live at once, or "none" (256)'
+    )
+    group.add_argument("--kv-log", help="where keys and values wait for backward: device (default) or host")
+    group.add_argument(
+        "--reuse-rollout",
+        dest=reuse_field,
+        action="store_true",
+        help="GRPO's learner starts from the sampler's records",
+    )
