@@ -71,6 +71,16 @@ _CACHE = (
         reason="changes nothing under --no-recompute, which keeps all activations; leave out one of them",
     ),
 )
+_OF_AN_ADAPTER = Rule(
+    names=_SHAPE,
+    when=lambda options: "adapter" in options,
+    reason="is a setting of the adapter in --adapter, which keeps its own; leave out one of them",
+)
+_SPLIT_OF_A_FILE = Rule(
+    names=("split",),
+    when=lambda options: Path(options.get("dataset", "")).expanduser().is_file(),
+    reason="chooses among the files of a folder or hub data set, and --dataset is a file; leave it out",
+)
 RULES: dict[str, tuple[Rule, ...]] = {
     "train": (
         Rule(
@@ -88,16 +98,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
             when=lambda options: options.get("grpo_steps") == 0,
             reason="changes nothing with --grpo-steps 0; leave it out, or set steps",
         ),
-        Rule(
-            names=("split",),
-            when=lambda options: Path(options.get("dataset", "")).expanduser().is_file(),
-            reason="chooses among the files of a folder or hub data set, and --dataset is a file; leave it out",
-        ),
-        Rule(
-            names=_SHAPE,
-            when=lambda options: "adapter" in options,
-            reason="is a setting of the adapter in --adapter, which keeps its own; leave out one of them",
-        ),
+        _SPLIT_OF_A_FILE,
+        _OF_AN_ADAPTER,
         *_CACHE,
     ),
     "generate": (
@@ -118,16 +120,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
             when=lambda options: "dataset" in options,
             reason="cuts a --text into pieces, and questions are prompts as they are; leave it out",
         ),
-        Rule(
-            names=("split",),
-            when=lambda options: Path(options.get("dataset", "")).expanduser().is_file(),
-            reason="chooses among the files of a folder or hub data set, and --dataset is a file; leave it out",
-        ),
-        Rule(
-            names=_SHAPE,
-            when=lambda options: "adapter" in options,
-            reason="is a setting of the adapter in --adapter, which keeps its own; leave out one of them",
-        ),
+        _SPLIT_OF_A_FILE,
+        _OF_AN_ADAPTER,
         *_NEVER_ABSORBS,
     ),
     "recall": (
@@ -151,11 +145,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
             when=lambda options: options.get("trains", "memory") == "memory",
             reason="is --learning-rate where nothing but the memory is trained; leave it out, or add --trains adapter",
         ),
-        Rule(
-            names=_SHAPE,
-            when=lambda options: "adapter" in options,
-            reason="is a setting of the adapter in --adapter, which keeps its own; leave out one of them",
-        ),
+        _OF_AN_ADAPTER,
         *_NEVER_ABSORBS,
     ),
     "probe": (

@@ -53,6 +53,14 @@ class DistillResult:
     history: list[dict[str, float]] = field(default_factory=list)
     elapsed_seconds: float = 0.0
 
+    @classmethod
+    def of(cls, trainer: Trainer) -> DistillResult:
+        """The result of a trainer that took its steps."""
+        history = trainer.state.log_history
+        return cls(
+            history=list(history), elapsed_seconds=float(history[-1].get("train_runtime", 0.0)) if history else 0.0
+        )
+
 
 def sample_teacher(
     model: PeftModel,
@@ -258,6 +266,4 @@ def distill(
         callbacks=list(callbacks),
     )
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    history = trainer.state.log_history
-    seconds = float(history[-1].get("train_runtime", 0.0)) if history else 0.0
-    return DistillResult(history=list(history), elapsed_seconds=seconds)
+    return DistillResult.of(trainer)

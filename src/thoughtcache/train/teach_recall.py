@@ -146,9 +146,7 @@ def teach_recall(
         )
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     model.eval()
-    history = trainer.state.log_history
-    seconds = float(history[-1].get("train_runtime", 0.0)) if history else 0.0
-    return DistillResult(history=list(history), elapsed_seconds=seconds)
+    return DistillResult.of(trainer)
 
 
 def _check_trainable(model: nn.Module, thought: ThoughtConfig, config: RecallConfig) -> None:

@@ -201,9 +201,7 @@ def transfer_attention(
         )
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     model.eval()
-    history = trainer.state.log_history
-    seconds = float(history[-1].get("train_runtime", 0.0)) if history else 0.0
-    return DistillResult(history=list(history), elapsed_seconds=seconds)
+    return DistillResult.of(trainer)
 
 
 def texts_that_evict(model: PeftModel, samples: Sequence[Rollout]) -> list[Rollout]:
