@@ -37,4 +37,4 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("recipe")
     group.add_argument("--recipe", help="logits (default), memory, or a TOML file with stages")
     adapter_options(parser)
-    folder_options(parser.add_argument_group("run"), OUTPUT_DIR)
+    folder_options(parser.add_argument_group("run"), OUTPUT_DIR, save_every=25, may_grow=False)

@@ -68,8 +68,23 @@ def base_options(group: argparse._ArgumentGroup, dtypes: str) -> None:
     group.add_argument("--load-in-4bit", action="store_true", help="quantise the base with bitsandbytes")
 
 
-def folder_options(group: argparse._ArgumentGroup, output_dir: str, *, several_seeds: bool = False) -> None:
-    """Options of commands that leave a run folder."""
+def folder_options(
+    group: argparse._ArgumentGroup,
+    output_dir: str,
+    *,
+    several_seeds: bool = False,
+    save_every: int = 50,
+    may_grow: bool = True,
+) -> None:
+    """Enter the options of commands that leave a run folder.
+
+    Args:
+        group: where they go.
+        output_dir: the default folder.
+        several_seeds: whether several seeds may be given.
+        save_every: the default number of steps between checkpoints.
+        may_grow: whether a run may go on with more steps than it had.
+    """
     group.add_argument("--output-dir", help=f"run folder ({output_dir})")
     if several_seeds:
         group.add_argument(
@@ -77,10 +92,9 @@ def folder_options(group: argparse._ArgumentGroup, output_dir: str, *, several_s
         )
     else:
         group.add_argument("--seed", type=int, help="seed of everything (0)")
-    group.add_argument("--save-every", type=int, help="steps between checkpoints (50)")
-    group.add_argument(
-        "--resume", action="store_true", help="go on where the run in this folder stopped, or with more steps"
-    )
+    group.add_argument("--save-every", type=int, help=f"steps between checkpoints ({save_every})")
+    more = ", or with more steps" if may_grow else ""
+    group.add_argument("--resume", action="store_true", help=f"go on where the run in this folder stopped{more}")
     group.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds another run")
 
 

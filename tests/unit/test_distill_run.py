@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -18,6 +19,7 @@ from thoughtcache.recipes.distill.config import DistillRun
 from thoughtcache.recipes.distill.recipe import RECIPES, Stage, read_recipe
 from thoughtcache.recipes.distill.run import run_distill
 from thoughtcache.recipes.load_adapter import read_adapter
+from thoughtcache.recipes.teacher_samples import kept_samples
 from thoughtcache.studies.held_out import summary
 from thoughtcache_cli import main
 
@@ -150,6 +152,12 @@ def test_the_base_answers_questions(model, tmp_path):
     assert result["held_out"][0]["before"] == pytest.approx(0, abs=1e-5)
     assert result["held_out"][0]["after"] > 1e-4  # the base forgets what left
 
+    shorter = run_of(model, tmp_path / "run", dataset=str(questions), recipe=str(recipe), max_new_tokens=15)
+    other = run_distill(dataclasses.replace(shorter, overwrite=True), paper, Console(quiet=True))
+    assert other["run"]["max_new_tokens"] == 15
+    kept = kept_samples(tmp_path / "run" / "phases" / "texts.samples", 7, lambda start, stop: [])
+    assert max(len(row.token_ids) for row in kept) == 15  # drawn anew, not taken from the older run
+
 
 @pytest.mark.parametrize(
     ("content", "message"),
@@ -168,6 +176,17 @@ def test_the_base_answers_questions(model, tmp_path):
         ("[[stage]]\nkind = 'logits'\nseed = 3", "has no setting 'seed'"),
         ("[[stage]]\nkind = 'logits'\nnum_steps = 0", "stage 1: num_steps must be at least 1"),
         ("[[stage]\nkind", "is no TOML file"),
+        ("stage = [1]", "must hold tables"),
+        ("stage = 'abc'", "must hold tables"),
+        ("[[stage]]\nkind = 'logits'\nlearning_rate = '1e-3'", "learning_rate must be a number, got '1e-3'"),
+        ("[[stage]]\nkind = 'logits'\nlearning_rate = -1", "learning_rate must be positive, got -1.0"),
+        ("[[stage]]\nkind = 'logits'\nnum_steps = 2.5", "num_steps must be an integer, got 2.5"),
+        ("[[stage]]\nkind = 'logits'\nbatch_size = true", "batch_size must be an integer, got True"),
+        ("[[stage]]\nkind = 'logits'\nbetas = [0.9]", "betas must be 2 values, each a number"),
+        ("[[stage]]\nkind = 'logits'\nbetas = [0.9, 1.0]", "betas must be two numbers in"),
+        ("[[stage]]\nkind = 'logits'\nallow_no_eviction = 'no'", "allow_no_eviction must be true or false, got 'no'"),
+        ("[[stage]]\nkind = 'logits'\ngradient = 'exakt'", "gradient must be 'exact' or 'detached' or an integer"),
+        ("[[stage]]\nkind = 'logits'\nwarmup_steps = -1", "warmup_steps must be at least 0"),
     ],
 )
 def test_bad_recipes_are_refused(tmp_path, content, message):
@@ -188,7 +207,12 @@ def test_bad_settings_are_refused(model, text, tmp_path):
         run_distill(run_of(model, tmp_path / "a", text=str(text), max_new_tokens=120), thought(), Console(quiet=True))
     with pytest.raises(ValueError, match="window=None evicts nothing"):
         run_distill(run_of(model, tmp_path / "b", text=str(text)), tc.ThoughtConfig(window=None), Console(quiet=True))
-    assert not (tmp_path / "a").exists()
+    with pytest.raises(ValueError, match="max_new_tokens=9 is too short for window=8, which would hold every text"):
+        run_distill(run_of(model, tmp_path / "c", text=str(text), max_new_tokens=9), thought(), Console(quiet=True))
+    paper = tc.ThoughtConfig(r=2, num_global_tokens=2, window=8)
+    with pytest.raises(ValueError, match=r"stage 1 \(transfer\): memory='adapter'"):
+        run_distill(run_of(model, tmp_path / "d", text=str(text), recipe="memory"), paper, Console(quiet=True))
+    assert not any((tmp_path / name).exists() for name in "abcd")
 
 
 def test_recipes_by_name():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +33,8 @@ class HeldOut:
     def __init__(self, model: PeftModel, samples: Sequence[Rollout]) -> None:
         self.rows = under_window(samples, find_tuner(model).thought_config)
         device = open_policy(model).device
-        self.teacher = [teacher_hidden(model, batch_rollouts([row], device)).cpu() for row in self.rows]
+        with evaluating(model):
+            self.teacher = [teacher_hidden(model, batch_rollouts([row], device)).cpu() for row in self.rows]
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, progress: Callable[[int], None] | None = None) -> list[Float[Tensor, " T"]]:
@@ -43,19 +45,28 @@ class HeldOut:
             progress: called with the number of texts that were looked at.
         """
         policy = open_policy(model)
-        was_training = model.training
-        model.eval()
         found = []
-        for row, teacher in zip(self.rows, self.teacher, strict=True):
-            # What leaves under a policy that chooses depends on the weights of the moment.
-            batch = batch_rollouts(with_own_evictions(model, [row]), policy.device)
-            score = divergence(policy, batch, teacher.to(policy.device), "forward_kl")
-            (kl,) = run_replay(model, batch, score, ReplayOptions(anchored=False))
-            found.append(kl[0].cpu())
-            if progress is not None:
-                progress(1)
-        model.train(was_training)
+        with evaluating(model):
+            for row, teacher in zip(self.rows, self.teacher, strict=True):
+                # What leaves under a policy that chooses depends on the weights of the moment.
+                batch = batch_rollouts(with_own_evictions(model, [row]), policy.device)
+                score = divergence(policy, batch, teacher.to(policy.device), "forward_kl")
+                (kl,) = run_replay(model, batch, score, ReplayOptions(anchored=False))
+                found.append(kl[0].cpu())
+                if progress is not None:
+                    progress(1)
         return found
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

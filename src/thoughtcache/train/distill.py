@@ -266,4 +266,5 @@ def distill(
         callbacks=list(callbacks),
     )
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    model.eval()
     return DistillResult.of(trainer)

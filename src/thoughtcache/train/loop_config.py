@@ -50,6 +50,15 @@ class LoopConfig:
     def __post_init__(self) -> None:
         check_memory_rate(self.memory_learning_rate)
         at_least_one(self, "num_steps", "batch_size", "log_every")
+        for name in ("learning_rate", "max_grad_norm"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps must be at least 0, got {self.warmup_steps}")
+        if not 0 <= self.min_learning_rate_ratio <= 1:
+            raise ValueError(f"min_learning_rate_ratio must lie in [0, 1], got {self.min_learning_rate_ratio}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

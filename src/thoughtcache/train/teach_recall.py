@@ -149,15 +149,24 @@ def teach_recall(
     return DistillResult.of(trainer)
 
 
+def check_teachable(thought: ThoughtConfig, config: RecallConfig) -> None:
+    """Refuse settings that train what an adapter does not have.
+
+    Raises:
+        ValueError: for such settings.
+    """
+    config.check_write_cost(thought.memory)
+    if config.trains == "memory" and thought.is_plain_lora:
+        raise ValueError("the adapter is plain LoRA and has no memory to train; use trains='adapter'")
+
+
 def _check_trainable(model: nn.Module, thought: ThoughtConfig, config: RecallConfig) -> None:
     """Refuse to train what has no influence on the answers."""
-    config.check_write_cost(thought.memory)
-    if config.trains != "memory":
-        return
-    if thought.is_plain_lora:
-        raise ValueError("the adapter is plain LoRA and has no memory to train; use trains='adapter'")
-    if thought.memory == "adapter" and not any(
-        parameter.count_nonzero() for name, parameter in model.named_parameters() if "lora_B" in name
+    check_teachable(thought, config)
+    if (
+        config.trains == "memory"
+        and thought.memory == "adapter"
+        and not any(parameter.count_nonzero() for name, parameter in model.named_parameters() if "lora_B" in name)
     ):
         raise ValueError(
             "trains='memory' would train nothing: under memory='adapter' linears read the state through factors that "

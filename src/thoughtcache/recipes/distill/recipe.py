@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from thoughtcache.train.distill_config import DistillConfig
 from thoughtcache.train.loop_config import LoopConfig
@@ -58,6 +59,10 @@ class Stage:
             raise ValueError(
                 f"a stage of kind {self.kind!r} has no setting {unknown[0]!r}; it has {', '.join(sorted(names))}"
             )
+        hints = get_type_hints(KINDS[self.kind])
+        for name, value in self.settings.items():
+            if not _fits(value, hints[name]):
+                raise ValueError(f"{name} must be {_words(hints[name])}, got {value!r}")
         self.config(output_dir="", seed=0, save_every=0, resume=False)
 
     @property
@@ -67,15 +72,45 @@ class Stage:
 
     def config(self, *, output_dir: str, seed: int, save_every: int, resume: bool | str) -> LoopConfig:
         """The configuration of its trainer."""
-        settings = dict(self.settings)
-        if isinstance(settings.get("betas"), list):
-            settings["betas"] = tuple(settings["betas"])
-        try:
-            return KINDS[self.kind](
-                **settings, output_dir=output_dir, seed=seed, save_every=save_every, log_every=1, resume=resume
-            )
-        except TypeError as error:
-            raise ValueError(f"a stage of kind {self.kind!r} has a value of a wrong type: {error}") from error
+        hints = get_type_hints(KINDS[self.kind])
+        settings: dict[str, Any] = {name: _typed(value, hints[name]) for name, value in self.settings.items()}
+        return KINDS[self.kind](
+            **settings, output_dir=output_dir, seed=seed, save_every=save_every, log_every=1, resume=resume
+        )
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value of a TOML file is of a type."""
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if kind is Literal:
+        return value in inner
+    if kind is tuple:
+        return isinstance(value, list | tuple) and len(value) == len(inner) and all(map(_fits, value, inner))
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    """A value of a TOML file that fits, as the type itself: `1` for a number is `1.0`, a list is a tuple."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_typed, value, get_args(hint)))
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if is_number and not {int} & {hint, *get_args(hint)} else value
+
+
+def _words(hint: Any) -> str:
+    """A type in words."""
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind in (Union, UnionType):
+        return " or ".join(_words(one) for one in inner if one is not NoneType)
+    if kind is Literal:
+        return " or ".join(map(repr, inner))
+    if kind is tuple:
+        return f"{len(inner)} values, each {_words(inner[0])}"
+    return {int: "an integer", float: "a number", bool: "true or false", str: "a text"}[hint]
 
 
 RECIPES: dict[str, tuple[Stage, ...]] = {
@@ -112,8 +147,10 @@ def read_recipe(name: str) -> tuple[Stage, ...]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is no TOML file: {error}") from error
     found = content.get("stage")
-    if set(content) != {"stage"} or not isinstance(found, Sequence) or not found:
+    tables = isinstance(found, list) and bool(found) and all(isinstance(one, dict) for one in found)
+    if set(content) != {"stage"} or not tables:
         raise ValueError(f"{file} must hold tables [[stage]] and nothing else, got {sorted(content) or 'nothing'}")
+    assert isinstance(found, list)
     stages = []
     for number, table in enumerate(found, start=1):
         settings = dict(table)

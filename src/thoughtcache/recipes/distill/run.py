@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -35,9 +36,9 @@ from thoughtcache.train.checkpoints import load_weights
 from thoughtcache.train.distill import distill
 from thoughtcache.train.distill_config import DistillConfig
 from thoughtcache.train.recall_config import RecallConfig
-from thoughtcache.train.teach_recall import teach_recall
+from thoughtcache.train.teach_recall import check_teachable, teach_recall
 from thoughtcache.train.transfer.config import TransferConfig
-from thoughtcache.train.transfer.teach import transfer_attention
+from thoughtcache.train.transfer.teach import check_transferable, transfer_attention
 
 NOT_DESCRIBED = {"resume", "overwrite", "save_every", "recipe"}
 
@@ -51,13 +52,20 @@ def run_distill(run: DistillRun, thought: ThoughtConfig, console: Console | None
         console: where progress goes.
 
     Raises:
-        ValueError, OSError: if the input cannot be used; nothing is overwritten then.
+        ValueError, OSError: if the input cannot be used; nothing is overwritten then, unless the base has to answer
+            before it turns out that its answers are too short.
     """
     console = console or Console()
     stages = read_recipe(run.recipe)
     cache = thought.resolve_window(None)
     if cache.window is None:
         raise ValueError("window=None evicts nothing, so that there is nothing to distil; set a window")
+    if run.max_new_tokens <= cache.window + 1:
+        raise ValueError(
+            f"max_new_tokens={run.max_new_tokens} is too short for window={cache.window}, which would hold every text; "
+            f"set max_new_tokens above {cache.window + 1}, or a smaller window"
+        )
+    _check_stages(stages, thought)
     described = {name: value for name, value in asdict(run).items() if name not in NOT_DESCRIBED}
     folder = RunFolder(
         run.output_dir,
@@ -90,7 +98,7 @@ def run_distill(run: DistillRun, thought: ThoughtConfig, console: Console | None
             def work(path: Path, resume: bool, stage: Stage = stage) -> PhaseResult:
                 return _train(stage, run, model, tokenizer, training, path, resume, console)
 
-            phases[name] = folder.phase(name, work, num_steps=stage.num_steps)
+            phases[name] = folder.phase(name, work)
             load_weights(model, folder.path / name / "adapter")  # the stage may have run in an earlier call
             table.append({"stage": name, **measure(name)})
         save_adapter(model, folder.path / "adapter", tokenizer)
@@ -104,6 +112,23 @@ def run_distill(run: DistillRun, thought: ThoughtConfig, console: Console | None
         soft_wrap=True,
     )
     return payload
+
+
+def _check_stages(stages: Sequence[Stage], thought: ThoughtConfig) -> None:
+    """Refuse stages that train what the adapter does not have, before anything is loaded.
+
+    Raises:
+        ValueError: for such a stage, by its number.
+    """
+    for number, stage in enumerate(stages, start=1):
+        config = stage.config(output_dir="", seed=0, save_every=0, resume=False)
+        try:
+            if isinstance(config, TransferConfig):
+                check_transferable(thought)
+            elif isinstance(config, RecallConfig):
+                check_teachable(thought, config)
+        except ValueError as error:
+            raise ValueError(f"stage {number} ({stage.kind}): {error}") from error
 
 
 class _Measurement:

@@ -13,7 +13,7 @@ from thoughtcache.policy.handle import find_tuner
 from thoughtcache.recipes.distill.config import DistillRun
 from thoughtcache.recipes.probe.run import pieces_of
 from thoughtcache.recipes.prompts import encode_examples
-from thoughtcache.recipes.run.folder import RunFolder
+from thoughtcache.recipes.run.folder import PhaseResult, RunFolder
 from thoughtcache.recipes.run.settings import data_identity
 from thoughtcache.recipes.teacher_samples import kept_samples
 from thoughtcache.records import Rollout
@@ -116,7 +116,13 @@ def texts_of(
         with progress_bar("answers of the base", stop - start, console=console) as advance:
             return sample_teacher(model, source.prompts[start:stop], settings, advance, tokenizer=tokenizer)
 
-    drawn = kept_samples(folder.samples_file("texts"), len(source.prompts), draw)
+    file = folder.samples_file("texts")
+
+    def sample(path: Path, resume: bool) -> PhaseResult:
+        return {"answers": len(kept_samples(file, len(source.prompts), draw))}
+
+    folder.phase("texts", sample)
+    drawn = kept_samples(file, len(source.prompts), draw)
     answers = [row for row in drawn if row.token_ids]
     evicted = [bool(row.evictions) for row in under_window(answers, find_tuner(model).thought_config)]
     texts = [row for row, is_evicted in zip(answers, evicted, strict=True) if is_evicted]

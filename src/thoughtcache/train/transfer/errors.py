@@ -6,6 +6,7 @@ Axes: B rows, H key-value heads, Q query heads, P prompt columns, T thoughts, n 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,6 +27,25 @@ OutputPair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """The thoughts between two evictions.
+
+    Attributes:
+        chunk: their columns, and the rows that are not over.
+        slots: [rows, L, H, E] thoughts that leave before it; None for the oldest.
+        first: [rows] position of the first resident thought before that.
+        positions: [rows, n] positions of its thoughts.
+        visible: [rows, 1, n, m] which of [prompt | resident and new thoughts] the new ones see.
+    """
+
+    chunk: Chunk
+    slots: Tensor | None
+    first: Tensor
+    positions: Tensor
+    visible: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class BoundedPass:
     """What bounds the attention of a batch, for all layers.
 
@@ -43,11 +63,24 @@ class BoundedPass:
     initial: list[Tensor]
     modules: list[nn.Module]
 
-    @property
-    def chunks(self) -> list[Chunk]:
-        """The segments between evictions."""
+    @cached_property
+    def segments(self) -> list[Segment]:
+        """The segments after the first eviction, which are the same for all layers."""
         batch, settings = self.batch, self.batch.settings
-        return plan_chunks(batch.lengths, batch.prompts.ids.shape[1], settings.window, settings.num_evicted, None)
+        width = batch.prompts.ids.shape[1]
+        _, *later = plan_chunks(batch.lengths, width, settings.window, settings.num_evicted, None)
+        sizes = {(chunk.rows, chunk.columns, chunk.leaving) for chunk in later}
+        masks = {size: _visible(batch, *size) for size in sizes}
+        return [
+            Segment(
+                chunk=chunk,
+                slots=recorded_slots(batch, chunk.segment - 1, chunk.rows, batch.token_ids.device),
+                first=first_position(batch, chunk),
+                positions=chunk_positions(batch, chunk),
+                visible=masks[chunk.rows, chunk.columns, chunk.leaving],
+            )
+            for chunk in later
+        ]
 
 
 class LayerErrors(AttentionRead):
@@ -135,13 +168,13 @@ def bounded_outputs(
     """
     batch, rules = bounded.batch, bounded.rules
     width, rotation = batch.prompts.ids.shape[1], rules.rotation(layer_index)
-    first, *later = bounded.chunks
     state = bounded.initial[layer_index]
-    kept = keys[:, :, width : first.stop], values[:, :, width : first.stop]
+    start = bounded.segments[0].chunk.start
+    kept = keys[:, :, width:start], values[:, :, width:start]
     found = []
-    for chunk in later:
+    for segment in bounded.segments:
+        chunk, slots = segment.chunk, segment.slots
         rows, new = chunk.rows, slice(chunk.start, chunk.stop)
-        slots = recorded_slots(batch, chunk.segment - 1, rows, keys.device)
         stays_keys, stays_values, after = evict_layer(
             rules,
             layer_index,
@@ -149,7 +182,7 @@ def bounded_outputs(
             kept[1][:rows],
             None if slots is None else slots[:, layer_index],
             state[:rows],  # one initial state serves all rows
-            first_position(batch, chunk),
+            segment.first,
         )
         assert after is not None
         state = after
@@ -163,15 +196,16 @@ def bounded_outputs(
                 torch.cat([keys[:rows, :, :width], kept[0]], dim=2),
                 torch.cat([values[:rows, :, :width], kept[1]], dim=2),
             )
-            mask = _visible(batch, rows, new.stop - new.start, seen[0].shape[2])
         states = [state] * len(bounded.initial)  # the reader finds it in the place of this layer
-        read = bounded.reader.of_attention(states, chunk_positions(batch, chunk))
+        read = bounded.reader.of_attention(states, segment.positions)
         assert read is not None
         module: Any = bounded.modules[layer_index]
         with torch.no_grad():
-            alone, _ = _attention(module, query, *seen, mask, scaling=module.scaling)
+            alone, _ = _attention(module, query, *seen, segment.visible, scaling=module.scaling)
             if read.wants == "share":
-                bare, share, _ = attention_with_share(_attention, module, query, *seen, mask, scaling=module.scaling)
+                bare, share, _ = attention_with_share(
+                    _attention, module, query, *seen, segment.visible, scaling=module.scaling
+                )
             else:
                 bare, share = alone, None
         found.append((chunk, (alone, read(layer_index, query, bare, share))))

@@ -17,6 +17,7 @@ from transformers.trainer_callback import PrinterCallback
 from thoughtcache.adapter.attention import thought_attention
 from thoughtcache.adapter.cache_argument import cache_keyword
 from thoughtcache.adapter.model import ThoughtModel
+from thoughtcache.config import ThoughtConfig
 from thoughtcache.policy.batch import RolloutBatch, batch_rollouts
 from thoughtcache.policy.handle import PolicyHandle, find_tuner, open_policy
 from thoughtcache.policy.scores import running_autocast
@@ -60,8 +61,13 @@ def attention_shares(model: nn.Module, adapted: PeftModel, rollouts: Sequence[Ro
         adapted: the same without a wrapper.
         rollouts: texts under the window of the adapter, each with at least one eviction.
     """
+    return _shares(model, adapted, with_own_evictions(adapted, rollouts))
+
+
+def _shares(model: nn.Module, adapted: PeftModel, rollouts: Sequence[Rollout]) -> AttentionShares:
+    """`attention_shares` under the evictions that the texts have."""
     policy, tuner = open_policy(adapted), find_tuner(adapted)
-    ordered = sorted(with_own_evictions(adapted, rollouts), key=lambda row: -len(row.token_ids))
+    ordered = sorted(rollouts, key=lambda row: -len(row.token_ids))
     batch = batch_rollouts(ordered, policy.device)
     memory = tuner.memory()  # of the adapter, which is off while the base runs
     initial = memory.initial_states()
@@ -105,11 +111,12 @@ def scale_weights(model: PeftModel, rollouts: Sequence[Rollout]) -> list[float]:
     """
     weights = [layer.log_weight for layer in find_tuner(model).memory_weights()]
     start = [weight.clone() for weight in weights]
+    rows = with_own_evictions(model, rollouts)  # those of the start, for all scales
     errors = []
     for scale in START_SCALES:
         for weight, before in zip(weights, start, strict=True):
             weight.copy_(before + math.log(scale))
-        errors.append(attention_shares(model, model, rollouts).left)
+        errors.append(_shares(model, model, rows).left)
     best = [START_SCALES[index] for index in torch.stack(errors).argmin(dim=0).tolist()]
     for weight, before, scale in zip(weights, start, best, strict=True):
         weight.copy_(before + math.log(scale))
@@ -204,6 +211,19 @@ def transfer_attention(
     return DistillResult.of(trainer)
 
 
+def check_transferable(thought: ThoughtConfig) -> None:
+    """Refuse an adapter without a memory that attention reads.
+
+    Raises:
+        ValueError: for such an adapter.
+    """
+    if not thought.has_attention_memory or not thought.absorb:
+        raise ValueError(
+            f"memory={thought.memory!r}, absorb={thought.absorb} has no memory that attention reads, which is what "
+            "attention transfer trains; use memory='attention', or teach this adapter with distill"
+        )
+
+
 def texts_that_evict(model: PeftModel, samples: Sequence[Rollout]) -> list[Rollout]:
     """The texts that are longer than the window of the adapter, with its evictions.
 
@@ -211,11 +231,7 @@ def texts_that_evict(model: PeftModel, samples: Sequence[Rollout]) -> list[Rollo
         ValueError: if there is none, or if the adapter has no memory in attention space.
     """
     thought = find_tuner(model).thought_config
-    if not thought.has_attention_memory or not thought.absorb:
-        raise ValueError(
-            f"memory={thought.memory!r}, absorb={thought.absorb} has no memory that attention reads, which is what "
-            "attention transfer trains; use memory='attention', or teach this adapter with distill"
-        )
+    check_transferable(thought)
     check_rollouts(samples, open_policy(model), may_be_empty=True)
     sampled = [sample for sample in samples if sample.token_ids]
     bounded = under_window(sampled, thought) if sampled else []
