@@ -278,7 +278,7 @@ def main() -> None:
             x_label="optimiser step",
             y_label="KL to the full-cache base (nats / token)",
             series={
-                name: ([p["step"] for p in arm["curve"]], [p[part] for p in arm["curve"]])
+                name: ([float(p["step"]) for p in arm["curve"]], [p[part] for p in arm["curve"]])
                 for name, arm in measured.items()
             },
         )

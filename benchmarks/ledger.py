@@ -184,7 +184,8 @@ def compare(options: argparse.Namespace, console: Console) -> None:
         {"arms": measured, "base": beside, "settings": vars(options), "environment": environment()},
     )
     series = {
-        name: tuple(map(list, zip(*arm["losses"], strict=True))) for name, arm in measured.items() if arm["losses"]
+        name: ([float(step) for step, _ in arm["losses"]], [float(loss) for _, loss in arm["losses"]])
+        for name, arm in measured.items()
     }
     panel = Panel(title="ledgers", x_label="optimiser step", y_label="KL to the full cache (nats)", series=series)
     console.print(f"results: {folder / 'results.json'}, {plot_curves(folder / 'ledger.png', [panel])}", soft_wrap=True)
