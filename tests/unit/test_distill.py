@@ -71,7 +71,7 @@ def trainer_of(model: PeftModel, folder: Path, loss: str) -> DistillTrainer:
         evaluator=None,
         model=model,
         args=training_arguments(config(folder)),
-        data_collator=module._collate,
+        data_collator=module.longest_first,
     )
 
 
