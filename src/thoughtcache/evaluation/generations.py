@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +93,7 @@ class GenerationFile:
         while rest:
             rest = rest[self._file.write(rest) :]
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> GenerationFile:
         return self
 
     def __exit__(

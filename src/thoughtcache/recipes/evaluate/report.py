@@ -30,7 +30,7 @@ def write_report(
     asked: Sequence[Asked],
     scores: Mapping[str, SuiteScores],
     cache: CacheSettings,
-    last_call: Mapping[str, float],
+    last_call: Mapping[str, int | float],
     console: Console,
 ) -> dict[str, Any]:
     """Print the table and write table.md, eval.png and results.json.

@@ -67,6 +67,9 @@ def run_eval(run: EvalRun, console: Console | None = None) -> dict[str, Any]:
         for one in asked:
             samples = f"{one.samples} samples at temperature {one.temperature:g}" if one.temperature else "greedy"
             report(f"{one.name}: {len(one.examples)} questions from {one.source}, {samples}")
+        if not run.resume:
+            # Before the folder becomes this run's own: a kill in between must not leave it an older run's answers.
+            (folder.path / GENERATIONS).unlink(missing_ok=True)
         with writing(folder.path, WRITING_REMEDY):
             phase = folder.phase(
                 "sample",
@@ -86,8 +89,6 @@ def _sample(
     console: Console,
 ) -> PhaseResult:
     """Sample what is not in the file yet."""
-    if not run.resume:
-        file.unlink(missing_ok=True)
     started = monotonic()
     with GenerationFile(file) as kept:
         there = {generation.key for generation in kept.found}
