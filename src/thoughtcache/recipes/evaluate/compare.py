@@ -117,13 +117,17 @@ def _cells(name: str, found: PairedDifference) -> list[str]:
 
 
 def _panel(found: Mapping[str, PairedDifference]) -> Panel:
-    """Each suite as an interval on a line of its own."""
+    """Each suite as an upright interval at a place of its own, and a line where there is no difference."""
+    places = {name: float(number) for number, name in enumerate(found, start=1)}
     return Panel(
         title="B less A, with 95 % intervals",
-        x_label="difference (percentage points)",
-        y_label="suite, from the top of the table",
+        x_label="suite, in the order of the table",
+        y_label="difference (percentage points)",
         series={
-            name: ([100 * own.low, 100 * own.difference, 100 * own.high], [float(-number)] * 3)
-            for number, (name, own) in enumerate(found.items(), start=1)
+            **{
+                name: ([places[name]] * 3, [100 * own.low, 100 * own.difference, 100 * own.high])
+                for name, own in found.items()
+            },
+            "no difference": ([0.0, len(found) + 1.0], [0.0, 0.0]),
         },
     )

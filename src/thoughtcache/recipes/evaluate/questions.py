@@ -13,7 +13,6 @@ from thoughtcache.evaluation.sampling import Task
 from thoughtcache.evaluation.suites import Suite
 from thoughtcache.recipes.evaluate.config import EvalRun, suite_of
 from thoughtcache.recipes.prompts import encode_examples
-from thoughtcache.tasks.chat import encode_prompt
 from thoughtcache.tasks.data.bad_rows import Report
 from thoughtcache.tasks.data.datasets import load_prompts
 from thoughtcache.tasks.embedded.problem import sample_problems
@@ -75,7 +74,14 @@ def tasks_of(
     kept: list[Asked] = []
     for one in asked:
         if one.suite.embedded is None:
-            examples, prompts = _encoded(run, one, tokenizer, report)
+            examples, prompts = encode_examples(
+                tokenizer,
+                one.examples,
+                instruction=one.instruction,
+                system=run.system,
+                bad_rows=run.bad_rows,
+                report=report,
+            )
         else:
             examples, prompts = one.examples, [prompt_token_ids(tokenizer, str(e.prompt)) for e in one.examples]
         kept.append(dataclasses.replace(one, examples=examples))
@@ -168,17 +174,3 @@ def _instruction(run: EvalRun, suite: Suite) -> str | None:
     if run.adapter is not None and has_prompt_format(run.adapter):
         return saved_instruction(run.adapter)
     return suite.instruction
-
-
-def _encoded(
-    run: EvalRun, one: Asked, tokenizer: PreTrainedTokenizerBase, report: Report
-) -> tuple[list[Example], list[list[int]]]:
-    if run.system is None:
-        return encode_examples(
-            tokenizer, one.examples, instruction=one.instruction, bad_rows=run.bad_rows, report=report
-        )
-    prompts = [
-        encode_prompt(tokenizer, example.messages, system=run.system, instruction=one.instruction)
-        for example in one.examples
-    ]
-    return one.examples, prompts

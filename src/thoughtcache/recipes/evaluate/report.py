@@ -134,7 +134,9 @@ def panels(scores: Mapping[str, SuiteScores]) -> list[Panel]:
             if own.num_samples > 1
         }
         if series:
-            drawn.append(Panel(title=title, x_label="samples k", y_label="questions (%)", series=series))
+            drawn.append(
+                Panel(title=title, x_label="samples k", y_label="questions (%)", series=series, from_zero=True)
+            )
     return drawn
 
 
