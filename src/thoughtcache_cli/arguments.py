@@ -10,6 +10,9 @@ from typing import Any
 from thoughtcache_cli.distill_options import EXAMPLES as DISTILL_EXAMPLES
 from thoughtcache_cli.distill_options import OUTPUT_DIR as DISTILL_OUTPUT_DIR
 from thoughtcache_cli.distill_options import add_options as add_distill_options
+from thoughtcache_cli.eval_options import EXAMPLES as EVAL_EXAMPLES
+from thoughtcache_cli.eval_options import OUTPUT_DIR as EVAL_OUTPUT_DIR
+from thoughtcache_cli.eval_options import add_options as add_eval_options
 from thoughtcache_cli.eviction_options import add_eviction_options
 from thoughtcache_cli.probe_options import EXAMPLES as PROBE_EXAMPLES
 from thoughtcache_cli.probe_options import add_options as add_probe_options
@@ -23,7 +26,12 @@ from thoughtcache_cli.shared_options import (
     numbers,
 )
 
-DEFAULT_OUTPUT_DIRS = {"train": "runs/train", "recall": "runs/recall", "distill": DISTILL_OUTPUT_DIR}
+DEFAULT_OUTPUT_DIRS = {
+    "train": "runs/train",
+    "recall": "runs/recall",
+    "distill": DISTILL_OUTPUT_DIR,
+    "eval": EVAL_OUTPUT_DIR,
+}
 
 _TRAIN_EXAMPLES = """\
 examples:
@@ -69,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _train(commands)
     _generate(commands)
+    _eval(commands)
     _distill(commands)
     _recall(commands)
     _probe(commands)
@@ -174,6 +183,11 @@ def _generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     group.add_argument("--repetition-penalty", type=float, help="above 1 discourages tokens that were there before (1)")
     group.add_argument("--seed", type=int, help="of the sampling (0)")
     add_eviction_options(parser, "that of the adapter")
+
+
+def _eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    summary = "how many questions of a suite are answered rightly, with intervals; and compare two runs"
+    add_eval_options(_command(commands, "eval", summary, EVAL_EXAMPLES))
 
 
 def _distill(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

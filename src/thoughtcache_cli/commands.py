@@ -58,6 +58,20 @@ def generate(options: dict[str, Any]) -> None:
     print(answer(**options))
 
 
+def evaluate(options: dict[str, Any]) -> None:
+    """`thoughtcache eval`: the suites of a model, or two runs beside each other."""
+    if "compare" in options:
+        from thoughtcache.recipes.evaluate.compare import run_compare
+
+        first, second = options.pop("compare")
+        run_compare(first, second, **options)
+        return
+    from thoughtcache.recipes.evaluate.config import EvalRun
+    from thoughtcache.recipes.evaluate.run import run_eval
+
+    run_eval(EvalRun(**{"suite": (), **options}))
+
+
 def distill(options: dict[str, Any]) -> None:
     """`thoughtcache distill`: stages of a recipe on texts, measured on held-out ones."""
     from thoughtcache.recipes.distill.config import DistillRun
@@ -114,6 +128,7 @@ def quieten_libraries() -> None:
 COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {
     "train": train,
     "generate": generate,
+    "eval": evaluate,
     "distill": distill,
     "recall": recall,
     "probe": probe,

@@ -20,6 +20,12 @@ _SHAPE = (
     "initial_state", "absorb", "write_scale", "encoder_start", "read_start",
     "memory", "memory_features", "memory_feature_map", "memory_write", "memory_read", "memory_keys", "memory_weight",
 )  # fmt: skip
+_EVICTING = ("evict_fraction", "eviction", "eviction_options")
+_OF_EVAL = (
+    "suite", "data", "limit", "prompt_column", "answer_column", "answer_type", "bad_rows", "model", "adapter", "dtype",
+    "tokenizer", "instruction", "system", "samples", "temperature", "top_p", "top_k", "max_new_tokens", "stop",
+    "window", "positions", *_EVICTING, "batch_size", "pack_weights", "seed", "resume", "overwrite",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +65,7 @@ _NEVER_ABSORBS = (
 )
 _CACHE = (
     Rule(
-        names=("evict_fraction", "eviction", "eviction_options", "gradient", *_OF_WRITES),
+        names=(*_EVICTING, "gradient", *_OF_WRITES),
         when=_full_cache,
         reason=_NO_EVICTIONS,
     ),
@@ -107,6 +113,23 @@ RULES: dict[str, tuple[Rule, ...]] = {
             names=("seed",),
             when=lambda options: options["temperature"] == 0,
             reason="changes nothing at --temperature 0, where nothing is drawn; leave it out, or set a temperature",
+        ),
+    ),
+    "eval": (
+        Rule(
+            names=_OF_EVAL,
+            when=lambda options: "compare" in options,
+            reason="changes nothing under --compare, which reads two runs that were made; leave out one of them",
+        ),
+        Rule(
+            names=("seed",),
+            when=lambda options: options.get("temperature") == 0 and "eviction" not in options,
+            reason="changes nothing at --temperature 0, where nothing is drawn; leave it out, or set a temperature",
+        ),
+        Rule(
+            names=(*_EVICTING, "positions"),
+            when=lambda options: _full_cache(options) or not {"adapter", "window"} & set(options),
+            reason="changes nothing with the full cache, where nothing is evicted; leave it out, or give a --window",
         ),
     ),
     "distill": (

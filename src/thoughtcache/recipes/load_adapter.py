@@ -152,6 +152,7 @@ def load_adapted(
     *,
     eviction: str | None = None,
     eviction_options: Mapping[str, OptionValue] | None = None,
+    cache: Mapping[str, Any] | None = None,
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """A base model with a saved adapter that fits it, and the tokenizer. The adapter's files are looked at first.
 
@@ -161,12 +162,13 @@ def load_adapted(
         dtype: dtype of the base model.
         eviction: another eviction policy than the adapter's; None for that one.
         eviction_options: settings of that policy.
+        cache: other settings of the cache than the adapter's: window, evict_fraction, positions.
 
     Raises:
-        ValueError: if the model, the adapter or the eviction policy cannot be used.
+        ValueError: if the model, the adapter, the eviction policy or the cache cannot be used.
     """
     config, saved = read_adapter(adapter)
-    changes = {"eviction": eviction, "eviction_options": eviction_options}
+    changes = {"eviction": eviction, "eviction_options": eviction_options, **(cache or {})}
     config = _changed(config, {name: value for name, value in changes.items() if value is not None})
     _, tokenizer = load_tokenizer(model)
     if (Path(adapter) / "tokenizer_config.json").is_file():

@@ -10,7 +10,13 @@ from thoughtcache.tasks.example import Example
 
 
 def encode_examples(
-    tokenizer: ChatTokenizer, examples: Sequence[Example], *, instruction: str | None, bad_rows: str, report: Report
+    tokenizer: ChatTokenizer,
+    examples: Sequence[Example],
+    *,
+    instruction: str | None,
+    system: str | None = None,
+    bad_rows: str,
+    report: Report,
 ) -> tuple[list[Example], list[list[int]]]:
     """The examples that can be encoded, and the prompt token ids of each.
 
@@ -18,6 +24,7 @@ def encode_examples(
         tokenizer: a transformers tokenizer.
         examples: examples to encode, at least one.
         instruction: added to the last message of each, or None.
+        system: system message of each, unless it begins with one; None for none.
         bad_rows: "refuse" or "drop" examples whose messages the chat template does not take.
         report: gets one sentence about the examples that were dropped.
 
@@ -29,7 +36,7 @@ def encode_examples(
     bad: list[BadRow] = []
     for example in examples:
         try:
-            prompts.append(encode_prompt(tokenizer, example.messages, instruction=instruction))
+            prompts.append(encode_prompt(tokenizer, example.messages, system=system, instruction=instruction))
         except ValueError as error:
             bad.append(BadRow(place=f"{example.identifier}:", reason=str(error)))
         else:

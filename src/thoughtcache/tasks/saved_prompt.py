@@ -18,6 +18,11 @@ def save_prompt_format(folder: str | Path, *, instruction: str) -> None:
     (Path(folder) / FILE).write_text(json.dumps({"instruction": instruction}) + "\n")
 
 
+def has_prompt_format(folder: str | Path) -> bool:
+    """Whether it was saved with an adapter how questions became prompts."""
+    return (Path(folder) / FILE).is_file()
+
+
 def saved_instruction(folder: str | Path) -> str | None:
     """The instruction that an adapter was trained with; None if there was none, or none was saved.
 

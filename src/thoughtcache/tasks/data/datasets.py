@@ -3,6 +3,7 @@
     load_prompts("gsm8k/test.jsonl")                    # one file: .jsonl, .json, .parquet, .csv, .tsv
     load_prompts("gsm8k", split="test")                 # a folder: its files of that split
     load_prompts("owner/name", split="train")           # anything else: a data set of the Hugging Face hub
+    load_prompts("owner/name:main", split="test")       # the same, one of its configurations
 
 The columns are found by name (`columns.py`) or named by the caller. Rows keep their order; duplicates stay.
 Not covered: filtering by difficulty, images, tool calls.
@@ -47,7 +48,7 @@ def load_prompts(
     """Read the problems of `source`.
 
     Args:
-        source: a file, a folder, or the name of a data set on the hub.
+        source: a file, a folder, or the name of a data set on the hub, with `:configuration` where it has several.
         split: which files of a folder, or which split of a hub data set; a single file is read whatever it is called.
         prompt_column: column of the question, dots for nested ones (`extra.question`); None looks for a known name.
         answer_column: column of the answer, likewise; without a known one, the answers are None.
@@ -168,8 +169,10 @@ def _rows(file: Path) -> Iterator[TableRow]:
 def _hub_rows(name: str, split: str) -> Iterator[TableRow]:
     import datasets
 
+    hub_id, _, configuration = name.partition(":")
+    options = {"name": configuration} if configuration else {}
     try:
-        table: Sequence[dict[str, Any]] = datasets.load_dataset(name, split=split)
+        table: Sequence[dict[str, Any]] = datasets.load_dataset(hub_id, split=split, **options)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise ValueError(f"{name!r} is no file, no folder and no data set of the hub that can be read") from error
     except ConnectionError as error:

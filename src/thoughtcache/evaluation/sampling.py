@@ -1,0 +1,135 @@
+"""Answers of one engine to many questions, each handed over with its verdict as soon as it ends."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from thoughtcache.evaluation.generations import Generation
+from thoughtcache.records import Rollout, TokenFilters
+from thoughtcache.sampler.engine import Engine
+from thoughtcache.sampler.events import Finished
+from thoughtcache.sampler.request import Request
+from thoughtcache.tasks.example import Example, check
+
+_SEED_BITS = 42
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One answer that is wanted.
+
+    Attributes:
+        suite: name of the suite.
+        example: the question; its identifier is unique in the run.
+        prompt_ids: tokens of its prompt.
+        sample: number of the answer among those to this question, from 0.
+        temperature: 0 decodes greedily.
+        max_new_tokens: bound on the tokens of the answer.
+    """
+
+    suite: str
+    example: Example
+    prompt_ids: list[int]
+    sample: int
+    temperature: float
+    max_new_tokens: int
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Question and number of the sample."""
+        return self.example.identifier, self.sample
+
+
+def sample_seed(seed: int, question: str, sample: int) -> int:
+    """The seed of one answer: it depends on run seed, question and number alone, not on what else is asked, or when."""
+    text = f"{seed}/{question}/{sample}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> (64 - _SEED_BITS)
+
+
+def sample_answers(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[Task],
+    *,
+    window: int | None,
+    num_slots: int,
+    seed: int,
+    filters: TokenFilters,
+    stop_strings: Sequence[str],
+    pack_weights: bool,
+    report: Callable[[Generation], None],
+) -> None:
+    """Sample and judge answers; a slot whose answer ends takes the next one at once.
+
+    Answers to one question share the pass over its prompt where they begin together.
+
+    Args:
+        model: a PEFT model with a `ThoughtConfig` adapter; inside `disable_adapter()` the base model is asked.
+        tokenizer: its tokenizer.
+        tasks: the answers that are wanted, at least one.
+        window: resident thoughts, or None for the full cache.
+        num_slots: answers sampled at once.
+        seed: seed of the run.
+        filters: top-k and the like, for tasks that are not greedy.
+        stop_strings: texts that end an answer.
+        pack_weights: see `rollout`.
+        report: gets every answer when it has ended.
+
+    Raises:
+        ValueError: if the model cannot sample a task.
+    """
+    engine = Engine(
+        model,
+        num_slots=min(num_slots, len(tasks)),
+        window=window,
+        tokenizer=tokenizer,
+        max_prompt_tokens=max(len(task.prompt_ids) for task in tasks),
+        max_new_tokens=max(task.max_new_tokens for task in tasks),
+        anchors=False,
+        pack_weights=pack_weights,
+    )
+    waiting: dict[int, Task] = {}
+    for task in tasks:
+        number = engine.add(
+            Request(
+                prompt_ids=task.prompt_ids,
+                max_new_tokens=task.max_new_tokens,
+                temperature=task.temperature,
+                filters=filters if task.temperature > 0 else TokenFilters(),
+                seed=sample_seed(seed, *task.key),
+                stop_strings=stop_strings,
+            )
+        )
+        waiting[number] = task
+    engine.drain()
+    with engine:
+        while not engine.is_idle:
+            for event in engine.step():
+                if isinstance(event, Finished):
+                    report(judged(waiting.pop(event.request), event.rollout, tokenizer))
+
+
+def judged(task: Task, rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> Generation:
+    """The record of an answer with its verdict."""
+    text = str(tokenizer.decode(rollout.token_ids, skip_special_tokens=True))
+    verdict = check(task.example, text)
+    return Generation(
+        suite=task.suite,
+        question=task.example.identifier,
+        sample=task.sample,
+        seed=rollout.settings.seed,
+        text=text,
+        num_tokens=len(rollout.token_ids),
+        finish_reason=rollout.finish_reason,
+        evictions=[[eviction.before_token, eviction.num_tokens] for eviction in rollout.evictions],
+        correct=verdict.correct,
+        reason=verdict.reason,
+        extracted=verdict.extracted,
+        reference=str(task.example.answer),
+        kind=task.example.kind,
+    )

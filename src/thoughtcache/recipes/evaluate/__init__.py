@@ -1,0 +1,1 @@
+"""`thoughtcache eval`: how many questions of a suite are answered rightly, and how two runs compare."""

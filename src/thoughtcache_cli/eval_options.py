@@ -1,0 +1,75 @@
+"""Options of `thoughtcache eval`."""
+
+from __future__ import annotations
+
+import argparse
+
+from thoughtcache_cli.eviction_options import add_eviction_options
+from thoughtcache_cli.shared_options import names, window
+
+OUTPUT_DIR = "runs/eval"
+EXAMPLES = """\
+examples:
+  thoughtcache eval --suite embedded --window 16
+      the packaged reasoner under a window, about ten seconds
+  thoughtcache eval --suite math500,gsm8k --model ./model --adapter runs/mine/adapter --output-dir runs/mine-eval
+      an adapter is asked as it was trained: its tokenizer, chat template, instruction and cache
+  thoughtcache eval --suite aime24,aime25 --model ./model --window 1024 --eviction h2o --max-new-tokens 8192
+      the base alone under a window: 16 samples per question, avg@16, pass@16 and maj@16
+  thoughtcache eval --suite mine=questions.jsonl --model ./model --samples 4 --temperature 0.8
+      questions of your own
+  thoughtcache eval --compare runs/base-eval runs/mine-eval
+      which is better on the same questions, and what difference could have been seen
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Enter the options."""
+    group = parser.add_argument_group("questions")
+    group.add_argument(
+        "--suite",
+        type=names,
+        help="between commas: math500, aime24, aime25, amc23, olympiadbench, minerva, gsm8k, embedded, multiplication; "
+        "or NAME=PATH with a file, folder or hub id",
+    )
+    group.add_argument("--data", help="folder with a folder per suite (the hub's data sets)")
+    group.add_argument("--limit", type=int, help="the first questions of each suite only (all)")
+    group.add_argument("--prompt-column", help="column with the question (found by name)")
+    group.add_argument("--answer-column", help="column with the reference answer (found by name)")
+    group.add_argument("--answer-type", help="how answers are compared (as the suite says; auto for your own)")
+    group.add_argument("--bad-rows", help="refuse (default) or drop rows without a usable question or reference answer")
+    group = parser.add_argument_group("model and prompt")
+    group.add_argument("--model", help="folder or hub id of a transformers model (the packaged reasoner)")
+    group.add_argument("--adapter", help="folder of a trained adapter; without one the base is asked")
+    group.add_argument("--dtype", help="of the base model: float32 (default), bfloat16 or float16")
+    group.add_argument("--tokenizer", help="folder or hub id of another tokenizer and chat template")
+    group.add_argument("--instruction", help='text after each question, "" for none (of the adapter, or the suite)')
+    group.add_argument("--system", help="system message before each question (none)")
+    group = parser.add_argument_group("answers")
+    group.add_argument("--samples", type=int, help="answers per question (16 for aime and amc, else 1)")
+    group.add_argument(
+        "--temperature", type=float, help="0 decodes greedily (0.6 for several samples, 0 for a single one)"
+    )
+    group.add_argument("--top-p", type=float, help="draw from the most likely tokens of this probability together (1)")
+    group.add_argument("--top-k", type=int, help="draw from so many tokens, the most likely ones; 0 for all (0)")
+    group.add_argument("--max-new-tokens", type=int, help="most tokens of an answer (3072)")
+    group.add_argument("--stop", action="append", metavar="TEXT", help="end with this text; may be given repeatedly")
+    group = parser.add_argument_group("cache")
+    group.add_argument(
+        "--window",
+        type=window,
+        help='resident thoughts: an integer, "prompt" or "none" (the adapter\'s own; none for the base)',
+    )
+    group.add_argument("--evict-fraction", type=float, help="share of the window that leaves when it is full")
+    group.add_argument("--positions", help="absolute, or rolling: inside the window, for any length")
+    add_eviction_options(parser, "that of the adapter; sliding for the base")
+    group = parser.add_argument_group("run")
+    group.add_argument("--batch-size", type=int, help="answers that are sampled at once (32)")
+    group.add_argument(
+        "--no-pack-weights", dest="pack_weights", action="store_false", help="on a CPU: sample slower, in less memory"
+    )
+    group.add_argument("--seed", type=int, help="of the sampling (0)")
+    group.add_argument("--output-dir", help=f"run folder ({OUTPUT_DIR}; runs/comparison with --compare)")
+    group.add_argument("--resume", action="store_true", help="go on where the run in this folder stopped")
+    group.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds another run")
+    group.add_argument("--compare", nargs=2, metavar=("RUN_A", "RUN_B"), help="compare two runs that were made")
