@@ -15,11 +15,16 @@ from torch.nn.parallel import DistributedDataParallel
 import thoughtcache as tc
 from support.compare import gradient_error, gradients
 from support.models import tiny_model, use_norms_without_fp32
+from thoughtcache.state.attention.weights import MEMORIES
+from thoughtcache.train.trainable import train_only
+from thoughtcache.train.transfer.teach import attention_shares, texts_that_evict
 
 # Rank 0 replays rows with evictions, rank 1 rows that end before the first one: their gates and projections of
 # evicted tokens take no part there, and the processes must not wait for each other for ever.
 PROMPTS = [[3, 1, 4, 1], [6, 5], [9], [2, 7, 1]]
 LENGTHS = (11, 11, 3, 2)
+TRANSFER_LENGTHS = (14, 9, 5, 8)
+"""Every text evicts, and the ranks do so unequally often."""
 
 
 # name -> (adapter, options of the replay, whether the base is trained as well)
@@ -76,6 +81,43 @@ def errors_of(case: tuple[dict[str, Any], dict[str, Any], bool], rank: int, worl
     return gradient_error(at_once, whole), gradient_error(in_parts, whole), gradient_error(local, whole)
 
 
+def transfer_errors(rank: int, world: int) -> tuple[float, float, float]:
+    """The same of attention transfer, whose loss is a ratio of sums: DDP gives the mean of the ranks' gradients."""
+    model = tiny_model(memory="attention", memory_features=6, memory_write="delta", window=3)
+    use_norms_without_fp32(model)
+    with model.disable_adapter():
+        texts = [
+            tc.rollout(model, [prompt], max_new_tokens=length, seed=row, ignore_eos=True, window=None)[0]
+            for row, (prompt, length) in enumerate(zip(PROMPTS, TRANSFER_LENGTHS, strict=True))
+        ]
+    rows = texts_that_evict(model, texts)
+    mine = rows[2 * rank : 2 * rank + 2]
+
+    def left(wrapped: torch.nn.Module, some: list[tc.Rollout]) -> torch.Tensor:
+        return (1 - attention_shares(wrapped, model, some).given_back).mean()
+
+    def mean_gradient(parts: list[list[tc.Rollout]]) -> dict[str, torch.Tensor]:
+        found = [gradients(model, lambda part=part: left(model, part)) for part in parts]
+        return {name: sum(one[name] for one in found) / len(parts) for name in found[0]}
+
+    with train_only(model, lambda name: MEMORIES in name):
+        # First of all, as the trainer does: leaving `disable_adapter` lets the whole adapter be trained again.
+        wrapped = DistributedDataParallel(model)
+
+        def accumulated() -> torch.Tensor:
+            with wrapped.no_sync():
+                (left(wrapped, mine[:1]) / 2).backward()
+            return left(wrapped, mine[1:]) / 2
+
+        at_once = gradients(wrapped, lambda: left(wrapped, mine))
+        in_parts = gradients(wrapped, accumulated)
+        local, of_ranks = mean_gradient([mine]), mean_gradient([rows[:2], rows[2:]])
+        of_texts = mean_gradient([[row] for row in rows])
+    at_once, in_parts = ({n.removeprefix("module."): g for n, g in found.items()} for found in (at_once, in_parts))
+    assert len(rows) == 2 * world
+    return gradient_error(at_once, of_ranks), gradient_error(in_parts, of_texts), gradient_error(local, of_ranks)
+
+
 def main() -> None:
     """Compare both sides in every case."""
     torch.set_num_threads(1)
@@ -84,6 +126,7 @@ def main() -> None:
     _, rollouts = build({}, train_base=False)
     report = {"rank": rank, "world": world, "evictions": len(rollouts[2 * rank].evictions)}
     errors = {name: errors_of(case, rank, world) for name, case in CASES.items()}
+    errors["attention transfer"] = transfer_errors(rank, world)
     print(json.dumps({**report, "errors": errors}), flush=True)
     dist.barrier()
     dist.destroy_process_group()

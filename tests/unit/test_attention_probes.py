@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from support.models import adapt, tiny_base, tiny_model
+from support.registered_policies import install_policies
 from support.texts import Text, texts_of
 from thoughtcache.cache.rotation import naive_turn
 from thoughtcache.evaluation.intervals import mean_interval
@@ -16,7 +18,7 @@ from thoughtcache.policy.handle import find_tuner
 from thoughtcache.sampler.given import given_text, rollouts_of_given, with_own_evictions
 from thoughtcache.state.attention.naive import naive_features, naive_read, naive_write
 from thoughtcache.state.unwritten import Unwritten
-from thoughtcache.studies import sinks
+from thoughtcache.studies import attention_share, passes, sinks
 from thoughtcache.studies.attention_share import MEMORY, _share, probe_attention_share, squared_distances
 from thoughtcache.studies.parts import parts_of
 from thoughtcache.studies.passes import pieces_of_texts, texts_under
@@ -128,13 +130,43 @@ def test_the_interval_of_a_ratio_by_hand():
     assert (found.low, found.high) == pytest.approx((0.5 + low, 0.5 + high))
 
 
+def test_windows_of_any_policy_stand_beside_it(tmp_path, monkeypatch):
+    """One that no other study has, one of another package, and one that is named twice."""
+    install_policies(tmp_path, monkeypatch)
+    model = model_of(**ATTENTION)
+    found = probe_attention_share(model, texts_of(3), policies=("largest-values", "tova", "tova"))
+    assert [one.cache for one in found[::2]] == [MEMORY, "window 9, largest-values", "window 9, tova"]
+    assert found[2].share != found[4].share
+
+
+def test_only_inputs_and_outputs_of_pieces_are_kept(monkeypatch):
+    """Each piece holds keys and values of all columns before it."""
+    model, seen, most = model_of(**ATTENTION), list[weakref.ref[Any]](), list[int]()
+
+    def watched(*args: Any, **options: Any) -> Any:
+        for piece in pieces_of_texts(*args, **options):
+            most.append(sum(one() is not None for one in seen))
+            if options.get("full_cache"):
+                seen.append(weakref.ref(piece))
+            yield piece
+
+    whole = probe_attention_share(model, texts_of(3))
+    monkeypatch.setattr(passes, "CHUNK_TOKENS", 3)
+    monkeypatch.setattr(attention_share, "pieces_of_texts", watched)
+    found = probe_attention_share(model, texts_of(3))
+    assert len(seen) > 4
+    assert max(most) == 1, "the piece before the newest one is all that may be left"
+    for one, expected in zip(found, whole, strict=True):
+        assert (one.share, one.lost) == pytest.approx((expected.share, expected.lost))
+
+
 def test_what_gives_nothing_back_is_refused():
     plain = adapt(tiny_base(), initial_state="identity", absorb=False, num_global_tokens=3)
     with pytest.raises(ValueError, match="no eviction changes the states of this adapter"):
         probe_attention_share(plain, texts_of(3))
     with pytest.raises(ValueError, match="two texts are the least for an interval, got 1"):
         probe_attention_share(model_of(), texts_of(1))
-    with pytest.raises(ValueError, match="eviction policy 'lru' is not known"):
+    with pytest.raises(ValueError, match="eviction='lru' is not known"):
         probe_attention_share(model_of(), texts_of(3), policies=("lru",))
     with pytest.raises(ValueError, match="nothing is evicted"):
         probe_attention_share(model_of(), texts_of(3, length=6))

@@ -13,48 +13,15 @@ from transformers import AutoModelForCausalLM
 import thoughtcache as tc
 from support.compare import assert_close, padded
 from support.models import tiny_model
+from support.registered_policies import install_policies
 from support.text_model import save_text_model
-from thoughtcache.cache.eviction import EVICTION_POLICIES, default_options, make_eviction_policy, table
+from thoughtcache.cache.eviction import EVICTION_POLICIES, default_options, make_eviction_policy
 from thoughtcache.recipes.load_adapter import load_adapted, settings_to_start_from
-
-MODULE = """
-from dataclasses import dataclass
-from typing import ClassVar
-from thoughtcache.cache.eviction import ScoredEviction
-
-@dataclass(frozen=True, kw_only=True)
-class LargestValues(ScoredEviction):
-    name: ClassVar[str] = "largest-values"
-    order: float = 2.0
-
-    def score(self, view):
-        return view.values.norm(dim=-1, p=self.order)
-
-    def naive_score(self, head):
-        return [sum(abs(float(x)) ** self.order for x in value) ** (1 / self.order) for value in head.values]
-"""
-ENTRIES = """
-[thoughtcache.eviction]
-largest-values = thought_policies:LargestValues
-other-name = thought_policies:LargestValues
-a-function = thought_policies:dataclass
-not-there = thought_policies:Nothing
-not-installed = no_such_thought_policies:Nothing
-sliding = no_such_thought_policies:Nothing
-"""
 
 
 @pytest.fixture
 def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package of somebody else that registers policies."""
-    information = tmp_path / "thought_policies-1.0.dist-info"
-    information.mkdir()
-    (tmp_path / "thought_policies.py").write_text(MODULE)
-    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: thought-policies\nVersion: 1.0\n")
-    (information / "entry_points.txt").write_text(ENTRIES)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "thought_policies", raising=False)
-    table._load.cache_clear()
+    install_policies(tmp_path, monkeypatch)
 
 
 @pytest.mark.usefixtures("_installed")

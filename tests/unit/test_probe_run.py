@@ -16,6 +16,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 import thoughtcache as tc
+from support.registered_policies import install_policies
 from thoughtcache.recipes.load_adapter import adapted_model
 from thoughtcache.recipes.probe.run import PROBES, run_probe
 from thoughtcache.recipes.probe.subject import ON_RECALL, ON_TEXTS, ProbeRun
@@ -108,6 +109,14 @@ def test_an_adapter_without_states(saved, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_policies_of_other_packages_are_taken(saved, tmp_path, monkeypatch):
+    (tmp_path / "package").mkdir()
+    install_policies(tmp_path / "package", monkeypatch)
+    run = run_of(saved, tmp_path / "run", what=("attention-share",), policies=("largest-values",))
+    payload = run_probe(run, Console(quiet=True))
+    assert [one["cache"] for one in payload["attention_share"][2:]] == ["window 12, largest-values"] * 2
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -115,7 +124,7 @@ def test_an_adapter_without_states(saved, tmp_path):
         ({"what": ("sinks", "sinks")}, "what must be one probe or several different ones"),
         ({"what": ("norms",)}, "what='norms' is not known"),
         ({"text": None}, "the probe 'state-use' looks at a text"),
-        ({"policies": ("lru",)}, "policies='lru' is not known"),
+        ({"policies": ("lru",)}, "policies: eviction='lru' is not known"),
         ({"tolerance": 0.0}, "tolerance must lie between 0 and 1"),
         ({"what": ("sinks",), "first_tokens": 6}, "first_tokens=6 are more than prompt_tokens=5"),
         ({"distances": ()}, "distances must be numbers of evictions"),

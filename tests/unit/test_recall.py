@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,22 @@ def test_words_of_another_number_of_tokens_are_left_out():
     assert task._choices() == list(WORDS[:10])
     lengths = {task.episode(seed, 1).num_answer for seed in range(8)}
     assert len(lengths) == 1
+
+
+def test_words_are_compared_once(monkeypatch):
+    """And a task with other words compares those."""
+    task, encoded = task_of(cache_of()), list[str]()
+    encode = PreTrainedTokenizerFast.encode
+    monkeypatch.setattr(
+        PreTrainedTokenizerFast, "encode", lambda self, text, **kw: (encoded.append(text), encode(self, text, **kw))[1]
+    )
+    assert task.is_possible
+    assert encoded == [f" {word}" for word in WORDS]
+    encoded.clear()
+    task.episode(0, 1)
+    assert sum(text.strip() in WORDS for text in encoded) == task.length
+    assert replace(task, words=WORDS[:5])._choices() == list(WORDS[:5])
+    assert task._choices() == list(WORDS)
 
 
 def test_words_of_a_code_are_all_different():

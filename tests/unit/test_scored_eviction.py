@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from support.compare import assert_close
 from support.policies import SCORED
 from thoughtcache.cache.eviction import EVICTION_POLICIES, EvictionView, ScoredEviction, make_eviction_policy
 from thoughtcache.cache.eviction.naive_view import NaiveHead
+from thoughtcache.cache.eviction.policies import rkv
 from thoughtcache.cache.eviction.policies.h2o import H2OEviction
 from thoughtcache.cache.eviction.policies.snapkv import SnapKVEviction
 from thoughtcache.cache.query_log import QueryLog
@@ -250,3 +253,42 @@ def test_at_most_half_of_what_stays_is_protected(window, num_evicted, snapkv, h2
     assert H2OEviction().num_protected(window, num_evicted) == h2o
     assert SnapKVEviction().num_queries(window, num_evicted) == max(1, snapkv)
     assert H2OEviction().num_queries(window, num_evicted) == num_evicted
+
+
+def all_pairs(keys: Tensor, threshold: float) -> Tensor:
+    """The redundancy of R-KV from all pairs at once, row by row."""
+    directions = torch.nn.functional.normalize(keys, dim=-1)
+    cosines = directions @ directions.mT
+    for row in cosines.flatten(0, 1):
+        row.fill_diagonal_(0.0)
+        for one in row:
+            alike = (one > threshold).nonzero().flatten()
+            one[alike[-1:]] = 0.0
+    return cosines.mean(dim=2).softmax(dim=-1)
+
+
+@pytest.mark.parametrize("threshold", [-0.5, 0.5, 0.99])
+@pytest.mark.parametrize("size", [1, 2, 6, 7, 13])
+def test_redundancy_in_blocks_of_rows(size, threshold, monkeypatch):
+    """Directions that come again and again, so that rows have several columns above the threshold, one or none."""
+    keys = torch.randint(-1, 2, (2, 3, size, 2), generator=torch.Generator().manual_seed(size)).double()
+    expected = all_pairs(keys, threshold)
+    assert_close(rkv._redundancy(keys, threshold), expected)
+    monkeypatch.setattr(rkv, "NUM_ROWS", 3)
+    assert_close(rkv._redundancy(keys, threshold), expected)
+
+
+def test_redundancy_holds_a_block_of_rows_at_once(monkeypatch):
+    class Sizes(TorchDispatchMode):
+        largest = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            found = func(*args, **(kwargs or {}))
+            if isinstance(found, Tensor):
+                self.largest = max(self.largest, found.untyped_storage().nbytes())
+            return found
+
+    monkeypatch.setattr(rkv, "NUM_ROWS", 4)
+    with Sizes() as sizes:
+        rkv._redundancy(torch.randn(2, 3, 64, 2), 0.5)
+    assert sizes.largest == 2 * 3 * 4 * 64 * 4  # fp32

@@ -97,7 +97,7 @@ def probe_anatomy(
     states, written = list[StateAnatomy](), {}
     for part, of_batches in zip(parts, zip(*looks, strict=True), strict=True):
         figures = torch.cat([one for one, _ in of_batches], dim=2).double().mean(dim=2)  # [3, N, L, H]
-        weights = torch.cat([one for _, one in of_batches]).double()
+        weights = torch.cat([one for _, one in of_batches])
         tiny = torch.finfo(weights.dtype).tiny
         shares = weights / weights.sum(dim=-1, keepdim=True).clamp_min(tiny)
         halves = half_of(shares, num_left).mean(dim=0)
@@ -142,7 +142,7 @@ def _look(
     layers, heads = range(tuner.num_layers), tuner.kv_shape[0]
     is_rolling = texts[0].settings.positions == "rolling"
     resident = [torch.zeros(len(texts), heads, 0, 1, dtype=torch.long) for _ in layers]  # which thoughts are
-    figures, weights = [], []
+    figures, weights = [], torch.zeros((), dtype=torch.float64)
     for piece in pieces_of_texts(model, texts):
         resident = [one.to(piece.inputs[0].device) for one in resident]
         if piece.chunk.evicts:
@@ -153,10 +153,10 @@ def _look(
                 gone, resident[layer] = split_thoughts(resident[layer], leaving.slots, piece.chunk.evicted)
                 found = part.memory.token_weights(layer, leaving.keys, leaving.values, leaving.positions)
                 of_layers.append(by_thought(found, gone.squeeze(-1), size))
-            weights.append(torch.stack(of_layers, dim=1))
+            weights = weights + torch.stack(of_layers, dim=1).double()
         new = piece.new_thoughts.expand(len(texts), heads, -1, -1)
         resident = [torch.cat([one, new], dim=2) for one in resident]
-    return torch.stack(figures, dim=1), torch.stack(weights).sum(dim=0)
+    return torch.stack(figures, dim=1), weights
 
 
 def _figures(piece: Piece, part: Part) -> Float[Tensor, "3 B L H"]:

@@ -5,7 +5,7 @@ Comparisons are at equal floats: whoever has no memory gets the adapter's number
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,8 @@ from peft import PeftModel
 from thoughtcache.config import ThoughtConfig
 
 POLICIES_BESIDE = ("h2o", "random", "sliding", "snapkv")
-"""Eviction policies of the arms with more slots: the newest, by chance, and the two that are known best."""
+"""Eviction policies of the arms with more slots if no others are named: the newest, by chance, and the two that are
+known best."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,12 +69,27 @@ def arms_beside(thought: ThoughtConfig, *, extra_slots: int) -> list[Arm]:
             eviction_options=thought.eviction_options,
         ),
     ]
-    if extra_slots:
-        wider = window + extra_slots
-        arms += [
-            _arm(thought, f"window {wider}, {policy}", window=wider, eviction=policy) for policy in POLICIES_BESIDE
-        ]
-    return arms
+    return [*arms, *wider_arms(thought, extra_slots=extra_slots)]
+
+
+def wider_arms(thought: ThoughtConfig, *, extra_slots: int, policies: Sequence[str] = POLICIES_BESIDE) -> list[Arm]:
+    """The base model under windows with more slots, one for every policy; none if there are no more slots.
+
+    Args:
+        thought: settings of the adapter that is studied.
+        extra_slots: see `arms_beside`.
+        policies: names of eviction policies, of this package or registered by others.
+
+    Raises:
+        ValueError: if a policy is not known.
+    """
+    assert isinstance(thought.window, int)
+    if not extra_slots:
+        return []
+    wider = thought.window + extra_slots
+    return [
+        _arm(thought, f"window {wider}, {policy}", window=wider, eviction=policy) for policy in dict.fromkeys(policies)
+    ]
 
 
 def _arm(thought: ThoughtConfig, name: str, **cache: Any) -> Arm:

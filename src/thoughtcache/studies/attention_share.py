@@ -24,14 +24,14 @@ from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor
 
-from thoughtcache.cache.eviction import EVICTION_POLICIES
+from thoughtcache.cache.eviction import find_eviction_policy
 from thoughtcache.evaluation.intervals import mean_interval
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.records import CacheSettings, Rollout
 from thoughtcache.sampler.given import with_own_evictions
 from thoughtcache.state.memory import Memory
 from thoughtcache.state.unwritten import Unwritten
-from thoughtcache.studies.arms import arms_beside
+from thoughtcache.studies.arms import wider_arms
 from thoughtcache.studies.passes import Text, check_memory, pieces_of_texts, texts_under
 
 MEMORY = "with its memory"
@@ -76,8 +76,8 @@ def probe_attention_share(
     Args:
         model: the adapted model.
         texts: pairs of a prompt and thoughts, as token ids; all thoughts equally long.
-        policies: eviction policies of the wider windows beside it. One that chooses does so on the base model, token by
-            token, which takes longer than everything else.
+        policies: eviction policies of the wider windows beside it, of this package or registered by others. One that
+            chooses does so on the base model, token by token, which takes longer than everything else.
         batch_size: texts that are run at once; inputs and outputs of all their layers are held.
         seed: seed of eviction policies that draw.
         progress: called with the number of texts that were looked at.
@@ -91,9 +91,8 @@ def probe_attention_share(
     """
     tuner = find_tuner(model)
     check_memory(model)
-    unknown = sorted(set(policies) - set(EVICTION_POLICIES))
-    if unknown:
-        raise ValueError(f"eviction policy {unknown[0]!r} is not known; choose among {sorted(EVICTION_POLICIES)}")
+    for policy in policies:
+        find_eviction_policy(policy)
     if len(texts) < 2:
         raise ValueError(f"two texts are the least for an interval, got {len(texts)}")
     cache = tuner.thought_config.resolve_window(None)
@@ -122,12 +121,8 @@ def _errors(
 ) -> dict[str, Float[Tensor, "B L"]]:
     """Squared outputs of the full cache, and squared distances from them, of every text and layer."""
     tuner, rollouts = find_tuner(model), texts_under(texts, cache, seed=seed)
-    pieces = list(pieces_of_texts(model, rollouts, full_cache=True))
-    layers = range(tuner.num_layers)
-    inputs = [torch.cat([piece.inputs[layer] for piece in pieces], dim=1) for layer in layers]
-    outputs = [torch.cat([piece.outputs[layer] for piece in pieces], dim=1) for layer in layers]
-    start = pieces[0].batch.prompts.ids.shape[1] + rollouts[0].evictions[0].before_token
-    del pieces
+    inputs, outputs, width = _with_full_cache(model, rollouts)
+    start = width + rollouts[0].evictions[0].before_token
 
     def distance(some: Sequence[Rollout], memory: Memory | None) -> Float[Tensor, "B L"]:
         return squared_distances(model, some, inputs, outputs, start, memory)
@@ -139,9 +134,8 @@ def _errors(
         MEMORY: distance(own, None),
     }
     extra = math.ceil(tuner.state_size()[1])
-    for arm in arms_beside(tuner.thought_config, extra_slots=extra):
-        if arm.config is None or arm.config.window in (None, cache.window) or arm.config.eviction not in policies:
-            continue
+    for arm in wider_arms(tuner.thought_config, extra_slots=extra, policies=policies):
+        assert arm.config is not None
         wider = arm.config.resolve_window(None)
         assert wider.window is not None
         if len(texts[0][1]) - 1 <= wider.window:
@@ -150,6 +144,20 @@ def _errors(
             chosen = with_own_evictions(model, texts_under(texts, wider, seed=seed))
         found[arm.name] = distance(chosen, unwritten)
     return found
+
+
+def _with_full_cache(model: PeftModel, texts: Sequence[Rollout]) -> tuple[list[Tensor], list[Tensor], int]:
+    """[B, C, hidden] what every layer's attention is given and gives, and the columns of prompts.
+
+    Nothing else of a piece is kept: each one holds the keys and values of all columns before it.
+    """
+    inputs, outputs, width = list[list[Tensor]](), list[list[Tensor]](), 0
+    for piece in pieces_of_texts(model, texts, full_cache=True):
+        inputs.append(piece.inputs)
+        outputs.append(piece.outputs)
+        width = piece.batch.prompts.ids.shape[1]
+    joined = [[torch.cat(of_layer, dim=1) for of_layer in zip(*parts, strict=True)] for parts in (inputs, outputs)]
+    return joined[0], joined[1], width
 
 
 def squared_distances(

@@ -11,7 +11,7 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from thoughtcache.adapter.support import DTYPES
-from thoughtcache.cache.eviction import EVICTION_POLICIES, OptionValue
+from thoughtcache.cache.eviction import OptionValue, find_eviction_policy
 from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.report.plots import Panel
 from thoughtcache.studies.families import DISTANCES
@@ -92,7 +92,10 @@ class ProbeRun:
             if not values or min(values) < 0:
                 raise ValueError(f"{field_name} must be numbers of evictions from 0 on, got {list(values)}")
         for policy in self.policies:
-            one_of("policies", policy, sorted(EVICTION_POLICIES))
+            try:
+                find_eviction_policy(policy)
+            except ValueError as error:
+                raise ValueError(f"policies: {error}") from error
         if not 0 < self.tolerance < 1:
             raise ValueError(f"tolerance must lie between 0 and 1, the attention of all tokens, got {self.tolerance}")
         if "sinks" in self.what and self.first_tokens > self.prompt_tokens:

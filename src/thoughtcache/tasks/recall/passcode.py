@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count
 from random import Random
 
@@ -32,7 +33,7 @@ FEWEST_CHOICES = 4
 DIGITS = [str(digit) for digit in range(10)]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class PasscodeTask:
     """Makes episodes.
 
@@ -103,12 +104,12 @@ class PasscodeTask:
     @property
     def is_possible(self) -> bool:
         """Whether the tokenizer tells enough words or digits apart for codes of this length."""
-        choices = len(self._of_equal_length())
+        choices = len(self._of_equal_length)
         return choices >= FEWEST_CHOICES and (self.kind == "digits" or self.length <= choices)
 
     def _choices(self) -> list[str]:
         """Words or digits of equally many tokens, so that all answers are equally long."""
-        found = self._of_equal_length()
+        found = self._of_equal_length
         if len(found) < FEWEST_CHOICES:
             words = DIGITS if self.kind == "digits" else self.words
             raise ValueError(
@@ -117,6 +118,7 @@ class PasscodeTask:
             )
         return found
 
+    @cached_property
     def _of_equal_length(self) -> list[str]:
         words = DIGITS if self.kind == "digits" else self.words
         # Words that a tokenizer does not tell apart, such as unknown ones, are one.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import max_pool1d, normalize
 
@@ -14,6 +14,9 @@ from thoughtcache.cache.eviction.naive_view import NaiveHead, softmax
 from thoughtcache.cache.eviction.options import at_least, odd
 from thoughtcache.cache.eviction.scored import ScoredEviction
 from thoughtcache.cache.eviction.view import EvictionView, shares
+
+NUM_ROWS = 256
+"""Thoughts whose cosines with all others are in memory at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +31,7 @@ class RKVEviction(ScoredEviction):
     Official code: Zefan-Cai/R-KV, `rkv/compression/r1_kv.py` and `rkv/utils.py` (window 8, kernel 7, threshold 0.5, and
     a weight of 0.07 in the class and 0.1 in the paper and README, which is ours). Deviations: the prompt, which stays,
     is no part of either term; a row without a similar column loses none, where the official code zeroes column 0; what
-    is kept stays in its order in time. All pairs of a layer live at once: `W^2` numbers per kv head and row.
+    is kept stays in its order in time. Pairs live in blocks of rows: `NUM_ROWS * W` numbers per kv head and sequence.
 
     Attributes:
         max_queries: most of the last queries that are looked at.
@@ -95,16 +98,16 @@ class RKVEviction(ScoredEviction):
 def _redundancy(keys: Float[Tensor, "B H W D"], threshold: float) -> Float[Tensor, "B H W"]:
     """How much of each thought the others say, as shares of the thoughts."""
     directions = normalize(keys, dim=-1)
-    cosines = directions @ directions.mT
-    cosines.diagonal(dim1=-2, dim2=-1).zero_()
-    cosines.masked_fill_(_last(cosines > threshold), 0.0)
-    return cosines.mean(dim=2).softmax(dim=-1)
-
-
-def _last(flags: Bool[Tensor, "B H W W"]) -> Bool[Tensor, "B H W W"]:
-    """The last column of each row that is set, and nothing in a row without one."""
-    behind = flags.flip(-1).cumsum(dim=-1).flip(-1)
-    return flags & (behind == 1)
+    slots = torch.arange(keys.shape[2], device=keys.device, dtype=torch.int32)
+    said = torch.zeros_like(directions[..., 0])
+    for first in range(0, keys.shape[2], NUM_ROWS):
+        rows = slice(first, first + NUM_ROWS)
+        cosines = directions[:, :, rows] @ directions.mT
+        cosines.masked_fill_(slots == slots[rows, None], 0.0)
+        newest = torch.where(cosines > threshold, slots, -1).amax(dim=-1, keepdim=True)  # -1 is no slot
+        cosines.masked_fill_(slots == newest, 0.0)
+        said += cosines.sum(dim=2)
+    return (said / keys.shape[2]).softmax(dim=-1)
 
 
 def _cosine(left: Tensor, right: Tensor) -> float:
