@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from thoughtcache_cli.eviction_options import add_eviction_options
-from thoughtcache_cli.shared_options import integers
+from thoughtcache_cli.shared_options import integers, names
 
 EXAMPLES = """\
 examples:
@@ -17,11 +17,6 @@ examples:
   thoughtcache probe --model ./model --adapter runs/mine/adapter --what ages,families --distances 1,4,16,64
       does it forget by age or by how much it reads, and does it remember what it was not taught
 """
-
-
-def names(text: str) -> tuple[str, ...]:
-    """Words between commas."""
-    return tuple(part.strip() for part in text.split(","))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -29,6 +29,11 @@ def numbers(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
 
 
+def names(text: str) -> tuple[str, ...]:
+    """Words between commas."""
+    return tuple(part.strip() for part in text.split(","))
+
+
 def gradient(text: str) -> int | str:
     """An integer, "exact" or "detached"."""
     return int(text) if text.lstrip("-").isdigit() else text

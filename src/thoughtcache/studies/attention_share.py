@@ -122,19 +122,15 @@ def _errors(
 ) -> dict[str, Float[Tensor, "B L"]]:
     """Squared outputs of the full cache, and squared distances from them, of every text and layer."""
     tuner, rollouts = find_tuner(model), texts_under(texts, cache, seed=seed)
-    pieces = list(pieces_of_texts(model, rollouts, full_cache=True))
-    layers = range(tuner.num_layers)
-    inputs = [torch.cat([piece.inputs[layer] for piece in pieces], dim=1) for layer in layers]
-    outputs = [torch.cat([piece.outputs[layer] for piece in pieces], dim=1) for layer in layers]
-    start = pieces[0].batch.prompts.ids.shape[1] + rollouts[0].evictions[0].before_token
-    del pieces
+    full = FullCache.of(model, rollouts)
+    start = full.prompt_columns + rollouts[0].evictions[0].before_token
 
     def distance(some: Sequence[Rollout], memory: Memory | None) -> Float[Tensor, "B L"]:
-        return squared_distances(model, some, inputs, outputs, start, memory)
+        return squared_distances(model, some, full.inputs, full.outputs, start, memory)
 
     unwritten, own = Unwritten(tuner.memory()), with_own_evictions(model, rollouts)
     found = {
-        _FULL: torch.stack([_squared(output[:, start:]) for output in outputs], dim=1),
+        _FULL: full.squares(start),
         _WINDOW: distance(own, unwritten),
         MEMORY: distance(own, None),
     }
@@ -150,6 +146,36 @@ def _errors(
             chosen = with_own_evictions(model, texts_under(texts, wider, seed=seed))
         found[arm.name] = distance(chosen, unwritten)
     return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FullCache:
+    """What the attention of every layer is given and gives when texts run with the full cache.
+
+    Attributes:
+        inputs: [B, C, hidden] of every layer.
+        outputs: the same, behind the projection of the heads.
+        prompt_columns: columns before the first thought.
+    """
+
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    prompt_columns: int
+
+    @classmethod
+    def of(cls, model: PeftModel, texts: Sequence[Rollout]) -> FullCache:
+        """Run the texts."""
+        pieces = list(pieces_of_texts(model, texts, full_cache=True))
+        layers = range(find_tuner(model).num_layers)
+        return cls(
+            inputs=[torch.cat([piece.inputs[layer] for piece in pieces], dim=1) for layer in layers],
+            outputs=[torch.cat([piece.outputs[layer] for piece in pieces], dim=1) for layer in layers],
+            prompt_columns=pieces[0].batch.prompts.ids.shape[1],
+        )
+
+    def squares(self, start: int) -> Float[Tensor, "B L"]:
+        """Squared outputs, summed over the columns from `start` on."""
+        return torch.stack([_squared(output[:, start:]) for output in self.outputs], dim=1)
 
 
 def squared_distances(
@@ -187,16 +213,26 @@ def _share(
     layer: int, name: str, full: Sequence[float], window: Sequence[float], error: Sequence[float]
 ) -> AttentionShare:
     """The ratio of sums over texts, and its interval from what each text adds to it."""
-    lost, texts = sum(window), len(window)
-    ratio = sum(error) / lost
-    parts = [texts * (one - ratio * of_window) / lost for one, of_window in zip(error, window, strict=True)]
+    missing, parts = missing_share(window, error)
     low, high = mean_interval(parts)
     return AttentionShare(
         layer=layer,
         cache=name,
-        lost=lost / sum(full),
-        share=1 - ratio,
-        low=1 - ratio - high,
-        high=1 - ratio - low,
-        texts=texts,
+        lost=sum(window) / sum(full),
+        share=1 - missing,
+        low=1 - missing - high,
+        high=1 - missing - low,
+        texts=len(window),
     )
+
+
+def missing_share(window: Sequence[float], error: Sequence[float]) -> tuple[float, list[float]]:
+    """The share of what the window loses that is still missing, and what each text adds to its error (mean 0).
+
+    Args:
+        window: squared distances of the window, one per text.
+        error: those of another cache.
+    """
+    lost, texts = sum(window), len(window)
+    ratio = sum(error) / lost
+    return ratio, [texts * (one - ratio * of_window) / lost for one, of_window in zip(error, window, strict=True)]
