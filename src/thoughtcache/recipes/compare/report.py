@@ -70,22 +70,21 @@ def layers_csv(rows: Sequence[Row]) -> str:
 
 
 def panels(rows: Sequence[Row]) -> list[Panel]:
-    """Divergence by window, and the share that comes back by layer for every window."""
+    """Divergence by window, if there are several, and for every window the share that comes back by layer."""
     windows = list(dict.fromkeys(row.window for row in rows))
     policies = list(dict.fromkeys(row.policy for row in rows))
     divergence: dict[str, Series] = {}
     for policy in policies:
         own = sorted((row for row in rows if row.policy == policy), key=lambda row: row.window)
         divergence[policy] = ([float(row.window) for row in own], [row.kl[0] for row in own])
-    found = [
-        Panel(
-            title="divergence",
-            x_label="window (thoughts)",
-            y_label="KL to the full cache (nats per token)",
-            series=divergence,
-            from_zero=True,
-        )
-    ]
+    by_window = Panel(
+        title="divergence from the full cache",
+        x_label="window (thoughts)",
+        y_label="KL (nats per token)",
+        series=divergence,
+        from_zero=True,
+    )
+    found = [by_window] if len(windows) > 1 else []
     for window in windows:
         series: dict[str, Series] = {
             row.policy: (
@@ -95,8 +94,8 @@ def panels(rows: Sequence[Row]) -> list[Panel]:
             for row in rows
             if row.window == window
         }
-        title = f"window {window} (-100: or less)"
-        found.append(Panel(title=title, x_label="layer", y_label="lost attention output given back (%)", series=series))
+        title = f"attention given back, window {window} (-100: or less)"
+        found.append(Panel(title=title, x_label="layer", y_label="share of what is lost (%)", series=series))
     return found
 
 
