@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
+from thoughtcache_cli.compare_options import EXAMPLES as COMPARE_EXAMPLES
+from thoughtcache_cli.compare_options import OUTPUT_DIR as COMPARE_OUTPUT_DIR
+from thoughtcache_cli.compare_options import add_options as add_compare_options
 from thoughtcache_cli.distill_options import EXAMPLES as DISTILL_EXAMPLES
 from thoughtcache_cli.distill_options import OUTPUT_DIR as DISTILL_OUTPUT_DIR
 from thoughtcache_cli.distill_options import add_options as add_distill_options
@@ -31,6 +34,7 @@ DEFAULT_OUTPUT_DIRS = {
     "recall": "runs/recall",
     "distill": DISTILL_OUTPUT_DIR,
     "eval": EVAL_OUTPUT_DIR,
+    "compare-eviction": COMPARE_OUTPUT_DIR,
 }
 
 _TRAIN_EXAMPLES = """\
@@ -81,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     _distill(commands)
     _recall(commands)
     _probe(commands)
+    _compare(commands)
     _plan(commands)
     return parser
 
@@ -232,6 +237,11 @@ def _recall(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def _probe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     summary = "what do the states of an adapter carry, how do they look, and what is remembered"
     add_probe_options(_command(commands, "probe", summary, PROBE_EXAMPLES))
+
+
+def _compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    summary = "which eviction policy loses least, without training, and what it costs"
+    add_compare_options(_command(commands, "compare-eviction", summary, COMPARE_EXAMPLES))
 
 
 def _plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -107,6 +107,14 @@ def probe(options: dict[str, Any]) -> None:
     run_probe(ProbeRun(**options))
 
 
+def compare_eviction(options: dict[str, Any]) -> None:
+    """`thoughtcache compare-eviction`: the base under every eviction policy, measured."""
+    from thoughtcache.recipes.compare.config import CompareRun
+    from thoughtcache.recipes.compare.run import run_compare
+
+    run_compare(CompareRun(**options))
+
+
 def plan(options: dict[str, Any]) -> None:
     """`thoughtcache plan`: print where the memory of a run would go."""
     from thoughtcache.recipes.plan.memory_plan import plan_memory
@@ -132,5 +140,6 @@ COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {
     "distill": distill,
     "recall": recall,
     "probe": probe,
+    "compare-eviction": compare_eviction,
     "plan": plan,
 }

@@ -198,6 +198,23 @@ RULES: dict[str, tuple[Rule, ...]] = {
             reason="is of probes that tell passcodes; leave it out, or add ages or families to --what",
         ),
     ),
+    "compare-eviction": (
+        Rule(
+            names=("split", "prompt_column", "instruction"),
+            when=lambda options: "dataset" not in options,
+            reason="is about questions; leave it out, or give --dataset",
+        ),
+        Rule(
+            names=("prompt_tokens",),
+            when=lambda options: "text" not in options,
+            reason="cuts a --text into pieces; leave it out, or give one",
+        ),
+        Rule(
+            names=("split",),
+            when=lambda options: Path(options.get("dataset", "")).expanduser().is_file(),
+            reason="chooses among the files of a folder or hub data set, and --dataset is a file; leave it out",
+        ),
+    ),
     "plan": (
         Rule(
             names=("gpu", "reserve", "picture"),

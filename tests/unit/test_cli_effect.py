@@ -10,6 +10,7 @@ from thoughtcache_cli.arguments import build_parser, command_parsers
 from thoughtcache_cli.effect import RULES, refuse_without_effect
 
 PROBE = ["probe", "--model", "m", "--adapter", "a", "--text", "t"]
+COMPARE = ["compare-eviction", "--model", "m"]
 OWN = ["train", "--model", "m", "--dataset", "d"]
 # refused arguments, the option that is named, and arguments with the same option where it does something
 CASES: dict[str, tuple[list[str], str, list[str]]] = {
@@ -91,6 +92,10 @@ CASES: dict[str, tuple[list[str], str, list[str]]] = {
                                ["distill", "--model", "m", "--dataset", "d", "--instruction", "i"]),
     "prompts of questions": (["distill", "--model", "m", "--dataset", "d", "--prompt-tokens", "4"], "--prompt-tokens",
                              ["distill", "--model", "m", "--text", "t", "--prompt-tokens", "4"]),
+    "column of a text": ([*COMPARE, "--text", "t", "--prompt-column", "q"], "--prompt-column",
+                         [*COMPARE, "--dataset", "d", "--prompt-column", "q"]),
+    "prompts of token ids": ([*COMPARE, "--tokens", "t", "--prompt-tokens", "4"], "--prompt-tokens",
+                             [*COMPARE, "--text", "t", "--prompt-tokens", "4"]),
     "window of a plan": (["plan", "--window", "none", "--evict-fraction", "1"], "--evict-fraction",
                          ["plan", "--evict-fraction", "1"]),
 }  # fmt: skip

@@ -18,8 +18,9 @@ from support.texts import Text, texts_of
 from thoughtcache.evaluation.intervals import mean_interval
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.recipes.load_adapter import adapted_model
-from thoughtcache.recipes.probe.run import pieces_of, run_probe
+from thoughtcache.recipes.probe.run import run_probe
 from thoughtcache.recipes.probe.subject import ProbeRun
+from thoughtcache.recipes.texts import pieces_of
 from thoughtcache.records import Rollout
 from thoughtcache.sampler.given import given_text, with_own_evictions
 from thoughtcache.studies.state_use import FULL, NONE, OTHERS, OWN, WINDOW, _batches, _losses, probe_state_use

@@ -17,6 +17,8 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 LINE_STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 PANELS_PER_ROW = 2
+LEGEND_COLUMNS, LEGEND_LINES_INSIDE, LEGEND_LINE_INCHES = 2, 2, 0.2
+"""A panel is higher by so much for each line of the longest legend beyond those that it has room for."""
 PANEL_WIDTH_INCHES, PANEL_HEIGHT_INCHES, DOTS_PER_INCH = 5.6, 4.0, 150
 
 
@@ -63,7 +65,9 @@ def plot_curves(path: str | Path, panels: Sequence[Panel]) -> Path:
                 raise ValueError(f"series {label!r} of panel {panel.title!r} has {len(x)} x and {len(y)} y values")
     columns = min(len(panels), PANELS_PER_ROW)
     rows = -(-len(panels) // PANELS_PER_ROW)
-    figure = Figure(figsize=(columns * PANEL_WIDTH_INCHES, rows * PANEL_HEIGHT_INCHES), layout="constrained")
+    lines_below = -(-max(len(panel.series) for panel in panels) // LEGEND_COLUMNS)
+    height = PANEL_HEIGHT_INCHES + LEGEND_LINE_INCHES * max(0, lines_below - LEGEND_LINES_INSIDE)
+    figure = Figure(figsize=(columns * PANEL_WIDTH_INCHES, rows * height), layout="constrained")
     FigureCanvasAgg(figure)
     looks = {label: index for index, label in enumerate(dict.fromkeys(label for p in panels for label in p.series))}
     for number, panel in enumerate(panels, start=1):
@@ -76,7 +80,7 @@ def plot_curves(path: str | Path, panels: Sequence[Panel]) -> Path:
                 label=label,
                 color=PALETTE[look % len(PALETTE)],
                 linestyle=LINE_STYLES[look % len(LINE_STYLES)],
-                marker=MARKERS[look % len(MARKERS)],
+                marker=MARKERS[(look + look // len(PALETTE)) % len(MARKERS)],
                 markersize=4.5,
                 markevery=max(1, len(x) // 12),
                 linewidth=1.8,
@@ -93,7 +97,9 @@ def plot_curves(path: str | Path, panels: Sequence[Panel]) -> Path:
         if panel.series and all(value.is_integer() for x, _ in panel.series.values() for value in x):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if len(panel.series) > 1:
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=9, framealpha=0.9)
+            axes.legend(
+                loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=LEGEND_COLUMNS, fontsize=9, framealpha=0.9
+            )
     picture = BytesIO()
     figure.savefig(picture, dpi=DOTS_PER_INCH, format="png")
     return replace_file(path, picture.getvalue())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -11,6 +11,7 @@ from thoughtcache.cache.eviction import find_eviction_policy
 from thoughtcache.cache.eviction.policies.sliding import sliding_evictions
 from thoughtcache.records import CacheSettings, Rollout, SamplingSettings
 from thoughtcache.sampler.engine import Engine
+from thoughtcache.sampler.events import Event
 from thoughtcache.sampler.request import Request
 
 
@@ -44,13 +45,16 @@ def given_text(prompt_ids: Sequence[int], token_ids: Sequence[int], cache: Cache
     )
 
 
-def rollouts_of_given(model: nn.Module, rollouts: Sequence[Rollout]) -> list[Rollout]:
+def rollouts_of_given(
+    model: nn.Module, rollouts: Sequence[Rollout], on_event: Callable[[Event], None] | None = None
+) -> list[Rollout]:
     """The same tokens under the model's own policy: with its evictions, states and log-probabilities.
 
     Args:
         model: the adapted model, not wrapped; it must not be sampling.
         rollouts: tokens under one window, seeds for eviction policies that draw, and temperatures. What else they
             recorded is not read.
+        on_event: called with every event of the engine when it happens.
     """
     engine = Engine(
         model,
@@ -58,6 +62,7 @@ def rollouts_of_given(model: nn.Module, rollouts: Sequence[Rollout]) -> list[Rol
         window=rollouts[0].settings.window,
         max_prompt_tokens=max(len(rollout.prompt_ids) for rollout in rollouts),
         max_new_tokens=max(len(rollout.token_ids) for rollout in rollouts),
+        on_event=on_event,
     )
     return engine.run(
         Request(

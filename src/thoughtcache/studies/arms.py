@@ -93,14 +93,16 @@ def wider_arms(thought: ThoughtConfig, *, extra_slots: int, policies: Sequence[s
 
 
 def _arm(thought: ThoughtConfig, name: str, **cache: Any) -> Arm:
-    settings = {
-        "evict_fraction": thought.evict_fraction,
-        "positions": thought.positions,
-        "target_modules": ["q_proj"],
-        "r": 1,
-        "num_global_tokens": 1,
-        "initial_state": "identity",
-        "absorb": False,
-        **cache,
-    }
-    return Arm(name=name, config=ThoughtConfig(**settings))
+    settings = {"evict_fraction": thought.evict_fraction, "positions": thought.positions, **cache}
+    return Arm(name=name, config=changes_nothing(**settings))
+
+
+def changes_nothing(**cache: Any) -> ThoughtConfig:
+    """Settings of an adapter that leaves the base model as it is under a cache.
+
+    Args:
+        cache: settings of the cache: window, evict_fraction, positions, eviction, eviction_options.
+    """
+    return ThoughtConfig(
+        target_modules=["q_proj"], r=1, num_global_tokens=1, initial_state="identity", absorb=False, **cache
+    )

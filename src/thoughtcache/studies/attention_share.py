@@ -121,15 +121,15 @@ def _errors(
 ) -> dict[str, Float[Tensor, "B L"]]:
     """Squared outputs of the full cache, and squared distances from them, of every text and layer."""
     tuner, rollouts = find_tuner(model), texts_under(texts, cache, seed=seed)
-    inputs, outputs, width = _with_full_cache(model, rollouts)
-    start = width + rollouts[0].evictions[0].before_token
+    full = FullCache.of(model, rollouts)
+    start = full.prompt_columns + rollouts[0].evictions[0].before_token
 
     def distance(some: Sequence[Rollout], memory: Memory | None) -> Float[Tensor, "B L"]:
-        return squared_distances(model, some, inputs, outputs, start, memory)
+        return squared_distances(model, some, full.inputs, full.outputs, start, memory)
 
     unwritten, own = Unwritten(tuner.memory()), with_own_evictions(model, rollouts)
     found = {
-        _FULL: torch.stack([_squared(output[:, start:]) for output in outputs], dim=1),
+        _FULL: full.squares(start),
         _WINDOW: distance(own, unwritten),
         MEMORY: distance(own, None),
     }
@@ -146,18 +146,37 @@ def _errors(
     return found
 
 
-def _with_full_cache(model: PeftModel, texts: Sequence[Rollout]) -> tuple[list[Tensor], list[Tensor], int]:
-    """[B, C, hidden] what every layer's attention is given and gives, and the columns of prompts.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FullCache:
+    """What the attention of every layer is given and gives when texts run with the full cache.
 
-    Nothing else of a piece is kept: each one holds the keys and values of all columns before it.
+    Attributes:
+        inputs: [B, C, hidden] of every layer.
+        outputs: the same, behind the projection of the heads.
+        prompt_columns: columns before the first thought.
     """
-    inputs, outputs, width = list[list[Tensor]](), list[list[Tensor]](), 0
-    for piece in pieces_of_texts(model, texts, full_cache=True):
-        inputs.append(piece.inputs)
-        outputs.append(piece.outputs)
-        width = piece.batch.prompts.ids.shape[1]
-    joined = [[torch.cat(of_layer, dim=1) for of_layer in zip(*parts, strict=True)] for parts in (inputs, outputs)]
-    return joined[0], joined[1], width
+
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    prompt_columns: int
+
+    @classmethod
+    def of(cls, model: PeftModel, texts: Sequence[Rollout]) -> FullCache:
+        """Run the texts.
+
+        Nothing else of a piece is kept: each one holds the keys and values of all columns before it.
+        """
+        inputs, outputs, width = list[list[Tensor]](), list[list[Tensor]](), 0
+        for piece in pieces_of_texts(model, texts, full_cache=True):
+            inputs.append(piece.inputs)
+            outputs.append(piece.outputs)
+            width = piece.batch.prompts.ids.shape[1]
+        joined = [[torch.cat(of_layer, dim=1) for of_layer in zip(*parts, strict=True)] for parts in (inputs, outputs)]
+        return cls(inputs=joined[0], outputs=joined[1], prompt_columns=width)
+
+    def squares(self, start: int) -> Float[Tensor, "B L"]:
+        """Squared outputs, summed over the columns from `start` on."""
+        return torch.stack([_squared(output[:, start:]) for output in self.outputs], dim=1)
 
 
 def squared_distances(
@@ -195,16 +214,26 @@ def _share(
     layer: int, name: str, full: Sequence[float], window: Sequence[float], error: Sequence[float]
 ) -> AttentionShare:
     """The ratio of sums over texts, and its interval from what each text adds to it."""
-    lost, texts = sum(window), len(window)
-    ratio = sum(error) / lost
-    parts = [texts * (one - ratio * of_window) / lost for one, of_window in zip(error, window, strict=True)]
+    missing, parts = missing_share(window, error)
     low, high = mean_interval(parts)
     return AttentionShare(
         layer=layer,
         cache=name,
-        lost=lost / sum(full),
-        share=1 - ratio,
-        low=1 - ratio - high,
-        high=1 - ratio - low,
-        texts=texts,
+        lost=sum(window) / sum(full),
+        share=1 - missing,
+        low=1 - missing - high,
+        high=1 - missing - low,
+        texts=len(window),
     )
+
+
+def missing_share(window: Sequence[float], error: Sequence[float]) -> tuple[float, list[float]]:
+    """The share of what the window loses that is still missing, and what each text adds to its error (mean 0).
+
+    Args:
+        window: squared distances of the window, one per text.
+        error: those of another cache.
+    """
+    lost, texts = sum(window), len(window)
+    ratio = sum(error) / lost
+    return ratio, [texts * (one - ratio * of_window) / lost for one, of_window in zip(error, window, strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -44,12 +44,25 @@ class HeldOut:
             model: the adapted model, not wrapped.
             progress: called with the number of texts that were looked at.
         """
+        # What leaves under a policy that chooses depends on the weights of the moment.
+        return self.under(model, (with_own_evictions(model, [row])[0] for row in self.rows), progress)
+
+    @torch.no_grad()
+    def under(
+        self, model: nn.Module, rows: Iterable[Rollout], progress: Callable[[int], None] | None = None
+    ) -> list[Float[Tensor, " T"]]:
+        """The same under evictions that are known.
+
+        Args:
+            model: the adapted model, not wrapped.
+            rows: the texts, in their order, with their evictions; taken one by one in evaluation mode.
+            progress: called with the number of texts that were looked at.
+        """
         policy = open_policy(model)
         found = []
         with evaluating(model):
-            for row, teacher in zip(self.rows, self.teacher, strict=True):
-                # What leaves under a policy that chooses depends on the weights of the moment.
-                batch = batch_rollouts(with_own_evictions(model, [row]), policy.device)
+            for row, teacher in zip(rows, self.teacher, strict=True):
+                batch = batch_rollouts([row], policy.device)
                 score = divergence(policy, batch, teacher.to(policy.device), "forward_kl")
                 (kl,) = run_replay(model, batch, score, ReplayOptions(anchored=False))
                 found.append(kl[0].cpu())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from peft import PeftModel
 from rich.console import Console
@@ -11,21 +10,14 @@ from transformers import PreTrainedTokenizerBase
 
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.recipes.distill.config import DistillRun
-from thoughtcache.recipes.probe.run import pieces_of
-from thoughtcache.recipes.prompts import encode_examples
-from thoughtcache.recipes.run.folder import PhaseResult, RunFolder
+from thoughtcache.recipes.run.folder import RunFolder
 from thoughtcache.recipes.run.settings import data_identity
-from thoughtcache.recipes.teacher_samples import kept_samples
+from thoughtcache.recipes.texts import base_answers, encoded_file, pieces_of, questions_of
 from thoughtcache.records import Rollout
-from thoughtcache.report.progress import plain_line, progress_bar
+from thoughtcache.report.progress import plain_line
 from thoughtcache.sampler.given import given_text
 from thoughtcache.tasks.data.bad_rows import Report
-from thoughtcache.tasks.data.datasets import load_prompts
-from thoughtcache.train.distill import sample_teacher, under_window
-from thoughtcache.train.distill_config import DistillConfig
-
-SAMPLED_AT_ONCE = 32
-"""Answers that the base samples at once."""
+from thoughtcache.train.distill import under_window
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +45,7 @@ class TextSource:
             ValueError: if there are too few texts.
         """
         if run.text is not None:
-            ids: list[int] = tokenizer.encode(Path(run.text).read_text(encoding="utf-8"), add_special_tokens=False)
+            ids = encoded_file(run.text, tokenizer)
             pieces = pieces_of(ids, run.prompt_tokens, run.max_new_tokens, run.num_texts)
             if len(pieces) <= run.held_out:
                 raise ValueError(
@@ -63,16 +55,14 @@ class TextSource:
                 )
             return cls(pieces=pieces, prompts=[])
         assert run.dataset is not None
-        examples = load_prompts(
+        prompts = questions_of(
             run.dataset,
+            tokenizer,
             split=run.split,
             prompt_column=run.prompt_column,
+            instruction=run.instruction,
             limit=run.num_texts,
-            need_answers=False,
             report=report,
-        )
-        _, prompts = encode_examples(
-            tokenizer, examples, instruction=run.instruction or None, bad_rows="refuse", report=report
         )
         if len(prompts) <= run.held_out:
             raise ValueError(
@@ -108,21 +98,9 @@ def texts_of(
     cache = find_tuner(model).thought_config.resolve_window(None)
     if source.pieces:
         return [given_text(*piece, cache, seed=run.seed + row) for row, piece in enumerate(source.pieces)]
-    settings = DistillConfig(
-        output_dir="", max_new_tokens=run.max_new_tokens, sample_batch_size=SAMPLED_AT_ONCE, seed=run.seed
+    drawn = base_answers(
+        model, source.prompts, folder, tokenizer, console, max_new_tokens=run.max_new_tokens, seed=run.seed
     )
-
-    def draw(start: int, stop: int) -> list[Rollout]:
-        with progress_bar("answers of the base", stop - start, console=console) as advance:
-            return sample_teacher(model, source.prompts[start:stop], settings, advance, tokenizer=tokenizer)
-
-    file = folder.samples_file("texts")
-
-    def sample(path: Path, resume: bool) -> PhaseResult:
-        return {"answers": len(kept_samples(file, len(source.prompts), draw))}
-
-    folder.phase("texts", sample)
-    drawn = kept_samples(file, len(source.prompts), draw)
     answers = [row for row in drawn if row.token_ids]
     evicted = [bool(row.evictions) for row in under_window(answers, find_tuner(model).thought_config)]
     texts = [row for row, is_evicted in zip(answers, evicted, strict=True) if is_evicted]

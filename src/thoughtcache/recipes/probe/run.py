@@ -24,6 +24,7 @@ from thoughtcache.recipes.probe.on_recall import (
 from thoughtcache.recipes.probe.on_states import find_anatomy, find_state_use
 from thoughtcache.recipes.probe.subject import ON_RECALL, ON_TEXTS, Finding, ProbeRun, Progress, Subject
 from thoughtcache.recipes.run.folder import WRITING_REMEDY
+from thoughtcache.recipes.texts import pieces_of
 from thoughtcache.report.files import writing
 from thoughtcache.report.plots import plot_curves
 from thoughtcache.report.progress import progress_bar
@@ -139,10 +140,3 @@ def _subject(run: ProbeRun) -> Subject:
     if on_recall:
         check_lengths(subject)
     return subject
-
-
-def pieces_of(ids: list[int], prompt_tokens: int, length: int, most: int) -> list[tuple[list[int], list[int]]]:
-    """Whole pieces of a text, one after the other: pairs of a prompt and thoughts."""
-    size = prompt_tokens + length
-    starts = range(0, len(ids) - size + 1, size)[:most]
-    return [(ids[start : start + prompt_tokens], ids[start + prompt_tokens : start + size]) for start in starts]

@@ -1,0 +1,124 @@
+"""Texts that commands read or let the base write: pieces of a file, token ids of a file, and answers to questions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from peft import PeftModel
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from thoughtcache.recipes.prompts import encode_examples
+from thoughtcache.recipes.run.folder import PhaseResult, RunFolder
+from thoughtcache.recipes.teacher_samples import kept_samples
+from thoughtcache.records import Rollout
+from thoughtcache.report.progress import progress_bar
+from thoughtcache.tasks.data.bad_rows import Report
+from thoughtcache.tasks.data.datasets import load_prompts
+from thoughtcache.train.distill import sample_teacher
+from thoughtcache.train.distill_config import DistillConfig
+
+SAMPLED_AT_ONCE = 32
+"""Answers that the base samples at once."""
+
+
+def encoded_file(file: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of running text, without special tokens."""
+    ids: list[int] = tokenizer.encode(Path(file).read_text(encoding="utf-8"), add_special_tokens=False)
+    return ids
+
+
+def pieces_of(ids: list[int], prompt_tokens: int, length: int, most: int) -> list[tuple[list[int], list[int]]]:
+    """Whole pieces of a text, one after the other: pairs of a prompt and thoughts."""
+    size = prompt_tokens + length
+    starts = range(0, len(ids) - size + 1, size)[:most]
+    return [(ids[start : start + prompt_tokens], ids[start + prompt_tokens : start + size]) for start in starts]
+
+
+def questions_of(
+    dataset: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    split: str,
+    prompt_column: str | None,
+    instruction: str,
+    limit: int,
+    report: Report,
+) -> list[list[int]]:
+    """Token ids of questions.
+
+    Args:
+        dataset: file, folder or hub id.
+        tokenizer: tokenizer of the model.
+        split: split of a hub data set.
+        prompt_column: column with the question.
+        instruction: text after each question.
+        limit: first rows.
+        report: gets sentences about what was dropped.
+    """
+    examples = load_prompts(
+        dataset, split=split, prompt_column=prompt_column, limit=limit, need_answers=False, report=report
+    )
+    return encode_examples(tokenizer, examples, instruction=instruction or None, bad_rows="refuse", report=report)[1]
+
+
+def base_answers(
+    model: PeftModel,
+    prompts: list[list[int]],
+    folder: RunFolder,
+    tokenizer: PreTrainedTokenizerBase,
+    console: Console,
+    *,
+    max_new_tokens: int,
+    seed: int,
+) -> list[Rollout]:
+    """What the base answers with its full cache at temperature 1, one answer per question.
+
+    Args:
+        model: the adapted model.
+        prompts: token ids of the questions.
+        folder: where the answers are kept, as a phase of the run.
+        tokenizer: tokenizer of the model.
+        console: where progress goes.
+        max_new_tokens: bound on an answer.
+        seed: of the sampling.
+    """
+    settings = DistillConfig(output_dir="", max_new_tokens=max_new_tokens, sample_batch_size=SAMPLED_AT_ONCE, seed=seed)
+
+    def draw(start: int, stop: int) -> list[Rollout]:
+        with progress_bar("answers of the base", stop - start, console=console) as advance:
+            return sample_teacher(model, prompts[start:stop], settings, advance, tokenizer=tokenizer)
+
+    file = folder.samples_file("texts")
+
+    def sample(path: Path, resume: bool) -> PhaseResult:
+        return {"answers": len(kept_samples(file, len(prompts), draw))}
+
+    folder.phase("texts", sample)
+    return kept_samples(file, len(prompts), draw)
+
+
+def read_tokens(file: str) -> list[tuple[list[int], list[int]]]:
+    """Pairs of a prompt and thoughts from a file of JSON lines with token ids under "prompt" and "thought".
+
+    Raises:
+        ValueError: if a line is none of these.
+    """
+    found = []
+    for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            found.append((_ids(row["prompt"]), _ids(row["thought"])))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f'line {number} of {file} is no text in token ids ({error}); write {{"prompt": [1, 2], '
+                '"thought": [3, 4]}, one text per line'
+            ) from error
+    return found
+
+
+def _ids(value: object) -> list[int]:
+    if not isinstance(value, list) or not value or {type(one) for one in value} != {int}:
+        raise TypeError("a list of integers is needed, at least one")
+    return value
