@@ -160,7 +160,12 @@ def test_workers_compare_at_the_same_time() -> None:
 
 def test_askers_return_while_the_number_of_workers_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Askers arrive before, during and after a change that waits; none waits for a worker that is gone."""
-    monkeypatch.setattr(pool._Worker, "exchange", lambda worker, request, seconds: time.sleep(0.02) or dict(RIGHT))
+
+    def reply(worker: pool._Worker, request: str, seconds: float) -> dict[str, bool]:
+        time.sleep(0.02)
+        return dict(RIGHT)
+
+    monkeypatch.setattr(pool._Worker, "exchange", reply)
     workers = AnswerPool(2)
     with ThreadPoolExecutor(max_workers=10) as threads:
         asked = [threads.submit(workers.ask, EASY, 60.0) for _ in range(40)]
