@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 
 from thoughtcache.tasks.maths.answers import check_math_answer
+from thoughtcache.tasks.maths.number_words import number_of_words
 from thoughtcache.tasks.verdict import REASONS, RIGHT
 
 RIGHT_ANSWERS = [
@@ -117,6 +118,13 @@ RIGHT_ANSWERS = [
 ]
 
 WRONG_ANSWERS = [
+    ("3", "one two"),
+    ("15", "five ten"),
+    (r"\emptyset", "or"),
+    (r"\emptyset", "and, or"),
+    (r"\emptyset", r"\text{ and }"),
+    (r"\emptyset", r"\{\text{or}\}"),
+    (r"\emptyset", r"\{,\}"),
     # accepted by math-verify
     ("1/2004!", "1/2006!"),
     ("2^-99", "2^-98"),
@@ -233,6 +241,15 @@ def test_what_is_taken_for_the_answer_and_why(completion: str, reference: str, r
 @pytest.mark.parametrize(
     ("answer_type", "reference", "right", "wrong"),
     [
+        ("aime", "57", ["57", "057"], ["5,7", "0,057", "05,7"]),
+        ("integer", "1072", ["1,072", "1072"], ["10,72", "1,0,7,2", "0,001,072"]),
+        ("list", "0,100,200", ["0,100,200", "200, 100, 0"], ["100200", "0100200"]),
+        (
+            "matrix",
+            r"\begin{pmatrix}57\\1\end{pmatrix}",
+            [r"\begin{pmatrix}57\\1\end{pmatrix}"],
+            [r"\begin{pmatrix}5,7\\1\end{pmatrix}"],
+        ),
         ("aime", "025", ["25", "25.", r"25^\circ", "x=25", "025"], ["50/2", "26", "5^2", "-25", "25_8", "24+1"]),
         ("integer", "1,072", ["1072.00", r"\frac{2144}{2}", "1072 apples"], ["1072.4", "1072.0001"]),
         ("number", "5.4", ["5.4", "27/5", "5.41"], ["5.5", "(5.4, 1)"]),
@@ -272,3 +289,19 @@ def test_declared_types(answer_type: str, reference: str, right: list[str], wron
 def test_references_of_another_type_are_refused(answer_type: str, reference: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_math_answer("1", reference, answer_type=answer_type)
+
+
+@pytest.mark.parametrize(
+    ("words", "number"),
+    [
+        ("zero", 0), ("five", 5), ("forty-two", 42), ("three hundred and five", 305), ("twelve hundred", 1200),
+        ("minus seventeen", -17), ("two thousand and five", 2005), ("hundred", 100), ("million", 10**6),
+        ("one million two hundred thirty-four thousand five hundred sixty-seven", 1234567),
+        ("one two", None), ("five ten", None), ("ten five", None), ("twenty thirty", None), ("twenty twelve", None),
+        ("twenty zero", None), ("five twenty", None), ("two hundred hundred", None), ("five and ten", None),
+        ("two thousand three million", None), ("two thousand three thousand", None), ("one hundred and", None),
+        ("and five", None), ("minus", None), ("five apples", None), ("", None),
+    ],
+)  # fmt: skip
+def test_numbers_as_words(words: str, number: int | None) -> None:
+    assert number_of_words(words) == number

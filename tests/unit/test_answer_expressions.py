@@ -83,6 +83,7 @@ def _pieces(text: str) -> list[str]:
         (r"\gcd(12, 18)", "6"),
         ("1 1/2", r"\frac32"),
         (r"v_{0} t", "t v_0"),
+        ("x_{} t", "t x"),
         (r"x^{\prime} y", "y x'"),
     ],
 )
@@ -124,7 +125,19 @@ def test_unreadable(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["9^9^9^9", "5001!", "10^{99999}^9", r"\sin(10^{40}\pi)", "1e99999", "(" * 60 + "1" + ")" * 60, "2^" * 100 + "2"],
+    [
+        "9^9^9^9",
+        "5001!",
+        "10^{99999}^9",
+        "1e10000",
+        "x" + "!" * 400,
+        "3^2" * 3 + r"\deg" * 200,
+        r"\frac" * 100,
+        r"\sin(10^{40}\pi)",
+        "1e99999",
+        "(" * 60 + "1" + ")" * 60,
+        "2^" * 100 + "2",
+    ],
 )
 def test_too_large(text: str) -> None:
     started = time.perf_counter()
@@ -133,7 +146,9 @@ def test_too_large(text: str) -> None:
     assert time.perf_counter() - started < 5
 
 
-@pytest.mark.parametrize("text", ["1/0", "0^{-1}", "0^0", "(-3)!", r"\frac{1}{1-1}"])
+@pytest.mark.parametrize(
+    "text", ["1/0", "0^{-1}", "0^0", "(-3)!", "(-10^{5000})!", "(1/10^{5000})!!", r"\frac{1}{1-1}"]
+)
 def test_undefined(text: str) -> None:
     with pytest.raises(UndefinedError):
         exact_value(parse(text))

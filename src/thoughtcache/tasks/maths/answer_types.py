@@ -20,9 +20,11 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+from thoughtcache.tasks.maths.boxes import MAX_ANSWER_CHARACTERS
 from thoughtcache.tasks.maths.compare import same_structure
 from thoughtcache.tasks.maths.expressions.tokens import CONSTANTS, FUNCTIONS, SPELLED
 from thoughtcache.tasks.maths.latex import literal, tidy
+from thoughtcache.tasks.maths.limits import MAX_NESTING, refusal
 from thoughtcache.tasks.maths.number_words import number_of_words
 from thoughtcache.tasks.maths.quantity import integer_text, read_quantity, value_of
 from thoughtcache.tasks.maths.structure import Leaf, Matrix, Parts, Relation, Structure, read_structure
@@ -35,14 +37,15 @@ ANSWER_TYPES = (
 
 AIME_LIMIT = 999
 CHOICE = re.compile(
-    r"^(?:(?:the\s+)?(?:answer|option|choice)(?:\s+is)?\s*:?\s*)?[(\[]?\s*([A-Za-z])\s*(?:[)\].:](?:\s.*|\W*)|\W*)$",
+    r"^\s*(?:(?:the\s+)?(?:answer|option|choice)(?:\s+is)?\s*(?::\s*)?)?(?:[(\[]\s*)?([A-Za-z])"
+    r"(?:\s*[)\].:](?:\s.*|\W*)|\W*)$",
     re.IGNORECASE | re.DOTALL,
 )
 SECOND_CHOICE = re.compile(r"^\W*(?:or|and|OR|AND)\b|\([A-Z]\)|,\s*[A-Z]\b")
 """Behind the letter: another letter in parentheses or alone, so that nothing was chosen."""
 
 MARKED_CHOICE = re.compile(r"^\(\s*[A-Z]\s*\)$")
-WORDS = re.compile(r"^[^\W\d_][^\W\d_]+(?:[\s'.,/-]*[^\W\d_]+)*[.!]?$")
+WORDS = re.compile(r"^[^\W\d_][^\W\d_]+(?:[\s'.,/-]+[^\W\d_]+)*[.!]?$")
 WRAPPED = re.compile(r"\\text\{((?:[^{}]|\{[^{}]*\})*)\}")
 
 
@@ -70,10 +73,15 @@ def read_reference(reference: str, answer_type: str = "auto") -> Reference:
     """Read a reference as its type.
 
     Raises:
-        ValueError: if the type is unknown, or the reference is none of this type.
+        ValueError: if the type is unknown, or the reference is none of this type, or as long or deep as no answer is.
     """
     if answer_type not in ANSWER_TYPES:
         raise ValueError(f"answer_type is {answer_type!r}, allowed: {', '.join(ANSWER_TYPES)}")
+    if refused := refusal(reference):
+        raise ValueError(
+            f"reference {reference!r:.80} is {refused.replace('_', ' ')}, allowed: {MAX_ANSWER_CHARACTERS} characters "
+            f"and {MAX_NESTING} brackets in each other; drop examples without a short final answer"
+        )
     text = tidy(reference)
     kind = _kind_of(text) if answer_type == "auto" else answer_type
     if kind in ("choice", "text", "aime"):

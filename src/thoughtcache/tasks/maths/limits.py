@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 
 from thoughtcache.tasks.maths.boxes import MAX_ANSWER_CHARACTERS
+from thoughtcache.tasks.maths.latex import tidy
+from thoughtcache.tasks.maths.unicode_text import as_latex
 
 MAX_NESTING = 50
 MAX_ALGEBRA_CHARACTERS = 300
@@ -24,14 +26,22 @@ WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{4,}|\\text")
 
 
 def refusal(answer: str) -> str:
-    """Why an answer is not read at all: "too_long", "too_large" or ""."""
-    if len(answer) > MAX_ANSWER_CHARACTERS:
+    """Why an answer is not read at all: "too_long", "too_large" or "".
+
+    One sign of Unicode may be many of LaTeX, and brackets have several spellings: both are counted as they are read.
+    """
+    if len(answer) > MAX_ANSWER_CHARACTERS or len(as_latex(answer)) > MAX_ANSWER_CHARACTERS:
         return "too_long"
+    return "too_large" if max(_nesting(answer), _nesting(tidy(answer))) > MAX_NESTING else ""
+
+
+def _nesting(text: str) -> int:
+    """How many brackets are open at most; one that closes nothing counts for nothing."""
     depth = deepest = 0
-    for character in answer:
-        depth += (character in "([{") - (character in ")]}")
+    for character in text:
+        depth = max(0, depth + (character in "([{") - (character in ")]}"))
         deepest = max(deepest, depth)
-    return "too_large" if deepest > MAX_NESTING else ""
+    return deepest
 
 
 def is_for_algebra(expected: str, given: str) -> bool:

@@ -13,6 +13,11 @@ SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10*
 BASES = {word: number for number, word in enumerate(SMALL) if number >= 2}
 MAX_WORDS = 12
 
+BELOW_HUNDRED = "(?:[dt]|yd?)"
+BELOW_THOUSAND = f"(?:{BELOW_HUNDRED}?h(?:a?{BELOW_HUNDRED})?|{BELOW_HUNDRED})"
+ORDER = re.compile(f"z|{BELOW_THOUSAND}|{BELOW_THOUSAND}?s(?:a?{BELOW_THOUSAND}s)*(?:a?{BELOW_THOUSAND})?")
+"""How kinds of words (`_kind`) follow each other in a number: `forty-two` is "yd", `one two` is none."""
+
 
 def number_of_words(text: str) -> int | None:
     """The number that the words say, or None."""
@@ -22,8 +27,11 @@ def number_of_words(text: str) -> int | None:
     total, current, sign = 0, 0, 1
     if words[0] in ("minus", "negative"):
         sign, words = -1, words[1:]
-    if not words:
+    if not ORDER.fullmatch("".join(_kind(word) for word in words)):
         return None
+    scales = [SCALES[word] for word in words if word in SCALES]
+    if scales != sorted(set(scales), reverse=True):
+        return None  # `two thousand three million`
     for word in words:
         if word in SMALL:
             current += SMALL.index(word)
@@ -33,6 +41,14 @@ def number_of_words(text: str) -> int | None:
             current = (current or 1) * 100
         elif word in SCALES:
             total, current = total + (current or 1) * SCALES[word], 0
-        elif word != "and" or not (total or current):
-            return None
     return sign * (total + current)
+
+
+def _kind(word: str) -> str:
+    """One letter: zero, a digit, one of the teens, a ten (`y`), hundred, a scale, "and"; `?` for all others."""
+    if word in SMALL:
+        index = SMALL.index(word)
+        return "z" if index == 0 else "d" if index < 10 else "t"
+    if word in TENS:
+        return "y"
+    return "s" if word in SCALES else {"hundred": "h", "and": "a"}.get(word, "?")

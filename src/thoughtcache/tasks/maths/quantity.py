@@ -18,19 +18,20 @@ from thoughtcache.tasks.maths.number_words import BASES, SCALES, number_of_words
 from thoughtcache.tasks.maths.units import unit_name
 
 BASED = re.compile(
-    r"^(?P<sign>[+-]?)\(?\s*(?P<digits>\d[\dA-Z]*)\s*\)?\s*(?:_\s*\{?\s*(?:\\text\{\s*)?(?P<index>\d+|[a-z]+)\s*\}?\s*\}?"
-    r"|(?:\\text\{)?\s*\(?(?:in\s+)?base[\s}-]*(?P<word>\d+|[a-z]+)\s*[)}]*)$"
+    r"^(?P<sign>[+-]?)\(?\s*(?P<digits>\d[\dA-Z]*)\s*(?:\)\s*)?"
+    r"(?:_\s*(?:\{\s*)?(?:\\text\{\s*)?(?P<index>\d+|[a-z]+)\s*(?:\}\s*)?\}?"
+    r"|(?:\\text\{\s*)?\(?(?:in\s+)?base[\s}-]*(?P<word>\d+|[a-z]+)\s*[)}]*)$"
 )
 DECIMAL = re.compile(
-    r"^(?P<sign>[+-]*)\s*(?P<digits>\d[\d,]*\.?\d*|\.\d+)(?:[eE](?P<e>[+-]?\d+)|\s*\*\s*10\s*\^\s*\{?\s*(?P<power>[+-]?\d+)\s*\}?)?$"
+    r"^(?P<sign>[+-]*)\s*(?P<digits>(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)\.?\d*|\.\d+)(?:[eE](?P<e>[+-]?\d+)|\s*\*\s*10\s*\^\s*\{?\s*(?P<power>[+-]?\d+)\s*\}?)?$"
 )
 CURRENCY = re.compile(r"^([+-]?)\s*(\\usd|€|£|¥|₹|(?:US|USD)\s*\\usd|USD|EUR)\s*")
 WORDS_AFTER = re.compile(
-    r"^(?P<head>.*[\d}).!%|])\s*(?P<tail>(?:\\text\{[^{}]*\}|[A-Za-z][A-Za-z.]*|€|£|\\deg)[^\d=]*(?:\^\s*\{?-?\d\}?)?\s*)$",
+    r"^(?P<head>.*[\d}).!%|])\s*(?P<tail>(?:\\text\{[^{}]*\}|[A-Za-z]|€|£|\\deg)[^\d=]{0,100}(?:\^\s*\{?-?\d\}?\s*)?)$",
     re.DOTALL,
 )
 TEXT_AFTER = re.compile(
-    r"^(?P<head>.+?)\s*(?P<tail>\\text\{[^{}]*\}(?:\s*\^\s*\{?-?\d\}?)?(?:\s*/?\s*\\text\{[^{}]*\}(?:\s*\^\s*\{?-?\d\}?)?)*)$",
+    r"^(?P<head>.+?)\s*(?P<tail>\\text\{[^{}]*\}(?:\s*\^\s*\{?-?\d\}?)?(?:\s*(?:/\s*)?\\text\{[^{}]*\}(?:\s*\^\s*\{?-?\d\}?)?)*)$",
     re.DOTALL,
 )
 SCALE_AFTER = re.compile(
@@ -110,7 +111,10 @@ def _without_unit(text: str, *, loose_units: bool) -> tuple[str, str]:
         return clock[1], clock[2].casefold() + "m"
     if currency := CURRENCY.match(text):
         unit = {"€": "eur", "£": "gbp"}.get(currency[2], "usd")
-        return currency[1] + _without_unit(text[currency.end() :], loose_units=loose_units)[0], unit
+        amount = text[currency.end() :]
+        if CURRENCY.match(amount):
+            return text, ""  # `$ $ 5`: nothing that is known
+        return currency[1] + _without_unit(amount, loose_units=loose_units)[0], unit
     if re.search(r"\d\s*\\?usd\s*$", text):
         return re.sub(r"\\?usd\s*$", "", text).strip(), "usd"
     for sign, name in ((r"\%", "%"), ("%", "%"), (r"\text{percent}", "%"), ("percent", "%"), (r"\deg", "deg")):
@@ -166,5 +170,5 @@ def integer_text(text: str) -> int | None:
     if equals and not re.search(r"[A-Za-z]", name):
         return None  # `100 = 101`
     body, _ = _without_unit(after.strip() if equals else text.strip(), loose_units=True)
-    digits = re.fullmatch(r"([+-]?)\s*(\d[\d,]*)(?:\.0*)?", body)
+    digits = re.fullmatch(r"([+-]?)\s*([1-9]\d{0,2}(?:,\d{3})+|\d+)(?:\.0*)?", body)
     return int(digits[1] + digits[2].replace(",", "")) if digits else None

@@ -12,8 +12,8 @@ import re
 from dataclasses import dataclass
 
 OPENING, CLOSING = "([{", ")]}"
-THOUSANDS = re.compile(r"(?<![\d.])(?<!\d,)\d{1,3}(?:,\d{3})+(?!,?\d)")
-"""`1,072`, but not `1,2` or `1,0725`."""
+THOUSANDS = re.compile(r"(?<![\d.])(?<!\d,)[1-9]\d{0,2}(?:,\d{3})+(?!,?\d)")
+"""`1,072`, but not `1,2`, `0,072` or `1,0725`."""
 
 CONJUNCTION = re.compile(r"\\text\{\s*,?\s*(?:and|or)\s*,?\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|&(?!amp)")
 RELATION = re.compile(r"\\le(?![A-Za-z])|\\ge(?![A-Za-z])|\\ne(?![A-Za-z])|\\in(?![A-Za-z])|<=|>=|!=|==|[=<>]")
@@ -79,6 +79,8 @@ def read_structure(text: str, *, merge_thousands: bool = True) -> Structure:
     if merge_thousands:
         text = THOUSANDS.sub(lambda number: number[0].replace(",", ""), text) if not _has_brackets(text) else text
     pieces = _split(CONJUNCTION.sub(",", text), ",;")
+    if not any(pieces):
+        return Leaf(text)  # `or` alone is no list
     if len(pieces) > 1:
         items = tuple(item for piece in pieces if piece for item in _flat(read_structure(piece, merge_thousands=False)))
         return items[0] if len(items) == 1 else Parts("list", items)
@@ -140,6 +142,8 @@ def _bracketed(text: str) -> Structure | None:
     if text.startswith("\\{") and text.endswith("\\}") and _closing(text, 1) == len(text) - 1:
         body = text[2:-2].strip()
         inside = [piece for piece in _split(CONJUNCTION.sub(",", body), ",;") if piece]
+        if body and not inside:
+            return None  # `\{or\}` is not the empty set
         parts = [part for piece in inside for part in _flat(read_structure(piece, merge_thousands=False))]
         return Parts("set", tuple(parts))
     if text in (r"\emptyset", r"\{\}"):

@@ -99,7 +99,7 @@ def whole(value: Fraction, limit: int = MAX_FACTORIAL) -> int:
     if value > limit:
         raise TooLargeError(f"a factorial of more than {limit}")
     if value < 0 or value.denominator != 1:
-        raise UndefinedError(f"a factorial of {value}")
+        raise UndefinedError("a factorial of a number that is negative or not whole")
     return int(value)
 
 

@@ -58,6 +58,8 @@ def num_digits_before_point(node: Node, names: Mapping[str, Fraction]) -> int:
         TooLargeError, UndefinedError, UnreadableError: as `numeric_value`.
     """
     numeric_value(node, names, 15)
+    if not context().isfinite(_LOCAL.largest):  # as in 1/ln(0)
+        raise UndefinedError("no finite value on the way")
     return int(context().mag(_LOCAL.largest) * 0.30103) + 1
 
 

@@ -15,6 +15,9 @@ from fractions import Fraction
 from thoughtcache.tasks.maths.expressions.tokens import Token, TooLargeError, UnreadableError, tokens
 
 MAX_DEPTH = 50
+MAX_HEIGHT = 120
+"""Operations upon operations: what computes a tree calls itself up to three times for each, and Python ends at 1000."""
+
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -28,18 +31,30 @@ class Node:
     name: str = ""
 
 
-def parse(text: str) -> Node:
-    """The tree of a tidy text.
+def parse(text: str, depth: int = 0) -> Node:
+    """The tree of a tidy text that stands inside `depth` others.
 
     Raises:
         UnreadableError: if it is no expression.
-        TooLargeError: if it is nested more than `MAX_DEPTH` times, or a number in it is too large.
+        TooLargeError: if it is nested more than `MAX_DEPTH` times, its tree is higher than `MAX_HEIGHT`, or a number
+            in it is too large.
     """
-    reader = _Reader(tokens(text))
+    reader = _Reader(tokens(text), depth)
     node = reader.total()
     if reader.now.kind != "end":
         raise UnreadableError(f"{reader.now.text!r} is left")
+    _check_height(node)
     return node
+
+
+def _check_height(root: Node) -> None:
+    """Refuses a tree that is too high; signs behind a number (`3!!!`) make it high without any nesting."""
+    row, height = [root], 0
+    while row:
+        height += 1
+        if height > MAX_HEIGHT:
+            raise TooLargeError(f"a tree of more than {MAX_HEIGHT} operations upon each other")
+        row = [argument for node in row for argument in node.args]
 
 
 def number(value: int | Fraction) -> Node:
@@ -48,10 +63,10 @@ def number(value: int | Fraction) -> Node:
 
 
 class _Reader:
-    def __init__(self, found: list[Token]) -> None:
+    def __init__(self, found: list[Token], depth: int) -> None:
         self.found = found
         self.place = 0
-        self.depth = 0
+        self.depth = depth
         self.bars = 0
 
     @property
@@ -70,11 +85,15 @@ class _Reader:
             raise UnreadableError(f"{self.now.text!r} instead of {sign!r}")
         self.place += 1
 
-    def total(self) -> Node:
-        """Terms with plus and minus between them."""
+    def deeper(self) -> None:
+        """Count one level; whoever calls this goes back up by `self.depth -= 1`."""
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise TooLargeError(f"nested more than {MAX_DEPTH} times")
+
+    def total(self) -> Node:
+        """Terms with plus and minus between them."""
+        self.deeper()
         terms = [self.product()]
         while self.sees("+", "-"):
             terms.append(self.product())
@@ -135,9 +154,7 @@ class _Reader:
                 node = Node("mul", (node, Node("const", name="degree")))
             elif self.sees("^"):
                 self.take()
-                self.depth += 1
-                if self.depth > MAX_DEPTH:
-                    raise TooLargeError(f"nested more than {MAX_DEPTH} times")
+                self.deeper()
                 node = Node("pow", (node, self.signed_power()))
                 self.depth -= 1
             else:
@@ -199,7 +216,10 @@ class _Reader:
         if self.sees("{"):
             self.take()
             return self.group("}")
-        return self.atom()
+        self.deeper()
+        node = self.atom()
+        self.depth -= 1
+        return node
 
     def command(self, name: str) -> Node:
         if name == "frac":
@@ -216,9 +236,7 @@ class _Reader:
         raise UnreadableError(f"\\{name}")
 
     def function(self, name: str) -> Node:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise TooLargeError(f"nested more than {MAX_DEPTH} times")
+        self.deeper()
         name, _, base = name.partition(":")
         exponent: Node | None = None
         index: Node | None = None
@@ -235,7 +253,7 @@ class _Reader:
         if name == "sqrt":
             node = Node("pow", (arguments[0], Node("inv", (index or number(2),))))
         elif name == "log":
-            node = Node("mul", (Node("ln", tuple(arguments)), Node("inv", (Node("ln", (parse(base),)),))))
+            node = Node("mul", (Node("ln", tuple(arguments)), Node("inv", (Node("ln", (parse(base, self.depth),)),))))
         else:
             node = Node(name, tuple(arguments))
         self.depth -= 1

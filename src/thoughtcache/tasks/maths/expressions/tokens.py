@@ -25,7 +25,7 @@ class TooLargeError(Exception):
     """The expression would take too long, or too much memory, to compute."""
 
 
-MAX_EXPONENT_DIGITS = 5
+MAX_EXPONENT_DIGITS = 4
 
 FUNCTIONS = {
     "sin": "sin", "cos": "cos", "tan": "tan", "cot": "cot", "sec": "sec", "csc": "csc",
@@ -48,7 +48,7 @@ GREEK = (
 SPELLED = frozenset(("alpha", "beta", "gamma", "delta", "theta", "lambda", "sigma", "omega", "phi", "pi"))
 ACCENTS = frozenset(("bar", "dot", "ddot", "vec", "hat", "overline", "tilde"))
 STRUCTURE = ACCENTS | {"frac", "binom", "lfloor", "rfloor", "lceil", "rceil", "div", "deg", "text"}
-NUMBER = re.compile(r"(\d+(?:,\d{3})*\.?\d*|\.\d+)(?:[eE]([+-]?\d+)(?![A-Za-z\d.]))?")
+NUMBER = re.compile(r"((?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d+)\.?\d*|\.\d+)(?:[eE]([+-]?\d+)(?![A-Za-z\d.]))?")
 LETTERS = re.compile(r"[^\W\d_]+")
 PYTHON = re.compile(r"(?:np|math|numpy|sympy)\.(?=[a-z])")
 INDEX = re.compile(r"\s*_\s*(?:\{((?:[^{}]|\{[^{}]*\})*)\}|\\?([A-Za-z]+|\d+))")
@@ -82,7 +82,7 @@ def tokens(text: str) -> list[Token]:
 
 def number_value(digits: str, exponent: str | None) -> Fraction:
     """The value of `1,234.5` and `e33`."""
-    if exponent is not None and len(exponent.lstrip("+-0")) > MAX_EXPONENT_DIGITS - 1:
+    if exponent is not None and len(exponent.lstrip("+-0")) > MAX_EXPONENT_DIGITS:
         raise TooLargeError(f"1e{exponent}")
     whole, _, decimals = digits.replace(",", "").partition(".")
     power = int(exponent or 0) - len(decimals)
@@ -149,10 +149,11 @@ def _named(text: str, end: int, name: str, found: list[Token]) -> int:
         base = INDEX.match(text, end) if name in ("log", "max", "min") else None
         found.append(Token("function", FUNCTIONS[name]))
         if base is not None and name == "log":
-            found[-1] = Token("function", "log:" + (base[1] or base[2]))
+            found[-1] = Token("function", "log:" + (base[1] or base[2] or ""))
         return end if base is None else base.end()
     index = INDEX.match(text, end)
-    suffix = "" if index is None else "_" + re.sub(r"[\s{}\\]|text|rm\b", "", index[1] or index[2])
+    written = "" if index is None else re.sub(r"[\s{}\\]|text|rm\b", "", index[1] or index[2] or "")
+    suffix = f"_{written}" if written else ""  # `x_{}` is x
     end = end if index is None else index.end()
     while text[end : end + 1] == "'":
         suffix, end = suffix + "'", end + 1
@@ -164,7 +165,7 @@ def _named(text: str, end: int, name: str, found: list[Token]) -> int:
 
 
 def _accent(text: str, end: int, accent: str, found: list[Token]) -> int:
-    inner = re.compile(r"\s*\{?\s*\\?([A-Za-z]+)\s*\}?").match(text, end)
+    inner = re.compile(r"\s*(?:\{\s*)?\\?([A-Za-z]+)\s*\}?").match(text, end)
     if inner is None:
         raise UnreadableError(f"\\{accent}")
     return _named(text, inner.end(), f"{accent}:{inner[1]}", found)

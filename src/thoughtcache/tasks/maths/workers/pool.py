@@ -41,7 +41,9 @@ class AnswerPool:
         return len(self._workers)
 
     def resize(self, num_workers: int) -> None:
-        """Have so many workers; waits for those that are comparing, and ends them all.
+        """Have so many workers. More are there at once; fewer only when those that are too many have replied.
+
+        Askers that wait meanwhile get one of the workers that stay: there is one queue, and it is never empty for good.
 
         Raises:
             ValueError: if it is below 1.
@@ -49,18 +51,20 @@ class AnswerPool:
         if num_workers < 1:
             raise ValueError(f"num_workers is {num_workers}, allowed: 1 or more; the default is {DEFAULT_WORKERS}")
         with self._changing:
-            for _ in self._workers:
-                self._idle.get().close()
-            self.forget(num_workers)
+            while len(self._workers) < num_workers:
+                worker = _Worker()
+                self._workers.append(worker)
+                self._idle.put(worker)
+            while len(self._workers) > num_workers:
+                worker = self._idle.get()
+                self._workers.remove(worker)
+                worker.close()
 
-    def forget(self, num_workers: int | None = None) -> None:
+    def forget(self) -> None:
         """Begin with fresh workers and leave the old ones to whoever started them, as after a fork."""
-        count = self.num_workers if num_workers is None else num_workers
-        self._changing = self._changing if num_workers is not None else threading.Lock()
-        self._idle = queue.LifoQueue()
-        self._workers = [_Worker() for _ in range(count)]
-        for worker in self._workers:
-            self._idle.put(worker)
+        count = self.num_workers
+        self._idle, self._workers, self._changing = queue.LifoQueue(), [], threading.Lock()
+        self.resize(count)
 
     def ask(self, request: dict[str, Any], timeout_seconds: float) -> dict[str, Any] | None:
         """The reply of a worker; None if the bound on time or memory ended it.
