@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from thoughtcache.cache.eviction.sliding import sliding_evictions
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 from support.models import adapt, tiny_base
+from thoughtcache.cache.eviction.policies.sliding import sliding_evictions
 from thoughtcache.records import CacheSettings
 from thoughtcache.studies import passcode
 from thoughtcache.studies.ages import probe_ages
