@@ -82,14 +82,14 @@ def test_stages_run_in_turn_and_are_measured(model, text, recipe, tmp_path):
     result = run_distill(run, thought(), console)
     assert list(result["phases"]) == ["1-transfer", "2-recall", "3-logits"]
     assert [len(phase["losses"]) for phase in result["phases"].values()] == [2, 2, 2]
-    assert [row["stage"] for row in result["held_out"]] == ["start", *result["phases"]]
+    assert [row["stage"] for row in result["held_out"]] == ["base, window", "start", *result["phases"]]
     assert all(len(row["by_text"]) == 2 and row["low"] <= row["after"] <= row["high"] for row in result["held_out"])
-    assert len({row["after"] for row in result["held_out"]}) == 4
+    assert len({row["after"] for row in result["held_out"]}) == 5  # a memory that was not trained changes something
     assert result["run"]["recipe"][2] == {"kind": "logits", "num_steps": 2, "batch_size": 2, "betas": [0.9, 0.99]}
     shown = console.export_text()
     assert "won back" in shown
     assert "3-logits" in shown
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["held_out"][0]["stage"] == "start"
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["held_out"][1]["stage"] == "start"
     assert (tmp_path / "run" / "distill.png").stat().st_size > 10_000
     _, last = read_adapter(str(tmp_path / "run" / "adapter"))
     _, of_stage = read_adapter(str(tmp_path / "run" / "3-logits" / "adapter"))
@@ -151,6 +151,7 @@ def test_the_base_answers_questions(model, tmp_path):
     assert list(result["phases"]) == ["1-logits"]
     assert result["held_out"][0]["before"] == pytest.approx(0, abs=1e-5)
     assert result["held_out"][0]["after"] > 1e-4  # the base forgets what left
+    assert result["held_out"][1]["after"] == pytest.approx(result["held_out"][0]["after"])  # nothing is adapted yet
 
     shorter = run_of(model, tmp_path / "run", dataset=str(questions), recipe=str(recipe), max_new_tokens=15)
     other = run_distill(dataclasses.replace(shorter, overwrite=True), paper, Console(quiet=True))

@@ -40,6 +40,8 @@ from thoughtcache.train.teach_recall import check_teachable, teach_recall
 from thoughtcache.train.transfer.config import TransferConfig
 from thoughtcache.train.transfer.teach import check_transferable, transfer_attention
 
+WINDOW = "base, window"
+"""The row of the base under the window, against which the others are compared."""
 NOT_DESCRIBED = {"resume", "overwrite", "save_every", "recipe"}
 
 
@@ -90,7 +92,9 @@ def run_distill(run: DistillRun, thought: ThoughtConfig, console: Console | None
         samples = texts_of(source, run, model, tokenizer, folder, console)
         held_out, training = samples[: run.held_out], samples[run.held_out :]
         measure = _Measurement(folder, model, held_out, cache.window, console)
-        table = [{"stage": "start", **measure("0-start")}]
+        with model.disable_adapter():  # a memory that was not trained may do harm, which is no gain when it ends
+            table = [{"stage": WINDOW, **measure("0-window")}]
+        table.append({"stage": "start", **measure("0-start")})
         phases: dict[str, PhaseResult] = {}
         for number, stage in enumerate(stages, start=1):
             name = f"{number}-{stage.kind}"
@@ -185,7 +189,7 @@ def _train(
 
 
 def _won(table: list[dict[str, Any]], row: dict[str, Any]) -> float:
-    """The share of the divergence at the start that is gone."""
+    """The share of what the window costs the base that is gone; negative where an adapter does harm."""
     return 1.0 - float(row["after"]) / float(table[0]["after"])
 
 
