@@ -117,10 +117,10 @@ def test_the_figures_are_those_of_the_studies(model, text, tmp_path):
 
 
 def measured_texts(run: CompareRun) -> list[tuple[list[int], list[int]]]:
-    from thoughtcache.recipes.compare.texts import Source
+    from thoughtcache.recipes.compare.texts import read_source
     from thoughtcache.recipes.load_model import load_tokenizer
 
-    return Source.read(run, load_tokenizer(run.model)[1], report=print).texts
+    return read_source(run, load_tokenizer(run.model)[1], report=print).texts
 
 
 def test_the_command_writes_tables_and_a_picture(model, text, tmp_path, capsys):

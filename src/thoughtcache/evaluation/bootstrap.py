@@ -30,7 +30,7 @@ def question_interval(values: Sequence[float], confidence: float = 0.95, *, seed
     Args:
         values: a share in [0, 1] of each question, at least one question.
         confidence: coverage, strictly between 0 and 1.
-        seed: of the resampling, so that a table is the same each time.
+        seed: seeds the resampling, so that a table is the same each time.
 
     Returns:
         (low, high), shares with `low <= mean <= high`.

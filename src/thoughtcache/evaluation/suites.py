@@ -29,7 +29,7 @@ class Suite:
         answer_type: how answers are compared, one of `ANSWER_TYPES`.
         instruction: what is put after a question by default; None for nothing.
         samples: answers per question.
-        temperature: of the sampling; 0 decodes greedily.
+        temperature: temperature of the sampling; 0 decodes greedily.
         max_new_tokens: bound on the tokens of an answer.
         embedded: the embedded task that draws its questions; None for suites of text.
         limit: questions by default; None for all.

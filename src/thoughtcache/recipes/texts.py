@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from peft import PeftModel
@@ -11,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from thoughtcache.recipes.prompts import encode_examples
 from thoughtcache.recipes.run.folder import PhaseResult, RunFolder
+from thoughtcache.recipes.run.settings import data_identity
 from thoughtcache.recipes.teacher_samples import kept_samples
 from thoughtcache.records import Rollout
 from thoughtcache.report.progress import progress_bar
@@ -21,6 +23,31 @@ from thoughtcache.train.distill_config import DistillConfig
 
 SAMPLED_AT_ONCE = 32
 """Answers that the base samples at once."""
+Text = tuple[list[int], list[int]]
+"""Token ids of a prompt and of the thoughts after it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextSource:
+    """What texts are made of.
+
+    Attributes:
+        texts: whole texts; empty where the base answers.
+        prompts: token ids of questions; empty where texts are given.
+    """
+
+    texts: list[Text]
+    prompts: list[list[int]]
+
+    @property
+    def digest(self) -> str:
+        """A digest of the tokens."""
+        return data_identity(self.texts or self.prompts)
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(len(prompt) for prompt in self.prompts or [prompt for prompt, _ in self.texts])
 
 
 def encoded_file(file: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -29,7 +56,7 @@ def encoded_file(file: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return ids
 
 
-def pieces_of(ids: list[int], prompt_tokens: int, length: int, most: int) -> list[tuple[list[int], list[int]]]:
+def pieces_of(ids: list[int], prompt_tokens: int, length: int, most: int) -> list[Text]:
     """Whole pieces of a text, one after the other: pairs of a prompt and thoughts."""
     size = prompt_tokens + length
     starts = range(0, len(ids) - size + 1, size)[:most]
@@ -82,7 +109,7 @@ def base_answers(
         tokenizer: tokenizer of the model.
         console: where progress goes.
         max_new_tokens: bound on an answer.
-        seed: of the sampling.
+        seed: seeds the sampling.
     """
     settings = DistillConfig(output_dir="", max_new_tokens=max_new_tokens, sample_batch_size=SAMPLED_AT_ONCE, seed=seed)
 
@@ -99,7 +126,7 @@ def base_answers(
     return kept_samples(file, len(prompts), draw)
 
 
-def read_tokens(file: str) -> list[tuple[list[int], list[int]]]:
+def read_tokens(file: str) -> list[Text]:
     """Pairs of a prompt and thoughts from a file of JSON lines with token ids under "prompt" and "thought".
 
     Raises:

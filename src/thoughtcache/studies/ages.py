@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from thoughtcache.cache.schedule import num_evictions
 from thoughtcache.policy.handle import find_tuner
-from thoughtcache.studies.passcode import Recall, check_counts, recall_of
+from thoughtcache.studies.passcode import Recall, check_counts, episodes_of, recall_of
 from thoughtcache.tasks.recall.passcode import PasscodeTask
 
 AGES = (0, 1, 4, 16)
@@ -86,7 +86,7 @@ def probe_ages(
     for amount in before:
         for age in ages:
             size = amount * (cache.num_evicted or 0)
-            episodes = [task.episode(f"probe {seed} {age} {index}", age, size) for index in range(num_codes)]
+            episodes = episodes_of(task, age, num_codes=num_codes, seed=seed, num_before=size)
             asked = [len(episode.token_ids) - episode.num_answer for episode in episodes]
             events = [num_evictions(thoughts, cache.window, cache.num_evicted) for thoughts in asked]
             found.append(

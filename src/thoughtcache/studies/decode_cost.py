@@ -22,8 +22,8 @@ class DecodeCost:
     Attributes:
         tokens: thought tokens of all texts.
         wall_seconds: on the wall.
-        cpu_seconds: of the process, which does not see what else the machine does.
-        eviction_seconds: of the process inside evictions: choice, move of what stays, and record.
+        cpu_seconds: processor time of the process, which does not see what else the machine does.
+        eviction_seconds: processor time inside evictions: choice, move of what stays, and record.
     """
 
     tokens: int

@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from thoughtcache.policy.handle import find_tuner
-from thoughtcache.studies.passcode import Recall, check_counts, recall_of
+from thoughtcache.studies.passcode import Recall, check_counts, episodes_of, recall_of
 from thoughtcache.tasks.recall.filler import OTHER_SENTENCES
 from thoughtcache.tasks.recall.passcode import OTHER_WORDS, PasscodeTask
 
@@ -107,7 +107,7 @@ def probe_families(
             continue
         curves = []
         for distance in distances:
-            episodes = [task.episode(f"probe {seed} {distance} {index}", distance) for index in range(num_codes)]
+            episodes = episodes_of(task, distance, num_codes=num_codes, seed=seed)
             curves.append(recall_of(model, episodes, cache, batch_size=batch_size, seed=seed, progress=progress))
         found.append(FamilyRecall(family=name, recall=curves))
     return found

@@ -94,9 +94,24 @@ def probe_passcode(
     )
     results = []
     for distance in distances:
-        episodes = [task.episode(f"probe {seed} {distance} {index}", distance) for index in range(num_codes)]
+        episodes = episodes_of(task, distance, num_codes=num_codes, seed=seed)
         results.append(recall_of(model, episodes, own, batch_size=batch_size, seed=seed, progress=progress))
     return results
+
+
+def episodes_of(
+    task: PasscodeTask, distance: int, *, num_codes: int, seed: int, num_before: int = 0
+) -> list[RecallEpisode]:
+    """Texts that no training run has seen; their codes depend on the seed and the distance alone.
+
+    Args:
+        task: what is told and asked.
+        distance: evictions between a code and its question.
+        num_codes: number of texts.
+        seed: seed of codes and sentences.
+        num_before: tokens of sentences before the code.
+    """
+    return [task.episode(f"probe {seed} {distance} {index}", distance, num_before) for index in range(num_codes)]
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from thoughtcache.recipes.compare.config import CompareRun
 from thoughtcache.recipes.compare.measure import SLIDING, Measurement
 from thoughtcache.recipes.compare.report import comparison_csv, layers_csv, panels, tables
 from thoughtcache.recipes.compare.rows import Row, row_of
-from thoughtcache.recipes.compare.texts import Source
+from thoughtcache.recipes.compare.texts import read_source, texts_of
 from thoughtcache.recipes.load_adapter import adapted_model
 from thoughtcache.recipes.load_model import load_tokenizer
 from thoughtcache.recipes.run.folder import WRITING_REMEDY, PhaseResult, RunFolder
@@ -49,14 +49,14 @@ def run_compare(run: CompareRun, console: Console | None = None) -> dict[str, An
     )
     config, tokenizer = load_tokenizer(run.model)
     folder.describe(model_identities(config, run.model, None))
-    source = Source.read(run, tokenizer, report=partial(console.print, markup=False, soft_wrap=True))
+    source = read_source(run, tokenizer, report=partial(console.print, markup=False, soft_wrap=True))
     folder.describe({"texts_digest": source.digest})
     # The full cache beside it does not roll.
     check_positions(source.longest_prompt, run.length, position_reach(config), rolling_window=None)
     start = changes_nothing(window=run.window[0], evict_fraction=run.evict_fraction, positions=run.positions)
     model = adapted_model(run.model, start, adapter=None, dtype=run.dtype, seed=run.seed)
     with writing(folder.path, WRITING_REMEDY):
-        texts = source.of(run, model, tokenizer, folder, console)
+        texts = texts_of(source, run, model, tokenizer, folder, console)
         measurement = Measurement(run, model, texts)
         policies, refused = measurement.usable(run.eviction)
         for policy, reason in refused.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypeVar
 
 from peft import PeftModel
@@ -13,94 +12,79 @@ from thoughtcache.policy.handle import open_policy
 from thoughtcache.policy.token_ids import check_prompts
 from thoughtcache.recipes.compare.config import CompareRun
 from thoughtcache.recipes.run.folder import RunFolder
-from thoughtcache.recipes.run.settings import data_identity
-from thoughtcache.recipes.texts import base_answers, encoded_file, pieces_of, questions_of, read_tokens
+from thoughtcache.recipes.texts import (
+    Text,
+    TextSource,
+    base_answers,
+    encoded_file,
+    pieces_of,
+    questions_of,
+    read_tokens,
+)
 from thoughtcache.report.progress import plain_line
 from thoughtcache.tasks.data.bad_rows import Report
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
-    """What texts are made of.
+def read_source(run: CompareRun, tokenizer: PreTrainedTokenizerBase, report: Report) -> TextSource:
+    """Read the file, or the questions.
 
-    Attributes:
-        texts: whole texts; empty where the base answers.
-        prompts: token ids of questions; empty where texts are given.
+    Args:
+        run: the settings.
+        tokenizer: tokenizer of the model.
+        report: gets sentences about what was dropped.
+
+    Raises:
+        ValueError: if there are fewer than two.
     """
-
-    texts: list[tuple[list[int], list[int]]]
-    prompts: list[list[int]]
-
-    @classmethod
-    def read(cls, run: CompareRun, tokenizer: PreTrainedTokenizerBase, report: Report) -> Source:
-        """Read the file, or the questions.
-
-        Args:
-            run: the settings.
-            tokenizer: tokenizer of the model.
-            report: gets sentences about what was dropped.
-
-        Raises:
-            ValueError: if there are fewer than two.
-        """
-        if run.dataset is not None:
-            prompts = questions_of(
-                run.dataset,
-                tokenizer,
-                split=run.split,
-                prompt_column=run.prompt_column,
-                instruction=run.instruction,
-                limit=run.num_texts,
-                report=report,
-            )
-            return cls(texts=[], prompts=_at_least_two(prompts, run.dataset, "questions"))
-        if run.text is not None:
-            texts = pieces_of(encoded_file(run.text, tokenizer), run.prompt_tokens, run.length, run.num_texts)
-            what = f"pieces of {run.prompt_tokens + run.length} tokens"
-            return cls(texts=_at_least_two(texts, run.text, what), prompts=[])
-        assert run.tokens is not None
-        texts = _cut(read_tokens(run.tokens), run.length)[: run.num_texts]
-        return cls(texts=_at_least_two(texts, run.tokens, f"texts of length={run.length}"), prompts=[])
-
-    @property
-    def digest(self) -> str:
-        """A digest of the tokens."""
-        return data_identity(self.texts or self.prompts)
-
-    @property
-    def longest_prompt(self) -> int:
-        """Tokens of the longest prompt."""
-        return max(len(prompt) for prompt in self.prompts or [prompt for prompt, _ in self.texts])
-
-    def of(
-        self,
-        run: CompareRun,
-        model: PeftModel,
-        tokenizer: PreTrainedTokenizerBase,
-        folder: RunFolder,
-        console: Console,
-    ) -> list[tuple[list[int], list[int]]]:
-        """The texts; answers are sampled once and kept in the folder.
-
-        Raises:
-            ValueError: if the model has not their tokens, or fewer than two answers are long enough.
-        """
-        texts = self.texts
-        if not texts:
-            answers = base_answers(
-                model, self.prompts, folder, tokenizer, console, max_new_tokens=run.length, seed=run.seed
-            )
-            texts = _cut([(list(row.prompt_ids), list(row.token_ids)) for row in answers], run.length)
-            _at_least_two(texts, str(run.dataset), f"answers of length={run.length}")
-            if len(texts) < len(answers):
-                plain_line(console, f"{len(answers) - len(texts)} of {len(answers)} answers are shorter and left out")
-        check_prompts([ids for text in texts for ids in text], open_policy(model))
-        return texts
+    if run.dataset is not None:
+        prompts = questions_of(
+            run.dataset,
+            tokenizer,
+            split=run.split,
+            prompt_column=run.prompt_column,
+            instruction=run.instruction,
+            limit=run.num_texts,
+            report=report,
+        )
+        return TextSource(texts=[], prompts=_at_least_two(prompts, run.dataset, "questions"))
+    if run.text is not None:
+        texts = pieces_of(encoded_file(run.text, tokenizer), run.prompt_tokens, run.length, run.num_texts)
+        what = f"pieces of {run.prompt_tokens + run.length} tokens"
+        return TextSource(texts=_at_least_two(texts, run.text, what), prompts=[])
+    assert run.tokens is not None
+    texts = _cut(read_tokens(run.tokens), run.length)[: run.num_texts]
+    return TextSource(texts=_at_least_two(texts, run.tokens, f"texts of length={run.length}"), prompts=[])
 
 
-def _cut(texts: list[tuple[list[int], list[int]]], length: int) -> list[tuple[list[int], list[int]]]:
+def texts_of(
+    source: TextSource,
+    run: CompareRun,
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: RunFolder,
+    console: Console,
+) -> list[Text]:
+    """The texts; answers are sampled once and kept in the folder.
+
+    Raises:
+        ValueError: if the model has not their tokens, or fewer than two answers are long enough.
+    """
+    texts = source.texts
+    if not texts:
+        answers = base_answers(
+            model, source.prompts, folder, tokenizer, console, max_new_tokens=run.length, seed=run.seed
+        )
+        texts = _cut([(list(row.prompt_ids), list(row.token_ids)) for row in answers], run.length)
+        _at_least_two(texts, str(run.dataset), f"answers of length={run.length}")
+        if len(texts) < len(answers):
+            plain_line(console, f"{len(answers) - len(texts)} of {len(answers)} answers are shorter and left out")
+    check_prompts([ids for text in texts for ids in text], open_policy(model))
+    return texts
+
+
+def _cut(texts: list[Text], length: int) -> list[Text]:
     return [(prompt, thoughts[:length]) for prompt, thoughts in texts if len(thoughts) >= length]
 
 

@@ -19,7 +19,7 @@ from thoughtcache.policy.handle import find_tuner
 from thoughtcache.recipes.builders import find_checkpoint, save_adapter
 from thoughtcache.recipes.distill.config import DistillRun
 from thoughtcache.recipes.distill.recipe import Stage, read_recipe
-from thoughtcache.recipes.distill.texts import TextSource, texts_of
+from thoughtcache.recipes.distill.texts import read_source, texts_of
 from thoughtcache.recipes.load_adapter import WEIGHTS, adapted_model
 from thoughtcache.recipes.load_model import load_tokenizer
 from thoughtcache.recipes.run.folder import WRITING_REMEDY, PhaseResult, RunFolder
@@ -82,7 +82,7 @@ def run_distill(run: DistillRun, thought: ThoughtConfig, console: Console | None
     config, tokenizer = load_tokenizer(run.model)
     weights = None if run.adapter is None else Path(run.adapter) / WEIGHTS
     folder.describe(model_identities(config, run.model, weights))
-    source = TextSource.read(run, tokenizer, report=partial(console.print, markup=False, soft_wrap=True))
+    source = read_source(run, tokenizer, report=partial(console.print, markup=False, soft_wrap=True))
     folder.describe({"texts_digest": source.digest})
     check_positions(source.longest_prompt, run.max_new_tokens, position_reach(config), rolling_window=None)
     model = adapted_model(run.model, thought, adapter=run.adapter, dtype=run.dtype, seed=run.seed)

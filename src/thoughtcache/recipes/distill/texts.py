@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from peft import PeftModel
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
@@ -11,8 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.recipes.distill.config import DistillRun
 from thoughtcache.recipes.run.folder import RunFolder
-from thoughtcache.recipes.run.settings import data_identity
-from thoughtcache.recipes.texts import base_answers, encoded_file, pieces_of, questions_of
+from thoughtcache.recipes.texts import TextSource, base_answers, encoded_file, pieces_of, questions_of
 from thoughtcache.records import Rollout
 from thoughtcache.report.progress import plain_line
 from thoughtcache.sampler.given import given_text
@@ -20,66 +17,43 @@ from thoughtcache.tasks.data.bad_rows import Report
 from thoughtcache.train.distill import under_window
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TextSource:
-    """What texts are made of.
+def read_source(run: DistillRun, tokenizer: PreTrainedTokenizerBase, report: Report) -> TextSource:
+    """Read the file, or the questions.
 
-    Attributes:
-        pieces: pairs of a prompt and thoughts, from a file; empty where the base answers.
-        prompts: token ids of questions; empty where a file gives the texts.
+    Args:
+        run: the settings.
+        tokenizer: tokenizer of the model.
+        report: gets sentences about what was dropped.
+
+    Raises:
+        ValueError: if there are too few texts.
     """
-
-    pieces: list[tuple[list[int], list[int]]]
-    prompts: list[list[int]]
-
-    @classmethod
-    def read(cls, run: DistillRun, tokenizer: PreTrainedTokenizerBase, report: Report) -> TextSource:
-        """Read the file, or the questions.
-
-        Args:
-            run: the settings.
-            tokenizer: tokenizer of the model.
-            report: gets sentences about what was dropped.
-
-        Raises:
-            ValueError: if there are too few texts.
-        """
-        if run.text is not None:
-            ids = encoded_file(run.text, tokenizer)
-            pieces = pieces_of(ids, run.prompt_tokens, run.max_new_tokens, run.num_texts)
-            if len(pieces) <= run.held_out:
-                raise ValueError(
-                    f"{run.text} has {len(ids)} tokens, {len(pieces)} pieces of "
-                    f"{run.prompt_tokens + run.max_new_tokens}, of which held_out={run.held_out} are measured; give a "
-                    "longer text, or a smaller max_new_tokens or held_out"
-                )
-            return cls(pieces=pieces, prompts=[])
-        assert run.dataset is not None
-        prompts = questions_of(
-            run.dataset,
-            tokenizer,
-            split=run.split,
-            prompt_column=run.prompt_column,
-            instruction=run.instruction,
-            limit=run.num_texts,
-            report=report,
-        )
-        if len(prompts) <= run.held_out:
+    if run.text is not None:
+        ids = encoded_file(run.text, tokenizer)
+        pieces = pieces_of(ids, run.prompt_tokens, run.max_new_tokens, run.num_texts)
+        if len(pieces) <= run.held_out:
             raise ValueError(
-                f"{run.dataset} has {len(prompts)} questions, of which held_out={run.held_out} are measured; give "
-                "more, or a smaller held_out"
+                f"{run.text} has {len(ids)} tokens, {len(pieces)} pieces of "
+                f"{run.prompt_tokens + run.max_new_tokens}, of which held_out={run.held_out} are measured; give a "
+                "longer text, or a smaller max_new_tokens or held_out"
             )
-        return cls(pieces=[], prompts=prompts)
-
-    @property
-    def digest(self) -> str:
-        """A digest of the tokens."""
-        return data_identity(self.pieces or self.prompts)
-
-    @property
-    def longest_prompt(self) -> int:
-        """Tokens of the longest prompt."""
-        return max(len(prompt) for prompt in self.prompts or [prompt for prompt, _ in self.pieces])
+        return TextSource(texts=pieces, prompts=[])
+    assert run.dataset is not None
+    prompts = questions_of(
+        run.dataset,
+        tokenizer,
+        split=run.split,
+        prompt_column=run.prompt_column,
+        instruction=run.instruction,
+        limit=run.num_texts,
+        report=report,
+    )
+    if len(prompts) <= run.held_out:
+        raise ValueError(
+            f"{run.dataset} has {len(prompts)} questions, of which held_out={run.held_out} are measured; give "
+            "more, or a smaller held_out"
+        )
+    return TextSource(texts=[], prompts=prompts)
 
 
 def texts_of(
@@ -95,14 +69,15 @@ def texts_of(
     Raises:
         ValueError: if fewer than three answers are evicted.
     """
-    cache = find_tuner(model).thought_config.resolve_window(None)
-    if source.pieces:
-        return [given_text(*piece, cache, seed=run.seed + row) for row, piece in enumerate(source.pieces)]
+    thought = find_tuner(model).thought_config
+    cache = thought.resolve_window(None)
+    if source.texts:
+        return [given_text(*piece, cache, seed=run.seed + row) for row, piece in enumerate(source.texts)]
     drawn = base_answers(
         model, source.prompts, folder, tokenizer, console, max_new_tokens=run.max_new_tokens, seed=run.seed
     )
     answers = [row for row in drawn if row.token_ids]
-    evicted = [bool(row.evictions) for row in under_window(answers, find_tuner(model).thought_config)]
+    evicted = [bool(row.evictions) for row in under_window(answers, thought)]
     texts = [row for row, is_evicted in zip(answers, evicted, strict=True) if is_evicted]
     if len(texts) <= run.held_out:
         raise ValueError(

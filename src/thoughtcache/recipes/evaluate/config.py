@@ -29,7 +29,8 @@ class EvalRun:
             suite says.
         system: system message before each question, or None.
         samples: answers per question; None for what the suite says, and 1 at temperature 0.
-        temperature: of the sampling, 0 for greedy; None for what the suite says, and 0.6 for several samples.
+        temperature: temperature of the sampling, 0 for greedy; None for what the suite says, and 0.6 for several
+            samples.
         top_p: see `thoughtcache.rollout`.
         top_k: see there.
         max_new_tokens: bound on the tokens of an answer; None for what the suite says.
