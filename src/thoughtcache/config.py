@@ -227,12 +227,6 @@ class ThoughtConfig(LoraConfig):
                 f"memory={self.memory!r} with window=None remembers nothing, because nothing is ever evicted; set a "
                 "window, or leave out the memory"
             )
-        chooses = find_eviction_policy(self.eviction).chooses
-        if self.memory_keys == "content" and chooses and self.positions == "absolute":
-            raise ValueError(
-                f"memory_keys='content' needs the positions of thoughts that leave, which eviction={self.eviction!r} "
-                "under positions='absolute' does not know; use positions='rolling', or memory_keys='rotated'"
-            )
 
     def _refuse_unread(self) -> None:
         """Refuse settings of the memory that this adapter does not have: whoever gave them meant them."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -159,6 +160,11 @@ class SamplingSettings:
         return self.temperature if self.temperature > 0 else 1.0
 
 
+def slot_dtype(window: int) -> torch.dtype:
+    """The smallest dtype in which the slots of a window are recorded: int16, or int32 from 32769 slots on."""
+    return torch.int16 if window - 1 <= torch.iinfo(torch.int16).max else torch.int32
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Eviction:
     """One eviction of one sequence: decided once when sampling, repeated by the learner.
@@ -166,7 +172,8 @@ class Eviction:
     Attributes:
         before_token: index of the thought token whose processing needed the room (0-based).
         num_tokens: thought tokens that left, per layer and head.
-        slots: which resident slots left, ascending, per layer and kv head; None means the oldest ones.
+        slots: which resident slots left, ascending, per layer and kv head; None means the oldest ones. Sampling records
+            them in `slot_dtype`.
     """
 
     before_token: int

@@ -30,9 +30,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "rotated": {"memory_keys": "rotated"},
     "rolling": {"positions": "rolling"},
     "rolling, rotated": {"positions": "rolling", "memory_keys": "rotated"},
+    "random": {"eviction": "random"},
     "random, rolling": {"positions": "rolling", "eviction": "random"},
     "random, rotated, delta": {"eviction": "random", "memory_keys": "rotated", "memory_write": "delta"},
     "snapkv, rolling, decay": {"eviction": "snapkv", "positions": "rolling", "memory_write": "decay", "window": 8},
+    "h2o": {"eviction": "h2o", "window": 8},
+    "tova, joint, delta": {"eviction": "tova", "window": 8, "memory_read": "joint", "memory_write": "delta"},
     "h2o, rolling": {"eviction": "h2o", "positions": "rolling", "window": 8},
     "joint": {"memory_read": "joint"},
     "joint, rolling, hedgehog, decay": {
@@ -42,6 +45,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "memory_write": "decay",
     },
     "both": {"memory": "both"},
+    "both, random": {"memory": "both", "eviction": "random"},
     "both, rolling, delta, norm at the read": {
         "memory": "both",
         "positions": "rolling",
@@ -76,7 +80,7 @@ def test_executions_agree(name, family):
         assert_close(tc.replay(model, rollouts, anchored=False, chunk_tokens=2).logprobs, padded(rollouts))
 
 
-@pytest.mark.parametrize("name", ["write linear", "write delta", "added", "rolling", "random, rolling"])
+@pytest.mark.parametrize("name", ["write linear", "write delta", "added", "rolling", "random", "random, rolling"])
 def test_the_memory_matters(name):
     """Without what it remembers the scores are others, so that agreement says something."""
     model = make(**OPTIONS[name])
@@ -115,7 +119,7 @@ def test_cut_gradients_are_those_of_the_loops(name, gradient):
     assert_gradients_match(found, expected)
 
 
-@pytest.mark.parametrize("name", ["write linear", "write delta", "random, rolling"])
+@pytest.mark.parametrize("name", ["write linear", "write delta", "random", "random, rolling"])
 def test_records_of_sampling_replace_the_forward_pass(name, monkeypatch):
     model = make(**OPTIONS[name])
     use_norms_without_fp32(model)
@@ -191,13 +195,28 @@ def test_what_was_never_evicted_is_plain_lora():
 
 
 @pytest.mark.parametrize("policy", sorted(EVICTION_POLICIES))
-def test_unknown_positions_are_refused(policy):
-    """Content keys need positions, which nobody knows after a choice under absolute ones."""
-    if not EVICTION_POLICIES[policy].chooses:
-        make(eviction=policy)
-        return
-    with pytest.raises(ValueError, match=r"memory_keys='content' needs the positions.*positions='rolling'"):
-        make(eviction=policy, window=8)
+def test_content_keys_are_the_same_wherever_a_chosen_thought_stands(policy):
+    """Absolute and rolling positions un-rotate what leaves to the same keys, so that without reads states are equal.
+
+    The first choice meets the same window under both; behind it attention differs, and so may the choices.
+    """
+    states = []
+    for positions in ("absolute", "rolling"):
+        model = make(eviction=policy, window=8, positions=positions)
+        (rollout,) = tc.rollout(model, PROMPTS[:1], max_new_tokens=9 + 1, seed=1, ignore_eos=True)
+        assert len(rollout.evictions) == 1
+        states.append(rollout.states)
+    assert_close(states[0], states[1])
+
+
+@pytest.mark.parametrize("policy", sorted(name for name, one in EVICTION_POLICIES.items() if one.chooses))
+def test_gaps_are_counted(policy):
+    """After several choices the positions are those of the loops, which carry one with every token."""
+    model = make(eviction=policy, window=8, memory_write="delta")
+    rollouts = tc.rollout(model, PROMPTS, max_new_tokens=40, seed=3, ignore_eos=True)
+    with torch.no_grad():
+        assert_close(tc.naive_logprobs(model, rollouts).logprobs, padded(rollouts))
+        assert_close(tc.replay(model, rollouts, anchored=False).logprobs, padded(rollouts))
 
 
 @pytest.mark.parametrize("write", sorted(WRITE_RULES))

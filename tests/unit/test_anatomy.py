@@ -46,7 +46,9 @@ def test_halves_and_places_by_hand():
     assert by_thought(torch.tensor([[[4.0, 2.0]]]), thoughts, 4).tolist() == [[[2, 2, 2, 0]]]
 
 
-@pytest.mark.parametrize("options", [{}, ATTENTION, BOTH, {**BOTH, "eviction": "h2o", "positions": "rolling"}])
+@pytest.mark.parametrize(
+    "options", [{}, ATTENTION, BOTH, {**BOTH, "eviction": "h2o"}, {**BOTH, "eviction": "h2o", "positions": "rolling"}]
+)
 def test_figures_are_those_of_the_recorded_states(options):
     """Norm, rank and drift of every layer and head after every eviction, from the sampler's states, one by one."""
     model, texts, told = tiny_model(window=5, evict_fraction=0.4, **options), texts_of(5), []
@@ -86,7 +88,9 @@ def test_figures_are_those_of_the_recorded_states(options):
         assert one.drifts == pytest.approx([values[2] for values in norms])
 
 
-@pytest.mark.parametrize("options", [{}, {"eviction": "snapkv", "positions": "rolling"}, {"memory_keys": "rotated"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"eviction": "snapkv"}, {"eviction": "snapkv", "positions": "rolling"}, {"memory_keys": "rotated"}]
+)
 def test_weights_are_what_the_counts_of_the_state_grow_by(options):
     """One token leaves at a time and everything that was written stays: the last column tells how much it was."""
     model, texts = tiny_model(**ATTENTION, **options), texts_of(3, length=12)

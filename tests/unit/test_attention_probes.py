@@ -107,7 +107,10 @@ def test_shares_are_those_of_the_definition():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("options", [{}, ATTENTION, BOTH, {**BOTH, "eviction": "snapkv", "positions": "rolling"}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, ATTENTION, BOTH, {**BOTH, "eviction": "snapkv"}, {**BOTH, "eviction": "snapkv", "positions": "rolling"}],
+)
 def test_a_layer_with_its_own_inputs_gives_its_own_outputs(options):
     """With every memory and prompts of unequal lengths: nothing is lost between a run and what is forced."""
     model = model_of(**options)

@@ -86,8 +86,8 @@ def test_states():
 
 def test_slots_of_evictions_that_choose():
     chosen = qwen(thought=ThoughtConfig(eviction="random"), batch=3, group=3)
-    # 28 evictions of 256 thoughts, 36 layers of 2 heads, 8 bytes
-    assert slot_bytes(chosen, 3) == 28 * 3 * 256 * 36 * 2 * 8
+    # 28 evictions of 256 thoughts, 36 layers of 2 heads, 2 bytes
+    assert slot_bytes(chosen, 3) == 28 * 3 * 256 * 36 * 2 * 2
     assert slot_bytes(qwen(), 3) == 0
     on_cpu = make_plan(replace(chosen, device_type="cpu"))
     assert {phase.parts.get("evicted slots") for phase in on_cpu.phases[2:]} == {slot_bytes(chosen, 3)}

@@ -135,7 +135,9 @@ LEARNER = {
     "checkpoints of layers": setting_of(checkpoint_layers=True, chunk_tokens=32, dtype="bfloat16"),
     "everything kept": setting_of(recompute=False),
     "everything kept, delta": setting_of(thought={"memory_write": "delta"}, recompute=False, dtype="bfloat16"),
-    "chosen": setting_of(thought={"eviction": "random", "positions": "rolling"}, recompute=False),
+    "chosen": setting_of(thought={"eviction": "random"}, recompute=False),
+    "chosen, rolling": setting_of(thought={"eviction": "random", "positions": "rolling"}, recompute=False),
+    "chosen, in pieces": setting_of(thought={"eviction": "random"}, chunk_tokens=32),
     "few targets": setting_of(thought={"target_modules": ["q_proj", "v_proj"]}, chunk_tokens=32),
     "blocks": setting_of(gradient=2),
     "records of sampling": setting_of(reuse=True, chunk_tokens=32),
@@ -177,6 +179,9 @@ SAMPLING = {
     ),
     "one eviction": setting_of("qwen3", {"window": 48, "memory_features": 32}, max_new_tokens=50, **SMALL),
     "chosen": setting_of(
+        "qwen3", {"window": 48, "memory_features": 32, "eviction": "random"}, max_new_tokens=50, **SMALL
+    ),
+    "chosen, rolling": setting_of(
         "qwen3",
         {"window": 48, "memory_features": 32, "eviction": "random", "positions": "rolling"},
         max_new_tokens=50,

@@ -16,7 +16,7 @@ from thoughtcache.policy.handle import find_tuner
 from thoughtcache.sampler.given import with_own_evictions
 from thoughtcache.state.attention.weights import MEMORIES
 from thoughtcache.train.transfer.config import TransferConfig
-from thoughtcache.train.transfer.teach import attention_shares, scale_weights, texts_that_evict
+from thoughtcache.train.transfer.teach import attention_shares, choose_once, scale_weights, texts_that_evict
 
 LENGTHS = (14, 9, 11, 12)
 CASES: dict[str, dict[str, Any]] = {
@@ -25,7 +25,8 @@ CASES: dict[str, dict[str, Any]] = {
     "added, delta": {"memory_read": "added", "memory_write": "delta", "memory_feature_map": "unit"},
     "rotated keys": {"memory_keys": "rotated"},
     "rolling": {"positions": "rolling"},
-    "chosen thoughts": {"eviction": "random", "positions": "rolling", "evict_fraction": 0.4},
+    "chosen thoughts": {"eviction": "random", "evict_fraction": 0.4},
+    "chosen thoughts, rolling": {"eviction": "random", "positions": "rolling", "evict_fraction": 0.4},
     "both memories": {"memory": "both"},
 }
 
@@ -182,6 +183,33 @@ def test_weights_are_scaled_to_what_serves_best():
             for weight in weights:
                 weight.sub_(math.log(other))
     assert scale_weights(model, rows) == [1.0, 1.0]
+
+
+def test_what_leaves_is_chosen_once_by_the_base():
+    """Without the memory, text by text as together; where the oldest leave nothing is chosen."""
+    model = memory_model(layers=2, eviction="h2o", memory_weight=5.0)
+    rows = texts_that_evict(model, texts(model))
+    chosen = choose_once(model, rows)
+    for row, text in zip(chosen, rows, strict=True):
+        assert row.token_ids == text.token_ids
+        with model.disable_adapter():
+            (alone,) = with_own_evictions(model, [text])
+        for one, other in zip(row.evictions, alone.evictions, strict=True):
+            assert one.slots is not None
+            assert torch.equal(one.slots, other.slots)
+    sliding = memory_model(layers=2)
+    rows = texts_that_evict(sliding, texts(sliding))
+    assert choose_once(sliding, rows) == rows
+
+
+def test_chosen_thoughts_are_given_back_too(tmp_path):
+    model = memory_model(layers=2, eviction="h2o", memory_weight=3.0)
+    rows = choose_once(model, texts_that_evict(model, texts(model)))
+    config = TransferConfig(output_dir=str(tmp_path), num_steps=12, batch_size=2, warmup_steps=1, log_every=1)
+    result = tc.transfer_attention(model, texts(model), config)
+    losses = [record["loss"] for record in result.history if "loss" in record]
+    assert sum(losses[-3:]) < sum(losses[:3]) - 0.05
+    assert all(row.evictions[0].slots is not None for row in rows)
 
 
 def test_what_cannot_be_transferred_is_refused(tmp_path):

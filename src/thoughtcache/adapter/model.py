@@ -250,6 +250,7 @@ class ThoughtModel(RevertibleInjection):
             absorb=memory.absorber(),
             rotations=self.key_rotations(cache.positions),
             query_rotations=turning,
+            absorbs_positions=memory.absorbs_positions,
         )
 
     def new_cache(self, cache: CacheSettings, *, max_new_tokens: int, seed: int = 0) -> BoundedCache:

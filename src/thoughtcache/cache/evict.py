@@ -20,7 +20,7 @@ def evict_layer(
     values: Float[Tensor, "B H W D"],
     slots: Int[Tensor, "B H E"] | None,
     state: Tensor | None,
-    first: Int[Tensor, " #B"],
+    positions: Int[Tensor, "#B #H E"],
 ) -> tuple[Float[Tensor, "B H K D"], Float[Tensor, "B H K D"], Tensor | None]:
     """The keys and values that stay, and the state that has absorbed the others; differentiable.
 
@@ -31,7 +31,7 @@ def evict_layer(
         values: cached values of the resident thoughts.
         slots: thoughts that leave, ascending; None means the oldest.
         state: [B or 1, ...] of this layer, or None for the identity.
-        first: position of the first resident thought of each row.
+        positions: where the thoughts that leave stood, see `leaving_positions`.
 
     Returns:
         Kept keys, kept values (views of what was given where the oldest leave and nothing is moved), and the state.
@@ -42,27 +42,40 @@ def evict_layer(
     if rotation is not None:
         kept_keys = _moved(kept_keys, rotation, slots, keys.shape[2])
     if rules.absorb is not None and state is not None:
-        is_rolling = rules.rotations is not None
-        positions = leaving_positions(slots, first, rules.num_evicted, is_rolling=is_rolling)
         state = rules.absorb(layer_index, state, leaving_keys, leaving_values, positions)
     return kept_keys, kept_values, state
 
 
 def leaving_positions(
-    slots: Int[Tensor, "B H E"] | None, first: Int[Tensor, " #B"], num_evicted: int, *, is_rolling: bool
-) -> Int[Tensor, "#B #H E"] | None:
-    """Positions of the thoughts that leave; None where they were chosen before, so that those that stayed have gaps.
+    slots: Int[Tensor, "B H E"] | None, first: Int[Tensor, " #B"], num_evicted: int
+) -> Int[Tensor, "#B #H E"]:
+    """Positions of the thoughts that leave a window without gaps: the oldest ones, or any under rolling positions.
 
     Args:
         slots: thoughts that leave, ascending; None means the oldest.
         first: position of the first resident thought of each row.
         num_evicted: E.
-        is_rolling: whether the thoughts that stay close such gaps.
     """
     start = first[:, None, None]
-    if slots is None:
-        return start + torch.arange(num_evicted, device=first.device)
-    return start + slots if is_rolling else None
+    return start + (torch.arange(num_evicted, device=first.device) if slots is None else slots)
+
+
+def leave_with_gaps(
+    kept: Int[Tensor, "B H K"], following: Int[Tensor, " #B"], slots: Int[Tensor, "B H E"]
+) -> tuple[Int[Tensor, "B H E"], Int[Tensor, "B H K"]]:
+    """Positions of the thoughts that leave a window with gaps, and of those that stay.
+
+    Args:
+        kept: positions of the thoughts that the eviction before left; of the first K thoughts before the first one.
+        following: position of the next token of each row, in front of which E thoughts have come since then.
+        slots: thoughts that leave, ascending.
+    """
+    num_evicted = slots.shape[-1]
+    steps = torch.arange(-num_evicted, 0, device=kept.device, dtype=kept.dtype)
+    new = following.to(kept.dtype)[:, None, None] + steps
+    resident = torch.cat([kept, new.expand(*kept.shape[:2], -1)], dim=-1)
+    gone, stay = split_thoughts(resident.unsqueeze(-1), slots, num_evicted)
+    return gone.squeeze(-1), stay.squeeze(-1)
 
 
 def split_thoughts(

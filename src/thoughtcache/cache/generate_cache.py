@@ -12,7 +12,7 @@ from torch import Tensor
 
 from thoughtcache.cache.base import ResidentLayer, StatefulCache, StateReader, States
 from thoughtcache.cache.choice import choose_layer
-from thoughtcache.cache.evict import evict_layer
+from thoughtcache.cache.evict import evict_layer, leave_with_gaps, leaving_positions
 from thoughtcache.cache.query_log import QueryLog, Sight
 from thoughtcache.cache.window_rules import WindowRules
 
@@ -96,6 +96,7 @@ class BoundedCache(StatefulCache):
         self.owner = owner
         self.hidden_prompt: Tensor | None = None
         self.first_positions = torch.zeros(1, dtype=torch.long)
+        self.kept: list[Tensor | None] = [None] * num_layers
         self.prompt_length = 0
         self.num_evictions = 0
         self._num_observed: int | None = None
@@ -217,11 +218,25 @@ class BoundedCache(StatefulCache):
             seen = None if log is None or sight is None else (log, sight, columns)
             slots = choose_layer(rules, index, keys, values, events, seen)
             state = None if self.states is None else self.states[index]
-            kept_keys, kept_values, state = evict_layer(rules, index, keys, values, slots, state, first)
+            positions = self._leaving(index, slots, first)
+            kept_keys, kept_values, state = evict_layer(rules, index, keys, values, slots, state, positions)
             layer.keep(start, kept_keys, kept_values)
             if self.states is not None and state is not None:
                 self.states[index] = state
         self.num_evictions += 1
+
+    def _leaving(self, layer_index: int, slots: Tensor | None, first: Tensor) -> Tensor:
+        """[B or 1, H or 1, E] positions of what leaves a layer; `first` is that of a window without gaps."""
+        rules = self.rules
+        if slots is None or not rules.numbers_thoughts:
+            return leaving_positions(slots, first, rules.num_evicted)
+        assert rules.size is not None
+        first, kept = first.to(slots.device), self.kept[layer_index]
+        if kept is None:
+            start = first[:, None, None] + torch.arange(rules.size - rules.num_evicted, device=slots.device)
+            kept = start.expand(*slots.shape[:2], -1)
+        gone, self.kept[layer_index] = leave_with_gaps(kept, first + rules.size, slots)
+        return gone
 
     def compact_mask(self, mask: Tensor, num_new_tokens: int) -> Tensor:
         """Drop the columns of evicted tokens from a 2D mask over all tokens seen; keep physical ones."""
@@ -240,6 +255,7 @@ class BoundedCache(StatefulCache):
         self.states = None if self.initial_states is None else list(self.initial_states)
         self.prompt_length = self.num_evictions = 0
         self.hidden_prompt = self._num_observed = None
+        self.kept = [None] * len(self.kept)
         if self.log is not None:
             self.log.clear()
 
@@ -259,6 +275,7 @@ class BoundedCache(StatefulCache):
             self.log.select_rows(rows)
         if self.hidden_prompt is not None:
             self.hidden_prompt = self.hidden_prompt[rows]
+        self.kept = [None if kept is None else kept[rows] for kept in self.kept]
         if self.first_positions.shape[0] > 1:
             # Positions of one row are those of all rows.
             self.first_positions = self.first_positions[rows]

@@ -10,11 +10,10 @@ from torch import Tensor
 from thoughtcache.cache.eviction import EvictionPolicy
 from thoughtcache.cache.rotation import KeyRotation, Rotations
 
-AbsorbFn = Callable[[int, Tensor, Tensor, Tensor, Tensor | None], Tensor]
+AbsorbFn = Callable[[int, Tensor, Tensor, Tensor, Tensor], Tensor]
 """(layer, state [B or 1, ...], evicted keys, evicted values [B, H, E, D], positions) -> state [B, ...].
 
-Positions [B, H or 1, E] are those at which the keys were rotated; None where nobody knows them, which is where thoughts
-were chosen under absolute positions.
+Positions [B or 1, H or 1, E] are those at which the keys were rotated.
 """
 
 
@@ -29,6 +28,7 @@ class WindowRules:
         absorb: makes a layer's next state of what leaves; None where the state never changes.
         rotations: move the keys that stay, by layer, with rolling positions; None with absolute ones.
         query_rotations: turn the queries that the eviction policy looks at, by layer; None where it turns none.
+        absorbs_positions: whether `absorb` looks at positions.
     """
 
     size: int | None
@@ -37,11 +37,17 @@ class WindowRules:
     absorb: AbsorbFn | None = None
     rotations: Rotations | None = None
     query_rotations: Rotations | None = None
+    absorbs_positions: bool = False
 
     @property
     def num_queries(self) -> int:
         """Last queries that the eviction policy wants to see; 0 for none."""
         return 0 if self.size is None else self.eviction.num_queries(self.size, self.num_evicted)
+
+    @property
+    def numbers_thoughts(self) -> bool:
+        """Whether a cache has to know which thoughts are resident, because they have gaps and somebody asks."""
+        return self.size is not None and self.absorbs_positions and self.eviction.chooses and self.rotations is None
 
     def rotation(self, layer_index: int) -> KeyRotation | None:
         """Moves the keys of one layer; None where they stay at their positions."""

@@ -87,9 +87,9 @@ def run_chunk(
     if chunk.evicts:
         assert past is not None
         slots = recorded_slots(batch, chunk.segment - 1, chunk.rows, policy.device)
-        first = first_position(batch, chunk)
         rules = tuner.window_rules(batch.settings.cache, memory)
-        past, absorbed = _evict(rules, past, width, slots, states, first)
+        positions = recorded_positions(batch, chunk, slots, exact=rules.numbers_thoughts)
+        past, absorbed = _evict(rules, past, width, slots, states, positions)
         if absorbed is not states and absorbed is not None:
             states = _anchor(absorbed, batch, chunk.segment - 1) if anchored else absorbed
     reader, is_initial = memory.reader(), chunk.is_initial
@@ -137,12 +137,25 @@ def with_rows(tensor: Tensor, rows: int) -> Tensor:
 
 def recorded_slots(batch: RolloutBatch, event: int, rows: int, device: torch.device) -> Tensor | None:
     """[rows, L, H, E] recorded slots of one eviction; rows that had ended get a valid dummy. None: the oldest."""
-    recorded = [r.evictions[event].slots if event < len(r.evictions) else None for r in batch.rollouts[:rows]]
-    example = next((slots for slots in recorded if slots is not None), None)
-    if example is None:
-        return None
-    dummy = torch.arange(example.shape[-1], device=example.device).expand_as(example)
-    return torch.stack([dummy if slots is None else slots for slots in recorded]).to(device)
+    slots = batch.recorded_slots(event, rows)
+    return None if slots is None else slots.to(device)
+
+
+def recorded_positions(batch: RolloutBatch, chunk: Chunk, slots: Tensor | None, *, exact: bool) -> Tensor:
+    """[rows, L or 1, H or 1, E] positions of the thoughts that leave on entry to a chunk.
+
+    Args:
+        batch: the rollouts.
+        chunk: a chunk that evicts.
+        slots: their recorded slots, see `recorded_slots`.
+        exact: count the gaps that earlier choices left under absolute positions, or take windows to have none.
+    """
+    lengths = batch.prompts.lengths[: chunk.rows, None, None, None]
+    if exact and slots is not None and batch.settings.positions == "absolute":
+        return lengths + batch.leaving_thoughts[chunk.segment - 1][: chunk.rows].to(lengths.device)
+    num_evicted = batch.settings.num_evicted or 0
+    gone = 0 if batch.settings.positions == "rolling" else (chunk.segment - 1) * num_evicted
+    return lengths + gone + (torch.arange(num_evicted, device=lengths.device) if slots is None else slots)
 
 
 def chunk_positions(batch: RolloutBatch, chunk: Chunk) -> Tensor:
@@ -163,23 +176,17 @@ def _leading_rows(entry: Boundary, rows: int) -> Boundary:
     return Boundary(past=past, states=states)
 
 
-def first_position(batch: RolloutBatch, chunk: Chunk) -> Tensor:
-    """[rows] position of the first resident thought before the eviction on entry to a chunk."""
-    is_rolling = batch.settings.positions == "rolling"
-    gone = 0 if is_rolling else (chunk.segment - 1) * (batch.settings.num_evicted or 0)
-    return batch.prompts.lengths[: chunk.rows] + gone
-
-
 def _evict(
-    rules: WindowRules, past: Past, width: int, slots: Tensor | None, states: States, first: Tensor
+    rules: WindowRules, past: Past, width: int, slots: Tensor | None, states: States, positions: Tensor
 ) -> tuple[Past, States]:
     """(what stays: prompt and kept thoughts, the states after), per layer; the same states where nothing absorbs."""
     stays, after = [], []
     for layer, (keys, values) in enumerate(past):
         chosen = None if slots is None else slots[:, layer]
         before = None if states is None else states[layer]
+        where = positions[:, layer if positions.shape[1] > 1 else 0]
         kept_keys, kept_values, state = evict_layer(
-            rules, layer, keys[:, :, width:], values[:, :, width:], chosen, before, first
+            rules, layer, keys[:, :, width:], values[:, :, width:], chosen, before, where
         )
         stays.append(
             (torch.cat([keys[:, :, :width], kept_keys], dim=2), torch.cat([values[:, :, :width], kept_values], dim=2))

@@ -22,6 +22,7 @@ from thoughtcache.planning.memory.replay import (
     anchor_bytes,
     backward_parts,
     forward_parts,
+    leaving_thought_bytes,
     record_parts,
     resident_columns_bytes,
     slot_bytes,
@@ -170,7 +171,7 @@ def _host_bytes(setting: PlanSetting) -> int:
     if setting.device_type == "cpu":
         return 0
     rows = 0 if setting.distills else setting.completions
-    records = anchor_bytes(setting, rows) + slot_bytes(setting, rows)
+    records = anchor_bytes(setting, rows) + slot_bytes(setting, rows) + leaving_thought_bytes(setting)
     if setting.learner != "replay" or setting.logs_on_device:
         return records
     logged = setting.batch + (setting.completions if setting.reuse else 0)

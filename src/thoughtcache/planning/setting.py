@@ -137,6 +137,12 @@ class PlanSetting:
         return self.window is not None and find_eviction_policy(self.thought.eviction).chooses
 
     @property
+    def numbers_thoughts(self) -> bool:
+        """Whether positions of resident thoughts are kept, see `WindowRules.numbers_thoughts`."""
+        un_rotates = self.thought.has_attention_memory and self.thought.memory_keys == "content"
+        return un_rotates and self.absorbs and self.chooses and not self.rolls
+
+    @property
     def positions_needed(self) -> int:
         """Positions that the prompt and the thoughts take; with rolling ones, those that are resident."""
         return positions_needed(self.prompt_tokens, self.max_new_tokens, self.cache.rolling_window)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from thoughtcache.cache.evict import leave_with_gaps
 from thoughtcache.records import Rollout, SamplingSettings
 
 
@@ -65,7 +67,7 @@ def pad_prompts(prompt_ids: Sequence[Sequence[int]], device: torch.device) -> Pr
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class RolloutBatch:
     """Rollouts that share settings, as tensors.
 
@@ -89,6 +91,40 @@ class RolloutBatch:
     def longest(self) -> int:
         """T of the longest row."""
         return self.token_ids.shape[1]
+
+    def recorded_slots(self, event: int, rows: int) -> Int[Tensor, "R L H E"] | None:
+        """Recorded slots of one eviction of the first rows, where the records lie; None means the oldest.
+
+        Rows that had ended get a valid dummy.
+        """
+        recorded = [r.evictions[event].slots if event < len(r.evictions) else None for r in self.rollouts[:rows]]
+        example = next((slots for slots in recorded if slots is not None), None)
+        if example is None:
+            return None
+        dummy = torch.arange(example.shape[-1], dtype=example.dtype, device=example.device).expand_as(example)
+        return torch.stack([dummy if slots is None else slots for slots in recorded])
+
+    @cached_property
+    def leaving_thoughts(self) -> list[Int[Tensor, "B L H E"]]:
+        """Which thoughts leave at every eviction, counted from 0, where evictions recorded slots; empty elsewhere.
+
+        A function of the recorded slots alone, for those who ask where a chosen thought stood. It lies where the
+        records do, in four bytes per evicted thought, layer and head.
+        """
+        window, num_evicted = self.settings.window, self.settings.num_evicted
+        found: list[Tensor] = []
+        kept: Tensor | None = None
+        for event in range(max(len(rollout.evictions) for rollout in self.rollouts)):
+            slots = self.recorded_slots(event, len(self.rollouts))
+            if slots is None or window is None or num_evicted is None:
+                return []
+            if kept is None:
+                first = torch.arange(window - num_evicted, dtype=torch.int32, device=slots.device)
+                kept = first.expand(slots.shape[0] * slots.shape[1], slots.shape[2], -1)
+            following = torch.tensor([window + event * num_evicted], device=slots.device)
+            gone, kept = leave_with_gaps(kept, following, slots.flatten(0, 1))
+            found.append(gone.view(slots.shape))
+        return found
 
     def inputs(self, start: int, stop: int) -> Int[Tensor, "B n"]:
         """Columns `start..stop` of [prompt | thoughts]."""

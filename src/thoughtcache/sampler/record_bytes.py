@@ -15,10 +15,7 @@ import torch
 from thoughtcache.cache.eviction import find_eviction_policy
 from thoughtcache.cache.schedule import num_evictions
 from thoughtcache.policy.handle import PolicyHandle
-from thoughtcache.records import CacheSettings, TokenFilters
-
-SLOT_BYTES = torch.int64.itemsize
-"""A record keeps the number of an evicted slot in so many bytes."""
+from thoughtcache.records import CacheSettings, TokenFilters, slot_dtype
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,12 +102,17 @@ def item_bytes(
     num_scores = 1 + filters.active + keys_values
     return ItemBytes(
         state=state,
-        slots=layers * heads * (cache.num_evicted or 0) * SLOT_BYTES
-        if find_eviction_policy(cache.eviction).chooses
-        else 0,
+        slots=layers * heads * recorded_slot_bytes(cache),
         token=2 * layers * heads * head_size * dtype.itemsize if keys_values else 0,
         thought=num_scores * torch.promote_types(dtype, torch.float32).itemsize,
     )
+
+
+def recorded_slot_bytes(cache: CacheSettings) -> int:
+    """Bytes of the slots of one eviction that are recorded per layer and head; 0 where the oldest leave."""
+    if cache.window is None or not find_eviction_policy(cache.eviction).chooses:
+        return 0
+    return (cache.num_evicted or 0) * slot_dtype(cache.window).itemsize
 
 
 def check_record_bytes(needed: RecordBytes, allowed: int, num_sequences: int) -> None:

@@ -23,11 +23,6 @@ from thoughtcache.state.attention.weights import MemoryTensors, MemoryWeights
 from thoughtcache.state.memory import Memory, NaiveToken
 from thoughtcache.state.precision import state_precision
 
-UNKNOWN_POSITIONS = (
-    "the positions of thoughts that were chosen are not known, so that their keys cannot be un-rotated; use "
-    'positions="rolling", memory_keys="rotated", or an eviction policy that takes the oldest'
-)
-
 
 class AttentionMemory(Memory):
     """The memory of an adapter with these parameters.
@@ -61,24 +56,25 @@ class AttentionMemory(Memory):
             return None
         tensors = self.tensors
 
-        def write(layer: int, state: Tensor, keys: Tensor, values: Tensor, positions: Tensor | None) -> Tensor:
+        def write(layer: int, state: Tensor, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
             return write_memory(tensors[layer], state, self._looked_up(layer, keys, positions, state.dtype), values)
 
         return write
 
-    def token_weights(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor | None) -> Tensor:
+    @property
+    def absorbs_positions(self) -> bool:
+        """Whether keys are un-rotated."""
+        return self.rotations is not None and any(rotation is not None for rotation in self.rotations)
+
+    def token_weights(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
         """How much of each of these leaving tokens [B, H, E, D] is written: [B, H, E]."""
         tensors = self.tensors[layer]
         return token_weights(tensors, self._looked_up(layer, keys, positions, tensors.gate.dtype), values)
 
-    def _looked_up(self, layer: int, keys: Tensor, positions: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def _looked_up(self, layer: int, keys: Tensor, positions: Tensor, dtype: torch.dtype) -> Tensor:
         """Keys as they are written: un-rotated, or as they are."""
         rotation = self._rotation(layer)
-        if rotation is None:
-            return keys
-        if positions is None:
-            raise ValueError(UNKNOWN_POSITIONS)
-        return rotation.shift(keys.to(dtype), -positions)
+        return keys if rotation is None else rotation.shift(keys.to(dtype), -positions)
 
     def reader(self) -> StateReader:
         """Attention reads the states; the adapted linears are plain LoRA."""

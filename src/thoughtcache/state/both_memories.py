@@ -45,13 +45,18 @@ class BothMemories(Memory):
         if of_linears is None or of_attention is None or shapes is None:
             return None
 
-        def write(layer: int, state: Tensor, keys: Tensor, values: Tensor, positions: Tensor | None) -> Tensor:
+        def write(layer: int, state: Tensor, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
             S, M = _parts(state, shapes)
             return _packed(
                 of_linears(layer, S, keys, values, positions), of_attention(layer, M, keys, values, positions)
             )
 
         return write
+
+    @property
+    def absorbs_positions(self) -> bool:
+        """Whether the one in attention space does."""
+        return self.attention.absorbs_positions
 
     def reader(self) -> StateReader:
         """Shows each its own."""

@@ -33,6 +33,11 @@ class Memory(ABC):
     def absorber(self) -> AbsorbFn | None:
         """The function that makes a layer's next state of the keys and values that leave; None if nothing absorbs."""
 
+    @property
+    def absorbs_positions(self) -> bool:
+        """Whether what is absorbed depends on where the leaving tokens stood."""
+        return False
+
     @abstractmethod
     def reader(self) -> StateReader:
         """What forward passes read of the states, under the weights of the moment."""

@@ -140,7 +140,6 @@ def _look(
     """Norms, ranks and drifts after each eviction, and how much of each thought was written in all."""
     tuner, size = find_tuner(model), len(texts[0].token_ids)
     layers, heads = range(tuner.num_layers), tuner.kv_shape[0]
-    is_rolling = texts[0].settings.positions == "rolling"
     resident = [torch.zeros(len(texts), heads, 0, 1, dtype=torch.long) for _ in layers]  # which thoughts are
     figures, weights = [], torch.zeros((), dtype=torch.float64)
     for piece in pieces_of_texts(model, texts):
@@ -149,7 +148,7 @@ def _look(
             figures.append(_figures(piece, part))
             of_layers = []
             for layer in layers:
-                leaving = piece.evicted(layer, piece.chunk.evicted, is_rolling=is_rolling)
+                leaving = piece.evicted(layer, piece.chunk.evicted)
                 gone, resident[layer] = split_thoughts(resident[layer], leaving.slots, piece.chunk.evicted)
                 found = part.memory.token_weights(layer, leaving.keys, leaving.values, leaving.positions)
                 of_layers.append(by_thought(found, gone.squeeze(-1), size))

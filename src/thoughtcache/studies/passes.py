@@ -17,12 +17,12 @@ from jaxtyping import Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
 
-from thoughtcache.cache.evict import leaving_positions, split_thoughts
+from thoughtcache.cache.evict import split_thoughts
 from thoughtcache.learner.chunk import (
     Boundary,
     batch_chunks,
     chunk_positions,
-    first_position,
+    recorded_positions,
     recorded_slots,
     run_chunk,
 )
@@ -46,13 +46,13 @@ class Leaving:
     Attributes:
         keys: keys as cached.
         values: their values.
-        positions: positions of the keys; None where nobody knows them, see `cache/window_rules.py`.
+        positions: positions of the keys.
         slots: resident thoughts that leave; None means the oldest.
     """
 
     keys: Float[Tensor, "B H E D"]
     values: Float[Tensor, "B H E D"]
-    positions: Int[Tensor, "#B #H E"] | None
+    positions: Int[Tensor, "#B #H E"]
     slots: Int[Tensor, "B H E"] | None
 
 
@@ -90,17 +90,17 @@ class Piece:
         first, last = max(self.chunk.start - width, 0), max(self.chunk.stop - width, 0)
         return torch.arange(first, last, device=self.batch.prompts.ids.device).unsqueeze(1)
 
-    def evicted(self, layer_index: int, num_evicted: int, *, is_rolling: bool) -> Leaving:
+    def evicted(self, layer_index: int, num_evicted: int) -> Leaving:
         """What left a layer on entry to this piece, which evicts."""
         assert self.entry.past is not None
         keys, values = (part[:, :, self.batch.prompts.ids.shape[1] :] for part in self.entry.past[layer_index])
         all_slots = recorded_slots(self.batch, self.chunk.segment - 1, self.chunk.rows, keys.device)
         slots = None if all_slots is None else all_slots[:, layer_index]
-        first = first_position(self.batch, self.chunk)
+        positions = recorded_positions(self.batch, self.chunk, all_slots, exact=True)
         return Leaving(
             keys=split_thoughts(keys, slots, num_evicted)[0],
             values=split_thoughts(values, slots, num_evicted)[0],
-            positions=leaving_positions(slots, first, num_evicted, is_rolling=is_rolling),
+            positions=positions[:, layer_index if positions.shape[1] > 1 else 0],
             slots=slots,
         )
 

@@ -34,10 +34,10 @@ from thoughtcache.planning.memory.layer import (
 from thoughtcache.planning.memory.parts import Parts, highest
 from thoughtcache.planning.model_size import model_size
 from thoughtcache.planning.setting import PlanSetting, learner_chunks
-from thoughtcache.sampler.record_bytes import SLOT_BYTES
+from thoughtcache.sampler.record_bytes import recorded_slot_bytes
 
 COLUMN_BYTES = 4
-"""The K/V log keeps the number of a resident column in so many bytes."""
+"""The number of a resident column, or the position of a thought, takes so many bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,9 +92,9 @@ def _learner(setting: PlanSetting) -> _Learner:
         adapter_bytes=adapter_bytes(setting),
         states=slot_state_bytes(setting, setting.batch),
         anchors=_entry_state_bytes(setting, len(chunks)),
-        log=kv_bytes(numbers, setting.batch, columns) + resident_columns_bytes(setting, chunks)
-        if setting.logs_on_device
-        else 0,
+        log=(kv_bytes(numbers, setting.batch, columns) + resident_columns_bytes(setting, chunks))
+        * setting.logs_on_device
+        + (0 if setting.device_type == "cuda" else leaving_thought_bytes(setting)),
     )
 
 
@@ -117,6 +117,14 @@ def resident_columns_bytes(setting: PlanSetting, chunks: list[Chunk]) -> int:
     return setting.batch * thoughts * layer_heads(setting) * COLUMN_BYTES
 
 
+def leaving_thought_bytes(setting: PlanSetting) -> int:
+    """Where the learner counts which thoughts left, to un-rotate their keys; beside the recorded slots."""
+    if not setting.numbers_thoughts:
+        return 0
+    events = num_evictions(setting.max_new_tokens - 1, setting.window, setting.num_evicted)
+    return events * setting.batch * (setting.num_evicted or 0) * layer_heads(setting) * COLUMN_BYTES
+
+
 def record_parts(setting: PlanSetting, rows: int) -> Parts:
     """Bytes that evictions record of so many rows on the device; a GPU hands the records to the host at once."""
     if setting.device_type == "cuda":
@@ -129,7 +137,7 @@ def slot_bytes(setting: PlanSetting, rows: int) -> int:
     if not setting.chooses:
         return 0
     events = num_evictions(setting.max_new_tokens - 1, setting.window, setting.num_evicted)
-    return events * rows * (setting.num_evicted or 0) * layer_heads(setting) * SLOT_BYTES
+    return events * rows * layer_heads(setting) * recorded_slot_bytes(setting.cache)
 
 
 def layer_heads(setting: PlanSetting) -> int:

@@ -18,7 +18,7 @@ from thoughtcache.planning.memory.layer import (
     layer_numbers,
 )
 from thoughtcache.planning.memory.parts import Parts, add, highest
-from thoughtcache.planning.memory.replay import record_parts, slot_state_bytes
+from thoughtcache.planning.memory.replay import COLUMN_BYTES, layer_heads, record_parts, slot_state_bytes
 from thoughtcache.planning.setting import PlanSetting
 from thoughtcache.sampler.prefill import CHUNK_COLUMNS
 from thoughtcache.sampler.weights.packed_linears import DTYPES, SMALLEST, worth_packing
@@ -38,7 +38,7 @@ def rollout_parts(setting: PlanSetting) -> dict[str, Parts]:
     memory = sampler_memory_bytes(setting, numbers)
     cache = {
         "rollout K/V": kv_bytes(numbers, slots, prompt + window),
-        "thought states": states + memory,
+        "thought states": states + memory + kept_position_bytes(setting),
     }
     scores = slots * setting.max_new_tokens * (FP64 + 8 + FP32)  # uniform numbers, tokens, log-probabilities
     before = {"recorded K/V": recorded_kv_bytes(setting, waiting), **record_parts(setting, waiting)}
@@ -81,6 +81,14 @@ def sampler_memory_bytes(setting: PlanSetting, numbers: LayerNumbers) -> int:
     return slot_state_bytes(setting, 1) + numbers.size.layers * scaled_weights_bytes(numbers.memory)
 
 
+def kept_position_bytes(setting: PlanSetting) -> int:
+    """Where the thoughts that stay in the slots stood, by layer and head."""
+    if not setting.numbers_thoughts:
+        return 0
+    kept = (setting.window or 0) - (setting.num_evicted or 0)
+    return setting.decoded_at_once * kept * layer_heads(setting) * COLUMN_BYTES
+
+
 def packed_bytes(setting: PlanSetting) -> int:
     """The copy of the weights that sampling on a CPU reads: linears of the layers and the head, without small ones."""
     wanted = setting.pack_weights and setting.device_type == "cpu" and setting.learner == "replay"
@@ -105,10 +113,10 @@ def _eviction_bytes(setting: PlanSetting, numbers: LayerNumbers) -> int:
         return 0
     tokens = slots * numbers.size.kv
     if numbers.memory is not None:
-        # Views, or in a new order where some are chosen: keys, values, and still the values of the layer before.
-        ordered = 3 * tokens * window * numbers.base if setting.chooses else 0
+        # Views, or in a new order where some are chosen: keys and values, and still those of the layer before.
+        ordered = (3 if setting.rolls else 4) * tokens * window * numbers.base if setting.chooses else 0
         kept = tokens * (window - evicted) * numbers.base
-        moved = 2 * kept if setting.rolls else 0  # keys at their new positions, of the layer before as well
+        moved = 2 * kept if setting.rolls else 0  # keys at their new positions, and those of the layer before
         return ordered + moved + max(kept, write_running_bytes(numbers.memory, slots, evicted))
     shift = tokens * (window - evicted) * numbers.base
     absorption = tokens * evicted * 2 * (numbers.base + 2 * FP32) if setting.absorbs else 0

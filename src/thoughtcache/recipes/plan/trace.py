@@ -36,7 +36,7 @@ from thoughtcache.planning.model_size import model_size
 from thoughtcache.planning.plan import learner_phases
 from thoughtcache.planning.setting import PlanSetting
 from thoughtcache.policy.handle import full_cache
-from thoughtcache.records import Rollout, SamplingSettings
+from thoughtcache.records import Rollout, SamplingSettings, slot_dtype
 
 SHALLOWEST = STEP = 4
 """Layers of the shallowest model that is traced, and how many more the next one has."""
@@ -146,7 +146,7 @@ def blank_rollouts(setting: PlanSetting) -> list[Rollout]:
     heads = size.kv // size.head_size
     evictions = sliding_evictions(count - 1, setting.window, evicted)
     if setting.chooses:
-        slots = torch.arange(evicted or 0).expand(size.layers, heads, -1)
+        slots = torch.arange(evicted or 0, dtype=slot_dtype(setting.window or 0)).expand(size.layers, heads, -1)
         evictions = tuple(replace(eviction, slots=slots.clone()) for eviction in evictions)
     thought = setting.thought
     shape = (len(evictions), config.num_hidden_layers, *setting.state_shape)

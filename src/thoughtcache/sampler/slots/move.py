@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from thoughtcache.cache.evict import evict_layer
+from thoughtcache.cache.evict import evict_layer, leave_with_gaps, leaving_positions
 from thoughtcache.sampler.slots.window_block import WindowBlock
 
 if TYPE_CHECKING:
@@ -29,13 +29,18 @@ def move_thoughts(cache: SlotCache, window: WindowBlock, chosen: list[Tensor] | 
         The new states [n, ...] per layer; None where nothing absorbs.
     """
     states = []
-    # The next token comes behind all that are resident.
-    first = cache.positions[window.rows] - window.size
+    following = cache.positions[window.rows]
     for index, layer in enumerate(cache.layers):
         slots = None if chosen is None else chosen[index]
         state = None if cache.states is None else cache.states[index][window.index]
         keys, values = window.read(layer.keys), window.read(layer.values)
-        kept_keys, kept_values, state = evict_layer(cache.rules, index, keys, values, slots, state, first)
+        if slots is None or not cache.kept:
+            positions = leaving_positions(slots, following - window.size, cache.rules.num_evicted)
+        else:
+            positions, cache.kept[index][window.index] = leave_with_gaps(
+                cache.kept[index][window.index], following, slots
+            )
+        kept_keys, kept_values, state = evict_layer(cache.rules, index, keys, values, slots, state, positions)
         window.write(layer.keys, kept_keys)
         window.write(layer.values, kept_values)
         if cache.rules.absorb is not None and cache.states is not None and state is not None:

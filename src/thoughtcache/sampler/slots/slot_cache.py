@@ -27,6 +27,7 @@ from thoughtcache.cache.base import ResidentLayer, StatefulCache, StateReader, S
 from thoughtcache.cache.host_integers import Integers, to_device
 from thoughtcache.cache.query_log import QueryLog
 from thoughtcache.cache.window_rules import WindowRules
+from thoughtcache.records import slot_dtype
 from thoughtcache.sampler.slots.choice import choose, hear
 from thoughtcache.sampler.slots.move import MoveFn, move_thoughts
 from thoughtcache.sampler.slots.table import SlotTable
@@ -97,6 +98,8 @@ class SlotCache(StatefulCache):
         columns: [slots] where each slot writes next, on the device as the next three.
         positions: [slots] position of the token that is written next.
         occupied: [slots] 1 where there is a sequence.
+        kept: [slots, H, K] per layer, positions of the thoughts that the last eviction left, which are the first ones
+            before there was one; empty where nobody asks for them.
     """
 
     is_samplers = True
@@ -138,6 +141,8 @@ class SlotCache(StatefulCache):
         )
         table.own(self, "prompts", "lengths", "num_evictions", "taken", "seeds", initial=0)
         table.own(self, "columns", "positions", "occupied", initial=0)
+        self.kept: list[Any] = [None] * num_layers if rules.numbers_thoughts else []
+        table.own(self.kept, *range(len(self.kept)))
         self.log = log
         if log is not None:
             table.own(log, "unheard", initial=0)
@@ -197,10 +202,21 @@ class SlotCache(StatefulCache):
                 layer.is_initialized = True
                 self._fix_addresses(layer.keys, layer.values)
             layer.keys[rows, :, :length], layer.values[rows, :, :length] = pair
+        for index, kept in enumerate(self.kept):
+            if kept is None:
+                kept = self.kept[index] = self._no_positions(self.layers[index].keys.shape[1])
+            kept[rows] = length + torch.arange(kept.shape[-1], dtype=kept.dtype, device=self.device)
         self.columns[rows], self.positions[rows], self.occupied[rows] = length, length, 1
         self.prompts[slots], self.lengths[slots], self.taken[slots] = length, length, True
         for slot, seed in zip(slots, seeds, strict=True):
             self.seeds[slot] = seed
+
+    def _no_positions(self, heads: int) -> Int[Tensor, "slots H K"]:
+        assert self.rules.size is not None
+        shape = self.num_slots, heads, self.rules.size - self.rules.num_evicted
+        kept = torch.zeros(shape, dtype=torch.int32, device=self.device)
+        self._fix_addresses(kept)
+        return kept
 
     def reserve(self, capacity: int) -> None:
         """Make room for so many columns in every slot; what is there stays."""
@@ -282,7 +298,7 @@ class SlotCache(StatefulCache):
         return SlotEviction(
             slots=slots.tolist(),
             states=None if states is None else [state[: len(slots)] for state in states],
-            chosen=torch.stack(chosen, dim=1)[: len(slots)] if chosen else None,
+            chosen=torch.stack(chosen, dim=1)[: len(slots)].to(slot_dtype(rules.size)) if chosen else None,
         )
 
     def _padded(self, slots: Integers) -> Integers:

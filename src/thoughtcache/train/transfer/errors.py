@@ -17,7 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from thoughtcache.cache.base import AttentionRead, StateReader
 from thoughtcache.cache.evict import evict_layer
 from thoughtcache.cache.window_rules import WindowRules
-from thoughtcache.learner.chunk import chunk_positions, first_position, recorded_slots
+from thoughtcache.learner.chunk import chunk_positions, recorded_positions, recorded_slots
 from thoughtcache.learner.chunk_plan import Chunk, plan_chunks
 from thoughtcache.policy.batch import RolloutBatch
 from thoughtcache.state.attention.window_share import attention_with_share
@@ -33,14 +33,14 @@ class Segment:
     Attributes:
         chunk: their columns, and the rows that are not over.
         slots: [rows, L, H, E] thoughts that leave before it; None for the oldest.
-        first: [rows] position of the first resident thought before that.
+        gone: [rows, L or 1, H or 1, E] where they stood.
         positions: [rows, n] positions of its thoughts.
         visible: [rows, 1, n, m] which of [prompt | resident and new thoughts] the new ones see.
     """
 
     chunk: Chunk
     slots: Tensor | None
-    first: Tensor
+    gone: Tensor
     positions: Tensor
     visible: Tensor
 
@@ -71,16 +71,19 @@ class BoundedPass:
         _, *later = plan_chunks(batch.lengths, width, settings.window, settings.num_evicted, None)
         sizes = {(chunk.rows, chunk.columns, chunk.leaving) for chunk in later}
         masks = {size: _visible(batch, *size) for size in sizes}
-        return [
-            Segment(
-                chunk=chunk,
-                slots=recorded_slots(batch, chunk.segment - 1, chunk.rows, batch.token_ids.device),
-                first=first_position(batch, chunk),
-                positions=chunk_positions(batch, chunk),
-                visible=masks[chunk.rows, chunk.columns, chunk.leaving],
+        found = []
+        for chunk in later:
+            slots = recorded_slots(batch, chunk.segment - 1, chunk.rows, batch.token_ids.device)
+            found.append(
+                Segment(
+                    chunk=chunk,
+                    slots=slots,
+                    gone=recorded_positions(batch, chunk, slots, exact=self.rules.numbers_thoughts),
+                    positions=chunk_positions(batch, chunk),
+                    visible=masks[chunk.rows, chunk.columns, chunk.leaving],
+                )
             )
-            for chunk in later
-        ]
+        return found
 
 
 class LayerErrors(AttentionRead):
@@ -182,7 +185,7 @@ def bounded_outputs(
             kept[1][:rows],
             None if slots is None else slots[:, layer_index],
             state[:rows],  # one initial state serves all rows
-            segment.first,
+            segment.gone[:, layer_index if segment.gone.shape[1] > 1 else 0],
         )
         assert after is not None
         state = after

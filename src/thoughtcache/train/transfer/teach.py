@@ -54,7 +54,7 @@ class AttentionShares:
 
 
 def attention_shares(model: nn.Module, adapted: PeftModel, rollouts: Sequence[Rollout]) -> AttentionShares:
-    """Errors of a batch of texts; differentiable in the parameters of the memory.
+    """Errors of a batch of texts under the policy's own evictions; differentiable in the parameters of the memory.
 
     Args:
         model: the adapted model, wrapped (DDP, accelerate) or not.
@@ -65,7 +65,7 @@ def attention_shares(model: nn.Module, adapted: PeftModel, rollouts: Sequence[Ro
 
 
 def _shares(model: nn.Module, adapted: PeftModel, rollouts: Sequence[Rollout]) -> AttentionShares:
-    """`attention_shares` under the evictions that the texts have."""
+    """Errors under the evictions that the texts have."""
     policy, tuner = open_policy(adapted), find_tuner(adapted)
     ordered = sorted(rollouts, key=lambda row: -len(row.token_ids))
     batch = batch_rollouts(ordered, policy.device)
@@ -91,6 +91,30 @@ def _shares(model: nn.Module, adapted: PeftModel, rollouts: Sequence[Rollout]) -
     return AttentionShares(lost=lost, left=left)
 
 
+SAMPLED_AT_ONCE = 32
+"""Texts that the base goes through at once where it has to choose what leaves."""
+
+
+@torch.no_grad()
+def choose_once(model: PeftModel, rows: Sequence[Rollout]) -> list[Rollout]:
+    """Texts with what the base, under the window and without a memory, lets leave; they stay that way for all steps.
+
+    Where the oldest leave there is nothing to choose. Any other policy goes through every text token by token, which
+    takes longer than a step of training, and a memory changes the choice only as far as it changes the queries.
+
+    Args:
+        model: the adapted model.
+        rows: texts under the window of the adapter.
+    """
+    order = sorted(range(len(rows)), key=lambda row: -len(rows[row].token_ids))
+    chosen: dict[int, Rollout] = {}
+    with model.disable_adapter():
+        for start in range(0, len(order), SAMPLED_AT_ONCE):
+            part = order[start : start + SAMPLED_AT_ONCE]
+            chosen.update(zip(part, with_own_evictions(model, [rows[row] for row in part]), strict=True))
+    return [chosen[row] for row in range(len(rows))]
+
+
 START_SCALES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 """Factors of the weight of a memory, of which the best one is where transfer begins."""
 
@@ -104,19 +128,18 @@ def scale_weights(model: PeftModel, rollouts: Sequence[Rollout]) -> list[float]:
 
     Args:
         model: the adapted model.
-        rollouts: texts under the window of the adapter, each with at least one eviction.
+        rollouts: texts under the window of the adapter, each with at least one eviction, as they leave.
 
     Returns:
         The factor of every layer, one of `START_SCALES`.
     """
     weights = [layer.log_weight for layer in find_tuner(model).memory_weights()]
     start = [weight.clone() for weight in weights]
-    rows = with_own_evictions(model, rollouts)  # those of the start, for all scales
     errors = []
     for scale in START_SCALES:
         for weight, before in zip(weights, start, strict=True):
             weight.copy_(before + math.log(scale))
-        errors.append(_shares(model, model, rows).left)
+        errors.append(_shares(model, model, rollouts).left)
     best = [START_SCALES[index] for index in torch.stack(errors).argmin(dim=0).tolist()]
     for weight, before, scale in zip(weights, start, best, strict=True):
         weight.copy_(before + math.log(scale))
@@ -157,7 +180,7 @@ class TransferTrainer(MemoryRate, Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """Mean over layers of (error with the memory / error of the window alone), of one batch."""
-        shares = attention_shares(model, self.accelerator.unwrap_model(model), inputs["rollouts"])
+        shares = _shares(model, self.accelerator.unwrap_model(model), inputs["rollouts"])
         return (1.0 - shares.given_back).mean()
 
 
@@ -171,7 +194,8 @@ def transfer_attention(
     """Teach a memory in attention space to give back the attention output that the window loses, layer by layer.
 
     The loss is the share of the lost output that is still missing: 1 for a memory that adds nothing, 0 for the full
-    cache. The weights of the memory are scaled first, see `scale_weights`. What the factors of the linears could do is
+    cache. The weights of the memory are scaled first, see `scale_weights`. An eviction policy that chooses does so once
+    per text, see `choose_once`. What the factors of the linears could do is
     left to `distill`; they are not trained here.
 
     Args:
@@ -194,6 +218,7 @@ def transfer_attention(
     if checkpoint is not None and finished is not None:
         load_weights(model, checkpoint)
         return DistillResult(history=finished)
+    rows = choose_once(model, rows)
     if checkpoint is None:
         scale_weights(model, rows[: config.batch_size])
     model.train()
