@@ -11,7 +11,6 @@ from support.models import CONTROLS, FAMILIES, tiny_model
 from support.policies import crossed
 from support.rollouts import PROMPTS, ragged_rollouts
 from thoughtcache.cache.eviction import EVICTION_POLICIES
-from thoughtcache.state import STATE_RULES
 
 NEW_TOKENS = 21  # 20 inputs, window 5, one token leaves at a time: 15 evictions
 CASES = {
@@ -44,14 +43,6 @@ def check_all_executions(model, rollouts, dtype=torch.float64):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_model_families(family):
     model = tiny_model(family)
-    rollouts = ragged_rollouts(model, max_new_tokens=NEW_TOKENS)
-    assert max(len(rollout.evictions) for rollout in rollouts) == 15
-    check_all_executions(model, rollouts)
-
-
-@pytest.mark.parametrize(("eviction", "rule"), crossed(sorted(STATE_RULES)))
-def test_state_rules_and_eviction_policies(rule, eviction):
-    model = tiny_model(state_rule=rule, eviction=eviction)
     rollouts = ragged_rollouts(model, max_new_tokens=NEW_TOKENS)
     assert max(len(rollout.evictions) for rollout in rollouts) == 15
     check_all_executions(model, rollouts)

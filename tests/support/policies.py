@@ -1,8 +1,9 @@
 """How eviction policies are dealt to what they are tested with, so that a suite over the whole table stays small.
 
-A policy that is listed in `EVICTION_POLICIES` is in all of these. The whole product is not run, because a learner
-repeats recorded slots whoever chose them: the two kinds of records (`KINDS`: none, and slots that differ by layer and
-head) meet every state rule and family, and each of the other policies meets one of them in turn.
+A policy that is listed in `EVICTION_POLICIES` is in all of these. `tests/parity/test_policies_and_rules.py` has every
+policy with every rule. Elsewhere the whole product is not run, because a learner repeats recorded slots whoever chose
+them: the two kinds of records (`KINDS`: none, and slots that differ by layer and head) meet everything, and each of the
+other policies one of the others in turn.
 """
 
 from __future__ import annotations
