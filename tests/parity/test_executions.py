@@ -11,6 +11,7 @@ from support.models import CONTROLS, FAMILIES, tiny_model
 from support.policies import crossed
 from support.rollouts import PROMPTS, ragged_rollouts
 from thoughtcache.cache.eviction import EVICTION_POLICIES
+from thoughtcache.state import STATE_RULES
 
 NEW_TOKENS = 21  # 20 inputs, window 5, one token leaves at a time: 15 evictions
 CASES = {
