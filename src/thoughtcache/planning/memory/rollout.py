@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from thoughtcache.cache.eviction import make_eviction_policy
+from thoughtcache.cache.eviction.scored import AccumulatedEviction
 from thoughtcache.cache.schedule import num_evictions
 from thoughtcache.planning.memory.attention_memory import scaled_weights_bytes, write_running_bytes
 from thoughtcache.planning.memory.layer import (
@@ -39,6 +41,7 @@ def rollout_parts(setting: PlanSetting) -> dict[str, Parts]:
     cache = {
         "rollout K/V": kv_bytes(numbers, slots, prompt + window),
         "thought states": states + memory + kept_position_bytes(setting),
+        "eviction policy": query_log_bytes(setting, numbers),
     }
     scores = slots * setting.max_new_tokens * (FP64 + 8 + FP32)  # uniform numbers, tokens, log-probabilities
     before = {"recorded K/V": recorded_kv_bytes(setting, waiting), **record_parts(setting, waiting)}
@@ -79,6 +82,21 @@ def sampler_memory_bytes(setting: PlanSetting, numbers: LayerNumbers) -> int:
     if numbers.memory is None:
         return 0
     return slot_state_bytes(setting, 1) + numbers.size.layers * scaled_weights_bytes(numbers.memory)
+
+
+def query_log_bytes(setting: PlanSetting, numbers: LayerNumbers) -> int:
+    """The last queries that an eviction policy looks at, and its running scores, of all slots; `QueryLog.allocate`."""
+    window, cache, size = setting.window, setting.cache, numbers.size
+    if window is None:
+        return 0
+    eviction = make_eviction_policy(cache.eviction, dict(cache.eviction_options))
+    num_queries = eviction.num_queries(window, setting.num_evicted or 0)
+    if not num_queries:
+        return 0
+    queries = num_queries * size.heads * size.head_size * numbers.base
+    scores = window * (size.kv // size.head_size) * max(FP32, numbers.base)
+    per_slot = size.layers * (queries + scores * isinstance(eviction, AccumulatedEviction))
+    return setting.decoded_at_once * per_slot
 
 
 def kept_position_bytes(setting: PlanSetting) -> int:
