@@ -6,43 +6,17 @@ of whole eviction cycles with a full window; the rounds before would only make i
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
-
-import torch
 
 import thoughtcache as tc
 from benchmarks.sampler.case import Case
 from benchmarks.sampler.clock import RoundClock
 from benchmarks.sampler.figures import Figure, Measured, over_repeats
 from benchmarks.sampler.models import make_prompts, rollout_options, thought_model, uneven_lengths
-from benchmarks.sampler.timing import interleaved, synchronise
+from benchmarks.sampler.timing import interleaved, timed_calls
 from thoughtcache.sampler.slots.slot_cache import SlotCache
 
 TARGET = 0.03
-
-
-@contextmanager
-def timed_evictions(device: str | torch.device) -> Iterator[list[float]]:
-    """Seconds of every call of `SlotCache.evict` in the block."""
-    seconds: list[float] = []
-    plain: Callable[..., Any] = SlotCache.evict
-
-    def timed(self: SlotCache, *args: Any, **kwargs: Any) -> Any:
-        synchronise(device)
-        started = time.perf_counter()
-        result = plain(self, *args, **kwargs)
-        synchronise(device)
-        seconds.append(time.perf_counter() - started)
-        return result
-
-    SlotCache.evict = timed  # type: ignore[method-assign]
-    try:
-        yield seconds
-    finally:
-        SlotCache.evict = plain  # type: ignore[method-assign]
 
 
 def measure(case: Case) -> Measured:
@@ -56,12 +30,12 @@ def measure(case: Case) -> Measured:
         prompts, shares, milliseconds = make_prompts(base, sizes), [], []
         for repeat in range(case.repeats):
             clock = RoundClock(model.base_model.backbone, case.device)
-            with timed_evictions(case.device) as evictions, clock:
+            with timed_calls(SlotCache, "evict", device=case.device) as evictions, clock:
                 tc.rollout(model, prompts, seed=repeat, **rollout_options(case))
             decoding = clock.seconds[case.window :]
             assert len(decoding) % case.cycle == 0, len(decoding)
-            shares.append(sum(evictions) / sum(decoding))
-            milliseconds += [1000 * value for value in evictions]
+            shares.append(sum(evictions.wall) / sum(decoding))
+            milliseconds += [1000 * value for value in evictions.wall]
         figures.append(over_repeats(f"share of eviction and absorption, {shape} slots", shares, at_most=TARGET))
         figures.append(over_repeats(f"one eviction, {shape} slots", milliseconds, unit="ms"))
         values[f"evictions, {shape}"] = len(milliseconds)

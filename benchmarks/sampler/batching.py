@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import thoughtcache as tc
-from benchmarks.sampler.absorption import timed_evictions
 from benchmarks.sampler.case import Case
 from benchmarks.sampler.clock import RoundClock
 from benchmarks.sampler.figures import Figure, Measured, over_repeats
 from benchmarks.sampler.models import geometric_head, load_base, make_prompts, rollout_options, thought_model
-from benchmarks.sampler.timing import Seconds
+from benchmarks.sampler.timing import Seconds, timed_calls
 from thoughtcache.sampler.engine import Engine
+from thoughtcache.sampler.slots.slot_cache import SlotCache
 
 TARGET = 1.8
 STOP_TOKEN = 2
@@ -68,11 +68,12 @@ def measure(case: Case) -> Measured:
     shares = []
     for _ in range(case.repeats):
         for name, run in runs.items():
-            with timed_evictions(case.device) as evictions, RoundClock(model.base_model.backbone, case.device) as clock:
+            clock = RoundClock(model.base_model.backbone, case.device)
+            with timed_calls(SlotCache, "evict", device=case.device) as evictions, clock:
                 seconds[name].time(run, case.device)
             rounds[name] = clock.rounds
             if name == "continuous":
-                shares.append(sum(evictions) / seconds[name].wall[-1])
+                shares.append(sum(evictions.wall) / seconds[name].wall[-1])
     if any(found[name] != found["continuous"] for name in STATIC):
         raise RuntimeError("continuous and static batching gave different tokens for the same seeds")
     lengths = [len(tokens) for tokens in found["continuous"]]

@@ -10,7 +10,7 @@ from thoughtcache.cache.schedule import evict_count
 
 MODELS = ("tiny", "smollm2")
 KINDS = (
-    "gate", "positions", "generate_long", "generate_whole", "trl_turn", "absorption", "batching", "prefill",
+    "gate", "positions", "generate_long", "generate_whole", "trl_turn", "absorption", "policies", "batching", "prefill",
     "batch_window", "compiled",
 )  # fmt: skip
 

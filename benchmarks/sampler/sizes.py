@@ -57,6 +57,10 @@ def full() -> Cases:
             replace(tiny, kind="absorption", tokens=256 + 16 * 64 + 1),
             replace(real, kind="absorption", tokens=256 + 4 * 64 + 1),
         ],
+        "policies": [
+            replace(tiny, kind="policies", tokens=256 + 8 * 64 + 1),
+            replace(real, kind="policies", tokens=256 + 2 * 64 + 1, repeats=1),
+        ],
         "batching": [replace(tiny, kind="batching", batch=16, tokens=2048)],
         "prefill": [replace(real, kind="prefill", batch=16, prompt=512)],
         "batch_window": _batch_window(tiny, (64, 256, 480), BATCHES) + _batch_window(real, (256, 1024), (1, 8, 32)),
@@ -78,6 +82,7 @@ def quick() -> Cases:
         ],
         "trl": [replace(case, kind="trl_turn", tokens=64, repeats=2)],
         "absorption": [replace(case, kind="absorption", tokens=64 + 4 * 16 + 1, repeats=2)],
+        "policies": [replace(case, kind="policies", tokens=64 + 2 * 16 + 1, repeats=1)],
         "batching": [replace(case, kind="batching", tokens=256, mean_length=32, num_prompts=48, repeats=1)],
         "prefill": [replace(case, kind="prefill", batch=16, prompt=400)],
         "batch_window": _batch_window(case, (64,), (4,))[:1],

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -43,6 +44,29 @@ def synchronise(device: str | torch.device) -> None:
     """Wait for a GPU; nothing on the CPU."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
+
+
+@contextmanager
+def timed_calls(owner: Any, *names: str, device: str | torch.device) -> Iterator[Seconds]:
+    """Seconds of every call of these functions of a class or module in the block, between two waits for the device."""
+    seconds = Seconds()
+    plain = {name: getattr(owner, name) for name in names}
+
+    def timing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            found: list[Any] = []
+            seconds.time(lambda: found.append(function(*args, **kwargs)), device)
+            return found[0]
+
+        return timed
+
+    try:
+        for name, function in plain.items():
+            setattr(owner, name, timing(function))
+        yield seconds
+    finally:
+        for name, function in plain.items():
+            setattr(owner, name, function)
 
 
 def interleaved(

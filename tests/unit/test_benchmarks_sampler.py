@@ -11,7 +11,6 @@ import pytest
 import torch
 from benchmarks.__main__ import make_parser
 from benchmarks.sampler import sizes
-from benchmarks.sampler.absorption import timed_evictions
 from benchmarks.sampler.case import KINDS, Case
 from benchmarks.sampler.clock import RoundClock
 from benchmarks.sampler.compiled import logprob_gap
@@ -21,13 +20,14 @@ from benchmarks.sampler.models import geometric_head, rollout_options, uneven_le
 from benchmarks.sampler.picture import merged, panels
 from benchmarks.sampler.positions import BYTES_PER_TOKEN, flatness, records_bytes
 from benchmarks.sampler.suite import record
-from benchmarks.sampler.timing import round_seconds, speed_curve
+from benchmarks.sampler.timing import round_seconds, speed_curve, timed_calls
 
 import thoughtcache as tc
 from support.models import tiny_model
 from thoughtcache.measuring.peak_memory import MIB
 from thoughtcache.policy.token_logprobs import scaled_log_softmax
 from thoughtcache.sampler.draw.inverse_cdf import sample_tokens, uniform_numbers
+from thoughtcache.sampler.slots.slot_cache import SlotCache
 from thoughtcache.tasks.embedded.reasoner import load_reasoner
 
 
@@ -95,12 +95,12 @@ def test_the_clock_sees_one_round_per_forward_pass_and_evictions_are_timed():
     model = tiny_model(window=4)
     stopped = []
     with (
-        timed_evictions("cpu") as evictions,
+        timed_calls(SlotCache, "evict", device="cpu") as evictions,
         RoundClock(model.base_model.backbone, "cpu", interrupt={5: lambda: stopped.append(5)}) as clock,
     ):
         tc.rollout(model, [[3, 4], [5, 6, 7]], max_new_tokens=12, ignore_eos=True)
     assert clock.rounds == len(clock.cpu_seconds) == 11
-    assert len(evictions) == 7
+    assert len(evictions.wall) == len(evictions.cpu) == 7
     assert stopped == [5]
 
 
