@@ -222,13 +222,16 @@ def _recall(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "--memory-learning-rate", type=float, help="with --trains adapter: that of what writes and reads the states"
     )
     group.add_argument("--max-evictions", type=int, help="longest distance in training, in evictions (8)")
-    group.add_argument("--max-before", type=int, help="most text before a passcode in training, in evictions (0)")
+    group.add_argument(
+        "--max-before", type=int, help="most text before a passcode in training, in evictions (--max-evictions)"
+    )
     group.add_argument("--growth-steps", type=int, help="steps over which distances grow to it (0)")
     group.add_argument("--write-cost", type=float, help="what a token that is written adds to the loss, in nats (0.05)")
     group.add_argument("--trains", help="memory (default): the base stays as it is; or adapter: LoRA as well")
     group = parser.add_argument_group("measurement")
     group.add_argument("--codes", type=int, help="passcodes per distance (64)")
     group.add_argument("--distances", type=integers, help="evictions before the question (0,1,2,4,8,16,32,64)")
+    group.add_argument("--before", type=integers, help="text before a passcode, in evictions (0,16)")
     group.add_argument("--no-baselines", dest="baselines", action="store_false", help="measure the adapter alone")
     group = parser.add_argument_group("run")
     folder_options(group, DEFAULT_OUTPUT_DIRS["recall"], several_seeds=True)

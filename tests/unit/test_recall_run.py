@@ -30,7 +30,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def run_of(model: str, output: Path, **changes: Any) -> RecallRun:
-    few = {"steps": 2, "batch_size": 2, "code_length": 2, "max_evictions": 2, "codes": 3, "distances": (0, 2)}
+    few = {
+        "steps": 2,
+        "batch_size": 2,
+        "code_length": 2,
+        "max_evictions": 2,
+        "codes": 3,
+        "distances": (0, 2),
+        "before": (0, 1),
+    }
     return RecallRun(**{"model": model, "output_dir": str(output), "save_every": 1, **few, **changes})
 
 
@@ -44,7 +52,7 @@ def test_a_run_leaves_adapter_table_and_picture(model, tmp_path):
     result = run_recall(run_of(model, tmp_path / "run"), thought(), console)
     assert list(result["recall"]) == ARMS
     for rows in result["recall"].values():
-        assert [row["num_evictions"] for row in rows] == [0, 2]
+        assert [(row["num_before"], row["num_evictions"]) for row in rows] == [(0, 0), (0, 2), (1, 0), (1, 2)]
         assert all(row["codes"] == 3 and 0 <= row["low"] <= row["high"] <= 1 for row in rows)
     assert [step for step, _ in result["phases"]["teach"]["losses"]] == [1, 2]
     written = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -63,7 +71,7 @@ def test_a_run_leaves_adapter_table_and_picture(model, tmp_path):
 
 def test_an_interrupted_run_measures_what_is_missing(model, tmp_path, monkeypatch):
     calls: list[str] = []
-    probe = recall.probe_passcode
+    probe = recall.probe_ages
 
     def interrupted(model: Any, *args: Any, **kwargs: Any) -> Any:
         calls.append(str(model.active_adapter))
@@ -71,7 +79,7 @@ def test_an_interrupted_run_measures_what_is_missing(model, tmp_path, monkeypatc
             raise KeyboardInterrupt
         return probe(model, *args, **kwargs)
 
-    monkeypatch.setattr(recall, "probe_passcode", interrupted)
+    monkeypatch.setattr(recall, "probe_ages", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_recall(run_of(model, tmp_path), thought(), Console(quiet=True))
     assert calls == ["default", "arm", "arm"]
@@ -113,6 +121,8 @@ def test_the_size_of_what_remembers():
         ({"steps": -1}, "steps must be at least 0, got -1"),
         ({"distances": ()}, "distances must be numbers of evictions"),
         ({"distances": (3, -1)}, r"distances must be numbers of evictions from 0 on, got \[3, -1\]"),
+        ({"before": ()}, "before must be numbers of evictions"),
+        ({"before": (1, -2)}, r"before must be numbers of evictions from 0 on, got \[1, -2\]"),
         ({"codes": 0}, "codes must be at least 1"),
         ({"kind": "letters"}, "kind='letters'"),
         ({"dtype": "float8"}, "dtype='float8'"),
@@ -143,10 +153,10 @@ def test_a_full_cache_has_nothing_to_remember(model, tmp_path):
         (
             {"distances": (2, 99)},
             "absolute",
-            "distances=99 evictions under window=8 take texts of",
+            "distances=99 evictions behind text for 1 under window=8 take texts of",
         ),
         ({"max_evictions": 99}, "absolute", "max_evictions=99 evictions"),
-        ({"max_before": 99}, "absolute", "max_evictions=2 evictions under window=8 take texts of"),
+        ({"max_before": 99}, "absolute", "max_evictions=2 evictions behind text for 99 under window=8 take texts of"),
         ({"distances": (2, 99)}, "rolling", "distances=99 evictions"),
     ],
 )
@@ -158,7 +168,21 @@ def test_texts_that_are_too_long_are_refused_before_teaching(model, tmp_path, ch
 
 def test_the_command_takes_its_options(model, tmp_path, capsys):
     options = ["recall", "--model", model, "--memory", "attention", "--memory-features", "6", "--window", "8"]
-    few = ["--steps", "1", "--batch-size", "1", "--codes", "1", "--distances", "1,2", "--no-baselines", "--r", "2"]
+    few = [
+        "--steps",
+        "1",
+        "--batch-size",
+        "1",
+        "--codes",
+        "1",
+        "--distances",
+        "1,2",
+        "--before",
+        "0,1",
+        "--no-baselines",
+        "--r",
+        "2",
+    ]
     assert main([*options, *few, "--output-dir", str(tmp_path / "run")]) == 0
     assert "whole passcodes that are remembered" in capsys.readouterr().out
     assert main([*options, *few, "--output-dir", str(tmp_path / "run")]) == 2

@@ -32,8 +32,9 @@ from thoughtcache.report.progress import progress_bar
 from thoughtcache.report.results import environment, write_results
 from thoughtcache.report.tables import print_wide
 from thoughtcache.report.trainer_progress import RichProgressCallback
+from thoughtcache.studies.ages import probe_ages
 from thoughtcache.studies.arms import Arm, arms_beside
-from thoughtcache.studies.passcode import DISTANCES, probe_passcode
+from thoughtcache.studies.passcode import DISTANCES
 from thoughtcache.tasks.recall.filler import sentences_of
 from thoughtcache.tasks.recall.passcode import PasscodeTask
 from thoughtcache.train.checkpoints import load_weights
@@ -61,13 +62,14 @@ class RecallRun:
         code_length: words or digits of a passcode.
         kind: "words" or "digits".
         max_evictions: longest distance in training, in evictions.
-        max_before: most text before a code in training, in evictions that it is enough for.
+        max_before: most text before a code in training, in evictions that it is enough for; None: as `max_evictions`.
         growth_steps: steps over which the longest distance grows to it.
         trains: "memory" or "adapter", see `RecallConfig`.
         write_cost: nats per written token, or None for the default, see `RecallConfig`.
         text: file whose sentences stand between a code and its question, in training and measurement.
         codes: passcodes per distance.
         distances: evictions between a code and its question, where it is measured.
+        before: text before a code, in evictions that it is enough for, where it is measured.
         baselines: measure the base model beside the adapter: full cache, window, and window with as many more slots as
             the adapter's states have numbers, under several eviction policies.
         seed: seed of all random numbers of the run.
@@ -90,13 +92,14 @@ class RecallRun:
     code_length: int = 4
     kind: str = "words"
     max_evictions: int = 8
-    max_before: int = 0
+    max_before: int | None = None
     growth_steps: int = 0
     trains: str = "memory"
     write_cost: float | None = None
     text: str | None = None
     codes: int = 64
     distances: Sequence[int] = DISTANCES
+    before: Sequence[int] = (0, 16)
     baselines: bool = True
     seed: int = 0
     save_every: int = 50
@@ -110,6 +113,8 @@ class RecallRun:
             raise ValueError(f"steps must be at least 0, got {self.steps}")
         if not self.distances or min(self.distances) < 0:
             raise ValueError(f"distances must be numbers of evictions from 0 on, got {list(self.distances)}")
+        if not self.before or min(self.before) < 0:
+            raise ValueError(f"before must be numbers of evictions from 0 on, got {list(self.before)}")
         self.teaching("", 1)
 
     def teaching(self, folder: str, num_steps: int, resume: bool | str = False) -> RecallConfig:
@@ -195,19 +200,22 @@ def _check_lengths(
     task = PasscodeTask(
         tokenizer=tokenizer, cache=cache, length=run.code_length, kind=run.kind, own_sentences=own_sentences
     )
-    measured = [("distances", max(run.distances), 0, cache.rolling_window)]
+    furthest = max(run.distances), max(run.before)
+    measured = [("distances", *furthest, cache.rolling_window)]
     if run.baselines:
-        measured.append(("distances", max(run.distances), 0, None))  # the full cache counts all positions
+        measured.append(("distances", *furthest, None))  # the full cache counts all positions
     if run.steps:
-        measured.append(("max_evictions", run.max_evictions, run.max_before, cache.rolling_window))
+        taught = run.teaching("", 1)
+        measured.append(("max_evictions", taught.max_evictions, taught.most_before, cache.rolling_window))
     for name, distance, before, rolling in measured:
         text = task.episode("longest", distance, before * (cache.num_evicted or 0))
         try:
             check_positions(len(text.prompt_ids), len(text.token_ids), reach, rolling_window=rolling)
         except ValueError as error:
             raise ValueError(
-                f"{name}={distance} evictions under window={cache.window} take texts of {len(text.token_ids)} tokens: "
-                f"{error}; choose shorter distances or a smaller window"
+                f"{name}={distance} evictions behind text for {before} under window={cache.window} take texts of "
+                f"{len(text.token_ids)} tokens: {error}; choose shorter distances, less text before codes, or a "
+                "smaller window"
             ) from error
 
 
@@ -255,14 +263,16 @@ def _measure(
     if run.baselines:
         arms += arms_beside(thought, extra_slots=math.ceil(find_tuner(model).state_size()[1]))
     found = {}
+    total = run.codes * len(run.distances) * len(run.before)
     for arm in arms:
 
         def work(path: Path, resume: bool, arm: Arm = arm) -> PhaseResult:
-            with arm.active(model), progress_bar(arm.name, run.codes * len(run.distances), console=console) as advance:
-                results = probe_passcode(
+            with arm.active(model), progress_bar(arm.name, total, console=console) as advance:
+                results = probe_ages(
                     model,
                     tokenizer,
-                    distances=run.distances,
+                    ages=run.distances,
+                    before=run.before,
                     num_codes=run.codes,
                     code_length=run.code_length,
                     kind=run.kind,
@@ -271,7 +281,7 @@ def _measure(
                     own_sentences=own_sentences,
                     progress=advance,
                 )
-            return {"recall": [asdict(result) for result in results]}
+            return {"recall": [{"num_before": one.num_before, **asdict(one.recall)} for one in results]}
 
         name = arm.name.replace(" ", "-").replace(",", "")
         steps = run.steps if arm.config is None else None
@@ -280,14 +290,23 @@ def _measure(
 
 
 def _print_table(measured: dict[str, list[dict[str, Any]]], console: Console) -> None:
-    first = next(iter(measured.values()))
     table = Table(title="whole passcodes that are remembered (95 % interval), by evictions since they were told")
     table.add_column("cache")
-    for row in first:
+    table.add_column("told after", justify="right")
+    for row in next(iter(by_text_before(next(iter(measured.values()))).values())):
         table.add_column(str(row["num_evictions"]), justify="right")
     for name, rows in measured.items():
-        table.add_row(name, *[_share(row) for row in rows])
+        for before, part in by_text_before(rows).items():
+            table.add_row(name, f"{before} evictions' text" if before else "nothing", *[_share(row) for row in part])
     print_wide(table, console)
+
+
+def by_text_before(rows: Sequence[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
+    """The rows of a measurement, by the text before the codes."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["num_before"], []).append(row)
+    return found
 
 
 def _share(row: dict[str, Any]) -> str:
@@ -302,11 +321,12 @@ def _panels(phases: dict[str, PhaseResult], measured: dict[str, list[dict[str, A
         label = "cross-entropy (nats per token)"
         panels.append(Panel(title="teaching", x_label="optimiser step", y_label=label, series=series))
     curves = {
-        name: (
-            [float(row["num_evictions"]) for row in rows],
-            [100 * row["right_codes"] / row["codes"] for row in rows],
+        f"{name}, after {before}" if before else name: (
+            [float(row["num_evictions"]) for row in part],
+            [100 * row["right_codes"] / row["codes"] for row in part],
         )
         for name, rows in measured.items()
+        for before, part in by_text_before(rows).items()
     }
     panels.append(Panel(title="forgetting", x_label=FORGETTING_X, y_label=FORGETTING_Y, series=curves, from_zero=True))
     return panels

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from thoughtcache.config import ThoughtConfig
-from thoughtcache.recipes.recall import FORGETTING_X, FORGETTING_Y, RecallRun, run_recall
+from thoughtcache.recipes.recall import FORGETTING_X, FORGETTING_Y, RecallRun, by_text_before, run_recall
 from thoughtcache.recipes.run.folder import WRITING_REMEDY
 from thoughtcache.report.files import writing
 from thoughtcache.report.plots import Panel, plot_curves
@@ -33,7 +33,8 @@ class Cell:
         learning_rate: its peak learning rate.
         seed: its seed.
         losses: pairs of a step and its loss, in nats per token.
-        rows: what the adapter remembers, one value per distance, with the fields of `studies.passcode.Recall`.
+        rows: what the adapter remembers, one value per text before a code and distance: `num_before`, and the fields of
+            `studies.passcode.Recall`.
     """
 
     learning_rate: float
@@ -50,7 +51,7 @@ class Cell:
 
     @property
     def shares(self) -> list[float]:
-        """Shares of whole codes that are remembered, one per distance."""
+        """Shares of whole codes that are remembered, one per row."""
         return [row["right_codes"] / row["codes"] for row in self.rows]
 
 
@@ -132,6 +133,7 @@ def _summary(cells: Sequence[Cell], learning_rate: float) -> dict[str, Any]:
     own = [cell for cell in cells if cell.learning_rate == learning_rate]
     by_distance = [
         {
+            "num_before": row["num_before"],
             "num_evictions": row["num_evictions"],
             "mean": sum(shares) / len(shares),
             "lowest": min(shares),
@@ -144,11 +146,14 @@ def _summary(cells: Sequence[Cell], learning_rate: float) -> dict[str, Any]:
 
 
 def _print(cells: Sequence[Cell], summaries: Sequence[dict[str, Any]], console: Console) -> None:
-    table = Table(title="whole passcodes that are remembered, by evictions since they were told")
+    table = Table(
+        title="whole passcodes that are remembered, by evictions since they were told (+ evictions' text before)"
+    )
     for name in ("learning rate", "seed", "last loss (nats)"):
         table.add_column(name, justify="right")
     for row in cells[0].rows:
-        table.add_column(str(row["num_evictions"]), justify="right")
+        before = f" + {row['num_before']}" if row["num_before"] else ""
+        table.add_column(f"{row['num_evictions']}{before}", justify="right")
     for summary in summaries:
         own = [cell for cell in cells if cell.learning_rate == summary["learning_rate"]]
         for cell in own:
@@ -171,7 +176,10 @@ def _panels(cells: Sequence[Cell]) -> list[Panel]:
     for cell in cells:
         name = f"{cell.learning_rate:g}, seed {cell.seed}"
         losses[name] = ([float(step) for step, _ in cell.losses], [float(loss) for _, loss in cell.losses])
-        curves[name] = ([float(row["num_evictions"]) for row in cell.rows], [100 * share for share in cell.shares])
+        for before, rows in by_text_before(cell.rows).items():
+            shares = [100 * row["right_codes"] / row["codes"] for row in rows]
+            label = f"{name}, after {before}" if before else name
+            curves[label] = ([float(row["num_evictions"]) for row in rows], shares)
     return [
         Panel(title="teaching", x_label="optimiser step", y_label="cross-entropy (nats per token)", series=losses),
         Panel(title="forgetting", x_label=FORGETTING_X, y_label=FORGETTING_Y, series=curves, from_zero=True),

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from thoughtcache.cache.schedule import num_evictions
 from thoughtcache.policy.handle import find_tuner
+from thoughtcache.records import CacheSettings
 from thoughtcache.studies.passcode import Recall, check_counts, episodes_of, recall_of
 from thoughtcache.tasks.recall.passcode import PasscodeTask
 
@@ -51,6 +52,7 @@ def probe_ages(
     kind: str = "words",
     batch_size: int = 16,
     seed: int = 0,
+    cache: CacheSettings | None = None,
     own_sentences: Sequence[str] = (),
     progress: Callable[[int], None] | None = None,
 ) -> list[RecallAtAge]:
@@ -66,6 +68,7 @@ def probe_ages(
         kind: "words" or "digits".
         batch_size: texts that are scored at once.
         seed: seed of codes and sentences, which are those of no training run.
+        cache: the cache whose evictions are counted, the adapter's own by default; see `probe_passcode`.
         own_sentences: sentences around a code instead of built-in ones.
         progress: called with the number of codes that were asked.
 
@@ -78,23 +81,24 @@ def probe_ages(
     check_counts(num_codes, batch_size)
     if not ages or not before or min(*ages, *before, 0) < 0:
         raise ValueError(f"ages and before must be numbers of evictions from 0 on, got {ages} and {before}")
-    cache = find_tuner(model).thought_config.resolve_window(None)
+    own = find_tuner(model).thought_config.resolve_window(None)
+    counted = own if cache is None else cache
     task = PasscodeTask(
-        tokenizer=tokenizer, cache=cache, length=code_length, kind=kind, is_test=True, own_sentences=own_sentences
+        tokenizer=tokenizer, cache=counted, length=code_length, kind=kind, is_test=True, own_sentences=own_sentences
     )
     found = []
     for amount in before:
         for age in ages:
-            size = amount * (cache.num_evicted or 0)
+            size = amount * (counted.num_evicted or 0)
             episodes = episodes_of(task, age, num_codes=num_codes, seed=seed, num_before=size)
             asked = [len(episode.token_ids) - episode.num_answer for episode in episodes]
-            events = [num_evictions(thoughts, cache.window, cache.num_evicted) for thoughts in asked]
+            events = [num_evictions(thoughts, counted.window, counted.num_evicted) for thoughts in asked]
             found.append(
                 RecallAtAge(
                     num_before=amount,
                     num_tokens=sum(episode.num_between for episode in episodes) / num_codes,
                     num_evictions=sum(events) / num_codes,
-                    recall=recall_of(model, episodes, cache, batch_size=batch_size, seed=seed, progress=progress),
+                    recall=recall_of(model, episodes, own, batch_size=batch_size, seed=seed, progress=progress),
                 )
             )
     return found

@@ -20,7 +20,8 @@ class RecallConfig(ReplayLoopConfig):
         min_evictions: shortest distance between a code and its question, in evictions.
         max_evictions: longest distance; the logarithm of a step's distance is drawn evenly.
         max_before: most text before a code, in evictions that it is enough for; the logarithm of a step's amount is
-            drawn evenly. With 0 every code comes first, and a memory learns to keep what comes first.
+            drawn evenly. None: as much as `max_evictions`. With 0 every code comes first, and a memory learns to keep
+            what comes first and nothing else.
         growth_steps: steps over which the longest distance grows from the shortest to `max_evictions`; 0 for none.
         trains: "memory" (what writes and reads the states alone) or "adapter" (the factors of the linears as well).
         write_cost: nats that a token adds to the loss when it is written to a memory in attention space, with strength
@@ -35,7 +36,7 @@ class RecallConfig(ReplayLoopConfig):
     kind: str = "words"
     min_evictions: int = 1
     max_evictions: int = 8
-    max_before: int = 0
+    max_before: int | None = None
     growth_steps: int = 0
     trains: str = "memory"
     write_cost: float | None = None
@@ -52,8 +53,9 @@ class RecallConfig(ReplayLoopConfig):
         if self.write_cost is not None and not 0 <= self.write_cost < float("inf"):
             raise ValueError(f"write_cost must be at least 0, got {self.write_cost}")
         for name in ("growth_steps", "max_before"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
 
     def check_write_cost(self, memory: str) -> None:
         """Refuse a price that nobody pays.
@@ -66,6 +68,11 @@ class RecallConfig(ReplayLoopConfig):
                 f"write_cost={self.write_cost} changes nothing under memory={memory!r}; leave it out, or use "
                 "memory='attention'"
             )
+
+    @property
+    def most_before(self) -> int:
+        """`max_before`, resolved."""
+        return self.max_evictions if self.max_before is None else self.max_before
 
     def longest(self, step: int) -> int:
         """The longest distance of a step, in evictions."""

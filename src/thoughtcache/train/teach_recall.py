@@ -57,7 +57,7 @@ class _Episodes(Dataset[RecallEpisode]):
 
     def before(self, step: int) -> int:
         """The text before the codes of a step, in evictions that it is enough for; drawn as the distance is."""
-        return self._drawn("before", step, 0, self.config.max_before)
+        return self._drawn("before", step, 0, self.config.most_before)
 
     def _drawn(self, name: str, step: int, shortest: int, longest: int) -> int:
         drawn = Random(f"{name} {self.config.seed} {step}").uniform(math.log(shortest + 1), math.log(longest + 2))
