@@ -9,6 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import thoughtcache.adapter  # noqa: F401  registers the PEFT method
+from thoughtcache.chains.chain import Chain
+from thoughtcache.chains.folding import StepFolding
+from thoughtcache.chains.given import given_chains
+from thoughtcache.chains.markovian import MarkovianThinking
+from thoughtcache.chains.replay import naive_chain_logprobs, replay_chains
+from thoughtcache.chains.sample import rollout_chains
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.learner.replay import replay
 from thoughtcache.policy.handle import full_cache
@@ -74,13 +80,16 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "Chain",
     "DistillConfig",
     "Engine",
     "Eviction",
+    "MarkovianThinking",
     "RayRollouts",
     "RecallConfig",
     "Request",
     "Rollout",
+    "StepFolding",
     "ThoughtConfig",
     "ThoughtGRPOConfig",
     "ThoughtGRPOTrainer",
@@ -89,6 +98,8 @@ __all__ = [
     "TransferConfig",
     "distill",
     "full_cache",
+    "given_chains",
+    "naive_chain_logprobs",
     "naive_logprobs",
     "probe_ages",
     "probe_anatomy",
@@ -98,8 +109,10 @@ __all__ = [
     "probe_sinks",
     "probe_state_use",
     "replay",
+    "replay_chains",
     "rollout",
     "rollout_across_processes",
+    "rollout_chains",
     "teach_recall",
     "transfer_attention",
 ]
