@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from thoughtcache.studies.state_use import probe_state_use
     from thoughtcache.train.distill import distill
     from thoughtcache.train.distill_config import DistillConfig
+    from thoughtcache.train.folding_reward import folding_reward
     from thoughtcache.train.recall_config import RecallConfig
     from thoughtcache.train.teach_recall import teach_recall
     from thoughtcache.train.transfer.config import TransferConfig
@@ -57,6 +58,7 @@ _LAZY = {
     "probe_sinks": "thoughtcache.studies.sinks",
     "probe_state_use": "thoughtcache.studies.state_use",
     "rollout_across_processes": "thoughtcache.scale.processes",
+    "folding_reward": "thoughtcache.train.folding_reward",
     "teach_recall": "thoughtcache.train.teach_recall",
     "transfer_attention": "thoughtcache.train.transfer.teach",
     "distill": "thoughtcache.train.distill",
@@ -97,6 +99,7 @@ __all__ = [
     "TokenLogProbs",
     "TransferConfig",
     "distill",
+    "folding_reward",
     "full_cache",
     "given_chains",
     "naive_chain_logprobs",
