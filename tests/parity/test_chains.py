@@ -10,7 +10,9 @@ from support.compare import assert_close, assert_gradients_match, gradients, max
 from support.models import tiny_model
 from thoughtcache.chains.chain import links_of
 from thoughtcache.chains.given import split_trace
+from thoughtcache.sampler import decode_step
 from thoughtcache.sampler.events import Finished, Started
+from thoughtcache.sampler.slots.slot_cache import SlotCache
 
 QUESTIONS = [[3, 1, 4, 1, 5, 9, 2], [6, 5], [3, 5, 8], [9]]
 MARKOVIAN = tc.MarkovianThinking(context=9, keep_first=2, keep_last=3, max_links=3)
@@ -176,6 +178,29 @@ def test_chains_do_not_depend_on_their_neighbours(batch_size):
     if batch_size == 2:
         # Nobody waits for the slowest: a later link begins while the first link of another chain is still to come.
         assert kinds[:3] == [Started, Started, Finished]
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_static_shapes_have_room_for_every_link_at_once(batch_size, monkeypatch):
+    monkeypatch.setattr(decode_step, "compile_whole", lambda function, device: function)
+    widths: list[int] = []
+    reserve = SlotCache.reserve
+
+    def watched(self, columns):
+        reserve(self, columns)
+        widths.append(self.capacity)
+
+    monkeypatch.setattr(SlotCache, "reserve", watched)
+    model = tiny_model()
+    thinking = tc.MarkovianThinking(context=80, keep_first=20, keep_last=40, max_links=2)
+    expected = tc.rollout_chains(model, QUESTIONS, thinking, ignore_eos=True)
+    assert len(set(widths)) > 1
+    del widths[:]
+    found = tc.rollout_chains(model, QUESTIONS, thinking, ignore_eos=True, compile=True, batch_size=batch_size)
+    assert set(widths) == {128}, "another width is another graph"
+    for one, other in zip(found, expected, strict=True):
+        assert one.token_ids == other.token_ids
+        assert_close(one.logprobs, other.logprobs)
 
 
 def test_a_chain_of_one_link_is_the_rollout():
