@@ -24,7 +24,8 @@ _EVICTING = ("evict_fraction", "eviction", "eviction_options")
 _OF_EVAL = (
     "suite", "data", "limit", "prompt_column", "answer_column", "answer_type", "bad_rows", "model", "adapter", "dtype",
     "tokenizer", "instruction", "system", "samples", "temperature", "top_p", "top_k", "max_new_tokens", "stop",
-    "window", "positions", *_EVICTING, "batch_size", "pack_weights", "seed", "resume", "overwrite",
+    "window", "positions", *_EVICTING, "thinking", "thinking_options", "batch_size", "pack_weights", "seed", "resume",
+    "overwrite",
 )  # fmt: skip
 
 
@@ -128,6 +129,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         ),
     ),
     "eval": (
+        _OF_THINKING,
         Rule(
             names=_OF_EVAL,
             when=lambda options: "compare" in options,

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 from rich.console import Console
 from tests.support.text_model import save_questions, save_text_model
@@ -14,9 +15,15 @@ from tests.support.text_model import save_questions, save_text_model
 import thoughtcache as tc
 from support.grpo import word_tokenizer
 from thoughtcache.chains.table import THINKING, make_thinking
+from thoughtcache.evaluation.generations import read_generations
+from thoughtcache.evaluation.sampling import sample_seed
 from thoughtcache.recipes.answer import answer
+from thoughtcache.recipes.evaluate.config import EvalRun
+from thoughtcache.recipes.evaluate.run import GENERATIONS, run_eval
+from thoughtcache.recipes.load_model import load_base
 from thoughtcache.recipes.real_model import run_real_model
 from thoughtcache.recipes.run.config import RunConfig
+from thoughtcache.tasks.chat import encode_prompt
 from thoughtcache_cli import thinking_options
 from thoughtcache_cli.arguments import build_parser
 
@@ -108,6 +115,78 @@ def test_a_run_of_the_user_thinks_in_links_and_its_adapter_answers_in_links(tmp_
     for more, message in (({"stop": ["w3"]}, "makes several of it"), ({"min_new_tokens": 2}, "no meaning for a chain")):
         with pytest.raises(ValueError, match=message):
             answer(**asked, thinking="markovian", thinking_options=MARKOVIAN, **more)
+
+
+def test_an_evaluation_in_links_keeps_whole_traces(tmp_path: Path):
+    model = str(save_text_model(tmp_path / "model"))
+    save_questions(tmp_path / "questions.jsonl")
+    settings: dict[str, Any] = {
+        "suite": (f"own={tmp_path / 'questions.jsonl'}",),
+        "model": model,
+        "max_new_tokens": 11,
+        "samples": 2,
+        "temperature": 0.8,
+        "window": 2,
+        "instruction": "",
+        "batch_size": 3,
+        "thinking": "markovian",
+        "thinking_options": MARKOVIAN,
+        "output_dir": str(tmp_path / "eval"),
+    }
+    run_eval(EvalRun(**settings), Console(quiet=True))
+    found = read_generations(tmp_path / "eval" / GENERATIONS)
+    plain = tc.ThoughtConfig(r=2, num_global_tokens=2, initial_state="identity", absorb=False, window=2)
+    reference = peft.get_peft_model(load_base(model, "float32"), plain)
+    rows = [json.loads(line) for line in (tmp_path / "questions.jsonl").read_text().splitlines()]
+    prompts = {f"own/{n}": row["question"] for n, row in enumerate(rows)}
+    tokenizer = word_tokenizer()
+    assert len(found) == 2 * len(prompts)
+    for one in found:
+        (chain,) = tc.rollout_chains(
+            reference,
+            [encode_prompt(tokenizer, [{"role": "user", "content": prompts[one.question]}])],
+            make_thinking("markovian", MARKOVIAN, tokenizer),
+            max_new_tokens=11,
+            temperature=0.8,
+            seed=[sample_seed(0, one.question, one.sample)],
+            tokenizer=tokenizer,
+        )
+        assert one.text == tokenizer.decode(chain.token_ids, skip_special_tokens=True)
+        assert (one.num_tokens, one.finish_reason) == (len(chain.token_ids), chain.finish_reason)
+        # A window of two: in the first link of six before thoughts 2 to 4, in the next one of three before none.
+        full = one.num_tokens == 11
+        assert not full or [before for before, _ in one.evictions] == [2, 3, 4]
+    assert any(one.num_tokens == 11 for one in found)
+    # Going on with more samples leaves those that are there; another way of thinking is another run.
+    run_eval(EvalRun(**{**settings, "samples": 3, "resume": True}), Console(quiet=True))
+    again = read_generations(tmp_path / "eval" / GENERATIONS)
+    assert again[: len(found)] == found
+    assert len(again) == 3 * len(prompts)
+    with pytest.raises(ValueError, match=r"other settings \(.*thinking"):
+        run_eval(EvalRun(**{**settings, "thinking": None, "thinking_options": None, "resume": True}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stop": ("w3",)}, "makes several of it; leave out one of them"),
+        ({"thinking": None}, "are settings of no thinking"),
+        ({"max_new_tokens": 6}, "no chain has a boundary"),
+        ({"thinking_options": {"context": "200"}, "max_new_tokens": 300}, "fill the context of 200"),
+    ],
+)
+def test_evaluations_that_are_refused(changes: dict[str, Any], message: str, tmp_path: Path):
+    settings: dict[str, Any] = {
+        "suite": (f"own={save_questions(tmp_path / 'questions.jsonl')}",),
+        "model": str(save_text_model(tmp_path / "model")),
+        "max_new_tokens": 11,
+        "thinking": "markovian",
+        "thinking_options": MARKOVIAN,
+        "output_dir": str(tmp_path / "eval"),
+    }
+    with pytest.raises(ValueError, match=message):
+        run_eval(EvalRun(**{**settings, **changes}), Console(quiet=True))
+    assert not (tmp_path / "eval").exists()
 
 
 @pytest.mark.parametrize(

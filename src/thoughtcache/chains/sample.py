@@ -52,7 +52,7 @@ def rollout_chains(
     compile: bool = False,
     pack_weights: bool = True,
     on_event: Callable[[Event], None] | None = None,
-    progress: Callable[[int], None] | None = None,
+    on_chain: Callable[[int, Chain], None] | None = None,
 ) -> list[Chain]:
     """Sample one chain per question. What is not said here is as in `rollout`.
 
@@ -74,7 +74,7 @@ def rollout_chains(
         compile: see `rollout`; room for the longest possible prompt is made at once.
         pack_weights: see `rollout`.
         on_event: called with every event of the engine; a request there is a link.
-        progress: called with the number of chains that were finished.
+        on_chain: called with the number of a question and its chain as soon as it is over.
 
     Returns:
         One `Chain` per question, in order.
@@ -131,18 +131,19 @@ def rollout_chains(
         _Growing(question=list(ids), seed=pair)
         for ids, pair in zip(prompt_ids, row_seeds(seed, len(prompt_ids)), strict=True)
     ]
-    running = {engine.add(request(chain)): chain for chain in chains}
+    running = {engine.add(request(chain)): number for number, chain in enumerate(chains)}
     with engine:
         while running:
             for event in engine.step():
                 if not isinstance(event, Finished):
                     continue
-                chain = running.pop(event.request)
+                number = running.pop(event.request)
+                chain = chains[number]
                 chain.end = chain.grow(event.rollout, thinking, total)
                 if chain.end is None:
-                    running[engine.add(request(chain))] = chain
-                elif progress is not None:
-                    progress(1)
+                    running[engine.add(request(chain))] = number
+                elif on_chain is not None:
+                    on_chain(number, chain.finished(thinking))
     return [chain.finished(thinking) for chain in chains]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from thoughtcache.adapter.support import DTYPES
@@ -99,7 +99,7 @@ class RunConfig:
     reuse_rollout: bool = False
     pack_weights: bool = True
     thinking: str | None = None
-    thinking_options: dict[str, str] = field(default_factory=dict)
+    thinking_options: dict[str, str] | None = None
     profile_memory: bool = False
     allow_no_eviction: bool = False
     force: bool = False
