@@ -9,6 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import thoughtcache.adapter  # noqa: F401  registers the PEFT method
+from thoughtcache.chains.chain import Chain
+from thoughtcache.chains.folding import StepFolding
+from thoughtcache.chains.given import given_chains
+from thoughtcache.chains.markovian import MarkovianThinking
+from thoughtcache.chains.replay import naive_chain_logprobs, replay_chains
+from thoughtcache.chains.sample import rollout_chains
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.learner.replay import replay
 from thoughtcache.policy.handle import full_cache
@@ -30,6 +36,7 @@ if TYPE_CHECKING:
     from thoughtcache.studies.state_use import probe_state_use
     from thoughtcache.train.distill import distill
     from thoughtcache.train.distill_config import DistillConfig
+    from thoughtcache.train.folding_reward import folding_reward
     from thoughtcache.train.recall_config import RecallConfig
     from thoughtcache.train.teach_recall import teach_recall
     from thoughtcache.train.transfer.config import TransferConfig
@@ -51,6 +58,7 @@ _LAZY = {
     "probe_sinks": "thoughtcache.studies.sinks",
     "probe_state_use": "thoughtcache.studies.state_use",
     "rollout_across_processes": "thoughtcache.scale.processes",
+    "folding_reward": "thoughtcache.train.folding_reward",
     "teach_recall": "thoughtcache.train.teach_recall",
     "transfer_attention": "thoughtcache.train.transfer.teach",
     "distill": "thoughtcache.train.distill",
@@ -74,13 +82,16 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "Chain",
     "DistillConfig",
     "Engine",
     "Eviction",
+    "MarkovianThinking",
     "RayRollouts",
     "RecallConfig",
     "Request",
     "Rollout",
+    "StepFolding",
     "ThoughtConfig",
     "ThoughtGRPOConfig",
     "ThoughtGRPOTrainer",
@@ -88,7 +99,10 @@ __all__ = [
     "TokenLogProbs",
     "TransferConfig",
     "distill",
+    "folding_reward",
     "full_cache",
+    "given_chains",
+    "naive_chain_logprobs",
     "naive_logprobs",
     "probe_ages",
     "probe_anatomy",
@@ -98,8 +112,10 @@ __all__ = [
     "probe_sinks",
     "probe_state_use",
     "replay",
+    "replay_chains",
     "rollout",
     "rollout_across_processes",
+    "rollout_chains",
     "teach_recall",
     "transfer_attention",
 ]

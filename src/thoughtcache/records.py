@@ -198,7 +198,7 @@ class Rollout:
         keys_values: [L, 2, H, P + T - 1, D] keys and values of all processed tokens, if `rollout` was asked to record
             them.
         entropies: [T] entropy (nats) of each scored distribution, recorded together with `keys_values`.
-        finish_reason: "stop" after a stop token or a stop string, else "length".
+        finish_reason: "stop" after a stop token, string or sequence, else "length".
         settings: how it was sampled.
     """
 

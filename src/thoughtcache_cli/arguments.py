@@ -28,6 +28,7 @@ from thoughtcache_cli.shared_options import (
     learner_options,
     numbers,
 )
+from thoughtcache_cli.thinking_options import add_thinking_options
 
 DEFAULT_OUTPUT_DIRS = {
     "train": "runs/train",
@@ -50,6 +51,8 @@ examples:
   thoughtcache generate --model ./model --adapter runs/mine/adapter "What is 12 * 13?"
   thoughtcache generate --model ./model --adapter runs/mine/adapter --temperature 0.8 --top-p 0.95 \\
       --seed 3 --stop "\\boxed" "What is 12 * 13?"
+  thoughtcache generate --model ./model --adapter runs/mine/adapter --max-new-tokens 4000 --thinking markovian \\
+      --thinking-option context=1024 --thinking-option keep_last=412 "What is 12 * 13?"
 """
 _RECALL_EXAMPLES = """\
 examples:
@@ -162,6 +165,7 @@ def _train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         type=float,
         help="the same for what writes and reads the states",
     )
+    add_thinking_options(parser, "GRPO alone does so; --max-new-tokens bounds all links together.")
     group = parser.add_argument_group("run")
     group.add_argument("--profile-memory", action="store_true", help="leave a timeline of the memory in use by GRPO")
     group.add_argument("--evaluation-size", type=int, help="test problems of the embedded job (1000)")
@@ -188,6 +192,7 @@ def _generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     group.add_argument("--repetition-penalty", type=float, help="above 1 discourages tokens that were there before (1)")
     group.add_argument("--seed", type=int, help="of the sampling (0)")
     add_eviction_options(parser, "that of the adapter")
+    add_thinking_options(parser, "--max-new-tokens bounds all links together.")
 
 
 def _eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

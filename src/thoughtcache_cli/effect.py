@@ -13,7 +13,7 @@ ON_TEXTS = ("state-use", "anatomy", "attention-share", "sinks")
 _DISTILLATION = ("distill_batch_size", "distill_learning_rate", "distill_memory_learning_rate")
 _GRPO = (
     "group_size", "grpo_batch_size", "grpo_learning_rate", "grpo_memory_learning_rate", "beta", "reuse_rollout",
-    "profile_memory", "answer_column", "answer_type",
+    "profile_memory", "answer_column", "answer_type", "thinking",
 )  # fmt: skip
 _SHAPE = (
     "r", "target_modules", "num_global_tokens", "lora_alpha", "state_rule", "state_norm", "state_norm_at",
@@ -24,7 +24,8 @@ _EVICTING = ("evict_fraction", "eviction", "eviction_options")
 _OF_EVAL = (
     "suite", "data", "limit", "prompt_column", "answer_column", "answer_type", "bad_rows", "model", "adapter", "dtype",
     "tokenizer", "instruction", "system", "samples", "temperature", "top_p", "top_k", "max_new_tokens", "stop",
-    "window", "positions", *_EVICTING, "batch_size", "pack_weights", "seed", "resume", "overwrite",
+    "window", "positions", *_EVICTING, "thinking", "thinking_options", "batch_size", "pack_weights", "seed", "resume",
+    "overwrite",
 )  # fmt: skip
 
 
@@ -87,8 +88,14 @@ _SPLIT_OF_A_FILE = Rule(
     when=lambda options: Path(options.get("dataset", "")).expanduser().is_file(),
     reason="chooses among the files of a folder or hub data set, and --dataset is a file; leave it out",
 )
+_OF_THINKING = Rule(
+    names=("thinking_options",),
+    when=lambda options: "thinking" not in options,
+    reason="is a setting of --thinking, which is not given; leave it out, or add --thinking",
+)
 RULES: dict[str, tuple[Rule, ...]] = {
     "train": (
+        _OF_THINKING,
         Rule(
             names=("task", "evaluation_size"),
             when=lambda options: "model" in options,
@@ -109,6 +116,12 @@ RULES: dict[str, tuple[Rule, ...]] = {
         *_CACHE,
     ),
     "generate": (
+        _OF_THINKING,
+        Rule(
+            names=("stop", "min_new_tokens"),
+            when=lambda options: "thinking" in options,
+            reason="is about one sequence, and --thinking makes several of it; leave out one of them",
+        ),
         Rule(
             names=("seed",),
             when=lambda options: options["temperature"] == 0,
@@ -116,6 +129,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         ),
     ),
     "eval": (
+        _OF_THINKING,
         Rule(
             names=_OF_EVAL,
             when=lambda options: "compare" in options,

@@ -6,6 +6,7 @@ import argparse
 
 from thoughtcache_cli.eviction_options import add_eviction_options
 from thoughtcache_cli.shared_options import names, window
+from thoughtcache_cli.thinking_options import add_thinking_options
 
 OUTPUT_DIR = "runs/eval"
 EXAMPLES = """\
@@ -63,6 +64,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--evict-fraction", type=float, help="share of the window that leaves when it is full")
     group.add_argument("--positions", help="absolute, or rolling: inside the window, for any length")
     add_eviction_options(parser, "that of the adapter; sliding for the base")
+    add_thinking_options(parser, "--max-new-tokens bounds all links together.")
     group = parser.add_argument_group("run")
     group.add_argument("--batch-size", type=int, help="answers that are sampled at once (32)")
     group.add_argument(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from thoughtcache_cli import eviction_help
@@ -27,16 +27,22 @@ def add_eviction_options(parser: argparse.ArgumentParser, default: str) -> None:
     group.add_argument(
         "--eviction-option",
         dest="eviction_options",
-        action=_KeyValue,
+        action=KeyValue,
         metavar="KEY=VALUE",
         help="a setting of the policy; may be given repeatedly",
     )
 
 
-class _KeyValue(argparse.Action):
-    """Collects `key=value` in a dict: true, false, integers and numbers as what they are, and other texts."""
+class KeyValue(argparse.Action):
+    """Collects `key=value` in a dict: true, false, integers and numbers as what they are, and other texts.
 
-    def __call__(
+    Attributes:
+        convert: makes a value of its text.
+    """
+
+    convert: Callable[[str], Any] = staticmethod(lambda text: value_of(text))
+
+    def __call__(  # noqa: D102 - argparse calls it
         self,
         parser: argparse.ArgumentParser,
         namespace: argparse.Namespace,
@@ -49,7 +55,7 @@ class _KeyValue(argparse.Action):
         found = dict(getattr(namespace, self.dest, {}))
         if key in found:
             parser.error(f"argument {option_string}: {key} is given twice; leave out one of them")
-        setattr(namespace, self.dest, {**found, key: value_of(text)})
+        setattr(namespace, self.dest, {**found, key: self.convert(text)})
 
 
 def value_of(text: str) -> int | float | bool | str:

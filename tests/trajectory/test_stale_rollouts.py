@@ -14,6 +14,7 @@ import thoughtcache as tc
 from support.compare import TOLERANCE, max_difference
 from support.grpo import base_with_eos, even_words, make_trainer, prompts, quick_arguments, word_tokenizer
 from support.models import adapt
+from thoughtcache.train.trl import chain_turns
 from thoughtcache.train.trl import trainer as grpo
 
 
@@ -122,9 +123,9 @@ def test_an_evaluation_between_leaves_fresh_rollouts_fresh(tmp_path: Path, monke
 
 def test_a_second_training_draws_other_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seeds: list[int] = []
-    original = grpo.rollout
+    original = chain_turns.rollout
     monkeypatch.setattr(
-        grpo, "rollout", lambda *args, **options: seeds.append(options["seed"]) or original(*args, **options)
+        chain_turns, "rollout", lambda *args, **options: seeds.append(options["seed"]) or original(*args, **options)
     )
     trainer = make_trainer(_model(), tmp_path, max_steps=2)
     trainer.train()

@@ -12,6 +12,7 @@ from thoughtcache_cli.effect import RULES, refuse_without_effect
 PROBE = ["probe", "--model", "m", "--adapter", "a", "--text", "t"]
 COMPARE = ["compare-eviction", "--model", "m"]
 OWN = ["train", "--model", "m", "--dataset", "d"]
+ASK = ["generate", "q", "--model", "m", "--adapter", "a"]
 # refused arguments, the option that is named, and arguments with the same option where it does something
 CASES: dict[str, tuple[list[str], str, list[str]]] = {
     "task": ([*OWN, "--task", "chains"], "--task", ["train", "--task", "chains"]),
@@ -54,6 +55,10 @@ CASES: dict[str, tuple[list[str], str, list[str]]] = {
     "start of an adapter": ([*OWN, "--adapter", "a", "--read-start", "0.5"], "--read-start",
                             [*OWN, "--read-start", "0.5", "--encoder-start", "base"]),
     "log": ([*OWN, "--no-recompute", "--kv-log", "host"], "--kv-log", [*OWN, "--kv-log", "host"]),
+    "settings of one context": ([*OWN, "--thinking-option", "context=9"], "--thinking-option",
+                                [*OWN, "--thinking", "markovian", "--thinking-option", "context=9"]),
+    "stop of several links": ([*ASK, "--thinking", "markovian", "--stop", "w"], "--stop",
+                              [*ASK, "--thinking", "markovian"]),
     "seed when greedy": (["generate", "q", "--model", "m", "--adapter", "a", "--seed", "3"], "--seed",
                          ["generate", "q", "--model", "m", "--adapter", "a", "--seed", "3", "--temperature", "1"]),
     "eval of runs that were made": (["eval", "--compare", "a", "b", "--samples", "2"], "--samples",

@@ -152,7 +152,7 @@ def test_an_instruction_reaches_both_stages(user: Path, tmp_path: Path, monkeypa
         return sample(model, prompt_ids, **arguments)
 
     monkeypatch.setattr("thoughtcache.train.distill.rollout", watched)
-    monkeypatch.setattr("thoughtcache.train.trl.trainer.rollout", watched)
+    monkeypatch.setattr("thoughtcache.train.trl.chain_turns.rollout", watched)
     config = run_config(user, tmp_path, instruction="w28 w27", distill_steps=1, grpo_steps=1, limit=1)
     run_real_model(config, thought(), Console(quiet=True))
     distilled, grpo = prompts

@@ -91,6 +91,19 @@ def test_bad_arguments_are_refused(arguments, message):
         sample_problems(*arguments)
 
 
+def test_step_markers_summarise_every_chain_and_change_no_problem():
+    plain, marked = (sample_problems("chains", 5, "val", 0, step_markers=flag) for flag in (False, True))
+    for one, other in zip(plain, marked, strict=True):
+        assert (one.prompt, one.answer) == (other.prompt, other.answer)
+        *steps, recital = other.trace.split(";")
+        assert recital == f"#{one.answer}"
+        assert [step[-2:] for step in steps] == [f"={digit}" for digit in one.answer]
+        assert "".join(f"{step[:-2]};" for step in steps) + recital == one.trace
+        assert check(other.example, other.trace).correct
+    with pytest.raises(ValueError, match="task 'multiplication' has no step markers, allowed: 'chains'"):
+        sample_problems("multiplication", 1, "val", 0, step_markers=True)
+
+
 # --- arithmetic, recomputed with other means --------------------------------------------------------------------
 
 

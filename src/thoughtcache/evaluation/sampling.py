@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from thoughtcache.chains.chain import Chain, Trace, links_of
+from thoughtcache.chains.sample import rollout_chains
+from thoughtcache.chains.thinking import Thinking
 from thoughtcache.evaluation.generations import Generation
-from thoughtcache.records import Rollout, TokenFilters
+from thoughtcache.records import TokenFilters
 from thoughtcache.sampler.engine import Engine
 from thoughtcache.sampler.events import Finished
 from thoughtcache.sampler.request import Request
@@ -63,6 +67,7 @@ def sample_answers(
     stop_strings: Sequence[str],
     pack_weights: bool,
     report: Callable[[Generation], None],
+    thinking: Thinking | None = None,
 ) -> None:
     """Sample and judge answers; a slot whose answer ends takes the next one at once.
 
@@ -79,10 +84,26 @@ def sample_answers(
         stop_strings: texts that end an answer.
         pack_weights: see `rollout`.
         report: gets every answer when it has ended.
+        thinking: answer in links (`chains/`); None for one context. Stop strings are refused then.
 
     Raises:
         ValueError: if the model cannot sample a task.
     """
+    if thinking is not None:
+        _sample_chains(
+            model,
+            tokenizer,
+            tasks,
+            thinking,
+            window=window,
+            num_slots=num_slots,
+            seed=seed,
+            filters=filters,
+            stop_strings=stop_strings,
+            pack_weights=pack_weights,
+            report=report,
+        )
+        return
     engine = Engine(
         model,
         num_slots=min(num_slots, len(tasks)),
@@ -114,19 +135,67 @@ def sample_answers(
                     report(judged(waiting.pop(event.request), event.rollout, tokenizer))
 
 
-def judged(task: Task, rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> Generation:
-    """The record of an answer with its verdict."""
-    text = str(tokenizer.decode(rollout.token_ids, skip_special_tokens=True))
+def _sample_chains(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[Task],
+    thinking: Thinking,
+    *,
+    window: int | None,
+    num_slots: int,
+    seed: int,
+    filters: TokenFilters,
+    stop_strings: Sequence[str],
+    pack_weights: bool,
+    report: Callable[[Generation], None],
+) -> None:
+    """`sample_answers` in links, one call for the tasks of each temperature and length."""
+    if stop_strings:
+        raise ValueError(f"stop={list(stop_strings)} ends one sequence, and thinking makes several of it; leave it out")
+    groups: dict[tuple[float, int], list[Task]] = {}
+    for task in tasks:
+        groups.setdefault((task.temperature, task.max_new_tokens), []).append(task)
+    for (temperature, max_new_tokens), group in groups.items():
+
+        def tell(number: int, chain: Chain, group: list[Task] = group) -> None:
+            report(judged(group[number], chain, tokenizer))
+
+        rollout_chains(
+            model,
+            [task.prompt_ids for task in group],
+            thinking,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            filters=filters if temperature > 0 else TokenFilters(),
+            seed=[sample_seed(seed, *task.key) for task in group],
+            window=window,
+            batch_size=num_slots,
+            tokenizer=tokenizer,
+            anchors=False,
+            pack_weights=pack_weights,
+            on_chain=tell,
+        )
+
+
+def judged(task: Task, trace: Trace, tokenizer: PreTrainedTokenizerBase) -> Generation:
+    """The record of an answer, in one link or several, with its verdict."""
+    text = str(tokenizer.decode(trace.token_ids, skip_special_tokens=True))
     verdict = check(task.example, text)
+    links = links_of([trace])
+    starts = [0, *accumulate(len(link.token_ids) for link in links)]
     return Generation(
         suite=task.suite,
         question=task.example.identifier,
         sample=task.sample,
-        seed=rollout.settings.seed,
+        seed=links[0].settings.seed,
         text=text,
-        num_tokens=len(rollout.token_ids),
-        finish_reason=rollout.finish_reason,
-        evictions=[[eviction.before_token, eviction.num_tokens] for eviction in rollout.evictions],
+        num_tokens=len(trace.token_ids),
+        finish_reason=trace.finish_reason,
+        evictions=[
+            [start + eviction.before_token, eviction.num_tokens]
+            for start, link in zip(starts, links, strict=False)
+            for eviction in link.evictions
+        ],
         correct=verdict.correct,
         reason=verdict.reason,
         extracted=verdict.extracted,

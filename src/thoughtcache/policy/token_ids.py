@@ -97,6 +97,22 @@ def check_stop_ids(stop_ids: object, policy: PolicyHandle) -> None:
         _check_ids(stop_ids, "stop_ids", vocabulary_size(policy), _OTHER_TOKENIZER)
 
 
+def check_stop_sequences(sequences: Sequence[object], policy: PolicyHandle) -> None:
+    """Refuse stop sequences that end nothing, or everything.
+
+    Args:
+        sequences: what was given as token sequences.
+        policy: the parts of the model.
+
+    Raises:
+        ValueError: if one of them is empty or no list of the model's token ids; the message names it and the remedy.
+    """
+    for number, sequence in enumerate(sequences):
+        if isinstance(sequence, Sequence) and not isinstance(sequence, str) and not sequence:
+            raise ValueError(f"stop sequence {number} is empty and would end every sequence at once; leave it out")
+        _check_ids(sequence, f"stop sequence {number}", vocabulary_size(policy), _OTHER_TOKENIZER)
+
+
 def vocabulary_size(policy: PolicyHandle) -> int:
     """Tokens that the model has."""
     return int(policy.tuner.model.config.get_text_config().vocab_size)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from thoughtcache.cache.eviction import OptionValue
+from thoughtcache.chains.sample import rollout_chains
+from thoughtcache.chains.table import make_thinking
 from thoughtcache.recipes.load_adapter import load_adapted
+from thoughtcache.records import TokenFilters
 from thoughtcache.sampler.rollout import rollout
 from thoughtcache.tasks.chat import encode_prompt
 from thoughtcache.tasks.saved_prompt import saved_instruction
@@ -28,6 +31,8 @@ def answer(
     stop: Sequence[str] = (),
     eviction: str | None = None,
     eviction_options: Mapping[str, OptionValue] | None = None,
+    thinking: str | None = None,
+    thinking_options: Mapping[str, str] | None = None,
 ) -> str:
     """One completion of a saved adapter under its own window, of the prompt as it was trained on.
 
@@ -50,6 +55,8 @@ def answer(
         stop: texts that end the completion, which ends with them.
         eviction: another eviction policy than the adapter's.
         eviction_options: settings of that policy.
+        thinking: think in links, "markovian" or "folding"; None for one context. `max_new_tokens` bounds all links.
+        thinking_options: its settings as texts (`chains/table.py`).
 
     Raises:
         ValueError: if `thoughtcache.rollout` refuses its arguments, or if the folder holds no adapter, a damaged one,
@@ -58,6 +65,28 @@ def answer(
     adapted, tokenizer = load_adapted(model, adapter, dtype, eviction=eviction, eviction_options=eviction_options)
     message = {"role": "user", "content": prompt}
     prompt_ids = encode_prompt(tokenizer, [message], instruction=saved_instruction(adapter))
+    if thinking is not None:
+        if stop:
+            raise ValueError(f"stop={list(stop)} ends one sequence, and thinking={thinking} makes several of it")
+        filters = TokenFilters(
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            min_new_tokens=min_new_tokens,
+        )
+        (chain,) = rollout_chains(
+            adapted,
+            [prompt_ids],
+            make_thinking(thinking, thinking_options or {}, tokenizer),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            filters=filters,
+            seed=seed,
+            tokenizer=tokenizer,
+            anchors=False,
+        )
+        return str(tokenizer.decode(chain.token_ids, skip_special_tokens=True))
     (result,) = rollout(
         adapted,
         [prompt_ids],

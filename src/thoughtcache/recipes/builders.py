@@ -45,6 +45,7 @@ def train_grpo(
     resume: bool,
     title: str,
     console: Console,
+    thinking: Any = None,
     **settings: Any,
 ) -> list[dict[str, Any]]:
     """Train the adapter with GRPO, save it to `folder/adapter`, and return the log records that have a reward.
@@ -59,6 +60,7 @@ def train_grpo(
         resume: continue from the newest whole checkpoint in the folder, if there is one.
         title: text in front of the progress bar.
         console: where progress goes.
+        thinking: how to think in links, as the trainer takes it; None for one context.
         settings: further fields of `ThoughtGRPOConfig` (steps, batch, group, lengths, learning rate, learner).
     """
     from datasets import Dataset
@@ -93,6 +95,7 @@ def train_grpo(
         args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
+        thinking=thinking,
         callbacks=[RichProgressCallback(metrics=("reward",), description=title, console=console)],
     )
     trainer.remove_callback(PrinterCallback)

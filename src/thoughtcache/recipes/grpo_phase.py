@@ -9,7 +9,12 @@ from typing import Any
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
+from thoughtcache.chains.folding import StepFolding
+from thoughtcache.chains.table import make_thinking
+from thoughtcache.chains.thinking import Thinking
+from thoughtcache.ends import stop_token_ids
 from thoughtcache.learner.options import learner_options
+from thoughtcache.policy.handle import find_tuner
 from thoughtcache.recipes.builders import train_grpo
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.recipes.run.folder import PhaseResult
@@ -38,19 +43,26 @@ def grpo_phase(
         resume: whether the folder may hold checkpoints to go on from.
         console: where progress goes.
     """
+    from thoughtcache.train.folding_reward import Reward, folding_reward
     from thoughtcache.train.rewards import math_correctness
 
     started = time.perf_counter()
+    thinking = thinking_of(run, tokenizer)
+    reward: Reward = math_correctness
+    if isinstance(thinking, StepFolding):
+        stop_ids = stop_token_ids(find_tuner(model).model.generation_config.eos_token_id, tokenizer)
+        reward = folding_reward(math_correctness, thinking, stop_ids)
     logged = train_grpo(
         model,
         tokenizer,
         [_row(example, tokenizer, run.instruction) for example in examples],
-        math_correctness,
+        reward,
         run,
         folder=folder,
         resume=resume,
         title="GRPO",
         console=console,
+        thinking=thinking,
         max_steps=run.grpo_steps,
         per_device_train_batch_size=run.grpo_batch_size,
         num_generations=run.group_size,
@@ -63,7 +75,7 @@ def grpo_phase(
         **learner_options(run),
     )
     without = [record["step"] for record in logged if record.get("cache/evictions") == 0]
-    if without and not run.allow_no_eviction:
+    if without and not run.allow_no_eviction and run.thinking is None:
         plain_line(
             console,
             f"warning: in {len(without)} of {len(logged)} steps of GRPO no thought was evicted: all answers fitted "
@@ -74,6 +86,15 @@ def grpo_phase(
         "log": logged,
         "seconds": {"grpo": time.perf_counter() - started},
     }
+
+
+def thinking_of(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Thinking | None:
+    """How the run thinks in links; None for one context.
+
+    Raises:
+        ValueError: if a setting is refused.
+    """
+    return None if run.thinking is None else make_thinking(run.thinking, run.thinking_options or {}, tokenizer)
 
 
 def _row(example: Example, tokenizer: PreTrainedTokenizerBase, instruction: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from thoughtcache.learner.options import ReplayOptions, learner_options
 from thoughtcache.recipes.builders import save_adapter
 from thoughtcache.recipes.distill_phase import distill_phase as _distill
 from thoughtcache.recipes.grpo_phase import grpo_phase as _grpo
+from thoughtcache.recipes.grpo_phase import thinking_of
 from thoughtcache.recipes.load_adapter import WEIGHTS, adapted_model
 from thoughtcache.recipes.load_model import load_tokenizer
 from thoughtcache.recipes.plan.fit import refuse_what_does_not_fit
@@ -88,7 +89,7 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
         tokenizer, examples, instruction=run.instruction or None, bad_rows=run.bad_rows, report=report
     )
     check_questions(run, len(examples))
-    check_lengths(prompts, run, thought, config)
+    check_lengths(prompts, run, thought, config, thinking_of(run, tokenizer))
     check_prompt_window(run, thought, prompts)
     folder.describe(_identities(run, config, prompts, examples))
     refuse_what_does_not_fit(run, thought, config, prompts, console)

@@ -25,6 +25,7 @@ class Request:
         stop_ids: tokens that end the sequence, instead of the end-of-sequence tokens of the model and its tokenizer;
             with `ignore_eos` there are none.
         stop_strings: texts that end it; the engine needs a tokenizer for them.
+        stop_sequences: token sequences that end it, with or without `ignore_eos`; it ends with the first one.
         given_tokens: thoughts that are taken instead of drawn, to score a text under the policy: the record has its
             log-probabilities, states and evictions. Nothing but their end ends the sequence.
 
@@ -41,6 +42,7 @@ class Request:
     ignore_eos: bool = False
     stop_ids: Sequence[int] | None = None
     stop_strings: str | Sequence[str] = ()
+    stop_sequences: Sequence[Sequence[int]] = ()
     given_tokens: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
@@ -52,7 +54,7 @@ class Request:
             raise ValueError(
                 f"max_new_tokens={self.max_new_tokens} must be the number of given_tokens, which is {len(given)}"
             )
-        if given is not None and (self.filters.active or self.stop_strings or self.stop_ids):
+        if given is not None and (self.filters.active or self.stop_strings or self.stop_ids or self.stop_sequences):
             raise ValueError("given_tokens are neither drawn nor ended early; leave out filters and stop rules")
 
 

@@ -13,7 +13,7 @@ from thoughtcache.adapter.positions import check_positions
 from thoughtcache.cache.schedule import eviction_points
 from thoughtcache.ends import stop_token_ids
 from thoughtcache.policy.handle import PolicyHandle
-from thoughtcache.policy.token_ids import check_prompts, check_stop_ids
+from thoughtcache.policy.token_ids import check_prompts, check_stop_ids, check_stop_sequences
 from thoughtcache.records import CacheSettings, Eviction, Rollout, SamplingSettings
 from thoughtcache.sampler.draw.drawing import Drawn
 from thoughtcache.sampler.draw.rules import DrawRules
@@ -138,6 +138,7 @@ def new_sequence(
         check_stop_ids(request.stop_ids, policy)
     if request.given_tokens is not None:
         check_prompts([request.given_tokens], policy)
+    check_stop_sequences(request.stop_sequences, policy)
     texts = make_stop_strings(request.stop_strings, tokenizer)
     settings = SamplingSettings(
         temperature=request.temperature,
@@ -167,6 +168,7 @@ def new_sequence(
         seed=(request.seed, request.row),
         stop_ids=stop_ids,
         stop_strings=texts,
+        stop_sequences=tuple(tuple(sequence) for sequence in request.stop_sequences),
         given_tokens=None if request.given_tokens is None else tuple(request.given_tokens),
     )
     return RunningSequence(request=number, prompt=prompt, settings=settings, rules=rules)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from thoughtcache.adapter.support import DTYPES
 from thoughtcache.cache.eviction import OptionValue
+from thoughtcache.chains.table import THINKING
 from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.config import OWN_WINDOW
 from thoughtcache.evaluation.suites import SAMPLED_TEMPERATURE, SUITES, Suite, own_suite
@@ -46,6 +47,9 @@ class EvalRun:
         positions: "absolute" or "rolling"; None for the adapter's own, "absolute" for the base.
         eviction: eviction policy; None for the adapter's own, "sliding" for the base.
         eviction_options: settings of that policy.
+        thinking: answer in links, "markovian" or "folding" (`chains/table.py`); `max_new_tokens` then bounds all links
+            together. None for one context.
+        thinking_options: its settings as texts, by name.
         batch_size: answers that are sampled at once.
         pack_weights: sample from a faster copy of the weights on a CPU.
         seed: every answer's own seed is made of this, the question and the number of the sample.
@@ -81,6 +85,8 @@ class EvalRun:
     positions: str | None = None
     eviction: str | None = None
     eviction_options: Mapping[str, OptionValue] | None = None
+    thinking: str | None = None
+    thinking_options: Mapping[str, str] | None = None
     batch_size: int = 32
     pack_weights: bool = True
     seed: int = 0
@@ -95,6 +101,17 @@ class EvalRun:
         at_least_one(self, "samples", "max_new_tokens", "limit", optional=True)
         if self.answer_type is not None:
             one_of("answer_type", self.answer_type, ANSWER_TYPES)
+        if self.thinking is not None:
+            one_of("thinking", self.thinking, tuple(THINKING))
+            if self.stop:
+                raise ValueError(
+                    f"stop={list(self.stop)} ends one sequence, and thinking={self.thinking} makes several of it; "
+                    "leave out one of them"
+                )
+        elif self.thinking_options:
+            raise ValueError(
+                f"thinking_options={self.thinking_options} are settings of no thinking; set it, or not them"
+            )
         if self.temperature is not None and self.temperature < 0:
             raise ValueError(f"temperature must be 0 (greedy) or positive, got {self.temperature}")
         if self.temperature == 0 and self.samples is not None and self.samples > 1:

@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
+from thoughtcache.chains.table import make_thinking
+from thoughtcache.chains.thinking import Thinking
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.evaluation.generations import Generation, GenerationFile, read_generations
 from thoughtcache.evaluation.sampling import Task, sample_answers
@@ -47,6 +49,8 @@ def run_eval(run: EvalRun, console: Console | None = None) -> dict[str, Any]:
     described = {
         "eval": {name: getattr(run, name) for name in ("dtype", "seed", "system", "top_p", "top_k")},
         "stop": list(run.stop),
+        "thinking": run.thinking,
+        "thinking_options": None if run.thinking_options is None else dict(run.thinking_options),
         "suites": {one.name: _described(one) for one in asked},
     }
     folder = RunFolder(
@@ -55,6 +59,11 @@ def run_eval(run: EvalRun, console: Console | None = None) -> dict[str, Any]:
     with opened(run) as (model, tokenizer, config):
         tasks, asked = tasks_of(run, asked, tokenizer, report)
         cache = config.resolve_window(max(len(task.prompt_ids) for task in tasks), run.window)
+        thinking = None
+        if run.thinking is not None:
+            thinking = make_thinking(run.thinking, run.thinking_options or {}, tokenizer)
+            for task in tasks:
+                thinking.check(len(task.prompt_ids), task.max_new_tokens)
         weights = None if run.adapter is None else Path(run.adapter) / WEIGHTS
         folder.describe(
             {
@@ -73,7 +82,7 @@ def run_eval(run: EvalRun, console: Console | None = None) -> dict[str, Any]:
         with writing(folder.path, WRITING_REMEDY):
             phase = folder.phase(
                 "sample",
-                lambda *_: _sample(run, folder.path / GENERATIONS, model, tokenizer, tasks, cache, console),
+                lambda *_: _sample(run, folder.path / GENERATIONS, model, tokenizer, tasks, cache, thinking, console),
                 num_steps=len(tasks),
             )
     return _reported(run, folder, asked, tasks, config, cache, phase, console)
@@ -86,6 +95,7 @@ def _sample(
     tokenizer: PreTrainedTokenizerBase,
     tasks: list[Task],
     cache: CacheSettings,
+    thinking: Thinking | None,
     console: Console,
 ) -> PhaseResult:
     """Sample what is not in the file yet."""
@@ -116,6 +126,7 @@ def _sample(
                     stop_strings=run.stop,
                     pack_weights=run.pack_weights,
                     report=keep,
+                    thinking=thinking,
                 )
     return {"last_call": {"answers": len(missing), "tokens": num_tokens, "seconds": monotonic() - started}}
 

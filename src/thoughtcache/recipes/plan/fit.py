@@ -46,6 +46,9 @@ def refuse_what_does_not_fit(
     """
     if run.force:
         return
+    if run.thinking is not None:
+        plain_line(console, f"plan: --thinking {run.thinking} is not planned, so nothing says whether this run fits")
+        return
     missing = not_planned(thought)
     if missing:
         plain_line(console, f"plan: without what {missing} needs, which is not planned yet")

@@ -18,8 +18,8 @@ def check_window(run: RunConfig, thought: ThoughtConfig) -> None:
     Raises:
         ValueError: if no thought can leave; the message names the window, the bound on the thoughts and what to change.
     """
-    if run.allow_no_eviction:
-        return
+    if run.allow_no_eviction or run.thinking is not None:
+        return  # links bound the context as well
     if thought.window is None and run.distill_steps:
         raise ValueError(
             "--window none keeps the full cache, which is the teacher's: there is nothing to distil; "
@@ -39,7 +39,8 @@ def check_prompt_window(run: RunConfig, thought: ThoughtConfig, prompts: Sequenc
         ValueError: if even the shortest prompt is long enough to hold all thoughts.
     """
     shortest = min(len(prompt) for prompt in prompts)
-    if thought.window == "prompt" and not run.allow_no_eviction and run.max_new_tokens <= longest_held(shortest):
+    allowed = run.allow_no_eviction or run.thinking is not None
+    if thought.window == "prompt" and not allowed and run.max_new_tokens <= longest_held(shortest):
         raise ValueError(
             f"--window prompt is at least {shortest} thoughts here, and holds all of --max-new-tokens "
             f"{run.max_new_tokens}: nothing is ever evicted; give a smaller --window, raise --max-new-tokens, {_ALLOW}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from thoughtcache.adapter.support import DTYPES
+from thoughtcache.chains.table import THINKING
 from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.policy.modes import GradientMode
 from thoughtcache.tasks.maths.answer_types import ANSWER_TYPES
@@ -53,6 +54,9 @@ class RunConfig:
         pack_weights: sample from a faster copy of the weights on a CPU.
         allow_no_eviction: train even if the window holds every thought, so that it makes no difference.
         force: train even if the planner says that the run does not fit.
+        thinking: let GRPO think in links, "markovian" or "folding" (`chains/table.py`); `max_new_tokens` then bounds
+            all links together, and there is no distillation. None for one context.
+        thinking_options: its settings as texts, by name.
         profile_memory: leave a timeline of the memory in use during GRPO, as JSON and as a picture.
         reuse_rollout: let GRPO's learner start from the sampler's own keys, values and log-probabilities.
         evaluation_size: problems of the embedded test split.
@@ -94,6 +98,8 @@ class RunConfig:
     kv_log: Literal["device", "host"] = "device"
     reuse_rollout: bool = False
     pack_weights: bool = True
+    thinking: str | None = None
+    thinking_options: dict[str, str] | None = None
     profile_memory: bool = False
     allow_no_eviction: bool = False
     force: bool = False
@@ -109,6 +115,17 @@ class RunConfig:
         one_of("kv_log", self.kv_log, ("device", "host"))
         one_of("answer_type", self.answer_type, ANSWER_TYPES)
         one_of("bad_rows", self.bad_rows, ("refuse", "drop"))
+        if self.thinking is None and self.thinking_options:
+            raise ValueError(
+                f"thinking_options={self.thinking_options} are settings of no thinking; set it, or not them"
+            )
+        if self.thinking is not None:
+            one_of("thinking", self.thinking, tuple(THINKING))
+            if self.distill_steps:
+                raise ValueError(
+                    f"thinking={self.thinking} is for GRPO alone, and distill_steps is {self.distill_steps}; "
+                    "distillation knows one context only: set distill_steps=0, and distil in a run of its own"
+                )
         if self.reuse_rollout and not self.recompute:
             raise ValueError("reuse_rollout goes with recompute; leave out --reuse-rollout or --no-recompute")
         at_least_one(self, "chunk_tokens", optional=True)

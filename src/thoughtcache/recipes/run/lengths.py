@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from thoughtcache.adapter.positions import position_reach, positions_needed
+from thoughtcache.adapter.positions import check_positions, position_reach, positions_needed
+from thoughtcache.chains.thinking import Thinking
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.recipes.run.config import RunConfig
 
 
-def check_lengths(prompts: list[list[int]], run: RunConfig, thought: ThoughtConfig, config: Any) -> None:
+def check_lengths(
+    prompts: list[list[int]], run: RunConfig, thought: ThoughtConfig, config: Any, thinking: Thinking | None = None
+) -> None:
     """Refuse a run whose positions the model does not have.
 
     Positions that roll inside the window bound GRPO by the window; the teacher of distillation keeps everything.
@@ -19,12 +22,19 @@ def check_lengths(prompts: list[list[int]], run: RunConfig, thought: ThoughtConf
         run: its length and stages.
         thought: window and kind of positions.
         config: transformers configuration of the model.
+        thinking: how to think in links; None for one context.
 
     Raises:
         ValueError: if they do not fit; the message names the lengths, the positions that there are, and the remedies as
             options of the command line.
     """
     reach, longest = position_reach(config), max(len(prompt) for prompt in prompts)
+    if thinking is not None:
+        thinking.check(longest, run.max_new_tokens)
+        rolling_window = thought.resolve_window(longest).rolling_window
+        for prompt, thoughts in thinking.longest(longest):
+            check_positions(prompt, min(thoughts, run.max_new_tokens), reach, rolling_window=rolling_window)
+        return
     window = None if run.distill_steps else thought.resolve_window(longest).rolling_window
     needed = positions_needed(longest, run.max_new_tokens, window)
     if reach.positions is None or needed <= reach.positions:

@@ -1,8 +1,8 @@
 """Drawing tokens in slots: distributions, uniform numbers, what was drawn and which sequences are over.
 
 All that grows with the tokens of a sequence, other than its cache, is here. Drawing never waits for the device. `ended`
-does, and with stop strings it reads the tokens as well; whoever drives decides how often (`engine.py`). What a slot
-draws after its end is cut off by `take`.
+does, and with stop strings or sequences it reads the tokens as well; whoever drives decides how often (`engine.py`).
+What a slot draws after its end is cut off by `take`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Drawing:
         table: knows all that has a row per slot.
         num_tokens: T, room for the thoughts of a slot; `admit` makes more where a sequence needs it.
         with_entropies: record the entropy of every scored distribution.
-        reads: read the tokens at every look, whether a sequence has stop strings or not.
+        reads: read the tokens at every look, whether a sequence needs it for its end or not.
 
     Attributes:
         tokens: [slots, T] what was drawn.
@@ -58,7 +58,7 @@ class Drawing:
         stops: [slots, n] the stop tokens of each sequence.
         rules: how the sequence in each slot is drawn; None for a free slot.
         read: the tokens of each slot that were looked at, on the host.
-        text_ends: where the text of each slot ended.
+        text_ends: where a stop string or sequence has ended each slot.
     """
 
     def __init__(
@@ -185,19 +185,19 @@ class Drawing:
         self.counts += 1
 
     def ended(self, counts: Integers) -> NDArray[np.bool_]:
-        """Which slots hold a stop token or a stop string; waits for the device.
+        """Which slots hold a stop token, string or sequence; waits for the device.
 
         Args:
             counts: tokens drawn by the sequence in each slot, 0 for a free slot.
         """
         stopped: NDArray[np.bool_] = self.stopped.cpu().numpy()
-        if not self.reads and all(rule is None or rule.stop_strings is None for rule in self.rules):
+        if not self.reads and not any(rule is not None and rule.needs_reading for rule in self.rules):
             return stopped
         self._read(counts.tolist())
         return np.logical_or(stopped, [end is not None for end in self.text_ends])
 
     def _read(self, counts: Sequence[int]) -> None:
-        """Read what was drawn since the last look, and look for stop strings in it."""
+        """Read what was drawn since the last look, and look for stop strings and sequences in it."""
         new = [max(0, count - len(read)) for count, read in zip(counts, self.read, strict=True)]
         first = torch.tensor([len(read) for read in self.read], device=self.tokens.device).unsqueeze(1)
         columns = first + torch.arange(max(new), device=self.tokens.device)
@@ -205,9 +205,9 @@ class Drawing:
         for slot, (read, rule) in enumerate(zip(self.read, self.rules, strict=True)):
             start = len(read)
             read += recent[slot][: new[slot]]
-            if new[slot] and rule is not None and rule.stop_strings is not None and self.text_ends[slot] is None:
+            if new[slot] and rule is not None and rule.needs_reading and self.text_ends[slot] is None:
                 start = max(start, rule.filters.min_new_tokens)
-                self.text_ends[slot] = rule.stop_strings.find(read, start)
+                self.text_ends[slot] = rule.find_end(read, start)
 
     def take(self, slot: int, count: int) -> Drawn:
         """The sequence in a slot after a look at its end.

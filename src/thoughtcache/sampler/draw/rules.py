@@ -12,6 +12,7 @@ from torch import Tensor
 from thoughtcache.policy.token_logprobs import scored_distribution
 from thoughtcache.records import TokenFilters
 from thoughtcache.sampler.draw.filters import filtered_log_softmax
+from thoughtcache.sampler.draw.stop_sequences import find_end
 from thoughtcache.sampler.draw.stop_strings import StopStrings
 
 
@@ -26,6 +27,7 @@ class DrawRules:
         seed: (seed, row) of its uniform numbers.
         stop_ids: tokens that end it.
         stop_strings: texts that end it, or None.
+        stop_sequences: token sequences that end it.
         given_tokens: tokens that are taken instead of drawn, or None.
     """
 
@@ -35,12 +37,26 @@ class DrawRules:
     seed: tuple[int, int]
     stop_ids: tuple[int, ...]
     stop_strings: StopStrings | None = None
+    stop_sequences: tuple[tuple[int, ...], ...] = ()
     given_tokens: tuple[int, ...] | None = None
 
     @property
     def distribution(self) -> tuple[float, TokenFilters, tuple[int, ...]]:
         """The settings that decide the distribution; sequences that share them are drawn together."""
         return self.temperature, self.filters, self.stop_ids if self.filters.min_new_tokens else ()
+
+    @property
+    def needs_reading(self) -> bool:
+        """Whether its end shows only to who reads its tokens one after the other."""
+        return self.stop_strings is not None or bool(self.stop_sequences)
+
+    def find_end(self, tokens: Sequence[int], start: int) -> int | None:
+        """Tokens up to the first one, from number `start` on, that completes a stop string or sequence; or None."""
+        ends = (
+            None if self.stop_strings is None else self.stop_strings.find(tokens, start),
+            find_end(tokens, self.stop_sequences, start),
+        )
+        return min((end for end in ends if end is not None), default=None)
 
 
 class DrawGroup:

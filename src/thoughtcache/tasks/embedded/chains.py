@@ -13,17 +13,26 @@ tokens the results of the first chains have left the cache when the recital come
 multiplications among them are too many to redo inside one forward pass. What left must have been remembered.
 
 Lengths in tokens (one per character): prompt 33 (34 with `<bos>`), trace 49 (50 with `<eos>`), always.
+
+With step markers every chain is a step with its result as its summary, between `=` and `;`:
+
+    trace    9*82+35-78=8;4+48-17*00=0;2-75*75*35=5;1+12+13+14=4;#8054
+
+so that the summaries alone (`=8;=0;=5;=4;`) hold what the recital needs. The packaged reasoner does not write them.
 """
 
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from thoughtcache.tasks.embedded.problem import Problem
 
 NUM_CHAINS = 4
 NUM_OPERATIONS = 3
 OPERATORS = "+-*"
+STEP_OPENING, STEP_CLOSING = "=", ";"
+"""Around the summary of a step; no other part of a trace has an `=`."""
 
 
 def apply_operator(operator: str, left: int, right: int) -> int:
@@ -65,3 +74,10 @@ def draw_problem(rng: random.Random) -> Problem:
         trace="".join(f"{steps};" for steps, _ in worked) + "#" + answer,
         answer=answer,
     )
+
+
+def mark_steps(problem: Problem) -> Problem:
+    """The same problem with a summary behind every chain of the trace: its result, between the step markers."""
+    worked, recital = problem.trace.split("#")
+    steps = [f"{steps}{STEP_OPENING}{steps[-1]}{STEP_CLOSING}" for steps in worked.split(";")[:-1]]
+    return replace(problem, trace="".join(steps) + "#" + recital)

@@ -4,7 +4,7 @@
     check(problems[0].example, problems[0].trace).correct     # True
 
 A task is a module with one function, `draw_problem(rng: random.Random) -> Problem`. To add one: write the module
-and name it in `TASKS`.
+and name it in `TASKS`. A task in `STEPPED_TASKS` also has `mark_steps(problem: Problem) -> Problem`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ TASKS: dict[str, str] = {
     "multiplication": "thoughtcache.tasks.embedded.multiplication",
 }
 """Task name -> module that draws its problems (by name: the task modules import `Problem` from here)."""
+STEPPED_TASKS = ("chains",)
+"""Tasks whose traces can have step markers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,14 +45,17 @@ class Problem:
         return Example(prompt=self.prompt, answer=self.answer, identifier=self.prompt, kind="recitation")
 
 
-def sample_problems(task: str, num: int, split: str, seed: int) -> list[Problem]:
+def sample_problems(task: str, num: int, split: str, seed: int, *, step_markers: bool = False) -> list[Problem]:
     """`num` random problems of one split: the same list for the same arguments, on every machine.
 
     Problems are drawn independently, so a small task may repeat one. The first `n` problems do not depend on `num`.
-    Different seeds, tasks and splits give unrelated lists. Raises `ValueError` for an unknown task or split, or a
-    negative `num`.
+    Different seeds, tasks and splits give unrelated lists. `step_markers` closes every step of a trace with a summary;
+    the problems are the same. Raises `ValueError` for an unknown task or split, a negative `num`, or step markers of a
+    task that has none.
     """
-    draw_problem = _draw_function(task)
+    draw_problem = _function(task, "draw_problem")
+    if step_markers and task not in STEPPED_TASKS:
+        raise ValueError(f"task {task!r} has no step markers, allowed: {', '.join(map(repr, STEPPED_TASKS))}")
     wanted = require_split(split)
     if num < 0:
         raise ValueError(f"num is {num}, allowed: 0 or more; pass the number of problems to draw.")
@@ -60,11 +65,11 @@ def sample_problems(task: str, num: int, split: str, seed: int) -> list[Problem]
         problem = draw_problem(rng)
         if split_of(problem.prompt) == wanted:
             problems.append(problem)
-    return problems
+    return [_function(task, "mark_steps")(problem) for problem in problems] if step_markers else problems
 
 
-def _draw_function(task: str) -> Callable[[random.Random], Problem]:
+def _function(task: str, name: str) -> Callable[..., Problem]:
     if task not in TASKS:
         raise ValueError(f"task is {task!r}, allowed: {', '.join(map(repr, TASKS))}; pass one of these.")
-    draw_problem: Callable[[random.Random], Problem] = importlib.import_module(TASKS[task]).draw_problem
-    return draw_problem
+    found: Callable[..., Problem] = getattr(importlib.import_module(TASKS[task]), name)
+    return found

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from thoughtcache.records import Rollout
+from thoughtcache.chains.chain import Trace
+from thoughtcache.policy.handle import find_tuner
 from thoughtcache.train.trl.weights_version import WeightsVersion
+
+REFERENCE_ADAPTER = "ref"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,11 +20,12 @@ class Generation:
     """The rollouts of one generation batch of this process.
 
     Attributes:
-        rollouts: the records, in the order of the prompts; `rollout_index` of a batch points into them.
+        rollouts: the records, rollouts or chains, in the order of the prompts; `rollout_index` of a batch points into
+            them.
         sampled_by: the weights that sampled them.
     """
 
-    rollouts: list[Rollout]
+    rollouts: list[Trace]
     sampled_by: WeightsVersion
 
 
@@ -35,12 +39,18 @@ class Scoring:
         is_loss: whether this is the pass whose gap is logged.
     """
 
-    rollouts: list[Rollout]
+    rollouts: list[Trace]
     on_policy: bool
     is_loss: bool
 
 
-def check_same_tokens(rollouts: Sequence[Rollout], completion_ids: Int[Tensor, "B T"]) -> None:
+def scores_reference(model: nn.Module) -> bool:
+    """Whether TRL has switched the policy's adapter off, or its frozen copy on."""
+    tuner = find_tuner(model)
+    return not tuner.adapter_enabled or REFERENCE_ADAPTER in tuner.active_adapters
+
+
+def check_same_tokens(rollouts: Sequence[Trace], completion_ids: Int[Tensor, "B T"]) -> None:
     """Refuse to score rows other than the kept rollouts.
 
     Args:

@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from thoughtcache.chains.chain import Trace
 from thoughtcache.records import Rollout
 
 
-def sampled_log_ratio(replayed: Float[Tensor, "B T"], rollouts: Sequence[Rollout]) -> Float[Tensor, " N"]:
+def sampled_log_ratio(replayed: Float[Tensor, "B T"], rollouts: Sequence[Trace]) -> Float[Tensor, " N"]:
     """Replayed minus sampled log-probability of every real thought token, rows joined; padding is left out.
 
     Args:

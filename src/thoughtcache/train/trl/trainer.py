@@ -1,14 +1,16 @@
 """GRPO under the bounded cache: TRL's trainer with its two seams, sampling and scoring, replaced.
 
 `_generate_single_turn` samples with `rollout` and keeps the records; `_get_per_token_logps_and_entropies` scores them
-with `replay`. The policy, the old policy and the reference all pass through the second. Losses, advantages,
-checkpoints, callbacks and processes stay TRL's. TRL's private signatures are held by tests/unit/test_grpo_config.py.
+with `replay`. The policy, the old policy and the reference all pass through the second. A chain is the row of its whole
+trace (`chain_turns.py`). Losses, advantages, checkpoints, callbacks and processes stay TRL's. TRL's private signatures
+are held by tests/unit/test_grpo_config.py.
 
 Not covered: images, tools, vLLM, autocast (refused); FSDP and DeepSpeed ZeRO-3 (not tried).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
@@ -22,31 +24,37 @@ from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from thoughtcache.chains.chain import Trace, links_of
+from thoughtcache.chains.replay import join_links
+from thoughtcache.chains.thinking import Thinking
 from thoughtcache.ends import prompt_token_ids, stop_token_ids
 from thoughtcache.learner.replay import score_rollouts
 from thoughtcache.measuring.phase_memory import PhaseMemory
 from thoughtcache.measuring.phase_timer import PhaseCallback, PhaseTimer
 from thoughtcache.policy.handle import find_tuner
-from thoughtcache.records import Rollout
 from thoughtcache.sampler.options import RolloutOptions
-from thoughtcache.sampler.rollout import rollout
 from thoughtcache.scale.backend import RolloutBackend
 from thoughtcache.scale.exchange import lost_in_collectives
 from thoughtcache.train.checkpoints import ROOT_ADAPTER, load_weights
 from thoughtcache.train.memory_rate import MemoryRate
 from thoughtcache.train.trl.ahead import AheadSampler, backend_metrics
+from thoughtcache.train.trl.chain_turns import (
+    chain_metrics,
+    chain_totals,
+    check_turns,
+    generation_number,
+    sample_traces,
+)
 from thoughtcache.train.trl.checks import check_arguments, check_backend, check_special_tokens
 from thoughtcache.train.trl.config import ThoughtGRPOConfig
 from thoughtcache.train.trl.encoder_precision import encoders_to_fp32
-from thoughtcache.train.trl.generations import Generation, Scoring, check_same_tokens
+from thoughtcache.train.trl.generations import Generation, Scoring, check_same_tokens, scores_reference
 from thoughtcache.train.trl.model_generation import check_model_generation
 from thoughtcache.train.trl.policy_metrics import cache_metrics, cache_totals, gap_metrics, sampled_log_ratio
 from thoughtcache.train.trl.run_state import RunState
 from thoughtcache.train.trl.weights_version import WeightsCounter
 
 __all__ = ["ThoughtGRPOConfig", "ThoughtGRPOTrainer"]
-
-REFERENCE_ADAPTER = "ref"
 
 
 class ThoughtGRPOTrainer(MemoryRate, GRPOTrainer):
@@ -59,6 +67,8 @@ class ThoughtGRPOTrainer(MemoryRate, GRPOTrainer):
         peft_config: the `ThoughtConfig` of a new adapter.
         rollout_backend: who samples instead of this process, `scale.ray_rollouts.RayRollouts` for example; each process
             of a data-parallel run has its own.
+        thinking: sample chains instead of rollouts, `MarkovianThinking` or `StepFolding`; of several, each generation
+            of training takes the next one, and evaluation the last. `max_completion_length` bounds a whole chain.
         tools: refused, as `rollout_func` and `environment_factory`: their tokens are not sampled by the policy.
         rollout_func: refused.
         environment_factory: refused.
@@ -81,6 +91,7 @@ class ThoughtGRPOTrainer(MemoryRate, GRPOTrainer):
         *,
         peft_config: Any = None,
         rollout_backend: RolloutBackend | None = None,
+        thinking: Thinking | Sequence[Thinking] | None = None,
         tools: Any = None,
         rollout_func: Any = None,
         environment_factory: Any = None,
@@ -89,6 +100,7 @@ class ThoughtGRPOTrainer(MemoryRate, GRPOTrainer):
         given = {"tools": tools, "rollout_func": rollout_func, "environment_factory": environment_factory}
         args = check_arguments(model, args, peft_config, given)
         check_backend(rollout_backend, args)
+        self._turns = check_turns(thinking, rollout_backend, args.max_completion_length)
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, peft_config=peft_config, **kwargs)
         if self.aux_loss_enabled:
             raise ValueError("the replay returns no router loss; set router_aux_loss_coef=0.0")
@@ -151,8 +163,11 @@ class ThoughtGRPOTrainer(MemoryRate, GRPOTrainer):
         rollouts = generation.rollouts
         self._run.generations[self._mode] = generation
         self._run.scoring = Scoring(rollouts=rollouts, on_policy=self._is_on_policy(generation), is_loss=False)
-        totals = self.accelerator.gather(cache_totals(rollouts).to(self.accelerator.device))
+        totals = self.accelerator.gather(cache_totals(links_of(rollouts)).to(self.accelerator.device))
         self._append_metrics(cache_metrics(totals.view(-1, 5).cpu()))
+        if self._turns:
+            totals = self.accelerator.gather(chain_totals(rollouts).to(self.accelerator.device))
+            self._append_metrics(chain_metrics(totals.view(-1, 4).cpu()))
         return [r.token_ids for r in rollouts], [r.logprobs.tolist() for r in rollouts]
 
     def _sample(self, model: nn.Module, prompt_ids: list[list[int]]) -> Generation:
@@ -160,17 +175,27 @@ class ThoughtGRPOTrainer(MemoryRate, GRPOTrainer):
         train, weights = self.model.training, self._run.weights.version(self.model)
         if self._run.sampler is None:
             timed = self._run.time_evictions if train else None
-            rollouts = rollout(model, prompt_ids, on_event=timed, **self._rollout_options())
+            rollouts = sample_traces(model, prompt_ids, self._turn(), on_event=timed, **self._rollout_options())
             return Generation(rollouts=rollouts, sampled_by=weights)
         if not train:
             batch = self._run.sampler.sample_now(model, prompt_ids, **self._rollout_options())
-            return Generation(rollouts=batch.rollouts, sampled_by=weights)
+            return Generation(rollouts=[*batch.rollouts], sampled_by=weights)
         batch, sampled_by = self._run.sampler.sample(model, prompt_ids, weights, **self._rollout_options())
         following = self._following_prompts(self._run.sampler)
         if following:
             self._run.sampler.start_next(model, following, weights, **self._rollout_options())
         self._append_metrics(backend_metrics(batch, weights.optimizer_steps - sampled_by.optimizer_steps))
-        return Generation(rollouts=batch.rollouts, sampled_by=sampled_by)
+        return Generation(rollouts=[*batch.rollouts], sampled_by=sampled_by)
+
+    def _turn(self) -> Thinking | None:
+        """The way of thinking of this generation; None for rollouts."""
+        if not self._turns or not self.model.training:
+            return self._turns[-1] if self._turns else None
+        every = (self.args.steps_per_generation or 1) * self.num_iterations
+        accumulation = self.args.gradient_accumulation_steps
+        return self._turns[
+            generation_number(self.state.global_step, self._step, accumulation, every) % len(self._turns)
+        ]
 
     def _is_on_policy(self, generation: Generation) -> bool:
         """Whether the weights are still those that sampled."""
@@ -276,7 +301,7 @@ class ThoughtGRPOTrainer(MemoryRate, GRPOTrainer):
         if scoring is None:
             raise RuntimeError("log-probabilities were asked for outside of a generation and of a loss")
         check_same_tokens(scoring.rollouts, input_ids[:, -logits_to_keep:])
-        is_reference = _is_reference(model)
+        is_reference = scores_reference(model)
         rows = batch_size or len(scoring.rollouts)
         options = replace(
             self.args.replay_options,
@@ -287,7 +312,8 @@ class ThoughtGRPOTrainer(MemoryRate, GRPOTrainer):
         logps, entropies = [], []
         with self._phase("replay"):
             for start in range(0, len(scoring.rollouts), rows):
-                scores = score_rollouts(model, scoring.rollouts[start : start + rows], options)
+                traces = scoring.rollouts[start : start + rows]
+                scores = join_links(score_rollouts(model, links_of(traces), options), traces)
                 missing = logits_to_keep - scores.logprobs.shape[1]
                 logps.append(pad(scores.logprobs, (0, missing)))
                 entropies.append(pad(scores.entropies, (0, missing)))
@@ -296,7 +322,7 @@ class ThoughtGRPOTrainer(MemoryRate, GRPOTrainer):
             self._log_gap(joined, scoring.rollouts)
         return joined, torch.cat(entropies) if compute_entropy else None, None
 
-    def _log_gap(self, replayed: Tensor, rollouts: list[Rollout]) -> None:
+    def _log_gap(self, replayed: Tensor, rollouts: list[Trace]) -> None:
         """Log the distance between sampled and replayed policy over the tokens of all processes."""
         log_ratio = sampled_log_ratio(replayed, rollouts)
         padded = self.accelerator.pad_across_processes(log_ratio, dim=0, pad_index=float("nan"))
@@ -313,9 +339,3 @@ class ThoughtGRPOTrainer(MemoryRate, GRPOTrainer):
             if values and (name.endswith("_mib_max") or name in ("policy/gap_max", "state/norm_max")):
                 self._metrics[self._mode][name] = [max(values)]
         super().log(logs, start_time)
-
-
-def _is_reference(model: nn.Module) -> bool:
-    """Whether TRL has switched the policy's adapter off, or its frozen copy on."""
-    tuner = find_tuner(model)
-    return not tuner.adapter_enabled or REFERENCE_ADAPTER in tuner.active_adapters

@@ -1,0 +1,1 @@
+"""Segmented thinking: a thought whose context is reset at boundaries and encoded again."""

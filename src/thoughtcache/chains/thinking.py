@@ -1,0 +1,89 @@
+"""The interface of segmented thinking: where the boundaries are, and what is carried over them.
+
+A *chain* is one thought in several *links*. A link is an ordinary rollout: its prompt is the question and the carried
+tokens, its thoughts are what was sampled since the boundary. So carried tokens are encoded again, at their new places,
+and are scored only in the link in which they were sampled. Window, eviction and thought state know nothing of a
+boundary: each link begins with the initial state, and its window holds the thoughts of that link alone.
+
+All functions here are pure: they take and return tokens.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal
+
+Tokens = Sequence[int]
+ChainEnd = Literal["stop", "length", "invalid"]
+"""Why a chain is over: a stop token, the end of a budget, or a step that is none."""
+
+
+class Thinking(ABC):
+    """What a thought keeps when it reaches a boundary. Subclasses are frozen dataclasses.
+
+    In all methods `links` are the tokens that the links so far have sampled, in order.
+    """
+
+    @property
+    @abstractmethod
+    def num_links(self) -> int:
+        """Links that a chain has at most."""
+
+    @property
+    def stop_sequences(self) -> tuple[tuple[int, ...], ...]:
+        """Token sequences that end a link."""
+        return ()
+
+    @abstractmethod
+    def max_new_tokens(self, links: Sequence[Tokens]) -> int:
+        """Bound on the tokens of the next link."""
+
+    @abstractmethod
+    def prompt(self, question: Tokens, links: Sequence[Tokens]) -> list[int]:
+        """Prompt of the next link: the question and what is carried."""
+
+    @abstractmethod
+    def after(self, question: Tokens, links: Sequence[Tokens], *, stopped: bool) -> ChainEnd | Literal["next"]:
+        """What follows the last of these links: another one, or the end of the chain.
+
+        Args:
+            question: tokens of the question.
+            links: the links, at least one.
+            stopped: whether the last one ended before its bound.
+        """
+
+    @abstractmethod
+    def longest(self, question_tokens: int) -> list[tuple[int, int]]:
+        """(prompt tokens, thought tokens) that a link can come to at most; one pair of each kind of link."""
+
+    @abstractmethod
+    def check(self, question_tokens: int, max_new_tokens: int) -> None:
+        """Refuse lengths under which no chain could have a second link.
+
+        Args:
+            question_tokens: tokens of the longest question.
+            max_new_tokens: bound on the tokens of a whole chain.
+
+        Raises:
+            ValueError: if there are such lengths; the message names the remedy.
+        """
+
+    @abstractmethod
+    def naive_context(self, question: Tokens, trace: Tokens, boundaries: Sequence[int], t: int) -> list[int]:
+        """All tokens that thought `t` is predicted from under a full cache, by the definition, token by token.
+
+        Args:
+            question: tokens of the question.
+            trace: everything that the chain sampled.
+            boundaries: numbers of the thoughts before which a boundary lies.
+            t: number of the thought.
+        """
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens that a whole chain samples at most."""
+        used: list[Tokens] = []
+        while len(used) < self.num_links:
+            used.append(range(self.max_new_tokens(used)))
+        return sum(map(len, used))
