@@ -34,6 +34,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--held-out", type=int, help="texts that are measured and never trained on (16)")
     group.add_argument("--prompt-tokens", type=int, help="with --text: first tokens of a piece, which stay (16)")
     group.add_argument("--max-new-tokens", type=int, help="thoughts of a text (384)")
+    group.add_argument(
+        "--no-baselines", dest="baselines", action="store_false", help="no windows with as many slots more beside it"
+    )
     group = parser.add_argument_group("recipe")
     group.add_argument("--recipe", help="logits (default), memory, or a TOML file with stages")
     adapter_options(parser)

@@ -76,18 +76,26 @@ def thought(**changes: Any) -> tc.ThoughtConfig:
     return tc.ThoughtConfig(**{**settings, **changes})
 
 
-def test_stages_run_in_turn_and_are_measured(model, text, recipe, tmp_path):
+@pytest.mark.parametrize("eviction", ["sliding", "h2o"])
+def test_stages_run_in_turn_and_are_measured(model, text, recipe, tmp_path, eviction):
     console = Console(record=True, width=200, file=io.StringIO())
     run = run_of(model, tmp_path / "run", text=str(text), recipe=str(recipe))
-    result = run_distill(run, thought(), console)
+    result = run_distill(run, thought(eviction=eviction), console)
     assert list(result["phases"]) == ["1-transfer", "2-recall", "3-logits"]
     assert [len(phase["losses"]) for phase in result["phases"].values()] == [2, 2, 2]
     assert [row["stage"] for row in result["held_out"]] == ["base, window", "start", *result["phases"]]
     assert all(len(row["by_text"]) == 2 and row["low"] <= row["after"] <= row["high"] for row in result["held_out"])
     assert len({row["after"] for row in result["held_out"]}) == 5  # a memory that was not trained changes something
     assert result["run"]["recipe"][2] == {"kind": "logits", "num_steps": 2, "batch_size": 2, "betas": [0.9, 0.99]}
+    assert [row["arm"] for row in result["beside"]] == ["base, window 12, sliding", "base, window 12, h2o"]
+    for row in result["beside"]:
+        assert row["after"] < result["held_out"][0]["after"], "four slots more cost nothing less"
+        gap = result["held_out"][-1]["after"] - row["after"]
+        assert row["adapter_minus_this"]["mean"] == pytest.approx(gap)
+        assert row["adapter_minus_this"]["low"] < gap < row["adapter_minus_this"]["high"]
     shown = console.export_text()
     assert "won back" in shown
+    assert "adapter minus this" in shown
     assert "3-logits" in shown
     assert json.loads((tmp_path / "run" / "results.json").read_text())["held_out"][1]["stage"] == "start"
     assert (tmp_path / "run" / "distill.png").stat().st_size > 10_000

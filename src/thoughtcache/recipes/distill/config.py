@@ -27,6 +27,8 @@ class DistillRun:
         held_out: see `num_texts`.
         prompt_tokens: with `text`, first tokens of a piece, which stay in the cache.
         max_new_tokens: thoughts of a text.
+        baselines: measure the base beside it, under windows with as many slots more as the states have numbers: the
+            newest ones, and those that `h2o` chooses.
         seed: seed of all random numbers of the run.
         save_every: optimiser steps between checkpoints.
         resume: go on in `output_dir` where the last run stopped.
@@ -50,6 +52,7 @@ class DistillRun:
     held_out: int = 16
     prompt_tokens: int = 16
     max_new_tokens: int = 384
+    baselines: bool = True
     seed: int = 0
     save_every: int = 25
     resume: bool = False

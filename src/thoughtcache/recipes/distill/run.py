@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -10,7 +11,6 @@ from typing import Any
 
 from peft import PeftModel
 from rich.console import Console
-from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from thoughtcache.adapter.positions import check_positions, position_reach
@@ -19,6 +19,7 @@ from thoughtcache.policy.handle import find_tuner
 from thoughtcache.recipes.builders import find_checkpoint, save_adapter
 from thoughtcache.recipes.distill.config import DistillRun
 from thoughtcache.recipes.distill.recipe import Stage, read_recipe
+from thoughtcache.recipes.distill.report import paired, panels_of, print_tables
 from thoughtcache.recipes.distill.texts import read_source, texts_of
 from thoughtcache.recipes.load_adapter import WEIGHTS, adapted_model
 from thoughtcache.recipes.load_model import load_tokenizer
@@ -26,14 +27,15 @@ from thoughtcache.recipes.run.folder import WRITING_REMEDY, PhaseResult, RunFold
 from thoughtcache.recipes.run.settings import adapter_settings, model_identities
 from thoughtcache.records import Rollout
 from thoughtcache.report.files import writing
-from thoughtcache.report.plots import Panel, plot_curves
+from thoughtcache.report.plots import plot_curves
 from thoughtcache.report.progress import progress_bar
 from thoughtcache.report.results import environment, write_results
-from thoughtcache.report.tables import print_wide
 from thoughtcache.report.trainer_progress import RichProgressCallback
+from thoughtcache.sampler.given import with_own_evictions
+from thoughtcache.studies.arms import Arm, wider_arms
 from thoughtcache.studies.held_out import HeldOut, summary
 from thoughtcache.train.checkpoints import load_weights
-from thoughtcache.train.distill import distill
+from thoughtcache.train.distill import distill, under_window
 from thoughtcache.train.distill_config import DistillConfig
 from thoughtcache.train.recall_config import RecallConfig
 from thoughtcache.train.teach_recall import check_teachable, teach_recall
@@ -92,6 +94,7 @@ def run_distill(run: DistillRun, thought: ThoughtConfig, console: Console | None
         samples = texts_of(source, run, model, tokenizer, folder, console)
         held_out, training = samples[: run.held_out], samples[run.held_out :]
         measure = _Measurement(folder, model, held_out, cache.window, console)
+        beside = [{"arm": f"base, {arm.name}", **measure.arm(arm)} for arm in _arms(run, thought, tokens)]
         with model.disable_adapter():  # a memory that was not trained may do harm, which is no gain when it ends
             table = [{"stage": WINDOW, **measure("0-window")}]
         table.append({"stage": "start", **measure("0-start")})
@@ -106,16 +109,30 @@ def run_distill(run: DistillRun, thought: ThoughtConfig, console: Console | None
             load_weights(model, folder.path / name / "adapter")  # the stage may have run in an earlier call
             table.append({"stage": name, **measure(name)})
         save_adapter(model, folder.path / "adapter", tokenizer)
-        payload = {"run": folder.described, "environment": environment(), "phases": phases, "held_out": table}
+        beside = [{**row, "adapter_minus_this": paired(table, row)} for row in beside]
+        payload = {
+            "run": folder.described,
+            "environment": environment(),
+            "phases": phases,
+            "held_out": table,
+            "beside": beside,
+        }
         write_results(folder.path / "results.json", payload)
-        plot_curves(folder.path / "distill.png", _panels(phases, table))
-    _print(table, phases, console)
+        plot_curves(folder.path / "distill.png", panels_of(phases, table, beside))
+    print_tables(table, beside, phases, console)
     console.print(
         f"adapter: {folder.path / 'adapter'}\nresults: {folder.path / 'results.json'}\n"
         f"picture: {folder.path / 'distill.png'}",
         soft_wrap=True,
     )
     return payload
+
+
+def _arms(run: DistillRun, thought: ThoughtConfig, tokens: float) -> list[Arm]:
+    """The base with as many slots more as the states have numbers: the newest ones, and those that `h2o` chooses."""
+    if not run.baselines:
+        return []
+    return wider_arms(thought, extra_slots=math.ceil(tokens), policies=("sliding", "h2o"))
 
 
 def _check_stages(stages: Sequence[Stage], thought: ThoughtConfig) -> None:
@@ -148,10 +165,30 @@ class _Measurement:
         """The fields of `HeldOutKL`."""
         return self.folder.phase(f"measure-{name}", self._measure)
 
+    def arm(self, arm: Arm) -> PhaseResult:
+        """The same of the base under another cache, on the tokens after the first eviction of this one."""
+
+        def work(path: Path, resume: bool) -> PhaseResult:
+            assert arm.config is not None
+            held_out = self._texts()  # of the adapter, before another one is active
+            with arm.active(self.model):
+                return self._measured(held_out, under_window(self.texts, arm.config))
+
+        return self.folder.phase(f"measure-0-{arm.name.replace(', ', '-').replace(' ', '-')}", work)
+
     def _measure(self, path: Path, resume: bool) -> PhaseResult:
+        held_out = self._texts()
+        return self._measured(held_out, held_out.rows)
+
+    def _texts(self) -> HeldOut:
         self._held_out = self._held_out or HeldOut(self.model, self.texts)
+        return self._held_out
+
+    def _measured(self, held_out: HeldOut, rows: Sequence[Rollout]) -> PhaseResult:
+        """Under the cache of these rows, and with what leaves there."""
+        chosen = (with_own_evictions(self.model, [row])[0] for row in rows)
         with progress_bar("held-out texts", len(self.texts), console=self.console) as advance:
-            values = self._held_out(self.model, advance)
+            values = held_out.under(self.model, chosen, advance)
         return asdict(summary(values, self.window))
 
 
@@ -186,48 +223,3 @@ def _train(
         "losses": [[record["step"], record["loss"]] for record in result.history if "loss" in record],
         "seconds": result.elapsed_seconds,
     }
-
-
-def _won(table: list[dict[str, Any]], row: dict[str, Any]) -> float:
-    """The share of what the window costs the base that is gone; negative where an adapter does harm."""
-    return 1.0 - float(row["after"]) / float(table[0]["after"])
-
-
-def _print(table: list[dict[str, Any]], phases: dict[str, PhaseResult], console: Console) -> None:
-    texts = len(table[0]["by_text"])
-    shown = Table(title=f"KL to the base with its full cache, nats per token, {texts} held-out texts")
-    for name in ("stage", "after the first eviction (95 % interval)", "won back", "before it", "minutes"):
-        shown.add_column(name, justify="left" if name == "stage" else "right")
-    for row in table:
-        minutes = f"{phases[row['stage']]['seconds'] / 60:.1f}" if row["stage"] in phases else ""
-        shown.add_row(
-            row["stage"],
-            f"{row['after']:.4f} ({row['low']:.4f}-{row['high']:.4f})",
-            f"{100 * _won(table, row):.0f} %",
-            f"{row['before']:.4f}",
-            minutes,
-        )
-    print_wide(shown, console)
-
-
-LABELS = {
-    "transfer": "share of the lost attention that is missing",
-    "recall": "cross-entropy (nats per token)",
-    "logits": "KL to the full cache (nats per token)",
-}
-"""The loss of each kind of stage."""
-
-
-def _panels(phases: dict[str, PhaseResult], table: list[dict[str, Any]]) -> list[Panel]:
-    panels = []
-    for name, phase in phases.items():
-        points = phase["losses"]
-        series = {name: ([float(x) for x, _ in points], [float(y) for _, y in points])}
-        label = LABELS[name.split("-", 1)[1]]
-        panels.append(Panel(title=name, x_label="optimiser step", y_label=label, series=series))
-    stages = [float(number) for number in range(len(table))]
-    held = {"held-out texts": (stages, [float(row["after"]) for row in table])}
-    panels.append(
-        Panel(title="after each stage", x_label="stages", y_label=LABELS["logits"], series=held, from_zero=True)
-    )
-    return panels
