@@ -65,7 +65,10 @@ def _run(case: Case, model: Any, prompts: list[list[int]], seed: int) -> _Run:
     """One rollout, watched from the first full window on."""
     assert case.window is not None
     clock = RoundClock(model.base_model.backbone, case.device)
-    with timed_calls(slot_cache, "choose", "hear", device=case.device) as calls, clock:
+    # What happens behind the last round is in none of them.
+    first, last = case.window, case.tokens - 1
+    counts = timed_calls(slot_cache, "choose", "hear", device=case.device, when=lambda: first <= clock.rounds < last)
+    with counts as calls, clock:
         tc.rollout(model, prompts, seed=seed, **rollout_options(case))
     wall, cpu = clock.seconds[case.window :], clock.cpu_seconds[case.window :]
     assert len(wall) % case.cycle == 0, len(clock.seconds)

@@ -47,13 +47,24 @@ def synchronise(device: str | torch.device) -> None:
 
 
 @contextmanager
-def timed_calls(owner: Any, *names: str, device: str | torch.device) -> Iterator[Seconds]:
-    """Seconds of every call of these functions of a class or module in the block, between two waits for the device."""
+def timed_calls(
+    owner: Any, *names: str, device: str | torch.device, when: Callable[[], bool] = lambda: True
+) -> Iterator[Seconds]:
+    """Seconds of every call of these functions of a class or module in the block, between two waits for the device.
+
+    Args:
+        owner: the class or module.
+        names: of its functions.
+        device: of the model.
+        when: asked before every call whether it counts.
+    """
     seconds = Seconds()
     plain = {name: getattr(owner, name) for name in names}
 
     def timing(function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
+            if not when():
+                return function(*args, **kwargs)
             found: list[Any] = []
             seconds.time(lambda: found.append(function(*args, **kwargs)), device)
             return found[0]

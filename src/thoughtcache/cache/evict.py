@@ -20,7 +20,7 @@ def evict_layer(
     values: Float[Tensor, "B H W D"],
     slots: Int[Tensor, "B H E"] | None,
     state: Tensor | None,
-    positions: Int[Tensor, "#B #H E"],
+    positions: Int[Tensor, "#B #H E"] | None,
 ) -> tuple[Float[Tensor, "B H K D"], Float[Tensor, "B H K D"], Tensor | None]:
     """The keys and values that stay, and the state that has absorbed the others; differentiable.
 
@@ -31,7 +31,7 @@ def evict_layer(
         values: cached values of the resident thoughts.
         slots: thoughts that leave, ascending; None means the oldest.
         state: [B or 1, ...] of this layer, or None for the identity.
-        positions: where the thoughts that leave stood, see `leaving_positions`.
+        positions: where the thoughts that leave stood, see `leaving_positions`; None unless `rules.reads_positions`.
 
     Returns:
         Kept keys, kept values (views of what was given where the oldest leave and nothing is moved), and the state.

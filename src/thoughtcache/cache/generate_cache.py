@@ -225,9 +225,11 @@ class BoundedCache(StatefulCache):
                 self.states[index] = state
         self.num_evictions += 1
 
-    def _leaving(self, layer_index: int, slots: Tensor | None, first: Tensor) -> Tensor:
+    def _leaving(self, layer_index: int, slots: Tensor | None, first: Tensor) -> Tensor | None:
         """[B or 1, H or 1, E] positions of what leaves a layer; `first` is that of a window without gaps."""
         rules = self.rules
+        if not rules.reads_positions:
+            return None
         if slots is None or not rules.numbers_thoughts:
             return leaving_positions(slots, first, rules.num_evicted)
         assert rules.size is not None

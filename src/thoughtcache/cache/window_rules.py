@@ -10,10 +10,10 @@ from torch import Tensor
 from thoughtcache.cache.eviction import EvictionPolicy
 from thoughtcache.cache.rotation import KeyRotation, Rotations
 
-AbsorbFn = Callable[[int, Tensor, Tensor, Tensor, Tensor], Tensor]
+AbsorbFn = Callable[[int, Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """(layer, state [B or 1, ...], evicted keys, evicted values [B, H, E, D], positions) -> state [B, ...].
 
-Positions [B or 1, H or 1, E] are those at which the keys were rotated.
+Positions [B or 1, H or 1, E] are those at which the keys were rotated; None for whoever does not look at them.
 """
 
 
@@ -45,9 +45,14 @@ class WindowRules:
         return 0 if self.size is None else self.eviction.num_queries(self.size, self.num_evicted)
 
     @property
+    def reads_positions(self) -> bool:
+        """Whether somebody asks where the thoughts that leave stood."""
+        return self.absorb is not None and self.absorbs_positions
+
+    @property
     def numbers_thoughts(self) -> bool:
-        """Whether a cache has to know which thoughts are resident, because they have gaps and somebody asks."""
-        return self.size is not None and self.absorbs_positions and self.eviction.chooses and self.rotations is None
+        """Whether a cache has to keep positions, because somebody asks and its window has gaps."""
+        return self.size is not None and self.reads_positions and self.eviction.chooses and self.rotations is None
 
     def rotation(self, layer_index: int) -> KeyRotation | None:
         """Moves the keys of one layer; None where they stay at their positions."""

@@ -78,7 +78,7 @@ def run_chunk(
     Returns:
         Scores [rows, last_score - first_score], none inside the prompt; and the exit.
     """
-    tuner, width = policy.tuner, batch.prompts.ids.shape[1]
+    tuner = policy.tuner
     memory = tuner.memory() if memory is None else memory
     if chunk.start == 0:
         entry = Boundary(states=memory.initial_states())
@@ -88,8 +88,7 @@ def run_chunk(
         assert past is not None
         slots = recorded_slots(batch, chunk.segment - 1, chunk.rows, policy.device)
         rules = tuner.window_rules(batch.settings.cache, memory)
-        positions = recorded_positions(batch, chunk, slots, exact=rules.numbers_thoughts)
-        past, absorbed = _evict(rules, past, width, slots, states, positions)
+        past, absorbed = _evict(rules, batch, chunk, past, slots, states)
         if absorbed is not states and absorbed is not None:
             states = _anchor(absorbed, batch, chunk.segment - 1) if anchored else absorbed
     reader, is_initial = memory.reader(), chunk.is_initial
@@ -141,18 +140,21 @@ def recorded_slots(batch: RolloutBatch, event: int, rows: int, device: torch.dev
     return None if slots is None else slots.to(device)
 
 
-def recorded_positions(batch: RolloutBatch, chunk: Chunk, slots: Tensor | None, *, exact: bool) -> Tensor:
-    """[rows, L or 1, H or 1, E] positions of the thoughts that leave on entry to a chunk.
+def recorded_positions(
+    batch: RolloutBatch, chunk: Chunk, layer_index: int, slots: Tensor | None, *, exact: bool
+) -> Tensor:
+    """[rows, H or 1, E] positions of the thoughts that leave one layer on entry to a chunk.
 
     Args:
         batch: the rollouts.
         chunk: a chunk that evicts.
-        slots: their recorded slots, see `recorded_slots`.
+        layer_index: decoder layer, from 0.
+        slots: [rows, H, E] recorded slots of this layer; None for the oldest.
         exact: count the gaps that earlier choices left under absolute positions, or take windows to have none.
     """
-    lengths = batch.prompts.lengths[: chunk.rows, None, None, None]
+    lengths = batch.prompts.lengths[: chunk.rows, None, None]
     if exact and slots is not None and batch.settings.positions == "absolute":
-        return lengths + batch.leaving_thoughts[chunk.segment - 1][: chunk.rows].to(lengths.device)
+        return lengths + batch.leaving_thoughts[chunk.segment - 1][: chunk.rows, layer_index].to(lengths.device)
     num_evicted = batch.settings.num_evicted or 0
     gone = 0 if batch.settings.positions == "rolling" else (chunk.segment - 1) * num_evicted
     return lengths + gone + (torch.arange(num_evicted, device=lengths.device) if slots is None else slots)
@@ -177,14 +179,16 @@ def _leading_rows(entry: Boundary, rows: int) -> Boundary:
 
 
 def _evict(
-    rules: WindowRules, past: Past, width: int, slots: Tensor | None, states: States, positions: Tensor
+    rules: WindowRules, batch: RolloutBatch, chunk: Chunk, past: Past, slots: Tensor | None, states: States
 ) -> tuple[Past, States]:
     """(what stays: prompt and kept thoughts, the states after), per layer; the same states where nothing absorbs."""
-    stays, after = [], []
+    stays, after, width = [], [], batch.prompts.ids.shape[1]
     for layer, (keys, values) in enumerate(past):
         chosen = None if slots is None else slots[:, layer]
         before = None if states is None else states[layer]
-        where = positions[:, layer if positions.shape[1] > 1 else 0]
+        where = None
+        if rules.reads_positions:
+            where = recorded_positions(batch, chunk, layer, chosen, exact=rules.numbers_thoughts)
         kept_keys, kept_values, state = evict_layer(
             rules, layer, keys[:, :, width:], values[:, :, width:], chosen, before, where
         )

@@ -98,12 +98,12 @@ class AdapterState(Memory):
             return None
         weights = [encoder.weights() for encoder in self.encoders]
 
-        def absorb_block(layer: int, state: Tensor, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
+        def absorb_block(layer: int, state: Tensor, keys: Tensor, values: Tensor, positions: Tensor | None) -> Tensor:
             return absorb(weights[layer], state, keys, values, rule=self.rule, norm=self.written)
 
         return absorb_block
 
-    def token_weights(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
+    def token_weights(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor | None) -> Tensor:
         """How much each of these leaving tokens [B, H, E, D] counts in the write: [B, 1, E], for the one state."""
         return token_weights(self.encoders[layer].weights(), keys, values, rule=self.rule).unsqueeze(1)
 

@@ -56,7 +56,7 @@ class AttentionMemory(Memory):
             return None
         tensors = self.tensors
 
-        def write(layer: int, state: Tensor, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
+        def write(layer: int, state: Tensor, keys: Tensor, values: Tensor, positions: Tensor | None) -> Tensor:
             return write_memory(tensors[layer], state, self._looked_up(layer, keys, positions, state.dtype), values)
 
         return write
@@ -66,15 +66,18 @@ class AttentionMemory(Memory):
         """Whether keys are un-rotated."""
         return self.rotations is not None and any(rotation is not None for rotation in self.rotations)
 
-    def token_weights(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
+    def token_weights(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor | None) -> Tensor:
         """How much of each of these leaving tokens [B, H, E, D] is written: [B, H, E]."""
         tensors = self.tensors[layer]
         return token_weights(tensors, self._looked_up(layer, keys, positions, tensors.gate.dtype), values)
 
-    def _looked_up(self, layer: int, keys: Tensor, positions: Tensor, dtype: torch.dtype) -> Tensor:
+    def _looked_up(self, layer: int, keys: Tensor, positions: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Keys as they are written: un-rotated, or as they are."""
         rotation = self._rotation(layer)
-        return keys if rotation is None else rotation.shift(keys.to(dtype), -positions)
+        if rotation is None:
+            return keys
+        assert positions is not None, "absorbs_positions says that they are wanted"
+        return rotation.shift(keys.to(dtype), -positions)
 
     def reader(self) -> StateReader:
         """Attention reads the states; the adapted linears are plain LoRA."""

@@ -45,7 +45,7 @@ class BothMemories(Memory):
         if of_linears is None or of_attention is None or shapes is None:
             return None
 
-        def write(layer: int, state: Tensor, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
+        def write(layer: int, state: Tensor, keys: Tensor, values: Tensor, positions: Tensor | None) -> Tensor:
             S, M = _parts(state, shapes)
             return _packed(
                 of_linears(layer, S, keys, values, positions), of_attention(layer, M, keys, values, positions)

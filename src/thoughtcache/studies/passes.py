@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,7 +24,6 @@ from thoughtcache.learner.chunk import (
     batch_chunks,
     chunk_positions,
     recorded_positions,
-    recorded_slots,
     run_chunk,
 )
 from thoughtcache.learner.chunk_plan import Chunk
@@ -78,6 +78,11 @@ class Piece:
     outputs: list[Tensor]
     queries: list[Tensor]
 
+    @cached_property
+    def slots(self) -> Int[Tensor, "B L H E"] | None:
+        """Recorded slots of what left on entry to this piece, which evicts; None for the oldest."""
+        return self.batch.recorded_slots(self.chunk.segment - 1, self.chunk.rows)
+
     @property
     def positions(self) -> Int[Tensor, "B n"]:
         """Positions of its columns."""
@@ -94,13 +99,11 @@ class Piece:
         """What left a layer on entry to this piece, which evicts."""
         assert self.entry.past is not None
         keys, values = (part[:, :, self.batch.prompts.ids.shape[1] :] for part in self.entry.past[layer_index])
-        all_slots = recorded_slots(self.batch, self.chunk.segment - 1, self.chunk.rows, keys.device)
-        slots = None if all_slots is None else all_slots[:, layer_index]
-        positions = recorded_positions(self.batch, self.chunk, all_slots, exact=True)
+        slots = None if self.slots is None else self.slots[:, layer_index].to(keys.device)
         return Leaving(
             keys=split_thoughts(keys, slots, num_evicted)[0],
             values=split_thoughts(values, slots, num_evicted)[0],
-            positions=positions[:, layer_index if positions.shape[1] > 1 else 0],
+            positions=recorded_positions(self.batch, self.chunk, layer_index, slots, exact=True),
             slots=slots,
         )
 

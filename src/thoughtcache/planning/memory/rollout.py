@@ -54,6 +54,7 @@ def rollout_parts(setting: PlanSetting) -> dict[str, Parts]:
             **before,
             "rollout K/V": kv_bytes(numbers, prompts, prompt),
             "thought states": before.get("thought states", 0) + states + 2 * memory,  # the prompts have their own
+            "eviction policy": query_log_bytes(setting, numbers),
             "activations": forward_transient_bytes(numbers, prompts * min(prompt, CHUNK_COLUMNS)) + scores,
         },
         # Each prompt once, and in the slots.

@@ -28,22 +28,23 @@ def move_thoughts(cache: SlotCache, window: WindowBlock, chosen: list[Tensor] | 
     Returns:
         The new states [n, ...] per layer; None where nothing absorbs.
     """
-    states = []
+    states, rules = [], cache.rules
     following = cache.positions[window.rows]
+    oldest = leaving_positions(None, following - window.size, rules.num_evicted) if rules.reads_positions else None
     for index, layer in enumerate(cache.layers):
         slots = None if chosen is None else chosen[index]
         state = None if cache.states is None else cache.states[index][window.index]
         keys, values = window.read(layer.keys), window.read(layer.values)
-        if slots is None or not cache.kept:
-            positions = leaving_positions(slots, following - window.size, cache.rules.num_evicted)
-        else:
-            positions, cache.kept[index][window.index] = leave_with_gaps(
-                cache.kept[index][window.index], following, slots
-            )
-        kept_keys, kept_values, state = evict_layer(cache.rules, index, keys, values, slots, state, positions)
+        positions = oldest
+        if slots is not None and cache.kept:
+            kept = cache.kept[index]
+            positions, kept[window.index] = leave_with_gaps(kept[window.index], following, slots)
+        elif slots is not None and rules.reads_positions:
+            positions = leaving_positions(slots, following - window.size, rules.num_evicted)
+        kept_keys, kept_values, state = evict_layer(rules, index, keys, values, slots, state, positions)
         window.write(layer.keys, kept_keys)
         window.write(layer.values, kept_values)
-        if cache.rules.absorb is not None and cache.states is not None and state is not None:
+        if rules.absorb is not None and cache.states is not None and state is not None:
             states.append(state)
             cache.states[index][window.index] = state
             read = None if cache.read_states is None else cache.reader.of_linears([state])

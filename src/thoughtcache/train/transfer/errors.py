@@ -33,14 +33,12 @@ class Segment:
     Attributes:
         chunk: their columns, and the rows that are not over.
         slots: [rows, L, H, E] thoughts that leave before it; None for the oldest.
-        gone: [rows, L or 1, H or 1, E] where they stood.
         positions: [rows, n] positions of its thoughts.
         visible: [rows, 1, n, m] which of [prompt | resident and new thoughts] the new ones see.
     """
 
     chunk: Chunk
     slots: Tensor | None
-    gone: Tensor
     positions: Tensor
     visible: Tensor
 
@@ -71,19 +69,15 @@ class BoundedPass:
         _, *later = plan_chunks(batch.lengths, width, settings.window, settings.num_evicted, None)
         sizes = {(chunk.rows, chunk.columns, chunk.leaving) for chunk in later}
         masks = {size: _visible(batch, *size) for size in sizes}
-        found = []
-        for chunk in later:
-            slots = recorded_slots(batch, chunk.segment - 1, chunk.rows, batch.token_ids.device)
-            found.append(
-                Segment(
-                    chunk=chunk,
-                    slots=slots,
-                    gone=recorded_positions(batch, chunk, slots, exact=self.rules.numbers_thoughts),
-                    positions=chunk_positions(batch, chunk),
-                    visible=masks[chunk.rows, chunk.columns, chunk.leaving],
-                )
+        return [
+            Segment(
+                chunk=chunk,
+                slots=recorded_slots(batch, chunk.segment - 1, chunk.rows, batch.token_ids.device),
+                positions=chunk_positions(batch, chunk),
+                visible=masks[chunk.rows, chunk.columns, chunk.leaving],
             )
-        return found
+            for chunk in later
+        ]
 
 
 class LayerErrors(AttentionRead):
@@ -176,16 +170,20 @@ def bounded_outputs(
     kept = keys[:, :, width:start], values[:, :, width:start]
     found = []
     for segment in bounded.segments:
-        chunk, slots = segment.chunk, segment.slots
+        chunk = segment.chunk
+        slots = None if segment.slots is None else segment.slots[:, layer_index]
+        where = None
+        if rules.reads_positions:
+            where = recorded_positions(batch, chunk, layer_index, slots, exact=rules.numbers_thoughts)
         rows, new = chunk.rows, slice(chunk.start, chunk.stop)
         stays_keys, stays_values, after = evict_layer(
             rules,
             layer_index,
             kept[0][:rows],
             kept[1][:rows],
-            None if slots is None else slots[:, layer_index],
+            slots,
             state[:rows],  # one initial state serves all rows
-            segment.gone[:, layer_index if segment.gone.shape[1] > 1 else 0],
+            where,
         )
         assert after is not None
         state = after
