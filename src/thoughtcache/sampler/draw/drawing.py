@@ -104,7 +104,7 @@ class Drawing:
         # One transfer for all sequences that begin together.
         uniform = torch.zeros(len(slots), self.tokens.shape[1], dtype=torch.float64)
         for place, rule in enumerate(rules):
-            if rule.given_tokens is None:
+            if len(rule.given_tokens or ()) < rule.max_new_tokens:
                 (seed, row), count = rule.seed, rule.max_new_tokens
                 uniform[place, :count] = uniform_numbers(seed, range(row, row + 1), count, uniform.device)[0]
         self.uniform[rows] = uniform.to(device)

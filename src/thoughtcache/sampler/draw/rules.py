@@ -26,7 +26,7 @@ class DrawRules:
         seed: (seed, row) of its uniform numbers.
         stop_ids: tokens that end it.
         stop_strings: texts that end it, or None.
-        given_tokens: tokens that are taken instead of drawn, or None.
+        given_tokens: the first tokens, or all, that are taken instead of drawn; or None.
     """
 
     temperature: float
