@@ -24,7 +24,9 @@ _EVICTING = ("evict_fraction", "eviction", "eviction_options")
 _OF_EVAL = (
     "suite", "data", "limit", "prompt_column", "answer_column", "answer_type", "bad_rows", "model", "adapter", "dtype",
     "tokenizer", "instruction", "system", "samples", "temperature", "top_p", "top_k", "max_new_tokens", "stop",
-    "window", "positions", *_EVICTING, "batch_size", "pack_weights", "seed", "resume", "overwrite",
+    "window", "positions", *_EVICTING, "batch_size", "pack_weights", "seed", "resume", "overwrite", "select",
+    "think_prefix", "think_keep", "think_threshold", "think_depth", "think_reading", "think_norm", "think_log_base",
+    "think_finish_rest",
 )  # fmt: skip
 
 
@@ -125,6 +127,20 @@ RULES: dict[str, tuple[Rule, ...]] = {
             names=("seed",),
             when=lambda options: options.get("temperature") == 0 and "eviction" not in options,
             reason="changes nothing at --temperature 0, where nothing is drawn; leave it out, or set a temperature",
+        ),
+        Rule(
+            names=(
+                "think_prefix",
+                "think_keep",
+                "think_threshold",
+                "think_depth",
+                "think_reading",
+                "think_norm",
+                "think_log_base",
+                "think_finish_rest",
+            ),
+            when=lambda options: "select" not in options,
+            reason="changes nothing without --select think@n, which chooses by it; add that, or leave it out",
         ),
         Rule(
             names=(*_EVICTING, "positions"),

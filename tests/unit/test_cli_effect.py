@@ -66,6 +66,8 @@ CASES: dict[str, tuple[list[str], str, list[str]]] = {
     "eval's positions in the full cache": (
         ["eval", "--suite", "embedded", "--adapter", "a", "--window", "none", "--positions", "rolling"], "--positions",
         ["eval", "--suite", "embedded", "--window", "8", "--positions", "rolling"]),
+    "thinking that chooses nothing": (["eval", "--suite", "embedded", "--think-keep", "0.2"], "--think-keep",
+                                      ["eval", "--suite", "embedded", "--think-keep", "0.2", "--select", "think@n"]),
     "paper on a GPU": (["plan", "--paper", "--gpu", "24GB"], "--gpu", ["plan", "--paper", "--json", "a"]),
     "paper with a reserve": (["plan", "--paper", "--reserve", "0"], "--reserve", ["plan", "--reserve", "0"]),
     "picture": (["plan", "--picture", "a.png"], "--picture", ["plan", "--picture", "a.png", "--sweep"]),

@@ -30,6 +30,7 @@ class Task:
         sample: number of the answer among those to this question, from 0.
         temperature: 0 decodes greedily.
         max_new_tokens: bound on the tokens of the answer.
+        begun: its first tokens, which were sampled before with its seed; it goes on from there.
     """
 
     suite: str
@@ -38,6 +39,7 @@ class Task:
     sample: int
     temperature: float
     max_new_tokens: int
+    begun: tuple[int, ...] = ()
 
     @property
     def key(self) -> tuple[str, int]:
@@ -51,47 +53,76 @@ def sample_seed(seed: int, question: str, sample: int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> (64 - _SEED_BITS)
 
 
-def sample_answers(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[Task],
-    *,
-    window: int | None,
-    num_slots: int,
-    seed: int,
-    filters: TokenFilters,
-    stop_strings: Sequence[str],
-    pack_weights: bool,
-    report: Callable[[Generation], None],
-) -> None:
-    """Sample and judge answers; a slot whose answer ends takes the next one at once.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How the answers of a run are sampled.
 
-    Answers to one question share the pass over its prompt where they begin together.
-
-    Args:
-        model: a PEFT model with a `ThoughtConfig` adapter; inside `disable_adapter()` the base model is asked.
-        tokenizer: its tokenizer.
-        tasks: the answers that are wanted, at least one.
+    Attributes:
         window: resident thoughts, or None for the full cache.
         num_slots: answers sampled at once.
         seed: seed of the run.
         filters: top-k and the like, for tasks that are not greedy.
         stop_strings: texts that end an answer.
         pack_weights: see `rollout`.
+    """
+
+    window: int | None
+    num_slots: int
+    seed: int
+    filters: TokenFilters
+    stop_strings: Sequence[str]
+    pack_weights: bool
+
+
+def sample_answers(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[Task],
+    sampling: Sampling,
+    report: Callable[[Generation], None],
+) -> None:
+    """Sample and judge answers.
+
+    Args:
+        model: a PEFT model with a `ThoughtConfig` adapter; inside `disable_adapter()` the base model is asked.
+        tokenizer: its tokenizer.
+        tasks: the answers that are wanted, at least one.
+        sampling: how they are sampled.
         report: gets every answer when it has ended.
 
     Raises:
         ValueError: if the model cannot sample a task.
     """
+    sample_rollouts(model, tokenizer, tasks, sampling, lambda task, one: report(judged(task, one, tokenizer)))
+
+
+def sample_rollouts(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[Task],
+    sampling: Sampling,
+    finished: Callable[[Task, Rollout], None],
+) -> None:
+    """Sample answers; a slot whose answer ends takes the next one at once.
+
+    Answers to one question share the pass over its prompt where they begin together.
+
+    Args:
+        model: see `sample_answers`, as for the others.
+        tokenizer: its tokenizer.
+        tasks: the answers that are wanted, at least one.
+        sampling: how they are sampled.
+        finished: gets every answer when it has ended.
+    """
     engine = Engine(
         model,
-        num_slots=min(num_slots, len(tasks)),
-        window=window,
+        num_slots=min(sampling.num_slots, len(tasks)),
+        window=sampling.window,
         tokenizer=tokenizer,
         max_prompt_tokens=max(len(task.prompt_ids) for task in tasks),
         max_new_tokens=max(task.max_new_tokens for task in tasks),
         anchors=False,
-        pack_weights=pack_weights,
+        pack_weights=sampling.pack_weights,
     )
     waiting: dict[int, Task] = {}
     for task in tasks:
@@ -100,9 +131,10 @@ def sample_answers(
                 prompt_ids=task.prompt_ids,
                 max_new_tokens=task.max_new_tokens,
                 temperature=task.temperature,
-                filters=filters if task.temperature > 0 else TokenFilters(),
-                seed=sample_seed(seed, *task.key),
-                stop_strings=stop_strings,
+                filters=sampling.filters if task.temperature > 0 else TokenFilters(),
+                seed=sample_seed(sampling.seed, *task.key),
+                stop_strings=sampling.stop_strings,
+                given_tokens=task.begun or None,
             )
         )
         waiting[number] = task
@@ -111,22 +143,47 @@ def sample_answers(
         while not engine.is_idle:
             for event in engine.step():
                 if isinstance(event, Finished):
-                    report(judged(waiting.pop(event.request), event.rollout, tokenizer))
+                    finished(waiting.pop(event.request), event.rollout)
 
 
 def judged(task: Task, rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> Generation:
     """The record of an answer with its verdict."""
-    text = str(tokenizer.decode(rollout.token_ids, skip_special_tokens=True))
+    return judged_tokens(
+        task,
+        tokenizer,
+        token_ids=rollout.token_ids,
+        seed=rollout.settings.seed,
+        finish_reason=rollout.finish_reason,
+        evictions=evictions_of(rollout),
+    )
+
+
+def evictions_of(rollout: Rollout) -> list[list[int]]:
+    """[before_token, num_tokens] of every eviction."""
+    return [[eviction.before_token, eviction.num_tokens] for eviction in rollout.evictions]
+
+
+def judged_tokens(
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    token_ids: list[int],
+    seed: int,
+    finish_reason: str,
+    evictions: list[list[int]],
+) -> Generation:
+    """The record of an answer that is given in tokens; the other arguments are fields of `Generation`."""
+    text = str(tokenizer.decode(token_ids, skip_special_tokens=True))
     verdict = check(task.example, text)
     return Generation(
         suite=task.suite,
         question=task.example.identifier,
         sample=task.sample,
-        seed=rollout.settings.seed,
+        seed=seed,
         text=text,
-        num_tokens=len(rollout.token_ids),
-        finish_reason=rollout.finish_reason,
-        evictions=[[eviction.before_token, eviction.num_tokens] for eviction in rollout.evictions],
+        num_tokens=len(token_ids),
+        finish_reason=finish_reason,
+        evictions=evictions,
         correct=verdict.correct,
         reason=verdict.reason,
         extracted=verdict.extracted,

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from thoughtcache.evaluation.generations import Generation, by_question, read_generations
 from thoughtcache.evaluation.paired import PairedDifference, compare
-from thoughtcache.recipes.evaluate.report import markdown, print_table
 from thoughtcache.recipes.evaluate.run import GENERATIONS
+from thoughtcache.recipes.evaluate.table import markdown, print_table
 from thoughtcache.report.files import replace_file, writing
 from thoughtcache.report.plots import Panel, plot_curves
 from thoughtcache.report.progress import plain_line
