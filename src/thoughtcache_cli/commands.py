@@ -72,6 +72,14 @@ def evaluate(options: dict[str, Any]) -> None:
     run_eval(EvalRun(**{"suite": (), **options}))
 
 
+def perplexity(options: dict[str, Any]) -> None:
+    """`thoughtcache perplexity`: texts under a bounded cache beside the full one."""
+    from thoughtcache.recipes.perplexity.config import PerplexityRun
+    from thoughtcache.recipes.perplexity.run import run_perplexity
+
+    run_perplexity(PerplexityRun(**options))
+
+
 def distill(options: dict[str, Any]) -> None:
     """`thoughtcache distill`: stages of a recipe on texts, measured on held-out ones."""
     from thoughtcache.recipes.distill.config import DistillRun
@@ -137,6 +145,7 @@ COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {
     "train": train,
     "generate": generate,
     "eval": evaluate,
+    "perplexity": perplexity,
     "distill": distill,
     "recall": recall,
     "probe": probe,

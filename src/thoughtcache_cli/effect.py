@@ -89,6 +89,16 @@ _SPLIT_OF_A_FILE = Rule(
     when=lambda options: Path(options.get("dataset", "")).expanduser().is_file(),
     reason="chooses among the files of a folder or hub data set, and --dataset is a file; leave it out",
 )
+_CACHE_OF_ONE_MODEL = Rule(
+    names=(*_EVICTING, "positions"),
+    when=lambda options: _full_cache(options) or not {"adapter", "window"} & set(options),
+    reason="changes nothing with the full cache, where nothing is evicted; leave it out, or give a --window",
+)
+_TOKENS_OF_NO_TEXT = Rule(
+    names=("prompt_tokens",),
+    when=lambda options: "text" not in options,
+    reason="cuts a --text into pieces; leave it out, or give one",
+)
 RULES: dict[str, tuple[Rule, ...]] = {
     "train": (
         Rule(
@@ -142,10 +152,15 @@ RULES: dict[str, tuple[Rule, ...]] = {
             when=lambda options: "select" not in options,
             reason="changes nothing without --select think@n, which chooses by it; add that, or leave it out",
         ),
+        _CACHE_OF_ONE_MODEL,
+    ),
+    "perplexity": (
+        _TOKENS_OF_NO_TEXT,
+        _CACHE_OF_ONE_MODEL,
         Rule(
-            names=(*_EVICTING, "positions"),
-            when=lambda options: _full_cache(options) or not {"adapter", "window"} & set(options),
-            reason="changes nothing with the full cache, where nothing is evicted; leave it out, or give a --window",
+            names=("batch_size", "seed"),
+            when=lambda options: "adapter" not in options and options.get("eviction", "sliding") == "sliding",
+            reason="is for policies that choose, and the oldest leave; leave it out, or give an --eviction",
         ),
     ),
     "distill": (
@@ -220,11 +235,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
             when=lambda options: "dataset" not in options,
             reason="is about questions; leave it out, or give --dataset",
         ),
-        Rule(
-            names=("prompt_tokens",),
-            when=lambda options: "text" not in options,
-            reason="cuts a --text into pieces; leave it out, or give one",
-        ),
+        _TOKENS_OF_NO_TEXT,
         Rule(
             names=("split",),
             when=lambda options: Path(options.get("dataset", "")).expanduser().is_file(),
