@@ -188,6 +188,22 @@ def test_a_beginning_that_is_given_goes_on_as_if_it_had_been_drawn(name, num_giv
         assert_same(found[1], alone(model, replace(wanted, prompt_ids=[9], seed=5), tokenizer=tokenizer))
 
 
+def test_nothing_ends_a_sequence_inside_its_beginning():
+    """Stop tokens and strings count from the first token on that is drawn; a neighbour's count from its own first."""
+    model, tokenizer = MODELS["sliding"], word_tokenizer()
+    free = alone(model, tc.Request(prompt_ids=[6, 5], max_new_tokens=12, seed=4, ignore_eos=True))
+    begun, stop = free.token_ids[:6], free.token_ids[7]
+    assert stop != free.token_ids[6]
+    text = tokenizer.decode(begun[2:4])
+    for rules in ({"stop_ids": [begun[0], begun[3], stop]}, {"stop_ids": [stop], "stop_strings": [text]}):
+        wanted = tc.Request(prompt_ids=[6, 5], max_new_tokens=12, seed=4, given_tokens=begun, **rules)
+        engine = tc.Engine(model, num_slots=2, tokenizer=tokenizer)
+        _, _, events = run(engine, [wanted, replace(wanted, given_tokens=None)])
+        found = {event.request: event.rollout for event in events if isinstance(event, Finished)}
+        assert (found[0].token_ids, found[0].finish_reason) == (free.token_ids[:8], "stop")
+        assert len(found[1].token_ids) < 6, "the neighbour draws the same tokens, and they end it"
+
+
 def test_a_rollout_is_all_requests_until_idle():
     model = MODELS["sliding"]
     expected = tc.rollout(model, PROMPTS, max_new_tokens=9, seed=3, stop_ids=STOPS)

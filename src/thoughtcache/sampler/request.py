@@ -27,7 +27,7 @@ class Request:
         stop_strings: texts that end it; the engine needs a tokenizer for them.
         given_tokens: thoughts that are taken instead of drawn. As many as `max_new_tokens` score a text under the
             policy: the record has its log-probabilities, states and evictions, and nothing but their end ends the
-            sequence. Fewer are a beginning: the sequence goes on, and may end, as if it had drawn them itself.
+            sequence. Fewer are a beginning, in which nothing ends it; it goes on as if it had drawn them itself.
 
     Raises:
         ValueError: if a value is out of range, or if a combination has no meaning.
