@@ -208,6 +208,13 @@ def test_settings_without_a_meaning_are_refused(changes, message):
         PerplexityRun(model="m", **changes)
 
 
+def test_a_policy_without_evictions_is_refused():
+    run = PerplexityRun(model="m", text="t", eviction="h2o")
+    with pytest.raises(ValueError, match="eviction='h2o' changes nothing with the full cache"):
+        _ = run.bounded
+    assert replace(run, window=8).bounded.eviction == "h2o"
+
+
 def test_a_text_that_is_too_short_is_refused(model, text, tmp_path):
     run = PerplexityRun(model=model, text=str(text), output_dir=str(tmp_path / "out"))
     with pytest.raises(ValueError, match="has 200 tokens, and a piece 528; give a longer text, or a smaller length"):

@@ -31,6 +31,9 @@ class BoundedModel:
         positions: "absolute" or "rolling"; None for the adapter's own, "absolute" for the base.
         eviction: eviction policy; None for the adapter's own, "sliding" for the base.
         eviction_options: settings of that policy.
+
+    Raises:
+        ValueError: for a setting of evictions where there are none.
     """
 
     model: str
@@ -42,6 +45,16 @@ class BoundedModel:
     positions: str | None = None
     eviction: str | None = None
     eviction_options: Mapping[str, OptionValue] | None = None
+
+    def __post_init__(self) -> None:
+        if self.window is None or (self.adapter is None and self.window == OWN_WINDOW):
+            for name in ("evict_fraction", "positions", "eviction", "eviction_options"):
+                value = getattr(self, name)
+                if value:
+                    raise ValueError(
+                        f"{name}={value!r} changes nothing with the full cache, where nothing is evicted; leave it "
+                        "out, or give a window"
+                    )
 
     @property
     def cache_changes(self) -> dict[str, Any]:
