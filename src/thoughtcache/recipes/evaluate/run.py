@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -12,23 +14,26 @@ from transformers import PreTrainedTokenizerBase
 
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.evaluation.generations import Generation, read_generations
-from thoughtcache.evaluation.record_file import RecordFile, read_records
+from thoughtcache.evaluation.record_file import read_records
 from thoughtcache.evaluation.sampling import Sampling, Task, sample_answers
 from thoughtcache.evaluation.scores import score
+from thoughtcache.evaluation.thinking.prefixes import sample_prefixes
 from thoughtcache.evaluation.thinking.scores import ThinkScores, think_scores
 from thoughtcache.evaluation.thinking.selection import Prefix, kept_samples
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.recipes.evaluate.config import EvalRun
 from thoughtcache.recipes.evaluate.questions import Asked, read_questions, tasks_of
 from thoughtcache.recipes.evaluate.report import write_report
+from thoughtcache.recipes.evaluate.shared import fill, forget
 from thoughtcache.recipes.evaluate.subject import model_name, opened
-from thoughtcache.recipes.evaluate.think import PREFIXES, begin_answers, ended_early, wanted_answers
+from thoughtcache.recipes.evaluate.think import PREFIXES, ended_early, wanted_answers
 from thoughtcache.recipes.load_adapter import WEIGHTS
 from thoughtcache.recipes.run.folder import WRITING_REMEDY, PhaseResult, RunFolder
 from thoughtcache.recipes.run.settings import adapter_settings, data_identity, model_identities
 from thoughtcache.records import CacheSettings, TokenFilters
 from thoughtcache.report.files import writing
-from thoughtcache.report.progress import plain_line, progress_bar
+from thoughtcache.report.progress import plain_line
+from thoughtcache.scale.crew import Crew, open_crew
 
 GENERATIONS = "generations.jsonl"
 
@@ -36,54 +41,108 @@ GENERATIONS = "generations.jsonl"
 def run_eval(run: EvalRun, console: Console | None = None) -> dict[str, Any]:
     """Ask all questions; returns what is written to results.json.
 
+    Under torchrun the processes share the answers, and the first one writes and returns the results.
+
     Args:
         run: the settings.
         console: where progress and the table go.
 
+    Returns:
+        What is written to results.json; nothing in processes other than the first.
+
     Raises:
         ValueError, OSError: if the input cannot be used; nothing is overwritten then.
+        LostProcess: if another process was killed, or failed.
     """
-    console = console or Console()
+    with open_crew() as crew:
+        console = (console or Console()) if crew.is_first else Console(quiet=True)
+        asked = read_questions(run, partial(plain_line, console))
+        folder = _folder(run, asked) if crew.is_first else None
+        with opened(run) as (model, tokenizer, config):
+            tasks, asked = tasks_of(run, asked, tokenizer, partial(plain_line, console))
+            cache = config.resolve_window(max(len(task.prompt_ids) for task in tasks), run.window)
+            _check_alike(crew, _prompts_digest(tasks))
 
-    def report(text: str) -> None:
-        plain_line(console, text)
+            def sample(path: Path, resume: bool = False) -> PhaseResult:
+                return _sample(run, Path(run.output_dir), model, tokenizer, tasks, cache, crew, console)
 
-    asked = read_questions(run, report)
+            if folder is None:
+                if crew.from_first(None):
+                    sample(Path(run.output_dir))
+                return {}
+            phase = _sampled(run, folder, asked, tasks, model, config, cache, crew, console, sample)
+        return _reported(run, folder, asked, tasks, config, cache, phase, console)
+
+
+def _folder(run: EvalRun, asked: list[Asked]) -> RunFolder:
+    """The folder of the run; what is known before the model is loaded is compared with what it holds."""
     described = {
         "eval": {name: getattr(run, name) for name in ("dtype", "seed", "system", "top_p", "top_k")},
         "select": _selection(run),
         "stop": list(run.stop),
         "suites": {one.name: _described(one) for one in asked},
     }
-    folder = RunFolder(
+    return RunFolder(
         run.output_dir, described, resume=run.resume, overwrite=run.overwrite, free=("source",), growing=("samples",)
     )
-    with opened(run) as (model, tokenizer, config):
-        tasks, asked = tasks_of(run, asked, tokenizer, report)
-        cache = config.resolve_window(max(len(task.prompt_ids) for task in tasks), run.window)
-        weights = None if run.adapter is None else Path(run.adapter) / WEIGHTS
-        folder.describe(
-            {
-                "prompts_digest": _prompts_digest(tasks),
-                "adapter": None if run.adapter is None else adapter_settings(config),
-                "cache": _cache(cache),
-                **model_identities(find_tuner(model).model.config, model_name(run), weights),
-            }
-        )
-        for one in asked:
-            samples = f"{one.samples} samples at temperature {one.temperature:g}" if one.temperature else "greedy"
-            report(f"{one.name}: {len(one.examples)} questions from {one.source}, {samples}")
-        if not run.resume:
-            # Before the folder becomes this run's own: a kill in between must not leave it an older run's answers.
-            for name in (GENERATIONS, PREFIXES):
-                (folder.path / name).unlink(missing_ok=True)
-        with writing(folder.path, WRITING_REMEDY):
-            phase = folder.phase(
-                "sample",
-                lambda *_: _sample(run, folder.path, model, tokenizer, tasks, cache, console),
-                num_steps=_num_wanted(run, asked),
+
+
+def _sampled(
+    run: EvalRun,
+    folder: RunFolder,
+    asked: list[Asked],
+    tasks: list[Task],
+    model: Any,
+    config: ThoughtConfig,
+    cache: CacheSettings,
+    crew: Crew,
+    console: Console,
+    sample: Callable[[Path, bool], PhaseResult],
+) -> PhaseResult:
+    """All answers, sampled now or before; the other processes are told whether there is something to do."""
+    weights = None if run.adapter is None else Path(run.adapter) / WEIGHTS
+    folder.describe(
+        {
+            "prompts_digest": _prompts_digest(tasks),
+            "adapter": None if run.adapter is None else adapter_settings(config),
+            "cache": _cache(cache),
+            **model_identities(find_tuner(model).model.config, model_name(run), weights),
+        }
+    )
+    for one in asked:
+        samples = f"{one.samples} samples at temperature {one.temperature:g}" if one.temperature else "greedy"
+        plain_line(console, f"{one.name}: {len(one.examples)} questions from {one.source}, {samples}")
+    if not run.resume:
+        # Before the folder becomes this run's own: a kill in between must not leave it an older run's answers.
+        for name in (GENERATIONS, PREFIXES):
+            forget(folder.path / name)
+    told = False
+
+    def work(path: Path, resume: bool) -> PhaseResult:
+        nonlocal told
+        told = True
+        crew.from_first(True)
+        return sample(path, resume)
+
+    with writing(folder.path, WRITING_REMEDY):
+        phase = folder.phase("sample", work, num_steps=_num_wanted(run, asked))
+    if not told:
+        crew.from_first(False)
+    return phase
+
+
+def _check_alike(crew: Crew, digest: str) -> None:
+    """Refuse processes that ask other questions than the first one.
+
+    Raises:
+        ValueError: if one does.
+    """
+    for rank, other in enumerate(crew.all(digest)):
+        if other != digest:
+            raise ValueError(
+                f"process {rank} asks other questions than process {crew.rank}; give all of them the same options and "
+                "the same data"
             )
-    return _reported(run, folder, asked, tasks, config, cache, phase, console)
 
 
 def _sample(
@@ -93,6 +152,7 @@ def _sample(
     tokenizer: PreTrainedTokenizerBase,
     tasks: list[Task],
     cache: CacheSettings,
+    crew: Crew,
     console: Console,
 ) -> PhaseResult:
     """Sample what is not in the folder yet."""
@@ -108,29 +168,27 @@ def _sample(
     selection, num_tokens = run.selection, 0
     prefixes: list[Prefix] = []
     if selection is not None:
-        prefixes, num_tokens = begin_answers(folder / PREFIXES, model, tokenizer, tasks, sampling, selection, console)
+
+        def begin(wanted: list[Task], keep: Callable[[Prefix], None]) -> None:
+            sample_prefixes(model, tokenizer, wanted, sampling, selection, keep)
+
+        begun = fill(folder / PREFIXES, Prefix, tasks, begin, what="beginnings", crew=crew, console=console)
+        prefixes = [begun.found[task.key] for task in tasks]
+        num_tokens = sum(len(begun.found[key].token_ids) for key in begun.made)
         tasks = wanted_answers(tasks, prefixes, selection)
-    with RecordFile(folder / GENERATIONS, Generation) as kept:
-        there = {generation.key for generation in kept.found}
-        missing = [task for task in tasks if task.key not in there]
-        if there:
-            plain_line(console, f"{len(tasks) - len(missing)} of {len(tasks)} answers are there")
-        begun = {task.key: len(task.begun) for task in missing}
-        with progress_bar("answers", len(missing), console=console) as advance:
 
-            def keep(generation: Generation) -> None:
-                nonlocal num_tokens
-                kept.add(generation)
-                num_tokens += generation.num_tokens - begun.pop(generation.key)
-                advance()
+    def finish(wanted: list[Task], keep: Callable[[Generation], None]) -> None:
+        over = {generation.key: generation for generation in ended_early(wanted, prefixes, tokenizer)}
+        for generation in over.values():
+            keep(generation)
+        to_sample = [task for task in wanted if task.key not in over]
+        if to_sample:
+            sample_answers(model, tokenizer, to_sample, sampling, keep)
 
-            if prefixes:
-                for generation in ended_early(missing, prefixes, tokenizer):
-                    keep(generation)
-            to_sample = [task for task in missing if task.key in begun]
-            if to_sample:
-                sample_answers(model, tokenizer, to_sample, sampling, keep)
-    return {"last_call": {"answers": len(missing), "tokens": num_tokens, "seconds": monotonic() - started}}
+    answers = fill(folder / GENERATIONS, Generation, tasks, finish, what="answers", crew=crew, console=console)
+    lengths = {task.key: len(task.begun) for task in tasks}
+    num_tokens += sum(answers.found[key].num_tokens - lengths[key] for key in answers.made)
+    return {"last_call": {"answers": len(answers.made), "tokens": num_tokens, "seconds": monotonic() - started}}
 
 
 def _reported(

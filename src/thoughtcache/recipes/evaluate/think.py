@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from thoughtcache.evaluation.generations import Generation
-from thoughtcache.evaluation.record_file import RecordFile
-from thoughtcache.evaluation.sampling import Sampling, Task, judged_tokens
-from thoughtcache.evaluation.thinking.prefixes import sample_prefixes
+from thoughtcache.evaluation.sampling import Task, judged_tokens
 from thoughtcache.evaluation.thinking.scores import ThinkScores
 from thoughtcache.evaluation.thinking.selection import Prefix, ThinkAtN, kept_samples
 from thoughtcache.recipes.evaluate.table import percent, print_table
-from thoughtcache.report.progress import plain_line, progress_bar
+from thoughtcache.report.progress import plain_line
 
 PREFIXES = "prefixes.jsonl"
 HEADER = (
@@ -31,38 +27,6 @@ HEADER = (
     "kept right",
     "rest right",
 )
-
-
-def begin_answers(
-    file: Path,
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[Task],
-    sampling: Sampling,
-    selection: ThinkAtN,
-    console: Console,
-) -> tuple[list[Prefix], int]:
-    """Begin the answers that the file does not have yet.
-
-    Returns:
-        All beginnings of the tasks, in their order, and the tokens that were sampled now.
-    """
-    num_tokens = 0
-    with RecordFile(file, Prefix) as kept:
-        found = {prefix.key: prefix for prefix in kept.found}
-        missing = [task for task in tasks if task.key not in found]
-        with progress_bar("beginnings", len(missing), console=console) as advance:
-
-            def keep(prefix: Prefix) -> None:
-                nonlocal num_tokens
-                kept.add(prefix)
-                found[prefix.key] = prefix
-                num_tokens += len(prefix.token_ids)
-                advance()
-
-            if missing:
-                sample_prefixes(model, tokenizer, missing, sampling, selection, keep)
-    return [found[task.key] for task in tasks], num_tokens
 
 
 def wanted_answers(tasks: Sequence[Task], prefixes: Sequence[Prefix], selection: ThinkAtN) -> list[Task]:
@@ -88,10 +52,10 @@ def ended_early(
         prefixes: beginnings of these and others.
         tokenizer: tokenizer of the model.
     """
-    found = {prefix.key: prefix for prefix in prefixes}
+    ended = {prefix.key: prefix for prefix in prefixes if prefix.finish_reason == "stop"}
     for task in tasks:
-        prefix = found[task.key]
-        if prefix.finish_reason == "stop":
+        prefix = ended.get(task.key)
+        if prefix is not None:
             yield judged_tokens(
                 task,
                 tokenizer,
