@@ -116,6 +116,7 @@ def test_the_rest_can_be_finished_later(settings, plain, tmp_path, monkeypatch):
         majority_at_k(vote_groups(own), [one.correct for one in own], 5) for own in by_question(plain.values()).values()
     ]
     assert think["majority"]["value"] == sum(majorities) / 3
+    assert think["majority"] == whole["suites"]["own"]["majority_at"]["5"], "with the same interval"
     with monkeypatch.context() as patch:
         patch.setattr(eval_run, "sample_answers", None)
         again, _ = evaluated(settings, tmp_path, **CHOICE, resume=True)

@@ -62,7 +62,8 @@ def think_scores(
         kept: question and sample of the kept ones.
         prompt_tokens: tokens of the prompt of each question.
     """
-    questions = {question: list(own) for question, own in by_question(generations).items()}
+    # In the order of `score`, so that the same figure has the same resampled interval.
+    questions = by_question(sorted(generations, key=lambda one: one.key))
     voters = {question: [one for one in own if one.key in kept] for question, own in questions.items()}
     count, is_whole = len(questions), len(generations) == len(prefixes)
     num_samples = len(prefixes) // count
