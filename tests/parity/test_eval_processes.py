@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +100,43 @@ def test_two_processes_give_the_table_of_one(settings, tmp_path):
     refused = in_two([*options(settings, tmp_path / "two"), *THINK])
     assert refused.returncode != 0
     assert refused.stderr.count("add --resume to go on") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_killed_process_is_named_and_its_answers_stay(settings, tmp_path):
+    """Without torchrun, which would stop the survivor before it can say anything; then one process goes on."""
+    more = {**settings, "samples": 24, "batch_size": 1, "max_new_tokens": 60}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {**ENVIRONMENT, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, "-m", "thoughtcache_cli", "eval", *options(more, tmp_path / "killed")]
+    first, second = (
+        subprocess.Popen(command, env={**shared, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    )
+    try:
+        theirs = tmp_path / "killed" / "generations.rank-1.jsonl"
+        while not theirs.exists() or theirs.stat().st_size < 1000:
+            assert first.poll() is None
+            assert second.poll() is None
+            time.sleep(0.01)
+        second.kill()
+        errors = first.communicate(timeout=120)[1]
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.communicate()
+    assert first.returncode == 2
+    assert "process 1 was killed or has left" in errors
+    kept = len(read_records(theirs, Generation))
+    assert 0 < kept < 48
+    on = run_eval(EvalRun(**more, output_dir=str(tmp_path / "killed"), resume=True), Console(quiet=True))
+    assert on["last_call"]["answers"] <= 120 - kept
+    whole = run_eval(EvalRun(**more, output_dir=str(tmp_path / "whole")), Console(quiet=True))
+    assert on["suites"] == whole["suites"]
+    assert by_key(tmp_path / "killed") == by_key(tmp_path / "whole")
 
 
 def test_what_other_processes_left_is_added_once(tmp_path):

@@ -41,7 +41,7 @@ GENERATIONS = "generations.jsonl"
 def run_eval(run: EvalRun, console: Console | None = None) -> dict[str, Any]:
     """Ask all questions; returns what is written to results.json.
 
-    Under torchrun the processes share the answers, and the first one writes and returns the results.
+    Under torchrun every process calls this; they share the answers, and the first one writes and returns the results.
 
     Args:
         run: the settings.
