@@ -186,10 +186,12 @@ def test_scores_by_hand():
     assert (whole.accuracy.value, whole.tokens, whole.majority_tokens) == (1.0, 270.0, 280.0)
     assert whole.majority is not None
     assert whole.majority.value == 0.5, "a tie"
+    assert whole.minus_majority is not None
+    assert whole.minus_majority.difference == 0.5
     assert (whole.kept_right.value, whole.rest_right.value, whole.ratio) == (2 / 3, 0.0, 0.3)
     assert (whole.tokens_again, whole.tokens_looked_at) == (30.0, 4 * 16)
     half = think_scores(begun, answers[:3], kept, {"q": 7})
-    assert (half.majority, half.is_estimate) == (None, True)
+    assert (half.majority, half.minus_majority, half.is_estimate) == (None, None, True)
     assert half.majority_tokens == pytest.approx(4 * 260 / 3)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from thoughtcache.evaluation.generations import Generation, by_question
+from thoughtcache.evaluation.paired import PairedDifference, compare
 from thoughtcache.evaluation.scores import Share, share_of
 from thoughtcache.evaluation.thinking.selection import Prefix
 from thoughtcache.evaluation.votes import majority_at_k, vote_groups
@@ -23,6 +24,7 @@ class ThinkScores:
         num_kept: answers that were finished for it.
         accuracy: share of the questions whose majority of the kept answers is right.
         majority: the same of all n answers; None where the others were not finished.
+        minus_majority: think@n less maj@n, question by question; None likewise.
         kept_right: share of the kept answers that are right.
         rest_right: share of the others that are right; None where they were not finished.
         ratio: mean deep-thinking ratio of the beginnings.
@@ -38,6 +40,7 @@ class ThinkScores:
     num_kept: int
     accuracy: Share
     majority: Share | None
+    minus_majority: PairedDifference | None
     kept_right: Share
     rest_right: Share | None
     ratio: float
@@ -69,11 +72,14 @@ def think_scores(
     num_samples = len(prefixes) // count
     unfinished = sum(len(prefix.token_ids) for prefix in prefixes if prefix.key not in kept)
     kept_tokens = sum(one.num_tokens for own in voters.values() for one in own)
+    thought = {question: _majority(own) for question, own in voters.items()}
+    voted = {question: _majority(own) for question, own in questions.items()}
     return ThinkScores(
         num_samples=num_samples,
         num_kept=len(kept) // count,
-        accuracy=share_of([_majority(own) for own in voters.values()]),
-        majority=share_of([_majority(own) for own in questions.values()]) if is_whole else None,
+        accuracy=share_of(list(thought.values())),
+        majority=share_of(list(voted.values())) if is_whole else None,
+        minus_majority=compare(voted, thought) if is_whole else None,
         kept_right=share_of([_right(own) for own in voters.values()]),
         rest_right=(
             share_of([_right([one for one in own if one.key not in kept]) for own in questions.values()])

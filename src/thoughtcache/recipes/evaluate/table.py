@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from thoughtcache.evaluation.paired import PairedDifference
 from thoughtcache.evaluation.scores import Share
 from thoughtcache.report.tables import print_wide
 
@@ -14,6 +15,11 @@ from thoughtcache.report.tables import print_wide
 def percent(share: Share) -> str:
     """Percent and interval: `92.7 % (91.0-94.1)`."""
     return f"{100 * share.value:.1f} % ({100 * share.low:.1f}-{100 * share.high:.1f})"
+
+
+def points(found: PairedDifference) -> str:
+    """A difference in percentage points, with its interval: `+3.1 (-0.4 to +6.2)`."""
+    return f"{100 * found.difference:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
 
 
 def without_empty(header: Sequence[str], body: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:

@@ -12,7 +12,7 @@ from thoughtcache.evaluation.generations import Generation
 from thoughtcache.evaluation.sampling import Task, judged_tokens
 from thoughtcache.evaluation.thinking.scores import ThinkScores
 from thoughtcache.evaluation.thinking.selection import Prefix, ThinkAtN, kept_samples
-from thoughtcache.recipes.evaluate.table import percent, print_table
+from thoughtcache.recipes.evaluate.table import percent, points, print_table
 from thoughtcache.report.progress import plain_line
 
 PREFIXES = "prefixes.jsonl"
@@ -87,6 +87,7 @@ def _cells(name: str, own: ThinkScores) -> list[str]:
         f"{own.num_kept} of {own.num_samples}",
         percent(own.accuracy),
         "-" if own.majority is None else percent(own.majority),
+        "-" if own.minus_majority is None else points(own.minus_majority),
         f"{own.tokens:,.0f}",
         f"{'about ' if own.is_estimate else ''}{100 * own.tokens / own.majority_tokens:.0f} %",
         f"{100 * own.ratio:.1f} %",
