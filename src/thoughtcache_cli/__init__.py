@@ -11,8 +11,8 @@ from typing import Any
 
 from thoughtcache_cli.arguments import DEFAULT_OUTPUT_DIRS, build_parser, command_parsers
 from thoughtcache_cli.effect import refuse_without_effect
-from thoughtcache_cli.interrupts import INTERRUPTED, two_interrupts
-from thoughtcache_cli.launch import is_first, several_processes
+from thoughtcache_cli.process.interrupts import INTERRUPTED, two_interrupts
+from thoughtcache_cli.process.launch import is_first, several_processes
 from thoughtcache_cli.words import in_options
 
 WRONG_INPUT = 2
@@ -33,9 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(command: str, options: dict[str, Any]) -> int:
     parser = command_parsers(build_parser())[command]
-    refused = several_processes(os.environ)
+    refused = several_processes(os.environ, command)
     if refused is not None:
-        return _fail(refused) if is_first(os.environ) else WRONG_INPUT
+        return _fail(refused)
     spelled = {action.dest: action.option_strings[-1] for action in parser._actions if action.option_strings}
     try:
         refuse_without_effect(command, options, spelled)
@@ -54,7 +54,9 @@ def _run(command: str, options: dict[str, Any]) -> int:
 
 
 def _fail(message: str) -> int:
-    print(f"thoughtcache: error: {message}", file=sys.stderr)
+    """Say what is wrong, once however many processes there are."""
+    if is_first(os.environ):
+        print(f"thoughtcache: error: {message}", file=sys.stderr)
     return WRONG_INPUT
 
 

@@ -17,6 +17,9 @@ from thoughtcache_cli.eval_options import EXAMPLES as EVAL_EXAMPLES
 from thoughtcache_cli.eval_options import OUTPUT_DIR as EVAL_OUTPUT_DIR
 from thoughtcache_cli.eval_options import add_options as add_eval_options
 from thoughtcache_cli.eviction_options import add_eviction_options
+from thoughtcache_cli.perplexity_options import EXAMPLES as PERPLEXITY_EXAMPLES
+from thoughtcache_cli.perplexity_options import OUTPUT_DIR as PERPLEXITY_OUTPUT_DIR
+from thoughtcache_cli.perplexity_options import add_options as add_perplexity_options
 from thoughtcache_cli.probe_options import EXAMPLES as PROBE_EXAMPLES
 from thoughtcache_cli.probe_options import add_options as add_probe_options
 from thoughtcache_cli.shared_options import (
@@ -36,6 +39,7 @@ DEFAULT_OUTPUT_DIRS = {
     "distill": DISTILL_OUTPUT_DIR,
     "eval": EVAL_OUTPUT_DIR,
     "compare-eviction": COMPARE_OUTPUT_DIR,
+    "perplexity": PERPLEXITY_OUTPUT_DIR,
 }
 
 _TRAIN_EXAMPLES = """\
@@ -85,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     _train(commands)
     _generate(commands)
     _eval(commands)
+    _perplexity(commands)
     _distill(commands)
     _recall(commands)
     _probe(commands)
@@ -198,6 +203,11 @@ def _generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def _eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     summary = "how many questions of a suite are answered rightly, with intervals; and compare two runs"
     add_eval_options(_command(commands, "eval", summary, EVAL_EXAMPLES))
+
+
+def _perplexity(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    summary = "how well texts are predicted under a cache, and how far that is from the full one"
+    add_perplexity_options(_command(commands, "perplexity", summary, PERPLEXITY_EXAMPLES))
 
 
 def _distill(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -61,6 +62,8 @@ def generate(options: dict[str, Any]) -> None:
 def evaluate(options: dict[str, Any]) -> None:
     """`thoughtcache eval`: the suites of a model, or two runs beside each other."""
     if "compare" in options:
+        if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+            raise ValueError("compare reads two runs in one process; start it without torchrun")
         from thoughtcache.recipes.evaluate.compare import run_compare
 
         first, second = options.pop("compare")
@@ -68,8 +71,20 @@ def evaluate(options: dict[str, Any]) -> None:
         return
     from thoughtcache.recipes.evaluate.config import EvalRun
     from thoughtcache.recipes.evaluate.run import run_eval
+    from thoughtcache.scale.exchange import LostProcess
 
-    run_eval(EvalRun(**{"suite": (), **options}))
+    try:
+        run_eval(EvalRun(**{"suite": (), **options}))
+    except LostProcess as error:
+        raise ValueError(str(error)) from error
+
+
+def perplexity(options: dict[str, Any]) -> None:
+    """`thoughtcache perplexity`: texts under a bounded cache beside the full one."""
+    from thoughtcache.recipes.perplexity.config import PerplexityRun
+    from thoughtcache.recipes.perplexity.run import run_perplexity
+
+    run_perplexity(PerplexityRun(**options))
 
 
 def distill(options: dict[str, Any]) -> None:
@@ -137,6 +152,7 @@ COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {
     "train": train,
     "generate": generate,
     "eval": evaluate,
+    "perplexity": perplexity,
     "distill": distill,
     "recall": recall,
     "probe": probe,

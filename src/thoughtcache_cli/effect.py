@@ -25,7 +25,8 @@ _OF_EVAL = (
     "suite", "data", "limit", "prompt_column", "answer_column", "answer_type", "bad_rows", "model", "adapter", "dtype",
     "tokenizer", "instruction", "system", "samples", "temperature", "top_p", "top_k", "max_new_tokens", "stop",
     "window", "positions", *_EVICTING, "thinking", "thinking_options", "batch_size", "pack_weights", "seed", "resume",
-    "overwrite",
+    "overwrite", "select", "think_prefix", "think_keep", "think_threshold", "think_depth", "think_reading",
+    "think_norm", "think_log_base", "think_finish_rest",
 )  # fmt: skip
 
 
@@ -93,6 +94,16 @@ _OF_THINKING = Rule(
     when=lambda options: "thinking" not in options,
     reason="is a setting of --thinking, which is not given; leave it out, or add --thinking",
 )
+_CACHE_OF_ONE_MODEL = Rule(
+    names=(*_EVICTING, "positions"),
+    when=lambda options: _full_cache(options) or not {"adapter", "window"} & set(options),
+    reason="changes nothing with the full cache, where nothing is evicted; leave it out, or give a --window",
+)
+_TOKENS_OF_NO_TEXT = Rule(
+    names=("prompt_tokens",),
+    when=lambda options: "text" not in options,
+    reason="cuts a --text into pieces; leave it out, or give one",
+)
 RULES: dict[str, tuple[Rule, ...]] = {
     "train": (
         _OF_THINKING,
@@ -141,9 +152,28 @@ RULES: dict[str, tuple[Rule, ...]] = {
             reason="changes nothing at --temperature 0, where nothing is drawn; leave it out, or set a temperature",
         ),
         Rule(
-            names=(*_EVICTING, "positions"),
-            when=lambda options: _full_cache(options) or not {"adapter", "window"} & set(options),
-            reason="changes nothing with the full cache, where nothing is evicted; leave it out, or give a --window",
+            names=(
+                "think_prefix",
+                "think_keep",
+                "think_threshold",
+                "think_depth",
+                "think_reading",
+                "think_norm",
+                "think_log_base",
+                "think_finish_rest",
+            ),
+            when=lambda options: "select" not in options,
+            reason="changes nothing without --select think@n, which chooses by it; add that, or leave it out",
+        ),
+        _CACHE_OF_ONE_MODEL,
+    ),
+    "perplexity": (
+        _TOKENS_OF_NO_TEXT,
+        _CACHE_OF_ONE_MODEL,
+        Rule(
+            names=("batch_size", "seed"),
+            when=lambda options: "adapter" not in options and options.get("eviction", "sliding") == "sliding",
+            reason="is for policies that choose, and the oldest leave; leave it out, or give an --eviction",
         ),
     ),
     "distill": (
@@ -218,11 +248,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
             when=lambda options: "dataset" not in options,
             reason="is about questions; leave it out, or give --dataset",
         ),
-        Rule(
-            names=("prompt_tokens",),
-            when=lambda options: "text" not in options,
-            reason="cuts a --text into pieces; leave it out, or give one",
-        ),
+        _TOKENS_OF_NO_TEXT,
         Rule(
             names=("split",),
             when=lambda options: Path(options.get("dataset", "")).expanduser().is_file(),

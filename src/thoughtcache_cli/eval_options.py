@@ -19,6 +19,8 @@ examples:
       the base alone under a window: 16 samples per question, avg@16, pass@16 and maj@16
   thoughtcache eval --suite mine=questions.jsonl --model ./model --samples 4 --temperature 0.8
       questions of your own
+  thoughtcache eval --suite aime24 --model ./model --select think@n --max-new-tokens 8192
+      48 answers are begun; the half that thinks deepest is finished, and votes
   thoughtcache eval --compare runs/base-eval runs/mine-eval
       which is better on the same questions, and what difference could have been seen
 """
@@ -47,7 +49,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--instruction", help='text after each question, "" for none (of the adapter, or the suite)')
     group.add_argument("--system", help="system message before each question (none)")
     group = parser.add_argument_group("answers")
-    group.add_argument("--samples", type=int, help="answers per question (16 for aime and amc, else 1)")
+    group.add_argument(
+        "--samples", type=int, help="answers per question (16 for aime and amc, else 1; 48 with --select)"
+    )
     group.add_argument(
         "--temperature", type=float, help="0 decodes greedily (0.6 for several samples, 0 for a single one)"
     )
@@ -55,6 +59,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--top-k", type=int, help="draw from so many tokens, the most likely ones; 0 for all (0)")
     group.add_argument("--max-new-tokens", type=int, help="most tokens of an answer (3072)")
     group.add_argument("--stop", action="append", metavar="TEXT", help="end with this text; may be given repeatedly")
+    group = parser.add_argument_group("choosing among answers")
+    group.add_argument("--select", help="think@n: finish those whose beginnings think deepest, which then vote (none)")
+    group.add_argument("--think-prefix", type=int, help="tokens that every answer is begun with (50)")
+    group.add_argument("--think-keep", type=float, help="share of the answers that are finished (0.5)")
+    group.add_argument(
+        "--think-threshold", type=float, help="divergence from the last layer at which a token has settled (0.5)"
+    )
+    group.add_argument("--think-depth", type=float, help="rho: which of the layers are late (0.85)")
+    group.add_argument(
+        "--think-reading", help="late layers begin with ceil(rho L): equation (default); ceil((1 - rho) L): algorithm"
+    )
+    group.add_argument(
+        "--no-think-norm", dest="think_norm", action="store_false", help="no final norm before the head at other layers"
+    )
+    group.add_argument("--think-log-base", help="of the divergence: 2 (default) or e")
+    group.add_argument(
+        "--think-finish-rest", action="store_true", help="finish the others as well, for maj@n on the same samples"
+    )
     group = parser.add_argument_group("cache")
     group.add_argument(
         "--window",

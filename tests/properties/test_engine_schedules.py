@@ -167,6 +167,48 @@ def test_given_tokens_have_the_scores_that_the_sampler_gave_them(name):
     assert_close(tc.replay(model, [scored]).logprobs[0], scored.logprobs)
 
 
+@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("num_given", [1, 4, 7])
+def test_a_beginning_that_is_given_goes_on_as_if_it_had_been_drawn(name, num_given):
+    """The same random numbers, filters, stop rules and evictions as without it, beside a neighbour that has none."""
+    model, tokenizer = MODELS[name], word_tokenizer()
+    chosen = tc.TokenFilters(top_k=9, repetition_penalty=1.2, min_new_tokens=5)
+    free = tc.Request(prompt_ids=[6, 5], max_new_tokens=15, seed=4, row=2, filters=chosen, stop_ids=[])
+    whole = alone(model, free, tokenizer=tokenizer)
+    stop, text = whole.token_ids[9], tokenizer.decode(whole.token_ids[11:13])
+    for rules in ({}, {"stop_ids": [stop]}, {"stop_strings": [text]}, {"stop_sequences": [whole.token_ids[8:10]]}):
+        wanted = replace(free, **rules)
+        expected = alone(model, wanted, tokenizer=tokenizer)
+        begun = replace(wanted, given_tokens=expected.token_ids[:num_given])
+        engine = tc.Engine(model, num_slots=2, tokenizer=tokenizer)
+        _, _, events = run(engine, [begun, replace(wanted, prompt_ids=[9], seed=5)])
+        found = {event.request: event.rollout for event in events if isinstance(event, Finished)}
+        assert len(expected.token_ids) > num_given
+        assert_same(found[0], expected)
+        assert_same(found[1], alone(model, replace(wanted, prompt_ids=[9], seed=5), tokenizer=tokenizer))
+
+
+def test_nothing_ends_a_sequence_inside_its_beginning():
+    """Stop tokens, strings and sequences count from the first token on that is drawn, a neighbour's from its own."""
+    model, tokenizer = MODELS["sliding"], word_tokenizer()
+    free = alone(model, tc.Request(prompt_ids=[6, 5], max_new_tokens=12, seed=4, ignore_eos=True))
+    begun, stop = free.token_ids[:6], free.token_ids[7]
+    assert stop != free.token_ids[6]
+    text = tokenizer.decode(begun[2:4])
+    for rules in (
+        {"stop_ids": [begun[0], begun[3], stop]},
+        {"stop_ids": [stop], "stop_strings": [text]},
+        {"stop_ids": [stop], "stop_sequences": [begun[2:4]]},
+        {"stop_sequences": [begun[2:4], free.token_ids[5:8]]},
+    ):
+        wanted = tc.Request(prompt_ids=[6, 5], max_new_tokens=12, seed=4, given_tokens=begun, **rules)
+        engine = tc.Engine(model, num_slots=2, tokenizer=tokenizer)
+        _, _, events = run(engine, [wanted, replace(wanted, given_tokens=None)])
+        found = {event.request: event.rollout for event in events if isinstance(event, Finished)}
+        assert (found[0].token_ids, found[0].finish_reason) == (free.token_ids[:8], "stop")
+        assert len(found[1].token_ids) < 6, "the neighbour draws the same tokens, and they end it"
+
+
 def test_a_rollout_is_all_requests_until_idle():
     model = MODELS["sliding"]
     expected = tc.rollout(model, PROMPTS, max_new_tokens=9, seed=3, stop_ids=STOPS)
@@ -204,8 +246,8 @@ def test_what_an_engine_refuses():
         tc.Engine(model, num_slots=0)
     with pytest.raises(ValueError, match=r"window='prompt' is not known.*has no meaning before the prompts are known"):
         tc.Engine(model, num_slots=1, window="prompt")
-    with pytest.raises(ValueError, match="max_new_tokens=3 must be the number of given_tokens, which is 2"):
-        tc.Request(prompt_ids=[9], max_new_tokens=3, given_tokens=[1, 2])
+    with pytest.raises(ValueError, match="given_tokens must be 1 to max_new_tokens=1 tokens, got 2"):
+        tc.Request(prompt_ids=[9], max_new_tokens=1, given_tokens=[1, 2])
     with pytest.raises(ValueError, match="leave out filters and stop rules"):
         tc.Request(prompt_ids=[9], max_new_tokens=2, given_tokens=[1, 2], filters=tc.TokenFilters(top_k=2))
     with pytest.raises(ValueError, match=f"the model has tokens 0 to {VOCABULARY - 1}"):

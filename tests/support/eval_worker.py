@@ -22,15 +22,15 @@ from thoughtcache.recipes.evaluate.config import EvalRun
 from thoughtcache.recipes.evaluate.run import GENERATIONS, run_eval
 
 
-def whole_lines(folder: Path) -> list[str]:
-    """The answers that are there, as they are written."""
-    file = folder / GENERATIONS
+def whole_lines(folder: Path, name: str = GENERATIONS) -> list[str]:
+    """The records that are there, as they are written."""
+    file = folder / name
     return file.read_text().split("\n")[:-1] if file.exists() else []
 
 
-def killed(settings: dict[str, Any], num_bytes: int) -> None:
-    """Run in a child that is killed as soon as its file of answers has so many bytes."""
-    file = Path(settings["output_dir"]) / GENERATIONS
+def killed(settings: dict[str, Any], num_bytes: int, name: str) -> None:
+    """Run in a child that is killed as soon as this file of its folder has so many bytes."""
+    file = Path(settings["output_dir"]) / name
     child = os.fork()
     if child == 0:
         try:
@@ -53,8 +53,9 @@ def main() -> None:
     left = []
     for _ in range(given["kills"]):
         goes_on = (folder / "run.json").exists()
-        there = sum(len(line) + 1 for line in whole_lines(folder))
-        killed({**settings, "resume": goes_on}, there + rng.randint(0, given["most_bytes"]))
+        watched = given.get("file", GENERATIONS)
+        there = sum(len(line) + 1 for line in whole_lines(folder, watched))
+        killed({**settings, "resume": goes_on}, there + rng.randint(0, given["most_bytes"]), watched)
         left.append(whole_lines(folder))
     run_eval(EvalRun(**settings, resume=(folder / "run.json").exists()), Console(quiet=True))
     left.append(whole_lines(folder))

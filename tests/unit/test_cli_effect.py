@@ -10,6 +10,7 @@ from thoughtcache_cli.arguments import build_parser, command_parsers
 from thoughtcache_cli.effect import RULES, refuse_without_effect
 
 PROBE = ["probe", "--model", "m", "--adapter", "a", "--text", "t"]
+PERPLEXITY = ["perplexity", "--model", "m"]
 COMPARE = ["compare-eviction", "--model", "m"]
 OWN = ["train", "--model", "m", "--dataset", "d"]
 ASK = ["generate", "q", "--model", "m", "--adapter", "a"]
@@ -71,6 +72,12 @@ CASES: dict[str, tuple[list[str], str, list[str]]] = {
     "eval's positions in the full cache": (
         ["eval", "--suite", "embedded", "--adapter", "a", "--window", "none", "--positions", "rolling"], "--positions",
         ["eval", "--suite", "embedded", "--window", "8", "--positions", "rolling"]),
+    "thinking that chooses nothing": (["eval", "--suite", "embedded", "--think-keep", "0.2"], "--think-keep",
+                                      ["eval", "--suite", "embedded", "--think-keep", "0.2", "--select", "think@n"]),
+    "a choice of the oldest": ([*PERPLEXITY, "--text", "t", "--window", "8", "--batch-size", "2"], "--batch-size",
+                               [*PERPLEXITY, "--text", "t", "--window", "8", "--batch-size", "2", "--eviction", "h2o"]),
+    "prompts of given token ids": ([*PERPLEXITY, "--tokens", "t", "--prompt-tokens", "2"], "--prompt-tokens",
+                                   [*PERPLEXITY, "--text", "t", "--prompt-tokens", "2"]),
     "paper on a GPU": (["plan", "--paper", "--gpu", "24GB"], "--gpu", ["plan", "--paper", "--json", "a"]),
     "paper with a reserve": (["plan", "--paper", "--reserve", "0"], "--reserve", ["plan", "--reserve", "0"]),
     "picture": (["plan", "--picture", "a.png"], "--picture", ["plan", "--picture", "a.png", "--sweep"]),

@@ -13,7 +13,7 @@ from tests.support.text_model import save_questions, save_text_model
 
 import thoughtcache as tc
 from thoughtcache_cli import main
-from thoughtcache_cli.launch import RANKS, WORLD_SIZES, is_first, several_processes
+from thoughtcache_cli.process.launch import RANKS, WORLD_SIZES, is_first, several_processes
 
 PRELUDE = """
 import os, signal, sys
@@ -100,8 +100,15 @@ def test_several_processes_are_refused_before_anything_is_done(
 
 @pytest.mark.parametrize("environment", [{}, {"WORLD_SIZE": "1", "RANK": "0"}, {"WORLD_SIZE": ""}, {"WORLD_SIZE": "a"}])
 def test_one_process_is_one_process(environment: dict[str, str]) -> None:
-    assert several_processes(environment) is None
+    assert several_processes(environment, "train") is None
     assert is_first(environment)
+
+
+def test_torchrun_may_start_several_evaluations() -> None:
+    torchrun = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    assert several_processes(torchrun, "eval") is None
+    assert several_processes(torchrun, "train") is not None
+    assert several_processes({"OMPI_COMM_WORLD_SIZE": "2"}, "eval") is not None
 
 
 DISK = """

@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from thoughtcache.evaluation.generations import Generation, GenerationFile, by_question, read_generations
+from thoughtcache.evaluation.generations import Generation, by_question, read_generations
+from thoughtcache.evaluation.record_file import RecordFile
 
 
 def answers(count: int) -> list[Generation]:
@@ -22,7 +23,7 @@ def answers(count: int) -> list[Generation]:
 
 
 def write(path, generations):
-    with GenerationFile(path) as file:
+    with RecordFile(path, Generation) as file:
         for generation in generations:
             file.add(generation)
 

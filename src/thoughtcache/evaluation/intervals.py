@@ -69,6 +69,36 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     return float(low), float(high)
 
 
+def ratio_interval(
+    sums: Sequence[float], counts: Sequence[int], confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """The mean over the tokens of several texts, with an interval that takes whole texts for what was drawn.
+
+    The mean is `sum(sums) / sum(counts)`. Text `i` adds `n (sums_i - mean counts_i) / sum(counts)` to its error, with n
+    texts, and the interval is Student's of the mean of these (linearised ratio estimator).
+
+    Args:
+        sums: sum over the tokens of each text.
+        counts: tokens of each text, at least one together.
+        confidence: coverage, strictly between 0 and 1.
+
+    Returns:
+        (mean, low, high); the ends are the mean where fewer than two texts have tokens.
+
+    Raises:
+        ValueError: if there are no tokens.
+    """
+    total = sum(counts)
+    if total < 1:
+        raise ValueError("a mean over tokens needs at least one, got none")
+    mean = math.fsum(sums) / total
+    if sum(count > 0 for count in counts) < 2:
+        return mean, mean, mean
+    errors = [len(counts) * (one - mean * count) / total for one, count in zip(sums, counts, strict=True)]
+    low, high = mean_interval(errors, confidence)
+    return mean, mean + low, mean + high
+
+
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     """Unbiased estimate of the chance that at least one of `k` samples is right (Chen et al. 2021, arXiv 2107.03374).
 

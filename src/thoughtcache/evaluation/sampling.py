@@ -14,7 +14,7 @@ from thoughtcache.chains.chain import Chain, Trace, links_of
 from thoughtcache.chains.sample import rollout_chains
 from thoughtcache.chains.thinking import Thinking
 from thoughtcache.evaluation.generations import Generation
-from thoughtcache.records import TokenFilters
+from thoughtcache.records import Rollout, TokenFilters
 from thoughtcache.sampler.engine import Engine
 from thoughtcache.sampler.events import Finished
 from thoughtcache.sampler.request import Request
@@ -34,6 +34,7 @@ class Task:
         sample: number of the answer among those to this question, from 0.
         temperature: 0 decodes greedily.
         max_new_tokens: bound on the tokens of the answer.
+        begun: its first tokens, which were sampled before with its seed; it goes on from there.
     """
 
     suite: str
@@ -42,6 +43,7 @@ class Task:
     sample: int
     temperature: float
     max_new_tokens: int
+    begun: tuple[int, ...] = ()
 
     @property
     def key(self) -> tuple[str, int]:
@@ -55,64 +57,91 @@ def sample_seed(seed: int, question: str, sample: int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> (64 - _SEED_BITS)
 
 
-def sample_answers(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[Task],
-    *,
-    window: int | None,
-    num_slots: int,
-    seed: int,
-    filters: TokenFilters,
-    stop_strings: Sequence[str],
-    pack_weights: bool,
-    report: Callable[[Generation], None],
-    thinking: Thinking | None = None,
-) -> None:
-    """Sample and judge answers; a slot whose answer ends takes the next one at once.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How the answers of a run are sampled.
 
-    Answers to one question share the pass over its prompt where they begin together.
-
-    Args:
-        model: a PEFT model with a `ThoughtConfig` adapter; inside `disable_adapter()` the base model is asked.
-        tokenizer: its tokenizer.
-        tasks: the answers that are wanted, at least one.
+    Attributes:
         window: resident thoughts, or None for the full cache.
         num_slots: answers sampled at once.
         seed: seed of the run.
         filters: top-k and the like, for tasks that are not greedy.
         stop_strings: texts that end an answer.
         pack_weights: see `rollout`.
+        thinking: answer in links (`chains/`); None for one context.
+
+    Raises:
+        ValueError: for stop strings beside links.
+    """
+
+    window: int | None
+    num_slots: int
+    seed: int
+    filters: TokenFilters
+    stop_strings: Sequence[str]
+    pack_weights: bool
+    thinking: Thinking | None = None
+
+    def __post_init__(self) -> None:
+        if self.thinking is not None and self.stop_strings:
+            raise ValueError(
+                f"stop={list(self.stop_strings)} ends one sequence, and thinking makes several of it; leave it out"
+            )
+
+
+def sample_answers(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[Task],
+    sampling: Sampling,
+    report: Callable[[Generation], None],
+) -> None:
+    """Sample and judge answers.
+
+    Args:
+        model: a PEFT model with a `ThoughtConfig` adapter; inside `disable_adapter()` the base model is asked.
+        tokenizer: its tokenizer.
+        tasks: the answers that are wanted, at least one.
+        sampling: how they are sampled.
         report: gets every answer when it has ended.
-        thinking: answer in links (`chains/`); None for one context. Stop strings are refused then.
 
     Raises:
         ValueError: if the model cannot sample a task.
     """
-    if thinking is not None:
-        _sample_chains(
-            model,
-            tokenizer,
-            tasks,
-            thinking,
-            window=window,
-            num_slots=num_slots,
-            seed=seed,
-            filters=filters,
-            stop_strings=stop_strings,
-            pack_weights=pack_weights,
-            report=report,
-        )
+    if sampling.thinking is not None:
+        _sample_chains(model, tokenizer, tasks, sampling, sampling.thinking, report)
         return
+    sample_rollouts(model, tokenizer, tasks, sampling, lambda task, one: report(judged(task, one, tokenizer)))
+
+
+def sample_rollouts(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[Task],
+    sampling: Sampling,
+    finished: Callable[[Task, Rollout], None],
+) -> None:
+    """Sample answers; a slot whose answer ends takes the next one at once.
+
+    Answers to one question share the pass over its prompt where they begin together.
+
+    Args:
+        model: see `sample_answers`, as for the others.
+        tokenizer: its tokenizer.
+        tasks: the answers that are wanted, at least one.
+        sampling: how they are sampled.
+        finished: gets every answer when it has ended.
+    """
+    assert sampling.thinking is None, "an answer in links is no rollout"
     engine = Engine(
         model,
-        num_slots=min(num_slots, len(tasks)),
-        window=window,
+        num_slots=min(sampling.num_slots, len(tasks)),
+        window=sampling.window,
         tokenizer=tokenizer,
         max_prompt_tokens=max(len(task.prompt_ids) for task in tasks),
         max_new_tokens=max(task.max_new_tokens for task in tasks),
         anchors=False,
-        pack_weights=pack_weights,
+        pack_weights=sampling.pack_weights,
     )
     waiting: dict[int, Task] = {}
     for task in tasks:
@@ -121,9 +150,10 @@ def sample_answers(
                 prompt_ids=task.prompt_ids,
                 max_new_tokens=task.max_new_tokens,
                 temperature=task.temperature,
-                filters=filters if task.temperature > 0 else TokenFilters(),
-                seed=sample_seed(seed, *task.key),
-                stop_strings=stop_strings,
+                filters=sampling.filters if task.temperature > 0 else TokenFilters(),
+                seed=sample_seed(sampling.seed, *task.key),
+                stop_strings=sampling.stop_strings,
+                given_tokens=task.begun or None,
             )
         )
         waiting[number] = task
@@ -132,26 +162,19 @@ def sample_answers(
         while not engine.is_idle:
             for event in engine.step():
                 if isinstance(event, Finished):
-                    report(judged(waiting.pop(event.request), event.rollout, tokenizer))
+                    finished(waiting.pop(event.request), event.rollout)
 
 
 def _sample_chains(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     tasks: Sequence[Task],
+    sampling: Sampling,
     thinking: Thinking,
-    *,
-    window: int | None,
-    num_slots: int,
-    seed: int,
-    filters: TokenFilters,
-    stop_strings: Sequence[str],
-    pack_weights: bool,
     report: Callable[[Generation], None],
 ) -> None:
     """`sample_answers` in links, one call for the tasks of each temperature and length."""
-    if stop_strings:
-        raise ValueError(f"stop={list(stop_strings)} ends one sequence, and thinking makes several of it; leave it out")
+    assert not any(task.begun for task in tasks), "a beginning of an answer in links is not defined"
     groups: dict[tuple[float, int], list[Task]] = {}
     for task in tasks:
         groups.setdefault((task.temperature, task.max_new_tokens), []).append(task)
@@ -166,36 +189,61 @@ def _sample_chains(
             thinking,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
-            filters=filters if temperature > 0 else TokenFilters(),
-            seed=[sample_seed(seed, *task.key) for task in group],
-            window=window,
-            batch_size=num_slots,
+            filters=sampling.filters if temperature > 0 else TokenFilters(),
+            seed=[sample_seed(sampling.seed, *task.key) for task in group],
+            window=sampling.window,
+            batch_size=sampling.num_slots,
             tokenizer=tokenizer,
             anchors=False,
-            pack_weights=pack_weights,
+            pack_weights=sampling.pack_weights,
             on_chain=tell,
         )
 
 
 def judged(task: Task, trace: Trace, tokenizer: PreTrainedTokenizerBase) -> Generation:
     """The record of an answer, in one link or several, with its verdict."""
-    text = str(tokenizer.decode(trace.token_ids, skip_special_tokens=True))
-    verdict = check(task.example, text)
+    return judged_tokens(
+        task,
+        tokenizer,
+        token_ids=trace.token_ids,
+        seed=links_of([trace])[0].settings.seed,
+        finish_reason=trace.finish_reason,
+        evictions=evictions_of(trace),
+    )
+
+
+def evictions_of(trace: Trace) -> list[list[int]]:
+    """[before_token, num_tokens] of every eviction; thoughts are numbered through all links."""
     links = links_of([trace])
-    starts = [0, *accumulate(len(link.token_ids) for link in links)]
+    starts = accumulate((len(link.token_ids) for link in links[:-1]), initial=0)
+    return [
+        [start + eviction.before_token, eviction.num_tokens]
+        for start, link in zip(starts, links, strict=True)
+        for eviction in link.evictions
+    ]
+
+
+def judged_tokens(
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    token_ids: list[int],
+    seed: int,
+    finish_reason: str,
+    evictions: list[list[int]],
+) -> Generation:
+    """The record of an answer that is given in tokens; the other arguments are fields of `Generation`."""
+    text = str(tokenizer.decode(token_ids, skip_special_tokens=True))
+    verdict = check(task.example, text)
     return Generation(
         suite=task.suite,
         question=task.example.identifier,
         sample=task.sample,
-        seed=links[0].settings.seed,
+        seed=seed,
         text=text,
-        num_tokens=len(trace.token_ids),
-        finish_reason=trace.finish_reason,
-        evictions=[
-            [start + eviction.before_token, eviction.num_tokens]
-            for start, link in zip(starts, links, strict=False)
-            for eviction in link.evictions
-        ],
+        num_tokens=len(token_ids),
+        finish_reason=finish_reason,
+        evictions=evictions,
         correct=verdict.correct,
         reason=verdict.reason,
         extracted=verdict.extracted,

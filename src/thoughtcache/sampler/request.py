@@ -26,8 +26,9 @@ class Request:
             with `ignore_eos` there are none.
         stop_strings: texts that end it; the engine needs a tokenizer for them.
         stop_sequences: token sequences that end it, with or without `ignore_eos`; it ends with the first one.
-        given_tokens: thoughts that are taken instead of drawn, to score a text under the policy: the record has its
-            log-probabilities, states and evictions. Nothing but their end ends the sequence.
+        given_tokens: thoughts that are taken instead of drawn. As many as `max_new_tokens` score a text under the
+            policy: the record has its log-probabilities, states and evictions, and nothing but their end ends the
+            sequence. Fewer are a beginning, in which nothing ends it; it goes on as if it had drawn them itself.
 
     Raises:
         ValueError: if a value is out of range, or if a combination has no meaning.
@@ -50,12 +51,22 @@ class Request:
             raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
         check_filters(self.filters, self.temperature, self.max_new_tokens)
         given = self.given_tokens
-        if given is not None and len(given) != self.max_new_tokens:
+        if given is not None and not 1 <= len(given) <= self.max_new_tokens:
             raise ValueError(
-                f"max_new_tokens={self.max_new_tokens} must be the number of given_tokens, which is {len(given)}"
+                f"given_tokens must be 1 to max_new_tokens={self.max_new_tokens} tokens, got {len(given)}; leave them "
+                "out, or raise max_new_tokens"
             )
-        if given is not None and (self.filters.active or self.stop_strings or self.stop_ids or self.stop_sequences):
-            raise ValueError("given_tokens are neither drawn nor ended early; leave out filters and stop rules")
+        ends_early = self.stop_strings or self.stop_ids or self.stop_sequences
+        if self.is_given_whole and (self.filters.active or ends_early):
+            raise ValueError(
+                "as many given_tokens as max_new_tokens are neither drawn nor ended early; leave out filters and stop "
+                "rules"
+            )
+
+    @property
+    def is_given_whole(self) -> bool:
+        """Whether no token is drawn."""
+        return self.given_tokens is not None and len(self.given_tokens) == self.max_new_tokens
 
 
 def check_filters(filters: TokenFilters, temperature: float, max_new_tokens: int) -> None:

@@ -155,7 +155,7 @@ def new_sequence(
     )
     prompt = tuple(request.prompt_ids)
     check_positions(len(prompt), request.max_new_tokens, policy.reach, rolling_window=settings.rolling_window)
-    if request.ignore_eos or request.given_tokens is not None:
+    if request.ignore_eos or request.is_given_whole:
         stop_ids: tuple[int, ...] = ()
     elif request.stop_ids is not None:
         stop_ids = tuple(request.stop_ids)

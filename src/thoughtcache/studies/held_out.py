@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -19,7 +20,21 @@ from thoughtcache.policy.handle import find_tuner, open_policy
 from thoughtcache.records import Rollout
 from thoughtcache.sampler.given import with_own_evictions
 from thoughtcache.train.distill import teacher_hidden, under_window
-from thoughtcache.train.divergence import divergence
+from thoughtcache.train.divergence import both_losses
+
+
+class TextLosses(NamedTuple):
+    """Numbers of every thought of a text, in nats.
+
+    Attributes:
+        kl: divergence from the full-cache base.
+        own: loss of the bounded policy.
+        full: loss of the full-cache base.
+    """
+
+    kl: Float[Tensor, " T"]
+    own: Float[Tensor, " T"]
+    full: Float[Tensor, " T"]
 
 
 class HeldOut:
@@ -58,14 +73,27 @@ class HeldOut:
             rows: the texts, in their order, with their evictions; taken one by one in evaluation mode.
             progress: called with the number of texts that were looked at.
         """
+        return [losses.kl for losses in self.losses(model, rows, progress)]
+
+    @torch.no_grad()
+    def losses(
+        self, model: nn.Module, rows: Iterable[Rollout], progress: Callable[[int], None] | None = None
+    ) -> list[TextLosses]:
+        """The divergence with the losses of both sides.
+
+        Args:
+            model: see `under`, as for the others.
+            rows: the texts with their evictions.
+            progress: called with the number of texts that were looked at.
+        """
         policy = open_policy(model)
         found = []
         with evaluating(model):
             for row, teacher in zip(rows, self.teacher, strict=True):
                 batch = batch_rollouts([row], policy.device)
-                score = divergence(policy, batch, teacher.to(policy.device), "forward_kl")
-                (kl,) = run_replay(model, batch, score, ReplayOptions(anchored=False))
-                found.append(kl[0].cpu())
+                score = both_losses(policy, batch, teacher.to(policy.device))
+                values = run_replay(model, batch, score, ReplayOptions(anchored=False))
+                found.append(TextLosses(*(value[0].cpu() for value in values)))
                 if progress is not None:
                     progress(1)
         return found

@@ -58,12 +58,35 @@ def divergence(
         name: a key of `DIVERGENCES`.
     """
     function = DIVERGENCES[name]
+    return _score(policy, batch, teacher_hidden, lambda *parts: (function(*parts),))
+
+
+def both_losses(policy: PolicyHandle, batch: RolloutBatch, teacher_hidden: Float[Tensor, "B T d"]) -> ScoreFunction:
+    """A score function that returns the forward KL, the student's loss and the teacher's loss of every thought token.
+
+    Args:
+        policy: see `divergence`, as for the others.
+        batch: the tokens.
+        teacher_hidden: hidden states of the teacher.
+    """
+
+    def three(student: Tensor, teacher: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        losses = [cross_entropy(one, one, targets) for one in (student, teacher)]
+        return forward_kl(student, teacher, targets), *losses
+
+    return _score(policy, batch, teacher_hidden, three)
+
+
+def _score(
+    policy: PolicyHandle, batch: RolloutBatch, teacher_hidden: Tensor, function: Callable[..., tuple[Tensor, ...]]
+) -> ScoreFunction:
+    """A score function of both distributions and the targets."""
     temperature = batch.settings.scoring_temperature
 
     def rows(student: Tensor, teacher: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
         student_distribution = scaled_log_softmax(student, policy.head, temperature)
         teacher_distribution = scaled_log_softmax(teacher, policy.head, temperature)
-        return (function(student_distribution, teacher_distribution, targets),)
+        return function(student_distribution, teacher_distribution, targets)
 
     def score(hidden: Tensor, start: int, stop: int, known: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
         part = (slice(0, hidden.shape[0]), slice(start, stop))

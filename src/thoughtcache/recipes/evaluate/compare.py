@@ -11,8 +11,8 @@ from rich.console import Console
 
 from thoughtcache.evaluation.generations import Generation, by_question, read_generations
 from thoughtcache.evaluation.paired import PairedDifference, compare
-from thoughtcache.recipes.evaluate.report import markdown, print_table
 from thoughtcache.recipes.evaluate.run import GENERATIONS
+from thoughtcache.recipes.evaluate.table import markdown, points, print_table
 from thoughtcache.report.files import replace_file, writing
 from thoughtcache.report.plots import Panel, plot_curves
 from thoughtcache.report.progress import plain_line
@@ -109,7 +109,7 @@ def _cells(name: str, found: PairedDifference) -> list[str]:
         str(found.num_questions),
         f"{100 * found.first:.1f} %",
         f"{100 * found.second:.1f} %",
-        f"{100 * found.difference:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})",
+        points(found),
         str(found.better),
         str(found.worse),
         "-" if found.detectable is None else f"{100 * found.detectable:.1f}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from thoughtcache.adapter.support import DTYPES
 from thoughtcache.cache.eviction import OptionValue
@@ -11,7 +11,11 @@ from thoughtcache.chains.table import THINKING
 from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.config import OWN_WINDOW
 from thoughtcache.evaluation.suites import SAMPLED_TEMPERATURE, SUITES, Suite, own_suite
+from thoughtcache.evaluation.thinking.definition import DeepThinking
+from thoughtcache.evaluation.thinking.selection import NUM_SAMPLES, ThinkAtN
 from thoughtcache.tasks.maths.answer_types import ANSWER_TYPES
+
+THINK = "think@n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +33,7 @@ class EvalRun:
         instruction: text after each question, "" for none; None takes what the adapter was trained with, else what the
             suite says.
         system: system message before each question, or None.
-        samples: answers per question; None for what the suite says, and 1 at temperature 0.
+        samples: answers per question; None for what the suite says, 48 with `select`, and 1 at temperature 0.
         temperature: temperature of the sampling, 0 for greedy; None for what the suite says, and 0.6 for several
             samples.
         top_p: see `thoughtcache.rollout`.
@@ -50,6 +54,16 @@ class EvalRun:
         thinking: answer in links, "markovian" or "folding" (`chains/table.py`); `max_new_tokens` then bounds all links
             together. None for one context.
         thinking_options: its settings as texts, by name.
+        select: "think@n" finishes the answers that think deepest and lets them vote; None finishes all.
+        think_prefix: with it, tokens that every answer is begun with.
+        think_keep: share of the answers to a question that are finished.
+        think_threshold: divergence from the last layer at which a token has settled; `DeepThinking` has this and the
+            next four.
+        think_depth: which of the layers count as late.
+        think_reading: "equation" or "algorithm".
+        think_norm: apply the final norm to the outputs of layers.
+        think_log_base: "2" or "e".
+        think_finish_rest: finish the other answers as well, for maj@n on the same samples.
         batch_size: answers that are sampled at once.
         pack_weights: sample from a faster copy of the weights on a CPU.
         seed: every answer's own seed is made of this, the question and the number of the sample.
@@ -87,6 +101,15 @@ class EvalRun:
     eviction_options: Mapping[str, OptionValue] | None = None
     thinking: str | None = None
     thinking_options: Mapping[str, str] | None = None
+    select: str | None = None
+    think_prefix: int = 50
+    think_keep: float = 0.5
+    think_threshold: float = 0.5
+    think_depth: float = 0.85
+    think_reading: str = "equation"
+    think_norm: bool = True
+    think_log_base: str = "2"
+    think_finish_rest: bool = False
     batch_size: int = 32
     pack_weights: bool = True
     seed: int = 0
@@ -139,6 +162,57 @@ class EvalRun:
                 raise ValueError(f"suite={name!r} needs a model: add --model with a folder or hub id")
 
         self._refuse_without_effect()
+        self._check_selection()
+
+    def _check_selection(self) -> None:
+        """Refuse a selection that has nothing to choose from, and settings of one without it."""
+        if self.select is None:
+            for field in fields(self):
+                value = getattr(self, field.name)
+                if field.name.startswith("think_") and value != field.default:
+                    raise ValueError(f'{field.name}={value!r} changes nothing without select="{THINK}"; give both')
+            return
+        one_of("select", self.select, (THINK,))
+        if self.thinking is not None:
+            raise ValueError(
+                f"select={self.select} chooses by the beginnings of answers, and of an answer in links, "
+                f"thinking={self.thinking}, a beginning is not defined; leave out one of them"
+            )
+        selection = self.selection
+        assert selection is not None
+        for name, _ in self.named_paths():
+            samples, temperature, max_new_tokens = self.asked(suite_of(name))
+            selection.num_kept(samples)
+            if temperature == 0:
+                raise ValueError(f"suite {name}: {THINK} chooses among samples, and temperature=0 draws none; raise it")
+            if max_new_tokens <= self.think_prefix:
+                raise ValueError(
+                    f"suite {name}: think_prefix={self.think_prefix} must be below max_new_tokens={max_new_tokens}, or "
+                    "no answer is left to finish"
+                )
+
+    @property
+    def selection(self) -> ThinkAtN | None:
+        """Which answers are finished; None for all.
+
+        Raises:
+            ValueError: if a setting is out of range.
+        """
+        if self.select is None:
+            return None
+        definition = DeepThinking(
+            threshold=self.think_threshold,
+            depth=self.think_depth,
+            reading=self.think_reading,
+            norm=self.think_norm,
+            log_base=self.think_log_base,
+        )
+        return ThinkAtN(
+            definition=definition,
+            prefix_tokens=self.think_prefix,
+            keep=self.think_keep,
+            finish_rest=self.think_finish_rest,
+        )
 
     def _refuse_without_effect(self) -> None:
         """Refuse settings that no suite of the run reads."""
@@ -166,7 +240,8 @@ class EvalRun:
 
     def asked(self, suite: Suite) -> tuple[int, float, int]:
         """Samples per question, temperature and bound on the tokens for a suite."""
-        samples = self.samples if self.samples is not None else (1 if self.temperature == 0 else suite.samples)
+        usual = NUM_SAMPLES if self.select == THINK else suite.samples
+        samples = self.samples if self.samples is not None else (1 if self.temperature == 0 else usual)
         temperature = self.temperature if self.temperature is not None else suite.temperature
         if self.temperature is None and samples > 1 and temperature == 0:
             temperature = SAMPLED_TEMPERATURE

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from thoughtcache.evaluation.scores import Share, SuiteScores
+from thoughtcache.evaluation.thinking.scores import ThinkScores
 from thoughtcache.recipes.evaluate.config import EvalRun
 from thoughtcache.recipes.evaluate.questions import Asked
+from thoughtcache.recipes.evaluate.table import markdown, percent, print_table, without_empty
+from thoughtcache.recipes.evaluate.think import print_think
 from thoughtcache.records import CacheSettings
 from thoughtcache.report.files import replace_file
 from thoughtcache.report.plots import Panel, plot_curves
 from thoughtcache.report.results import environment, write_results
-from thoughtcache.report.tables import print_wide
 
 HEADER = ("suite", "questions", "samples", "accuracy (95 %)", "pass@k", "maj@k", "pass^k", "cut", "tokens", "evictions")
 PASS_AT = 16
@@ -32,6 +33,7 @@ def write_report(
     cache: CacheSettings,
     last_call: Mapping[str, int | float],
     console: Console,
+    think: Mapping[str, ThinkScores],
 ) -> dict[str, Any]:
     """Print the table and write table.md, eval.png and results.json.
 
@@ -43,11 +45,15 @@ def write_report(
         cache: the cache that answers were sampled under.
         last_call: answers, tokens and seconds of the call that finished.
         console: where the table goes.
+        think: what choosing among answers has come to; empty without `select`.
     """
     body = [suite_cells(name, own) for name, own in scores.items()]
     header, rows = without_empty(HEADER, body)
     print_table(f"{run.adapter or run.model or 'the packaged reasoner'}, {cache_text(cache)}", header, rows, console)
-    replace_file(folder / "table.md", markdown(header, rows).encode())
+    text = markdown(header, rows)
+    if think:
+        text += "\n" + markdown(*print_think(dict(think), console))
+    replace_file(folder / "table.md", text.encode())
     picture = plot_curves(folder / "eval.png", panels(scores))
     payload: dict[str, Any] = {
         "environment": environment(),
@@ -64,6 +70,7 @@ def write_report(
         },
         "suites": {name: as_json(own) for name, own in scores.items()},
         "last_call": dict(last_call),
+        **({"think": {name: asdict(own) for name, own in think.items()}} if think else {}),
     }
     results = write_results(folder / "results.json", payload)
     for label, path in (("table", folder / "table.md"), ("picture", picture), ("results", results)):
@@ -90,11 +97,6 @@ def suite_cells(name: str, scores: SuiteScores) -> list[str]:
         f"{scores.tokens['mean']:,.0f}",
         f"{scores.evictions_mean:.1f}" if scores.evictions_mean else "",
     ]
-
-
-def percent(share: Share) -> str:
-    """Percent and interval: `92.7 % (91.0-94.1)`."""
-    return f"{100 * share.value:.1f} % ({100 * share.low:.1f}-{100 * share.high:.1f})"
 
 
 def cache_text(cache: CacheSettings) -> str:
@@ -138,25 +140,3 @@ def panels(scores: Mapping[str, SuiteScores]) -> list[Panel]:
                 Panel(title=title, x_label="samples k", y_label="questions (%)", series=series, from_zero=True)
             )
     return drawn
-
-
-def without_empty(header: Sequence[str], body: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
-    """A table without the columns that are empty in every row; "-" for other empty cells."""
-    kept = [index for index in range(len(header)) if any(row[index] for row in body)]
-    return [header[index] for index in kept], [[row[index] or "-" for index in kept] for row in body]
-
-
-def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
-    """Print a table whose first column is words."""
-    table = Table(title=title)
-    for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right")
-    for row in rows:
-        table.add_row(*row)
-    print_wide(table, console)
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The table in Markdown, ending in a newline."""
-    lines = [header, [":--", *["--:"] * (len(header) - 1)], *rows]
-    return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in lines)

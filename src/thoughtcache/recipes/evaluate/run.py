@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -12,20 +15,27 @@ from transformers import PreTrainedTokenizerBase
 from thoughtcache.chains.table import make_thinking
 from thoughtcache.chains.thinking import Thinking
 from thoughtcache.config import ThoughtConfig
-from thoughtcache.evaluation.generations import Generation, GenerationFile, read_generations
-from thoughtcache.evaluation.sampling import Task, sample_answers
+from thoughtcache.evaluation.generations import Generation, read_generations
+from thoughtcache.evaluation.record_file import read_records
+from thoughtcache.evaluation.sampling import Sampling, Task, sample_answers
 from thoughtcache.evaluation.scores import score
+from thoughtcache.evaluation.thinking.prefixes import sample_prefixes
+from thoughtcache.evaluation.thinking.scores import ThinkScores, think_scores
+from thoughtcache.evaluation.thinking.selection import Prefix, kept_samples
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.recipes.evaluate.config import EvalRun
 from thoughtcache.recipes.evaluate.questions import Asked, read_questions, tasks_of
 from thoughtcache.recipes.evaluate.report import write_report
+from thoughtcache.recipes.evaluate.shared import fill, forget
 from thoughtcache.recipes.evaluate.subject import model_name, opened
+from thoughtcache.recipes.evaluate.think import PREFIXES, ended_early, wanted_answers
 from thoughtcache.recipes.load_adapter import WEIGHTS
 from thoughtcache.recipes.run.folder import WRITING_REMEDY, PhaseResult, RunFolder
 from thoughtcache.recipes.run.settings import adapter_settings, data_identity, model_identities
 from thoughtcache.records import CacheSettings, TokenFilters
 from thoughtcache.report.files import writing
-from thoughtcache.report.progress import plain_line, progress_bar
+from thoughtcache.report.progress import plain_line
+from thoughtcache.scale.crew import Crew, open_crew
 
 GENERATIONS = "generations.jsonl"
 
@@ -33,102 +43,173 @@ GENERATIONS = "generations.jsonl"
 def run_eval(run: EvalRun, console: Console | None = None) -> dict[str, Any]:
     """Ask all questions; returns what is written to results.json.
 
+    Under torchrun every process calls this; they share the answers, and the first one writes and returns the results.
+
     Args:
         run: the settings.
         console: where progress and the table go.
 
+    Returns:
+        What is written to results.json; nothing in processes other than the first.
+
     Raises:
         ValueError, OSError: if the input cannot be used; nothing is overwritten then.
+        LostProcess: if another process was killed, or failed.
     """
-    console = console or Console()
+    with open_crew() as crew:
+        console = (console or Console()) if crew.is_first else Console(quiet=True)
+        asked = read_questions(run, partial(plain_line, console))
+        folder = _folder(run, asked) if crew.is_first else None
+        with opened(run) as (model, tokenizer, config):
+            tasks, asked = tasks_of(run, asked, tokenizer, partial(plain_line, console))
+            cache = config.resolve_window(max(len(task.prompt_ids) for task in tasks), run.window)
+            thinking = _thinking(run, tasks, tokenizer)
+            _check_alike(crew, _prompts_digest(tasks))
 
-    def report(text: str) -> None:
-        plain_line(console, text)
+            def sample(path: Path, resume: bool = False) -> PhaseResult:
+                return _sample(run, Path(run.output_dir), model, tokenizer, tasks, cache, thinking, crew, console)
 
-    asked = read_questions(run, report)
+            if folder is None:
+                if crew.from_first(None):
+                    sample(Path(run.output_dir))
+                return {}
+            phase = _sampled(run, folder, asked, tasks, model, config, cache, crew, console, sample)
+        return _reported(run, folder, asked, tasks, config, cache, phase, console)
+
+
+def _folder(run: EvalRun, asked: list[Asked]) -> RunFolder:
+    """The folder of the run; what is known before the model is loaded is compared with what it holds."""
     described = {
         "eval": {name: getattr(run, name) for name in ("dtype", "seed", "system", "top_p", "top_k")},
+        "select": _selection(run),
         "stop": list(run.stop),
         "thinking": run.thinking,
         "thinking_options": None if run.thinking_options is None else dict(run.thinking_options),
         "suites": {one.name: _described(one) for one in asked},
     }
-    folder = RunFolder(
+    return RunFolder(
         run.output_dir, described, resume=run.resume, overwrite=run.overwrite, free=("source",), growing=("samples",)
     )
-    with opened(run) as (model, tokenizer, config):
-        tasks, asked = tasks_of(run, asked, tokenizer, report)
-        cache = config.resolve_window(max(len(task.prompt_ids) for task in tasks), run.window)
-        thinking = None
-        if run.thinking is not None:
-            thinking = make_thinking(run.thinking, run.thinking_options or {}, tokenizer)
-            for task in tasks:
-                thinking.check(len(task.prompt_ids), task.max_new_tokens)
-        weights = None if run.adapter is None else Path(run.adapter) / WEIGHTS
-        folder.describe(
-            {
-                "prompts_digest": _prompts_digest(tasks),
-                "adapter": None if run.adapter is None else adapter_settings(config),
-                "cache": _cache(cache),
-                **model_identities(find_tuner(model).model.config, model_name(run), weights),
-            }
-        )
-        for one in asked:
-            samples = f"{one.samples} samples at temperature {one.temperature:g}" if one.temperature else "greedy"
-            report(f"{one.name}: {len(one.examples)} questions from {one.source}, {samples}")
-        if not run.resume:
-            # Before the folder becomes this run's own: a kill in between must not leave it an older run's answers.
-            (folder.path / GENERATIONS).unlink(missing_ok=True)
-        with writing(folder.path, WRITING_REMEDY):
-            phase = folder.phase(
-                "sample",
-                lambda *_: _sample(run, folder.path / GENERATIONS, model, tokenizer, tasks, cache, thinking, console),
-                num_steps=len(tasks),
+
+
+def _thinking(run: EvalRun, tasks: list[Task], tokenizer: PreTrainedTokenizerBase) -> Thinking | None:
+    """The links that are answered in, or None for one context.
+
+    Raises:
+        ValueError: for settings that it does not have, or lengths under which no answer has a second link.
+    """
+    if run.thinking is None:
+        return None
+    thinking = make_thinking(run.thinking, run.thinking_options or {}, tokenizer)
+    for task in tasks:
+        thinking.check(len(task.prompt_ids), task.max_new_tokens)
+    return thinking
+
+
+def _sampled(
+    run: EvalRun,
+    folder: RunFolder,
+    asked: list[Asked],
+    tasks: list[Task],
+    model: Any,
+    config: ThoughtConfig,
+    cache: CacheSettings,
+    crew: Crew,
+    console: Console,
+    sample: Callable[[Path, bool], PhaseResult],
+) -> PhaseResult:
+    """All answers, sampled now or before; the other processes are told whether there is something to do."""
+    weights = None if run.adapter is None else Path(run.adapter) / WEIGHTS
+    folder.describe(
+        {
+            "prompts_digest": _prompts_digest(tasks),
+            "adapter": None if run.adapter is None else adapter_settings(config),
+            "cache": _cache(cache),
+            **model_identities(find_tuner(model).model.config, model_name(run), weights),
+        }
+    )
+    for one in asked:
+        samples = f"{one.samples} samples at temperature {one.temperature:g}" if one.temperature else "greedy"
+        plain_line(console, f"{one.name}: {len(one.examples)} questions from {one.source}, {samples}")
+    if not run.resume:
+        # Before the folder becomes this run's own: a kill in between must not leave it an older run's answers.
+        for name in (GENERATIONS, PREFIXES):
+            forget(folder.path / name)
+    told = False
+
+    def work(path: Path, resume: bool) -> PhaseResult:
+        nonlocal told
+        told = True
+        crew.from_first(True)
+        return sample(path, resume)
+
+    with writing(folder.path, WRITING_REMEDY):
+        phase = folder.phase("sample", work, num_steps=_num_wanted(run, asked))
+    if not told:
+        crew.from_first(False)
+    return phase
+
+
+def _check_alike(crew: Crew, digest: str) -> None:
+    """Refuse processes that ask other questions than the first one.
+
+    Raises:
+        ValueError: if one does.
+    """
+    for rank, other in enumerate(crew.all(digest)):
+        if other != digest:
+            raise ValueError(
+                f"process {rank} asks other questions than process {crew.rank}; give all of them the same options and "
+                "the same data"
             )
-    return _reported(run, folder, asked, tasks, config, cache, phase, console)
 
 
 def _sample(
     run: EvalRun,
-    file: Path,
+    folder: Path,
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     tasks: list[Task],
     cache: CacheSettings,
     thinking: Thinking | None,
+    crew: Crew,
     console: Console,
 ) -> PhaseResult:
-    """Sample what is not in the file yet."""
+    """Sample what is not in the folder yet."""
     started = monotonic()
-    with GenerationFile(file) as kept:
-        there = {generation.key for generation in kept.found}
-        missing = [task for task in tasks if task.key not in there]
-        if there:
-            plain_line(console, f"{len(tasks) - len(missing)} of {len(tasks)} answers are there")
-        num_tokens = 0
-        with progress_bar("answers", len(missing), console=console) as advance:
+    sampling = Sampling(
+        window=cache.window,
+        num_slots=run.batch_size,
+        seed=run.seed,
+        filters=TokenFilters(top_p=run.top_p, top_k=run.top_k),
+        stop_strings=run.stop,
+        pack_weights=run.pack_weights,
+        thinking=thinking,
+    )
+    selection, num_tokens = run.selection, 0
+    prefixes: list[Prefix] = []
+    if selection is not None:
 
-            def keep(generation: Generation) -> None:
-                nonlocal num_tokens
-                kept.add(generation)
-                num_tokens += generation.num_tokens
-                advance()
+        def begin(wanted: list[Task], keep: Callable[[Prefix], None]) -> None:
+            sample_prefixes(model, tokenizer, wanted, sampling, selection, keep)
 
-            if missing:
-                sample_answers(
-                    model,
-                    tokenizer,
-                    missing,
-                    window=cache.window,
-                    num_slots=run.batch_size,
-                    seed=run.seed,
-                    filters=TokenFilters(top_p=run.top_p, top_k=run.top_k),
-                    stop_strings=run.stop,
-                    pack_weights=run.pack_weights,
-                    report=keep,
-                    thinking=thinking,
-                )
-    return {"last_call": {"answers": len(missing), "tokens": num_tokens, "seconds": monotonic() - started}}
+        begun = fill(folder / PREFIXES, Prefix, tasks, begin, what="beginnings", crew=crew, console=console)
+        prefixes = [begun.found[task.key] for task in tasks]
+        num_tokens = sum(len(begun.found[key].token_ids) for key in begun.made)
+        tasks = wanted_answers(tasks, prefixes, selection)
+
+    def finish(wanted: list[Task], keep: Callable[[Generation], None]) -> None:
+        over = {generation.key: generation for generation in ended_early(wanted, prefixes, tokenizer)}
+        for generation in over.values():
+            keep(generation)
+        to_sample = [task for task in wanted if task.key not in over]
+        if to_sample:
+            sample_answers(model, tokenizer, to_sample, sampling, keep)
+
+    answers = fill(folder / GENERATIONS, Generation, tasks, finish, what="answers", crew=crew, console=console)
+    lengths = {task.key: len(task.begun) for task in tasks}
+    num_tokens += sum(answers.found[key].num_tokens - lengths[key] for key in answers.made)
+    return {"last_call": {"answers": len(answers.made), "tokens": num_tokens, "seconds": monotonic() - started}}
 
 
 def _reported(
@@ -142,6 +223,11 @@ def _reported(
     console: Console,
 ) -> dict[str, Any]:
     found = {generation.key: generation for generation in read_generations(folder.path / GENERATIONS)}
+    all_tasks, selection, prefixes = tasks, run.selection, {}
+    if selection is not None:
+        prefixes = {prefix.key: prefix for prefix in read_records(folder.path / PREFIXES, Prefix)}
+        if all(task.key in prefixes for task in tasks):
+            tasks = wanted_answers(tasks, [prefixes[task.key] for task in tasks], selection)
     lost = [task for task in tasks if task.key not in found]
     if lost:
         raise ValueError(
@@ -149,8 +235,32 @@ def _reported(
             f"{lost[0].example.identifier}; delete {folder.path / 'phases' / 'sample.json'} and add --resume"
         )
     scores = {one.name: score([found[task.key] for task in tasks if task.suite == one.name]) for one in asked}
+    think: dict[str, ThinkScores] = {}
+    if selection is not None:
+        for one in asked:
+            own = [prefixes[task.key] for task in all_tasks if task.suite == one.name]
+            answers = [found[task.key] for task in tasks if task.suite == one.name]
+            lengths = {task.example.identifier: len(task.prompt_ids) for task in all_tasks}
+            think[one.name] = think_scores(own, answers, kept_samples(own, selection), lengths)
     with writing(folder.path, WRITING_REMEDY):
-        return write_report(folder.path, run, asked, scores, cache, phase["last_call"], console)
+        return write_report(folder.path, run, asked, scores, cache, phase["last_call"], console, think)
+
+
+def _selection(run: EvalRun) -> dict[str, Any] | None:
+    """What decides which answers are chosen, as JSON data; whether the others are finished may change."""
+    if run.selection is None:
+        return None
+    return {name: value for name, value in asdict(run.selection).items() if name != "finish_rest"}
+
+
+def _num_wanted(run: EvalRun, asked: list[Asked]) -> int:
+    """Answers that are finished."""
+    selection = run.selection
+    finishes_all = selection is None or selection.finish_rest
+    return sum(
+        len(one.examples) * (one.samples if finishes_all or selection is None else selection.num_kept(one.samples))
+        for one in asked
+    )
 
 
 def _described(one: Asked) -> dict[str, Any]:

@@ -104,7 +104,7 @@ class Drawing:
         # One transfer for all sequences that begin together.
         uniform = torch.zeros(len(slots), self.tokens.shape[1], dtype=torch.float64)
         for place, rule in enumerate(rules):
-            if rule.given_tokens is None:
+            if len(rule.given_tokens or ()) < rule.max_new_tokens:
                 (seed, row), count = rule.seed, rule.max_new_tokens
                 uniform[place, :count] = uniform_numbers(seed, range(row, row + 1), count, uniform.device)[0]
         self.uniform[rows] = uniform.to(device)
@@ -180,7 +180,8 @@ class Drawing:
             self.entropies.scatter_(1, at, entropies)
         if self.seen is not None:
             self.seen.scatter_(1, column, True)
-        self.stopped |= (column == self.stops).any(dim=1)  # `isin` would sort many stops, and wait for the device
+        is_stop = (column == self.stops).any(dim=1)  # `isin` would sort many stops, and wait for the device
+        self.stopped |= is_stop if given is None else is_stop & (given == NOTHING).squeeze(1)
         self.last = column
         self.counts += 1
 
@@ -206,7 +207,7 @@ class Drawing:
             start = len(read)
             read += recent[slot][: new[slot]]
             if new[slot] and rule is not None and rule.needs_reading and self.text_ends[slot] is None:
-                start = max(start, rule.filters.min_new_tokens)
+                start = max(start, rule.filters.min_new_tokens, len(rule.given_tokens or ()))
                 self.text_ends[slot] = rule.find_end(read, start)
 
     def take(self, slot: int, count: int) -> Drawn:
@@ -223,9 +224,10 @@ class Drawing:
         assert self.logprobs is not None
         assert rule is not None
         tokens = self.tokens[slot, :count]
-        ends = torch.isin(tokens, self.stops[slot]).tolist()
-        length = min(ends.index(True) + 1 if any(ends) else count, self.text_ends[slot] or count)
-        over = any(ends) or self.text_ends[slot] is not None
+        ends = torch.isin(tokens, self.stops[slot])
+        ends[: len(rule.given_tokens or ())] = False
+        length = min(int(ends.int().argmax()) + 1 if ends.any() else count, self.text_ends[slot] or count)
+        over = bool(ends.any()) or self.text_ends[slot] is not None
         finite = torch.isfinite(self.logprobs[slot, :length]).tolist()
         if not all(finite):
             raise FloatingPointError(

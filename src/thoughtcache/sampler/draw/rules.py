@@ -28,7 +28,7 @@ class DrawRules:
         stop_ids: tokens that end it.
         stop_strings: texts that end it, or None.
         stop_sequences: token sequences that end it.
-        given_tokens: tokens that are taken instead of drawn, or None.
+        given_tokens: the first tokens, or all, that are taken instead of drawn; or None.
     """
 
     temperature: float

@@ -1,0 +1,1 @@
+"""The process of a command: what a launcher started, and what Ctrl-C does."""
