@@ -197,6 +197,7 @@ def test_evaluations_that_are_refused(changes: dict[str, Any], message: str, tmp
         ({"thinking": "aloud"}, "thinking='aloud' is not known"),
         ({"max_new_tokens": 6}, "no chain has a boundary"),
         ({"thinking_options": {**MARKOVIAN, "context": "200"}, "max_new_tokens": 300}, "160 positions"),
+        ({"thinking_options": {**MARKOVIAN, "context": "5"}}, "--window 4 holds all thoughts of a link, which are 5"),
     ],
 )
 def test_runs_that_are_refused(changes: dict[str, Any], message: str, tmp_path: Path):

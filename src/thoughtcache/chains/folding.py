@@ -106,7 +106,7 @@ class StepFolding(Thinking):
         """Whether tokens that end in the closing marker are a step: one marker of each kind, a summary in its bound."""
         if count_sequence(link, self.opening) != 1 or count_sequence(link, self.closing) != 1:
             return False
-        summary = len(link) - self._opening_at(link) - len(self.opening) - len(self.closing)
+        summary = len(link) - self._opening_at(link) - self._num_markers
         return 0 <= summary <= self.summary_tokens
 
     def _opening_at(self, link: Tokens) -> int:
@@ -115,15 +115,31 @@ class StepFolding(Thinking):
         assert end is not None, "a chain goes on after steps only"
         return end - len(self.opening)
 
-    def longest(self, question_tokens: int) -> list[tuple[int, int]]:
-        """The last step, in front of which all summaries stand."""
-        if not self.fold:
-            return [(question_tokens, self.unfold_tokens)]
-        summary = len(self.separator) + min(
-            self.step_tokens, len(self.opening) + self.summary_tokens + len(self.closing)
-        )
-        most = min(self.max_prompt_tokens, question_tokens + (self.max_steps - 1) * summary)
-        return [(max(question_tokens, most), self.step_tokens)]
+    @property
+    def bounds_of_links(self) -> tuple[str, ...]:
+        """What bounds a prompt, and what bounds a step."""
+        return ("step_tokens", "summary_tokens", "max_prompt_tokens") if self.fold else ("unfold_tokens",)
+
+    @property
+    def _num_markers(self) -> int:
+        """Tokens that a step has at least."""
+        return len(self.opening) + len(self.closing)
+
+    def longest(self, question_tokens: int, max_new_tokens: int) -> list[tuple[int, int]]:
+        """The first step, and the one in front of which all summaries stand, which were sampled from the same budget.
+
+        A token that is carried is one that cannot be sampled again. So the prompt that is as long as it can be is also
+        where most positions are taken.
+        """
+        first = (question_tokens, min(self.step_tokens if self.fold else self.unfold_tokens, max_new_tokens))
+        steps = min(self.max_steps - 1, (max_new_tokens - 1) // self._num_markers) if self.fold else 0
+        if not steps:
+            return [first]
+        summary = min(self.step_tokens, self._num_markers + self.summary_tokens)
+        shortest = question_tokens + steps * len(self.separator)
+        prompt = min(self.max_prompt_tokens, shortest + min(steps * summary, max_new_tokens - 1))
+        sampled = max(0, prompt - shortest)
+        return [first, (max(question_tokens, prompt), min(self.step_tokens, max_new_tokens - sampled))]
 
     def check(self, question_tokens: int, max_new_tokens: int) -> None:
         """Refuse a question that is too long to be folded behind, and a budget in which no step fits."""
@@ -134,7 +150,7 @@ class StepFolding(Thinking):
                 f"the longest question has {question_tokens} tokens and max_prompt_tokens is {self.max_prompt_tokens}, "
                 "so that no summary could follow it; raise max_prompt_tokens"
             )
-        markers = len(self.opening) + len(self.closing)
+        markers = self._num_markers
         if min(max_new_tokens, self.step_tokens + 1) <= markers:
             raise ValueError(
                 f"max_new_tokens={max_new_tokens} and step_tokens={self.step_tokens} hold no step: its markers alone "

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from thoughtcache.adapter.positions import check_positions
 from thoughtcache.chains.chain import Chain
+from thoughtcache.chains.lengths import check_links
 from thoughtcache.chains.thinking import ChainEnd, Thinking
 from thoughtcache.config import OWN_WINDOW
 from thoughtcache.policy.handle import open_policy
@@ -96,9 +96,7 @@ def rollout_chains(
     question = max(map(len, prompt_ids))
     thinking.check(question, total)
     cache = policy.tuner.thought_config.resolve_window(question, window)
-    lengths = [(prompt, min(thoughts, total)) for prompt, thoughts in thinking.longest(question)]
-    for prompt, thoughts in lengths:
-        check_positions(prompt, thoughts, policy.reach, rolling_window=cache.rolling_window)
+    lengths = check_links(thinking, question, total, policy.reach, rolling_window=cache.rolling_window)
     engine = Engine(
         model,
         num_slots=min(batch_size or len(prompt_ids), len(prompt_ids)),
@@ -144,6 +142,7 @@ def rollout_chains(
                     running[engine.add(request(chain))] = number
                 elif on_chain is not None:
                     on_chain(number, chain.finished(thinking))
+            engine.expect(len(running))
     return [chain.finished(thinking) for chain in chains]
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from thoughtcache.adapter.positions import check_positions, position_reach, positions_needed
+from thoughtcache.adapter.positions import position_reach, positions_needed
+from thoughtcache.chains.lengths import check_links
 from thoughtcache.chains.thinking import Thinking
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.recipes.run.config import RunConfig
@@ -32,8 +33,7 @@ def check_lengths(
     if thinking is not None:
         thinking.check(longest, run.max_new_tokens)
         rolling_window = thought.resolve_window(longest).rolling_window
-        for prompt, thoughts in thinking.longest(longest):
-            check_positions(prompt, min(thoughts, run.max_new_tokens), reach, rolling_window=rolling_window)
+        check_links(thinking, longest, run.max_new_tokens, reach, rolling_window=rolling_window)
         return
     window = None if run.distill_steps else thought.resolve_window(longest).rolling_window
     needed = positions_needed(longest, run.max_new_tokens, window)
