@@ -12,6 +12,7 @@ from thoughtcache.chains.chain import links_of
 from thoughtcache.chains.given import split_trace
 from thoughtcache.sampler import decode_step
 from thoughtcache.sampler.events import Finished, Started
+from thoughtcache.sampler.given import rollouts_of_given
 from thoughtcache.sampler.slots.slot_cache import SlotCache
 
 QUESTIONS = [[3, 1, 4, 1, 5, 9, 2], [6, 5], [3, 5, 8], [9]]
@@ -283,6 +284,43 @@ def test_slots_of_chains_that_are_over_are_dropped_and_no_link_waits_for_it(batc
     assert slots[max(lengths[:3]) :] == [1] * (len(slots) - max(lengths[:3]))
     if batch_size is None:
         assert len(slots) == lengths[3] - 6, "a link that goes on has a slot at once; its last token is not processed"
+
+
+def test_a_question_that_nothing_can_be_folded_behind_gets_one_link():
+    model = tiny_model()
+    folding = tc.StepFolding(opening=[7], closing=[11], max_steps=3, step_tokens=20, max_prompt_tokens=8)
+    chains = tc.rollout_chains(model, QUESTIONS * 16, folding, seed=3)
+    long = [chain for chain in chains if len(chain.prompt_ids) == 7]
+    assert {len(chain.links) for chain in long} == {1}
+    assert max(len(chain.links) for chain in chains) > 1
+    with pytest.raises(ValueError, match="7 tokens, 9 with the separator"):
+        folding.check(7, 60)
+
+
+def test_given_texts_take_turns_in_few_slots():
+    model, running, most = tiny_model(eviction="h2o"), set(), []
+    links = links_of(tc.given_chains(model, FOLDING, [[3, 1, 4], [6]], [STEPS, STEPS[7:]]))
+
+    def watch(event):
+        if isinstance(event, Started):
+            running.add(event.request)
+            most.append(len(running))
+        elif isinstance(event, Finished):
+            running.discard(event.request)
+
+    found = rollouts_of_given(model, links, watch, batch_size=2)
+    assert max(most) == 2
+    for one, other in zip(found, links, strict=True):
+        assert (one.prompt_ids, one.token_ids) == (other.prompt_ids, other.token_ids)
+        assert_close(one.logprobs, other.logprobs)
+        assert all(torch.equal(a.slots, b.slots) for a, b in zip(one.evictions, other.evictions, strict=True))
+
+
+def test_an_empty_trace_is_refused():
+    with pytest.raises(ValueError, match="trace 1 is empty; every trace needs at least one token"):
+        tc.given_chains(tiny_model(), FOLDING, [[3], [4]], [STEPS, []])
+    with pytest.raises(ValueError, match="the trace is empty"):
+        split_trace(FOLDING, [3], [])
 
 
 def test_every_question_needs_a_trace():

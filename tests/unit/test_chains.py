@@ -165,6 +165,11 @@ def test_a_chain_ends_where_the_next_prompt_would_be_too_long():
     assert short.after(QUESTION, [[*OPEN, 1, 2, 3, *CLOSE]], stopped=True) == "length"
 
 
+def test_settings_of_folding_are_not_asked_for_without_it():
+    assert tc.StepFolding(opening=OPEN, closing=CLOSE, max_steps=1, fold=False).num_links == 1
+    STEPS.check(14_331, 99)
+
+
 def test_a_budget_that_runs_out_is_no_stop():
     assert STEPS.after(QUESTION, [[1, 2]], stopped=False) == "length"
     assert STEPS.unfolded().after(QUESTION, [[1, *CLOSE]], stopped=True) == "stop"
@@ -183,7 +188,7 @@ def test_a_budget_that_runs_out_is_no_stop():
         (lambda: tc.StepFolding(opening=OPEN, closing=CLOSE, summary_tokens=-1), "0 or more, got -1"),
         (lambda: tc.StepFolding(opening=OPEN, closing=CLOSE, step_tokens=0), "step_tokens must be at least 1"),
         (lambda: tc.MarkovianThinking().check(10, 8192), "no chain has a boundary; raise it to as much as 24576"),
-        (lambda: STEPS.check(14_336, 99), "the longest question has 14336 tokens"),
+        (lambda: STEPS.check(14_332, 99), "14332 tokens, 14337 with the separator .* raise max_prompt_tokens to 14337"),
         (lambda: STEPS.check(10, 3), "hold no step: its markers alone have 3 tokens"),
     ],
 )

@@ -64,7 +64,7 @@ class StepFolding(Thinking):
         at_least_one(self, "step_tokens", "max_prompt_tokens", "unfold_tokens")
         if self.summary_tokens < 0:
             raise ValueError(f"summary_tokens must be 0 or more, got {self.summary_tokens}")
-        if self.max_steps < 2:
+        if self.fold and self.max_steps < 2:
             raise ValueError(f"max_steps must be at least 2 to fold anything, got {self.max_steps}; or set fold=False")
 
     def unfolded(self) -> StepFolding:
@@ -145,12 +145,14 @@ class StepFolding(Thinking):
         """Refuse a question that is too long to be folded behind, and a budget in which no step fits."""
         if not self.fold:
             return
-        if question_tokens >= self.max_prompt_tokens:
-            raise ValueError(
-                f"the longest question has {question_tokens} tokens and max_prompt_tokens is {self.max_prompt_tokens}, "
-                "so that no summary could follow it; raise max_prompt_tokens"
-            )
         markers = self._num_markers
+        shortest = question_tokens + len(self.separator) + markers
+        if shortest > self.max_prompt_tokens:
+            raise ValueError(
+                f"the longest question has {question_tokens} tokens, {shortest} with the separator and the markers of "
+                f"one summary, and max_prompt_tokens is {self.max_prompt_tokens}, so that no step could follow one; "
+                f"raise max_prompt_tokens to {shortest} or more, or leave out the long questions"
+            )
         if min(max_new_tokens, self.step_tokens + 1) <= markers:
             raise ValueError(
                 f"max_new_tokens={max_new_tokens} and step_tokens={self.step_tokens} hold no step: its markers alone "

@@ -77,16 +77,18 @@ def rollout_chains(
         on_chain: called with the number of a question and its chain as soon as it is over.
 
     Returns:
-        One `Chain` per question, in order.
+        One `Chain` per question, in order. A question that is too long for a second link gets the first one only, which
+        ends with "length" at its first boundary; `thinking.check` says so before.
 
     Raises:
-        ValueError: if lengths are beyond the model's positions or leave no room for a second link, or if `rollout`
-            would refuse the arguments.
+        ValueError: if lengths are beyond the model's positions or leave no room for a second link behind any question,
+            or if `rollout` would refuse the arguments.
     """
     policy = open_policy(model)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 sequence or None, got {batch_size}")
     check_prompts(prompt_ids, policy)
+    seeds = row_seeds(seed, len(prompt_ids))
     if filters.min_new_tokens:
         raise ValueError(
             f"min_new_tokens={filters.min_new_tokens} has no meaning for a chain, whose links end at boundaries; "
@@ -94,7 +96,7 @@ def rollout_chains(
         )
     total = thinking.total_tokens if max_new_tokens is None else max_new_tokens
     question = max(map(len, prompt_ids))
-    thinking.check(question, total)
+    thinking.check(1, total)  # a longer question may leave no room for a second link: its chain is one link then
     cache = policy.tuner.thought_config.resolve_window(question, window)
     lengths = check_links(thinking, question, total, policy.reach, rolling_window=cache.rolling_window)
     engine = Engine(
@@ -125,10 +127,7 @@ def rollout_chains(
             stop_sequences=thinking.stop_sequences,
         )
 
-    chains = [
-        _Growing(question=list(ids), seed=pair)
-        for ids, pair in zip(prompt_ids, row_seeds(seed, len(prompt_ids)), strict=True)
-    ]
+    chains = [_Growing(question=list(ids), seed=pair) for ids, pair in zip(prompt_ids, seeds, strict=True)]
     running = {engine.add(request(chain)): number for number, chain in enumerate(chains)}
     with engine:
         while running:

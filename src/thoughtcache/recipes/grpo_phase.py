@@ -96,7 +96,7 @@ def thinking_of(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Thinking 
     Raises:
         ValueError: if a setting is refused.
     """
-    return None if run.thinking is None else make_thinking(run.thinking, run.thinking_options or {}, tokenizer)
+    return None if run.thinking is None else make_thinking(run.thinking, run.thinking_options, tokenizer)
 
 
 def _row(example: Example, tokenizer: PreTrainedTokenizerBase, instruction: str) -> dict[str, Any]:
