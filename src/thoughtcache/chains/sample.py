@@ -99,13 +99,16 @@ def rollout_chains(
     thinking.check(1, total)  # a longer question may leave no room for a second link: its chain is one link then
     cache = policy.tuner.thought_config.resolve_window(question, window)
     lengths = check_links(thinking, question, total, policy.reach, rolling_window=cache.rolling_window)
+    held, most = cache.window or total, max(thoughts for _, thoughts in lengths)
+    columns = max(prompt + min(thoughts, held) for prompt, thoughts in lengths)
     engine = Engine(
         model,
         num_slots=min(batch_size or len(prompt_ids), len(prompt_ids)),
         window=cache.window,
         tokenizer=tokenizer,
-        max_prompt_tokens=max(prompt for prompt, _ in lengths) if compile else question,
-        max_new_tokens=max(thoughts for _, thoughts in lengths),
+        # The longest prompt and the most thoughts may be of different links: no room is made for both together.
+        max_prompt_tokens=columns - min(most, held) if compile else question,
+        max_new_tokens=most,
         record_kv=record_kv,
         anchors=anchors,
         compile=compile,
