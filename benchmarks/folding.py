@@ -77,7 +77,9 @@ def teach(model: LlamaForCausalLM, tokenizer: Any, options: argparse.Namespace, 
     ]
     losses: list[float] = []
     for step in range(options.steps):
-        parts = [trace_loss(model, *part) for part in batches(tokenizer, options.batch, 10**6 + step)]
+        parts = [
+            trace_loss(model, *part) for part in batches(tokenizer, options.batch, (options.seed + 1) * 10**6 + step)
+        ]
         loss = torch.stack(parts).mean()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
@@ -101,7 +103,7 @@ def measure(model: nn.Module, tokenizer: Any, options: argparse.Namespace) -> li
             for temperature in (0.0, 1.0):
                 chains = tc.rollout_chains(
                     model, prompts, thinking, window=window, temperature=temperature, tokenizer=tokenizer,
-                    batch_size=128, anchors=False,
+                    batch_size=128, anchors=False, seed=options.seed,
                 )  # fmt: skip
                 texts = [tokenizer.decode(chain.token_ids, skip_special_tokens=True) for chain in chains]
                 right = sum(check(p.example, text).correct for p, text in zip(problems, texts, strict=True))
@@ -129,7 +131,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000, help="training steps")
     parser.add_argument("--batch", type=int, default=32, help="problems of a step")
     parser.add_argument("--problems", type=int, default=500, help="held-out problems")
-    parser.add_argument("--seed", type=int, default=0, help="of the adapter, which changes nothing")
+    parser.add_argument("--seed", type=int, default=0, help="of the training problems and of the sampling")
     options, console = parser.parse_args(), Console()
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)

@@ -55,8 +55,8 @@ examples:
   thoughtcache generate --model ./model --adapter runs/mine/adapter "What is 12 * 13?"
   thoughtcache generate --model ./model --adapter runs/mine/adapter --temperature 0.8 --top-p 0.95 \\
       --seed 3 --stop "\\boxed" "What is 12 * 13?"
-  thoughtcache generate --model ./model --adapter runs/mine/adapter --max-new-tokens 4000 --thinking markovian \\
-      --thinking-option context=1024 --thinking-option keep_last=412 "What is 12 * 13?"
+  thoughtcache generate --model ./model --adapter runs/mine/adapter --max-new-tokens 4096 --thinking markovian \\
+      --thinking-option context=1024 --thinking-option keep_last=412 --thinking-option max_links=7 "What is 12 * 13?"
 """
 _RECALL_EXAMPLES = """\
 examples:

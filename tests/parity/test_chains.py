@@ -12,6 +12,7 @@ from thoughtcache.chains.chain import links_of
 from thoughtcache.chains.given import split_trace
 from thoughtcache.sampler import decode_step
 from thoughtcache.sampler.events import Finished, Started
+from thoughtcache.sampler.given import rollouts_of_given
 from thoughtcache.sampler.slots.slot_cache import SlotCache
 
 QUESTIONS = [[3, 1, 4, 1, 5, 9, 2], [6, 5], [3, 5, 8], [9]]
@@ -237,17 +238,89 @@ def test_records_of_keys_and_values_serve_the_learner():
 @pytest.mark.parametrize(
     ("thinking", "arguments", "message"),
     [
-        (tc.MarkovianThinking(), {}, "max_new_tokens is 8192, together more than the 160 positions"),
+        (tc.MarkovianThinking(), {}, "7 tokens and 8192 thoughts of a link .* 160 positions.* options context,"),
         (MARKOVIAN, {"max_new_tokens": 9}, "ends inside the first context of 9 thoughts"),
         (MARKOVIAN, {"filters": tc.TokenFilters(min_new_tokens=2)}, "min_new_tokens=2 has no meaning for a chain"),
         (MARKOVIAN, {"batch_size": 0}, "batch_size must be at least 1"),
         (tc.StepFolding(opening=[7], closing=[99], step_tokens=9, max_steps=2), {}, "sequence 0 holds token 99"),
-        (tc.StepFolding(opening=[7], closing=[8]), {}, "together more than the 160 positions of the model"),
+        (
+            tc.StepFolding(opening=[7], closing=[8]),
+            {"max_new_tokens": 154},
+            "question of 7 tokens and 154 thoughts .* max_new_tokens=154, or of the thinking options step_tokens,",
+        ),
     ],
 )
 def test_what_cannot_be_sampled_is_refused(thinking, arguments, message):
     with pytest.raises(ValueError, match=message):
         tc.rollout_chains(tiny_model(), QUESTIONS, thinking, **arguments)
+
+
+def test_a_chain_needs_positions_for_its_budget_alone():
+    model, folding = tiny_model(), tc.StepFolding(opening=[7], closing=[8])
+    chains = tc.rollout_chains(model, QUESTIONS, folding, max_new_tokens=153, seed=2, ignore_eos=True, anchors=False)
+    assert all(len(link.prompt_ids) + len(link.token_ids) <= 160 for link in links_of(chains))
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_slots_of_chains_that_are_over_are_dropped_and_no_link_waits_for_it(batch_size, monkeypatch):
+    slots: list[int] = []
+    decode = decode_step.DecodeStep.__call__
+
+    def watched(self, cache, tokens):
+        slots.append(cache.num_slots)
+        return decode(self, cache, tokens)
+
+    model = tiny_model()
+    thinking = tc.MarkovianThinking(context=9, keep_first=2, keep_last=3, max_links=6)
+    free = tc.rollout_chains(model, QUESTIONS, thinking, ignore_eos=True, seed=[5] * 4)
+    stops = sorted({token for chain in free[:3] for token in chain.token_ids[:9]} - {*free[3].token_ids})
+    alone = [tc.rollout_chains(model, [ids], thinking, stop_ids=stops, seed=[5])[0] for ids in QUESTIONS]
+    monkeypatch.setattr(decode_step.DecodeStep, "__call__", watched)
+    found = tc.rollout_chains(model, QUESTIONS, thinking, stop_ids=stops, seed=[5] * 4, batch_size=batch_size)
+    assert [chain.token_ids for chain in found] == [chain.token_ids for chain in alone]
+    lengths = [len(chain.token_ids) for chain in found]
+    assert lengths[3] == 9 + 5 * 4, "it goes on over five boundaries"
+    assert max(lengths[:3]) < 9, "the others end before the first one"
+    assert slots[max(lengths[:3]) :] == [1] * (len(slots) - max(lengths[:3]))
+    if batch_size is None:
+        assert len(slots) == lengths[3] - 6, "a link that goes on has a slot at once; its last token is not processed"
+
+
+def test_a_question_that_nothing_can_be_folded_behind_gets_one_link():
+    model = tiny_model()
+    folding = tc.StepFolding(opening=[7], closing=[11], max_steps=3, step_tokens=20, max_prompt_tokens=8)
+    chains = tc.rollout_chains(model, QUESTIONS * 16, folding, seed=3)
+    long = [chain for chain in chains if len(chain.prompt_ids) == 7]
+    assert {len(chain.links) for chain in long} == {1}
+    assert max(len(chain.links) for chain in chains) > 1
+    with pytest.raises(ValueError, match="7 tokens, 9 with the separator"):
+        folding.check(7, 60)
+
+
+def test_given_texts_take_turns_in_few_slots():
+    model, running, most = tiny_model(eviction="h2o"), set(), []
+    links = links_of(tc.given_chains(model, FOLDING, [[3, 1, 4], [6]], [STEPS, STEPS[7:]]))
+
+    def watch(event):
+        if isinstance(event, Started):
+            running.add(event.request)
+            most.append(len(running))
+        elif isinstance(event, Finished):
+            running.discard(event.request)
+
+    found = rollouts_of_given(model, links, watch, batch_size=2)
+    assert max(most) == 2
+    for one, other in zip(found, links, strict=True):
+        assert (one.prompt_ids, one.token_ids) == (other.prompt_ids, other.token_ids)
+        assert_close(one.logprobs, other.logprobs)
+        assert all(torch.equal(a.slots, b.slots) for a, b in zip(one.evictions, other.evictions, strict=True))
+
+
+def test_an_empty_trace_is_refused():
+    with pytest.raises(ValueError, match="trace 1 is empty; every trace needs at least one token"):
+        tc.given_chains(tiny_model(), FOLDING, [[3], [4]], [STEPS, []])
+    with pytest.raises(ValueError, match="the trace is empty"):
+        split_trace(FOLDING, [3], [])
 
 
 def test_every_question_needs_a_trace():

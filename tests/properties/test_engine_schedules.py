@@ -283,3 +283,27 @@ def test_aborting_frees_the_slot_at_once():
         while not engine.is_idle:
             events += engine.step()
     assert [event.request for event in events if isinstance(event, Finished)] == [second]
+
+
+def test_slots_beyond_what_is_expected_are_dropped_and_the_others_wait_for_requests():
+    model, lengths = MODELS["sliding"], (3, 4, 6, 12)
+    requests = [
+        tc.Request(prompt_ids=ids, max_new_tokens=length, ignore_eos=True)
+        for ids, length in zip(PROMPTS, lengths, strict=True)
+    ]
+    found: dict[int, tc.Rollout] = {}
+    with tc.Engine(model, num_slots=4) as engine:
+        for request in requests:
+            engine.add(request)
+        while len(found) < 2:
+            found.update((event.request, event.rollout) for event in engine.step() if isinstance(event, Finished))
+        engine.expect(2)
+        while len(found) < 3:
+            found.update((event.request, event.rollout) for event in engine.step() if isinstance(event, Finished))
+        assert len(engine.slots) == 2, "one is free, for the request that follows"
+        requests.append(tc.Request(prompt_ids=[8, 2], max_new_tokens=2, ignore_eos=True))
+        assert Started(request=engine.add(requests[-1])) in engine.step(), "it waits for nobody"
+        while not engine.is_idle:
+            found.update((event.request, event.rollout) for event in engine.step() if isinstance(event, Finished))
+    for number, request in enumerate(requests):
+        assert_same(found[number], alone(model, request))

@@ -16,7 +16,7 @@ from support.grpo import EOS, base_with_eos, even_words, prompts, quick_argument
 from support.models import adapt
 from thoughtcache.chains.chain import Chain
 from thoughtcache.train.folding_reward import folding_reward, has_whole_steps
-from thoughtcache.train.trl.chain_turns import chain_metrics, chain_totals, generation_number
+from thoughtcache.train.trl.chain_turns import chain_metrics, chain_totals, check_turns, generation_number
 
 MARKOVIAN = tc.MarkovianThinking(context=6, keep_first=1, keep_last=2, max_links=4)
 FOLDING = tc.StepFolding(opening=[7], closing=[11], max_steps=3, step_tokens=14, unfold_tokens=14)
@@ -170,17 +170,52 @@ def test_numbers_about_chains(tmp_path: Path) -> None:
     assert chain_metrics(chain_totals([])[None]) == {}
 
 
+def test_evictions_are_those_of_whole_traces(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, MARKOVIAN)
+    generate(trainer)
+    chains = trainer._run.generations["train"].rollouts
+    evictions = sum(len(link.evictions) for chain in chains for link in chain.links)
+    assert evictions > 0
+    assert trainer._metrics["train"]["cache/evictions"] == [evictions / len(chains)]
+
+
+def test_a_question_without_room_for_a_second_link_ends_no_training(tmp_path: Path) -> None:
+    short = tc.StepFolding(opening=[7], closing=[11], max_steps=3, step_tokens=14, max_prompt_tokens=3)
+    trainer = make_trainer(tmp_path, short)
+    generate(trainer)
+    chains = trainer._run.generations["train"].rollouts
+    assert [len(chain.links) for chain in chains if len(chain.prompt_ids) > 2] == [1]
+
+
 def test_a_right_answer_counts_if_steps_are_whole_and_the_chain_ended() -> None:
     def right(completions: list[str], **columns: Any) -> list[float | None]:
         return [None if text == "?" else 1.0 for text in completions]
 
     reward = folding_reward(right, FOLDING, [EOS])
     traces = [[4, 7, 5, 11, 6, EOS], [4, 7, 6, EOS], [4, 7, 5, 11, 6], [5, EOS], [4, 11, 7, EOS], [5, EOS], [7, 11]]
-    texts = ["yes", "no closing", "no end", "no steps", "equal numbers", "?", "closed at the end"]
-    assert reward(completions=texts, completion_ids=traces) == [1.0, 0.0, 0.0, 1.0, 1.0, None, 0.0]
+    texts = ["yes", "no closing", "no end", "no steps", "equal numbers", "?", "?"]
+    assert reward(completions=texts, completion_ids=traces) == [1.0, 0.0, 0.0, 1.0, 1.0, None, None]
     assert reward.__name__ == "right"
     assert has_whole_steps([7, 11, 7, 11], FOLDING)
     assert not has_whole_steps([7, 7, 11], FOLDING)
+
+
+@pytest.mark.parametrize(
+    ("stop_ids", "asynchronous", "message"),
+    [([], False, "stop_ids is empty"), ([EOS], True, "is a coroutine function")],
+)
+def test_rewards_that_would_all_be_nothing_are_refused(stop_ids: list[int], asynchronous: bool, message: str) -> None:
+    async def later(**columns: Any) -> list[float]:
+        return []
+
+    with pytest.raises(ValueError, match=message):
+        folding_reward(later if asynchronous else even_words, FOLDING, stop_ids)
+
+
+@pytest.mark.parametrize("thinking", ["markovian", [None, FOLDING], 3])
+def test_what_is_no_way_of_thinking_is_refused(thinking: Any) -> None:
+    with pytest.raises(ValueError, match=r"is no way of thinking; pass a MarkovianThinking or .*make_thinking makes"):
+        check_turns(thinking, None, 60)
 
 
 @pytest.mark.parametrize(

@@ -37,12 +37,23 @@ def test_published_sizes_are_the_defaults():
     assert (thinking.context, thinking.num_carried, thinking.num_links) == (8192, 4096, 5)
     assert thinking.total_tokens == 24_576
     assert [thinking.max_new_tokens([range(n)] if n else []) for n in (0, 8192)] == [8192, 4096]
-    assert thinking.longest(1000) == [(1000, 8192), (5096, 4096)]
+    assert thinking.longest(1000, 24_576) == [(1000, 8192), (5096, 4096)]
     folding = tc.StepFolding(opening=OPEN, closing=CLOSE)
     assert (folding.num_links, folding.step_tokens, folding.summary_tokens) == (6, 6144, 1536)
-    assert folding.longest(100) == [(100 + 5 * 1539, 6144)]
-    assert folding.longest(14_000) == [(14_336, 6144)]
+    assert folding.longest(100, 36_864) == [(100, 6144), (100 + 5 * 1539, 6144)]
+    assert folding.longest(14_000, 36_864) == [(14_000, 6144), (14_336, 6144)]
     assert folding.unfolded().total_tokens == 16_384
+
+
+def test_what_is_carried_was_sampled_from_the_same_budget():
+    folding = tc.StepFolding(opening=OPEN, closing=CLOSE, separator=TLDR)
+    # 4095 tokens in five summaries, each behind a separator of two, and one more thought.
+    assert folding.longest(100, 4096) == [(100, 4096), (100 + 5 * 2 + 4095, 1)]
+    assert folding.longest(100, 4) == [(100, 4), (105, 1)], "one step, the smallest one"
+    assert folding.longest(100, 3) == [(100, 3)]
+    assert folding.unfolded().longest(100, 4096) == [(100, 4096)]
+    assert tc.MarkovianThinking().longest(100, 9000) == [(100, 8192), (4196, 808)]
+    assert tc.MarkovianThinking().longest(100, 8000) == [(100, 8000)]
 
 
 def test_a_trace_of_numbers_under_markovian_thinking_by_hand():
@@ -122,9 +133,11 @@ def test_prompts_are_the_contexts_of_the_definition(trace, sizes):
         for offset in range(len(link)):
             expected = thinking.naive_context(QUESTION, sampled, found[1:], start + offset)
             assert [*prompt, *link[:offset]] == expected
-    most = thinking.longest(len(QUESTION))
-    assert all(any(len(prompt) <= p and len(link) <= t for p, t in most) for prompt, link in pairs)
-    assert max(len(prompt) + len(link) for prompt, link in pairs) <= max(p + t for p, t in most)
+    most = thinking.longest(len(QUESTION), len(sampled))
+    needed = [(len(prompt), len(link)) for prompt, link in pairs if link]
+    for window in (0, 1, 3, 5, 99):
+        assert max(p + min(t, window) for p, t in needed) <= max(p + min(t, window) for p, t in most)
+    assert max(t for _, t in needed) <= max(t for _, t in most)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +165,11 @@ def test_a_chain_ends_where_the_next_prompt_would_be_too_long():
     assert short.after(QUESTION, [[*OPEN, 1, 2, 3, *CLOSE]], stopped=True) == "length"
 
 
+def test_settings_of_folding_are_not_asked_for_without_it():
+    assert tc.StepFolding(opening=OPEN, closing=CLOSE, max_steps=1, fold=False).num_links == 1
+    STEPS.check(14_331, 99)
+
+
 def test_a_budget_that_runs_out_is_no_stop():
     assert STEPS.after(QUESTION, [[1, 2]], stopped=False) == "length"
     assert STEPS.unfolded().after(QUESTION, [[1, *CLOSE]], stopped=True) == "stop"
@@ -170,7 +188,7 @@ def test_a_budget_that_runs_out_is_no_stop():
         (lambda: tc.StepFolding(opening=OPEN, closing=CLOSE, summary_tokens=-1), "0 or more, got -1"),
         (lambda: tc.StepFolding(opening=OPEN, closing=CLOSE, step_tokens=0), "step_tokens must be at least 1"),
         (lambda: tc.MarkovianThinking().check(10, 8192), "no chain has a boundary; raise it to as much as 24576"),
-        (lambda: STEPS.check(14_336, 99), "the longest question has 14336 tokens"),
+        (lambda: STEPS.check(14_332, 99), "14332 tokens, 14337 with the separator .* raise max_prompt_tokens to 14337"),
         (lambda: STEPS.check(10, 3), "hold no step: its markers alone have 3 tokens"),
     ],
 )

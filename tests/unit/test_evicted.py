@@ -15,7 +15,7 @@ from support.grpo import word_tokenizer
 from support.models import tiny_model
 from support.rollouts import PROMPTS
 from thoughtcache.recipes import grpo_phase
-from thoughtcache.recipes.run.checks import check_prompt_window, check_questions, check_window
+from thoughtcache.recipes.run.checks import check_link_window, check_prompt_window, check_questions, check_window
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.train.distill import sample_teacher, under_window
 from thoughtcache.train.evicted import longest_held
@@ -103,6 +103,33 @@ def test_prompts_longer_than_the_answers_are_refused_as_a_window() -> None:
     check_prompt_window(run(), tc.ThoughtConfig(window="prompt"), [*prompts, [3] * 62])
     check_prompt_window(run(), tc.ThoughtConfig(window=5), prompts)
     check_prompt_window(run(allow_no_eviction=True), tc.ThoughtConfig(window="prompt"), prompts)
+
+
+@pytest.mark.parametrize(
+    ("thinking", "window", "message"),
+    [
+        (tc.MarkovianThinking(context=40, keep_first=1, keep_last=19), 38, None),
+        (tc.MarkovianThinking(context=40, keep_first=1, keep_last=19), 39, "--window 39 holds all .* 40 at most"),
+        (tc.MarkovianThinking(context=40, keep_first=1, keep_last=19), None, None),
+        (tc.MarkovianThinking(context=40, keep_first=1, keep_last=19), "prompt", None),
+        (
+            tc.MarkovianThinking(context=9, keep_first=1, keep_last=2),
+            "prompt",
+            "--window prompt is at least 30 thoughts",
+        ),
+        (tc.StepFolding(opening=[7], closing=[8], step_tokens=20), 19, "raise the thinking option step_tokens"),
+        (tc.StepFolding(opening=[7], closing=[8]), 63, "raise --max-new-tokens, give --window none"),
+        (None, 1024, None),
+    ],
+)
+def test_a_window_that_holds_every_link_is_refused(thinking: Any, window: Any, message: str | None) -> None:
+    prompts, thought = [[3] * 30, [3] * 45], tc.ThoughtConfig(window=window)
+    check_link_window(run(allow_no_eviction=True), thought, prompts, thinking)
+    if message is None:
+        check_link_window(run(), thought, prompts, thinking)
+    else:
+        with pytest.raises(ValueError, match=message):
+            check_link_window(run(), thought, prompts, thinking)
 
 
 def test_fewer_questions_than_a_step_takes_are_refused() -> None:

@@ -32,8 +32,12 @@ MARKOVIAN = {"context": "6", "keep_first": "1", "keep_last": "2", "max_links": "
 
 
 def test_settings_as_texts():
-    made = make_thinking("folding", {**FOLDING, "separator": "w3", "fold": "false"}, word_tokenizer())
-    assert made == tc.StepFolding(opening=[7], closing=[11, 12], separator=[3], step_tokens=9, max_steps=3, fold=False)
+    made = make_thinking("folding", {**FOLDING, "separator": "w3"}, word_tokenizer())
+    assert made == tc.StepFolding(opening=[7], closing=[11, 12], separator=[3], step_tokens=9, max_steps=3)
+    unfolded = {"opening": "w7", "closing": "w11 w12", "fold": "false", "unfold_tokens": "9"}
+    assert make_thinking("folding", unfolded, word_tokenizer()) == tc.StepFolding(
+        opening=[7], closing=[11, 12], unfold_tokens=9, fold=False
+    )
     assert make_thinking("markovian", {}, word_tokenizer()) == tc.MarkovianThinking()
 
 
@@ -47,6 +51,16 @@ def test_settings_as_texts():
         ("folding", {"closing": "w3"}, "thinking=folding needs the text of a marker: thinking_options opening=TEXT"),
         ("folding", {**FOLDING, "fold": "yes"}, "thinking_options fold='yes' is not known"),
         ("folding", {**FOLDING, "closing": "w7"}, "contains the other"),
+        (
+            "folding",
+            {**FOLDING, "fold": "false"},
+            "max_steps=3 changes nothing with fold=false; leave it out, or set fold=true",
+        ),
+        (
+            "folding",
+            {**FOLDING, "unfold_tokens": "9"},
+            "unfold_tokens=9 changes nothing with fold=true; .* set fold=false",
+        ),
     ],
 )
 def test_settings_that_are_refused(name: str, options: dict[str, str], message: str):
@@ -112,6 +126,8 @@ def test_a_run_of_the_user_thinks_in_links_and_its_adapter_answers_in_links(tmp_
     one, several = answer(**asked), answer(**asked, thinking="markovian", thinking_options=MARKOVIAN)
     assert one.split()[:5] == several.split()[:5], "the first link draws the same numbers"
     assert one != several
+    with pytest.raises(ValueError, match=r"thinking_options=\{'context': '6'\} are settings of no thinking"):
+        answer(**asked, thinking_options={"context": "6"})
     for more, message in (({"stop": ["w3"]}, "makes several of it"), ({"min_new_tokens": 2}, "no meaning for a chain")):
         with pytest.raises(ValueError, match=message):
             answer(**asked, thinking="markovian", thinking_options=MARKOVIAN, **more)
@@ -197,6 +213,14 @@ def test_evaluations_that_are_refused(changes: dict[str, Any], message: str, tmp
         ({"thinking": "aloud"}, "thinking='aloud' is not known"),
         ({"max_new_tokens": 6}, "no chain has a boundary"),
         ({"thinking_options": {**MARKOVIAN, "context": "200"}, "max_new_tokens": 300}, "160 positions"),
+        (
+            {"thinking_options": {**MARKOVIAN, "context": "5"}, "max_new_tokens": 9},
+            "--window 4 holds all thoughts of a link, which are 5",
+        ),
+        (
+            {"max_new_tokens": 13},
+            "--max-new-tokens 13 cannot be reached: --thinking markovian comes to 12 .* lower it to 12",
+        ),
     ],
 )
 def test_runs_that_are_refused(changes: dict[str, Any], message: str, tmp_path: Path):

@@ -64,7 +64,7 @@ class StepFolding(Thinking):
         at_least_one(self, "step_tokens", "max_prompt_tokens", "unfold_tokens")
         if self.summary_tokens < 0:
             raise ValueError(f"summary_tokens must be 0 or more, got {self.summary_tokens}")
-        if self.max_steps < 2:
+        if self.fold and self.max_steps < 2:
             raise ValueError(f"max_steps must be at least 2 to fold anything, got {self.max_steps}; or set fold=False")
 
     def unfolded(self) -> StepFolding:
@@ -106,7 +106,7 @@ class StepFolding(Thinking):
         """Whether tokens that end in the closing marker are a step: one marker of each kind, a summary in its bound."""
         if count_sequence(link, self.opening) != 1 or count_sequence(link, self.closing) != 1:
             return False
-        summary = len(link) - self._opening_at(link) - len(self.opening) - len(self.closing)
+        summary = len(link) - self._opening_at(link) - self._num_markers
         return 0 <= summary <= self.summary_tokens
 
     def _opening_at(self, link: Tokens) -> int:
@@ -115,26 +115,44 @@ class StepFolding(Thinking):
         assert end is not None, "a chain goes on after steps only"
         return end - len(self.opening)
 
-    def longest(self, question_tokens: int) -> list[tuple[int, int]]:
-        """The last step, in front of which all summaries stand."""
-        if not self.fold:
-            return [(question_tokens, self.unfold_tokens)]
-        summary = len(self.separator) + min(
-            self.step_tokens, len(self.opening) + self.summary_tokens + len(self.closing)
-        )
-        most = min(self.max_prompt_tokens, question_tokens + (self.max_steps - 1) * summary)
-        return [(max(question_tokens, most), self.step_tokens)]
+    @property
+    def bounds_of_links(self) -> tuple[str, ...]:
+        """What bounds a prompt, and what bounds a step."""
+        return ("step_tokens", "summary_tokens", "max_prompt_tokens") if self.fold else ("unfold_tokens",)
+
+    @property
+    def _num_markers(self) -> int:
+        """Tokens that a step has at least."""
+        return len(self.opening) + len(self.closing)
+
+    def longest(self, question_tokens: int, max_new_tokens: int) -> list[tuple[int, int]]:
+        """The first step, and the one in front of which all summaries stand, which were sampled from the same budget.
+
+        A token that is carried is one that cannot be sampled again. So the prompt that is as long as it can be is also
+        where most positions are taken.
+        """
+        first = (question_tokens, min(self.step_tokens if self.fold else self.unfold_tokens, max_new_tokens))
+        steps = min(self.max_steps - 1, (max_new_tokens - 1) // self._num_markers) if self.fold else 0
+        if not steps:
+            return [first]
+        summary = min(self.step_tokens, self._num_markers + self.summary_tokens)
+        shortest = question_tokens + steps * len(self.separator)
+        prompt = min(self.max_prompt_tokens, shortest + min(steps * summary, max_new_tokens - 1))
+        sampled = max(0, prompt - shortest)
+        return [first, (max(question_tokens, prompt), min(self.step_tokens, max_new_tokens - sampled))]
 
     def check(self, question_tokens: int, max_new_tokens: int) -> None:
         """Refuse a question that is too long to be folded behind, and a budget in which no step fits."""
         if not self.fold:
             return
-        if question_tokens >= self.max_prompt_tokens:
+        markers = self._num_markers
+        shortest = question_tokens + len(self.separator) + markers
+        if shortest > self.max_prompt_tokens:
             raise ValueError(
-                f"the longest question has {question_tokens} tokens and max_prompt_tokens is {self.max_prompt_tokens}, "
-                "so that no summary could follow it; raise max_prompt_tokens"
+                f"the longest question has {question_tokens} tokens, {shortest} with the separator and the markers of "
+                f"one summary, and max_prompt_tokens is {self.max_prompt_tokens}, so that no step could follow one; "
+                f"raise max_prompt_tokens to {shortest} or more, or leave out the long questions"
             )
-        markers = len(self.opening) + len(self.closing)
         if min(max_new_tokens, self.step_tokens + 1) <= markers:
             raise ValueError(
                 f"max_new_tokens={max_new_tokens} and step_tokens={self.step_tokens} hold no step: its markers alone "

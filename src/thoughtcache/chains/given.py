@@ -27,12 +27,17 @@ def split_trace(
     Args:
         thinking: where boundaries are and what is carried.
         question: tokens of the question.
-        trace: everything behind it; its end counts as a stop token.
+        trace: everything behind it, at least one token; its end counts as a stop token.
 
     Returns:
         (prompt, tokens) of every link, and why the chain is over. A trace that goes on behind the end of its chain is
         cut there.
+
+    Raises:
+        ValueError: if the trace is empty.
     """
+    if not trace:
+        raise ValueError("the trace is empty, and a link has a token at least; leave out this question")
     links: list[list[int]] = []
     pairs: list[tuple[list[int], list[int]]] = []
     rest, after = list(trace), "next"
@@ -70,11 +75,11 @@ def given_chains(
         seed: seed of eviction policies that draw.
 
     Raises:
-        ValueError: if there is not one trace per question, or if tokens are none of the model's.
+        ValueError: if there is not one trace per question, if one is empty, or if tokens are none of the model's.
     """
     policy = open_policy(model)
     check_prompts(questions, policy)
-    check_prompts(traces, policy)
+    check_prompts(traces, policy, kind="trace")
     if len(questions) != len(traces):
         raise ValueError(f"{len(questions)} questions and {len(traces)} traces were given; pass one trace each")
     cache = policy.tuner.thought_config.resolve_window(max(map(len, questions)), window)

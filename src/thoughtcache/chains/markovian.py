@@ -87,12 +87,18 @@ class MarkovianThinking(Thinking):
             return "stop"
         return "next" if len(links) < self.max_links else "length"
 
-    def longest(self, question_tokens: int) -> list[tuple[int, int]]:
+    @property
+    def bounds_of_links(self) -> tuple[str, ...]:
+        """The context holds everything behind the question."""
+        return ("context",)
+
+    def longest(self, question_tokens: int, max_new_tokens: int) -> list[tuple[int, int]]:
         """The first link, and any later one."""
-        return [
-            (question_tokens, self.context),
-            (question_tokens + self.num_carried, self.context - self.num_carried),
-        ]
+        pairs = [(question_tokens, min(self.context, max_new_tokens))]
+        left = max_new_tokens - self.context
+        if left > 0:
+            pairs.append((question_tokens + self.num_carried, min(self.context - self.num_carried, left)))
+        return pairs
 
     def check(self, question_tokens: int, max_new_tokens: int) -> None:
         """Refuse a budget that ends inside the first context."""

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from thoughtcache.adapter.positions import check_positions
 from thoughtcache.chains.chain import Chain
+from thoughtcache.chains.lengths import check_links
 from thoughtcache.chains.thinking import ChainEnd, Thinking
 from thoughtcache.config import OWN_WINDOW
 from thoughtcache.policy.handle import open_policy
@@ -77,16 +77,18 @@ def rollout_chains(
         on_chain: called with the number of a question and its chain as soon as it is over.
 
     Returns:
-        One `Chain` per question, in order.
+        One `Chain` per question, in order. A question that is too long for a second link gets the first one only, which
+        ends with "length" at its first boundary; `thinking.check` says so before.
 
     Raises:
-        ValueError: if lengths are beyond the model's positions or leave no room for a second link, or if `rollout`
-            would refuse the arguments.
+        ValueError: if lengths are beyond the model's positions or leave no room for a second link behind any question,
+            or if `rollout` would refuse the arguments.
     """
     policy = open_policy(model)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 sequence or None, got {batch_size}")
     check_prompts(prompt_ids, policy)
+    seeds = row_seeds(seed, len(prompt_ids))
     if filters.min_new_tokens:
         raise ValueError(
             f"min_new_tokens={filters.min_new_tokens} has no meaning for a chain, whose links end at boundaries; "
@@ -94,18 +96,19 @@ def rollout_chains(
         )
     total = thinking.total_tokens if max_new_tokens is None else max_new_tokens
     question = max(map(len, prompt_ids))
-    thinking.check(question, total)
+    thinking.check(1, total)  # a longer question may leave no room for a second link: its chain is one link then
     cache = policy.tuner.thought_config.resolve_window(question, window)
-    lengths = [(prompt, min(thoughts, total)) for prompt, thoughts in thinking.longest(question)]
-    for prompt, thoughts in lengths:
-        check_positions(prompt, thoughts, policy.reach, rolling_window=cache.rolling_window)
+    lengths = check_links(thinking, question, total, policy.reach, rolling_window=cache.rolling_window)
+    held, most = cache.window or total, max(thoughts for _, thoughts in lengths)
+    columns = max(prompt + min(thoughts, held) for prompt, thoughts in lengths)
     engine = Engine(
         model,
         num_slots=min(batch_size or len(prompt_ids), len(prompt_ids)),
         window=cache.window,
         tokenizer=tokenizer,
-        max_prompt_tokens=max(prompt for prompt, _ in lengths) if compile else question,
-        max_new_tokens=max(thoughts for _, thoughts in lengths),
+        # The longest prompt and the most thoughts may be of different links: no room is made for both together.
+        max_prompt_tokens=columns - min(most, held) if compile else question,
+        max_new_tokens=most,
         record_kv=record_kv,
         anchors=anchors,
         compile=compile,
@@ -127,10 +130,7 @@ def rollout_chains(
             stop_sequences=thinking.stop_sequences,
         )
 
-    chains = [
-        _Growing(question=list(ids), seed=pair)
-        for ids, pair in zip(prompt_ids, row_seeds(seed, len(prompt_ids)), strict=True)
-    ]
+    chains = [_Growing(question=list(ids), seed=pair) for ids, pair in zip(prompt_ids, seeds, strict=True)]
     running = {engine.add(request(chain)): number for number, chain in enumerate(chains)}
     with engine:
         while running:
@@ -144,6 +144,7 @@ def rollout_chains(
                     running[engine.add(request(chain))] = number
                 elif on_chain is not None:
                     on_chain(number, chain.finished(thinking))
+            engine.expect(len(running))
     return [chain.finished(thinking) for chain in chains]
 
 

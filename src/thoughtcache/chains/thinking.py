@@ -53,9 +53,22 @@ class Thinking(ABC):
             stopped: whether the last one ended before its bound.
         """
 
+    @property
     @abstractmethod
-    def longest(self, question_tokens: int) -> list[tuple[int, int]]:
-        """(prompt tokens, thought tokens) that a link can come to at most; one pair of each kind of link."""
+    def bounds_of_links(self) -> tuple[str, ...]:
+        """Names of the settings that `longest` depends on; the first one bounds the thoughts of a link."""
+
+    @abstractmethod
+    def longest(self, question_tokens: int, max_new_tokens: int) -> list[tuple[int, int]]:
+        """(prompt tokens, thought tokens) of the links that need most: the first one, and what comes after it.
+
+        No link has a longer prompt, more thoughts, or takes more positions than the most of these pairs, whether all of
+        its thoughts count or only as many as a window holds.
+
+        Args:
+            question_tokens: tokens of the longest question.
+            max_new_tokens: bound on the tokens of a whole chain.
+        """
 
     @abstractmethod
     def check(self, question_tokens: int, max_new_tokens: int) -> None:

@@ -23,13 +23,14 @@ _SHOWN = 40
 """Characters of a value that a message repeats."""
 
 
-def check_prompts(prompt_ids: object, policy: PolicyHandle, *, purpose: str = "") -> None:
+def check_prompts(prompt_ids: object, policy: PolicyHandle, *, purpose: str = "", kind: str = "prompt") -> None:
     """Refuse what is no list of token ids per prompt.
 
     Args:
         prompt_ids: what was given as prompts.
         policy: the parts of the model, whose vocabulary bounds the ids.
         purpose: what they are for, in the message that there are none.
+        kind: what one of them is called.
 
     Raises:
         ValueError: if it is something else; the message names the value, its place, and what makes token ids of it.
@@ -52,7 +53,7 @@ def check_prompts(prompt_ids: object, policy: PolicyHandle, *, purpose: str = ""
             raise ValueError(
                 f"prompt {row} is the single number {_told(ids)}; {_SHAPE}: [prompt_ids] if this is one prompt"
             )
-        _check_ids(ids, f"prompt {row}", vocabulary_size(policy), _OTHER_TOKENIZER)
+        _check_ids(ids, f"{kind} {row}", vocabulary_size(policy), _OTHER_TOKENIZER, kind=kind)
 
 
 def check_rollouts(rollouts: object, policy: PolicyHandle, *, may_be_empty: bool = False) -> None:
@@ -118,7 +119,7 @@ def vocabulary_size(policy: PolicyHandle) -> int:
     return int(policy.tuner.model.config.get_text_config().vocab_size)
 
 
-def _check_ids(ids: object, name: str, size: int, remedy: str) -> None:
+def _check_ids(ids: object, name: str, size: int, remedy: str, *, kind: str = "prompt") -> None:
     """Refuse what is no list of token ids.
 
     Args:
@@ -126,13 +127,14 @@ def _check_ids(ids: object, name: str, size: int, remedy: str) -> None:
         name: name of the sequence that the ids belong to.
         size: tokens of the model.
         remedy: remedy against ids that the model has not.
+        kind: what one such sequence is called.
     """
     if isinstance(ids, str | bytes):
         raise ValueError(f"{name} is the text {_told(ids)}; pass its token ids: {_FROM_TEXT}")
     if not isinstance(ids, Sequence):
         raise ValueError(f"{name} is {_told(ids)}; pass a list of token ids, of a tensor or an array its .tolist()")
     if not ids:
-        raise ValueError(f"{name} is empty; every prompt needs at least one token")
+        raise ValueError(f"{name} is empty; every {kind} needs at least one token")
     if set(map(type, ids)) != {int}:
         place, wrong = next((place, value) for place, value in enumerate(ids) if type(value) is not int)
         raise ValueError(

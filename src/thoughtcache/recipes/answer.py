@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from thoughtcache.cache.eviction import OptionValue
 from thoughtcache.chains.sample import rollout_chains
-from thoughtcache.chains.table import make_thinking
+from thoughtcache.chains.table import check_thinking, make_thinking
 from thoughtcache.recipes.load_adapter import load_adapted
 from thoughtcache.records import TokenFilters
 from thoughtcache.sampler.rollout import rollout
@@ -59,15 +59,14 @@ def answer(
         thinking_options: its settings as texts (`chains/table.py`).
 
     Raises:
-        ValueError: if `thoughtcache.rollout` refuses its arguments, or if the folder holds no adapter, a damaged one,
-            or one for another base model.
+        ValueError: if `thoughtcache.rollout` or `thoughtcache.rollout_chains` refuses its arguments, if links have no
+            room for a second one, or if the folder holds no adapter, a damaged one, or one for another base model.
     """
+    check_thinking(thinking, thinking_options, stop)
     adapted, tokenizer = load_adapted(model, adapter, dtype, eviction=eviction, eviction_options=eviction_options)
     message = {"role": "user", "content": prompt}
     prompt_ids = encode_prompt(tokenizer, [message], instruction=saved_instruction(adapter))
     if thinking is not None:
-        if stop:
-            raise ValueError(f"stop={list(stop)} ends one sequence, and thinking={thinking} makes several of it")
         filters = TokenFilters(
             top_k=top_k,
             top_p=top_p,
@@ -75,10 +74,12 @@ def answer(
             repetition_penalty=repetition_penalty,
             min_new_tokens=min_new_tokens,
         )
+        way = make_thinking(thinking, thinking_options, tokenizer)
+        way.check(len(prompt_ids), max_new_tokens)
         (chain,) = rollout_chains(
             adapted,
             [prompt_ids],
-            make_thinking(thinking, thinking_options or {}, tokenizer),
+            way,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             filters=filters,

@@ -75,11 +75,13 @@ def grpo_phase(
         **learner_options(run),
     )
     without = [record["step"] for record in logged if record.get("cache/evictions") == 0]
-    if without and not run.allow_no_eviction and run.thinking is None:
+    links_alone = thinking is not None and find_tuner(model).thought_config.window is None
+    if without and not run.allow_no_eviction and not links_alone:
         plain_line(
             console,
-            f"warning: in {len(without)} of {len(logged)} steps of GRPO no thought was evicted: all answers fitted "
-            "into the window, and these steps trained as with the full cache; lower --window",
+            f"warning: in {len(without)} of {len(logged)} steps of GRPO no thought was evicted: all "
+            f"{'answers' if thinking is None else 'links'} fitted into the window, and these steps trained as with the "
+            "full cache; lower --window",
         )
     return {
         "rewards": [[record["step"], record["reward"]] for record in logged],
@@ -94,7 +96,7 @@ def thinking_of(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Thinking 
     Raises:
         ValueError: if a setting is refused.
     """
-    return None if run.thinking is None else make_thinking(run.thinking, run.thinking_options or {}, tokenizer)
+    return None if run.thinking is None else make_thinking(run.thinking, run.thinking_options, tokenizer)
 
 
 def _row(example: Example, tokenizer: PreTrainedTokenizerBase, instruction: str) -> dict[str, Any]:

@@ -23,7 +23,13 @@ from thoughtcache.recipes.load_adapter import WEIGHTS, adapted_model
 from thoughtcache.recipes.load_model import load_tokenizer
 from thoughtcache.recipes.plan.fit import refuse_what_does_not_fit
 from thoughtcache.recipes.prompts import encode_examples
-from thoughtcache.recipes.run.checks import check_more_distillation, check_prompt_window, check_questions, check_window
+from thoughtcache.recipes.run.checks import (
+    check_link_window,
+    check_more_distillation,
+    check_prompt_window,
+    check_questions,
+    check_window,
+)
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.recipes.run.folder import WRITING_REMEDY, PhaseResult, RunFolder
 from thoughtcache.recipes.run.lengths import check_lengths
@@ -89,8 +95,10 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
         tokenizer, examples, instruction=run.instruction or None, bad_rows=run.bad_rows, report=report
     )
     check_questions(run, len(examples))
-    check_lengths(prompts, run, thought, config, thinking_of(run, tokenizer))
+    thinking = thinking_of(run, tokenizer)
+    check_lengths(prompts, run, thought, config, thinking)
     check_prompt_window(run, thought, prompts)
+    check_link_window(run, thought, prompts, thinking)
     folder.describe(_identities(run, config, prompts, examples))
     refuse_what_does_not_fit(run, thought, config, prompts, console)
     model = adapted_model(

@@ -130,6 +130,7 @@ class Engine:
         self.table.own(self, "counts", "limits", initial=0)
         self.table.own(self, "hidden")
         self._num_requests = self._rounds = 0
+        self._expected = num_slots
         self._is_drained = False
         self._events: list[Event] = []
         self._block: ExitStack | None = None
@@ -199,6 +200,14 @@ class Engine:
     def drain(self) -> None:
         """No more requests come: slots that become free are dropped, so that a step costs what is left."""
         self._is_drained = True
+        self._expected = 0
+
+    def expect(self, num_requests: int) -> None:
+        """At most so many requests are there at once from now on: free slots beyond are dropped.
+
+        Further requests may still be added, each when another one is over.
+        """
+        self._expected = min(num_requests, self._expected)
 
     def run(self, requests: Iterable[Request]) -> list[Rollout]:
         """Sample these requests and nothing after them.
@@ -307,12 +316,13 @@ class Engine:
                 sequence.num_told = len(read)
 
     def _shrink(self) -> None:
-        """Nobody waits any more and half of the slots are free: drop those. Static shapes keep them."""
+        """Nobody waits any more and half of the slots will stay free: drop those. Static shapes keep them."""
         active = np.flatnonzero(self.cache.taken)
-        waits = not self._is_drained or bool(self.pending)
-        if waits or self.compiled or 2 * len(active) > len(self.slots):
+        needed = max(len(active), self._expected)
+        if self.pending or self.compiled or 2 * needed > len(self.slots):
             return
-        self.table.keep(active)
+        free = np.flatnonzero(~self.cache.taken)
+        self.table.keep(np.sort(np.concatenate([active, free[: needed - len(active)]])))
         self.drawing.regroup()
 
     def _evict(self, due: Integers) -> None:

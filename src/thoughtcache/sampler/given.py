@@ -45,8 +45,16 @@ def given_text(prompt_ids: Sequence[int], token_ids: Sequence[int], cache: Cache
     )
 
 
+BATCH_SIZE = 32
+"""Texts that go through the model at once."""
+
+
 def rollouts_of_given(
-    model: nn.Module, rollouts: Sequence[Rollout], on_event: Callable[[Event], None] | None = None
+    model: nn.Module,
+    rollouts: Sequence[Rollout],
+    on_event: Callable[[Event], None] | None = None,
+    *,
+    batch_size: int = BATCH_SIZE,
 ) -> list[Rollout]:
     """The same tokens under the model's own policy: with its evictions, states and log-probabilities.
 
@@ -55,16 +63,21 @@ def rollouts_of_given(
         rollouts: tokens under one window, seeds for eviction policies that draw, and temperatures. What else they
             recorded is not read.
         on_event: called with every event of the engine when it happens.
+        batch_size: slots; the longest texts go first, and a slot whose text ends takes the next one.
+
+    Returns:
+        One rollout per text, in order.
     """
+    order = sorted(range(len(rollouts)), key=lambda row: -len(rollouts[row].token_ids))
     engine = Engine(
         model,
-        num_slots=len(rollouts),
+        num_slots=min(batch_size, len(rollouts)),
         window=rollouts[0].settings.window,
         max_prompt_tokens=max(len(rollout.prompt_ids) for rollout in rollouts),
         max_new_tokens=max(len(rollout.token_ids) for rollout in rollouts),
         on_event=on_event,
     )
-    return engine.run(
+    found = engine.run(
         Request(
             prompt_ids=rollout.prompt_ids,
             max_new_tokens=len(rollout.token_ids),
@@ -72,8 +85,10 @@ def rollouts_of_given(
             seed=rollout.settings.seed,
             given_tokens=rollout.token_ids,
         )
-        for rollout in rollouts
+        for rollout in (rollouts[row] for row in order)
     )
+    in_order = dict(zip(order, found, strict=True))
+    return [in_order[row] for row in range(len(rollouts))]
 
 
 def with_own_evictions(model: nn.Module, rollouts: Sequence[Rollout]) -> Sequence[Rollout]:

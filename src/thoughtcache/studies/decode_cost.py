@@ -58,7 +58,7 @@ def timed_evictions(model: PeftModel, rollouts: Sequence[Rollout]) -> tuple[list
         rollouts: texts under one window; all of them are decoded at once.
     """
     clock = _Clock()
-    found = rollouts_of_given(model, rollouts, clock)
+    found = rollouts_of_given(model, rollouts, clock, batch_size=len(rollouts))
     cost = DecodeCost(
         tokens=sum(len(rollout.token_ids) for rollout in rollouts),
         wall_seconds=time.perf_counter() - clock.wall,

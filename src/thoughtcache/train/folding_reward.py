@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
+from inspect import iscoroutinefunction
 from typing import Any
 
 from thoughtcache.chains.folding import StepFolding
@@ -24,13 +25,25 @@ def folding_reward(reward: Reward, folding: StepFolding, stop_ids: Sequence[int]
         folding: the markers. With and without folding the rule is the same.
         stop_ids: tokens that end a sequence. A chain whose last token is another one did not end: its budget ran out,
             or its last step was none.
+
+    A row that `reward` does not judge (None) stays so, whatever its trace is.
+
+    Raises:
+        ValueError: if there are no stop tokens, without which nothing would ever be rewarded, or if the function is a
+            coroutine function.
     """
+    if not stop_ids:
+        raise ValueError(
+            "stop_ids is empty, so that no trace came to its end and every reward were 0; give those of the model"
+        )
+    if iscoroutinefunction(reward) or iscoroutinefunction(getattr(reward, "__call__", None)):  # noqa: B004 - not a test for a call
+        raise ValueError(f"{reward!r} is a coroutine function, whose rewards are not there yet; pass a plain function")
 
     @wraps(reward)
     def counted(*, completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[float | None]:
         found = reward(completion_ids=completion_ids, **columns)
         return [
-            value if has_whole_steps(ids, folding) and ids[-1] in stop_ids else 0.0
+            value if value is None or (has_whole_steps(ids, folding) and ids[-1] in stop_ids) else 0.0
             for value, ids in zip(found, completion_ids, strict=True)
         ]
 

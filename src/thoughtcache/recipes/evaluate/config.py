@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 
 from thoughtcache.adapter.support import DTYPES
 from thoughtcache.cache.eviction import OptionValue
-from thoughtcache.chains.table import THINKING
+from thoughtcache.chains.table import check_thinking
 from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.config import OWN_WINDOW
 from thoughtcache.evaluation.suites import SAMPLED_TEMPERATURE, SUITES, Suite, own_suite
@@ -124,17 +124,7 @@ class EvalRun:
         at_least_one(self, "samples", "max_new_tokens", "limit", optional=True)
         if self.answer_type is not None:
             one_of("answer_type", self.answer_type, ANSWER_TYPES)
-        if self.thinking is not None:
-            one_of("thinking", self.thinking, tuple(THINKING))
-            if self.stop:
-                raise ValueError(
-                    f"stop={list(self.stop)} ends one sequence, and thinking={self.thinking} makes several of it; "
-                    "leave out one of them"
-                )
-        elif self.thinking_options:
-            raise ValueError(
-                f"thinking_options={self.thinking_options} are settings of no thinking; set it, or not them"
-            )
+        check_thinking(self.thinking, self.thinking_options, self.stop)
         if self.temperature is not None and self.temperature < 0:
             raise ValueError(f"temperature must be 0 (greedy) or positive, got {self.temperature}")
         if self.temperature == 0 and self.samples is not None and self.samples > 1:

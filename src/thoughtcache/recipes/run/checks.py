@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from thoughtcache.chains.thinking import Thinking
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.recipes.run.folder import RunFolder
@@ -19,7 +20,7 @@ def check_window(run: RunConfig, thought: ThoughtConfig) -> None:
         ValueError: if no thought can leave; the message names the window, the bound on the thoughts and what to change.
     """
     if run.allow_no_eviction or run.thinking is not None:
-        return  # links bound the context as well
+        return  # what a link comes to is known with the tokens of its markers: check_link_window
     if thought.window is None and run.distill_steps:
         raise ValueError(
             "--window none keeps the full cache, which is the teacher's: there is nothing to distil; "
@@ -39,11 +40,37 @@ def check_prompt_window(run: RunConfig, thought: ThoughtConfig, prompts: Sequenc
         ValueError: if even the shortest prompt is long enough to hold all thoughts.
     """
     shortest = min(len(prompt) for prompt in prompts)
-    allowed = run.allow_no_eviction or run.thinking is not None
+    allowed = run.allow_no_eviction or run.thinking is not None  # links: check_link_window
     if thought.window == "prompt" and not allowed and run.max_new_tokens <= longest_held(shortest):
         raise ValueError(
             f"--window prompt is at least {shortest} thoughts here, and holds all of --max-new-tokens "
             f"{run.max_new_tokens}: nothing is ever evicted; give a smaller --window, raise --max-new-tokens, {_ALLOW}"
+        )
+
+
+def check_link_window(
+    run: RunConfig, thought: ThoughtConfig, prompts: Sequence[Sequence[int]], thinking: Thinking | None
+) -> None:
+    """Refuse a window that holds all thoughts of a link, whatever is carried over its boundary.
+
+    Without a window the boundaries alone bound the context, which is not refused.
+
+    Raises:
+        ValueError: if no thought of any link can leave.
+    """
+    if run.allow_no_eviction or thinking is None or thought.window is None:
+        return
+    shortest, longest = min(map(len, prompts)), max(map(len, prompts))
+    most = max(thoughts for _, thoughts in thinking.longest(longest, run.max_new_tokens))
+    window = thought.resolve_window(shortest).window
+    if window is not None and most <= longest_held(window):
+        by_budget = most == run.max_new_tokens
+        bound = "--max-new-tokens" if by_budget else f"the thinking option {thinking.bounds_of_links[0]}"
+        at_least = f" is at least {shortest} thoughts here, and" if thought.window == "prompt" else ""
+        raise ValueError(
+            f"--window {thought.window}{at_least} holds all thoughts of a link, which are {most} at most: nothing is "
+            f"ever evicted, and the window makes no difference; lower --window, raise {bound}, give --window none to "
+            f"bound the context by links alone, {_ALLOW}"
         )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from thoughtcache.adapter.support import DTYPES
-from thoughtcache.chains.table import THINKING
+from thoughtcache.chains.table import check_thinking
 from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.policy.modes import GradientMode
 from thoughtcache.tasks.maths.answer_types import ANSWER_TYPES
@@ -115,17 +115,12 @@ class RunConfig:
         one_of("kv_log", self.kv_log, ("device", "host"))
         one_of("answer_type", self.answer_type, ANSWER_TYPES)
         one_of("bad_rows", self.bad_rows, ("refuse", "drop"))
-        if self.thinking is None and self.thinking_options:
+        check_thinking(self.thinking, self.thinking_options)
+        if self.thinking is not None and self.distill_steps:
             raise ValueError(
-                f"thinking_options={self.thinking_options} are settings of no thinking; set it, or not them"
+                f"thinking={self.thinking} is for GRPO alone, and distill_steps is {self.distill_steps}; "
+                "distillation knows one context only: set distill_steps=0, and distil in a run of its own"
             )
-        if self.thinking is not None:
-            one_of("thinking", self.thinking, tuple(THINKING))
-            if self.distill_steps:
-                raise ValueError(
-                    f"thinking={self.thinking} is for GRPO alone, and distill_steps is {self.distill_steps}; "
-                    "distillation knows one context only: set distill_steps=0, and distil in a run of its own"
-                )
         if self.reuse_rollout and not self.recompute:
             raise ValueError("reuse_rollout goes with recompute; leave out --reuse-rollout or --no-recompute")
         at_least_one(self, "chunk_tokens", optional=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from thoughtcache.adapter.positions import check_positions, position_reach, positions_needed
+from thoughtcache.adapter.positions import position_reach, positions_needed
+from thoughtcache.chains.lengths import check_links
 from thoughtcache.chains.thinking import Thinking
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.recipes.run.config import RunConfig
@@ -25,15 +26,21 @@ def check_lengths(
         thinking: how to think in links; None for one context.
 
     Raises:
-        ValueError: if they do not fit; the message names the lengths, the positions that there are, and the remedies as
-            options of the command line.
+        ValueError: if they do not fit, or if no chain can be as long as the run allows; the message names the lengths,
+            the positions that there are, and the remedies as options of the command line, or as settings, which it puts
+            into its words.
     """
     reach, longest = position_reach(config), max(len(prompt) for prompt in prompts)
     if thinking is not None:
         thinking.check(longest, run.max_new_tokens)
         rolling_window = thought.resolve_window(longest).rolling_window
-        for prompt, thoughts in thinking.longest(longest):
-            check_positions(prompt, min(thoughts, run.max_new_tokens), reach, rolling_window=rolling_window)
+        check_links(thinking, longest, run.max_new_tokens, reach, rolling_window=rolling_window)
+        if run.max_new_tokens > thinking.total_tokens:
+            raise ValueError(
+                f"--max-new-tokens {run.max_new_tokens} cannot be reached: --thinking {run.thinking} comes to "
+                f"{thinking.total_tokens} tokens in {thinking.num_links} links; lower it to {thinking.total_tokens}, "
+                f"or raise the thinking option {thinking.bounds_of_links[0]} or the number of links"
+            )
         return
     window = None if run.distill_steps else thought.resolve_window(longest).rolling_window
     needed = positions_needed(longest, run.max_new_tokens, window)

@@ -65,7 +65,7 @@ def sample_problems(task: str, num: int, split: str, seed: int, *, step_markers:
         problem = draw_problem(rng)
         if split_of(problem.prompt) == wanted:
             problems.append(problem)
-    return [_function(task, "mark_steps")(problem) for problem in problems] if step_markers else problems
+    return [*map(_function(task, "mark_steps"), problems)] if step_markers else problems
 
 
 def _function(task: str, name: str) -> Callable[..., Problem]:

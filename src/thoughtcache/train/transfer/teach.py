@@ -91,10 +91,6 @@ def _shares(model: nn.Module, adapted: PeftModel, rollouts: Sequence[Rollout]) -
     return AttentionShares(lost=lost, left=left)
 
 
-SAMPLED_AT_ONCE = 32
-"""Texts that the base goes through at once where it has to choose what leaves."""
-
-
 @torch.no_grad()
 def choose_once(model: PeftModel, rows: Sequence[Rollout]) -> list[Rollout]:
     """Texts with what the base, under the window and without a memory, lets leave; they stay that way for all steps.
@@ -106,13 +102,8 @@ def choose_once(model: PeftModel, rows: Sequence[Rollout]) -> list[Rollout]:
         model: the adapted model.
         rows: texts under the window of the adapter.
     """
-    order = sorted(range(len(rows)), key=lambda row: -len(rows[row].token_ids))
-    chosen: dict[int, Rollout] = {}
     with model.disable_adapter():
-        for start in range(0, len(order), SAMPLED_AT_ONCE):
-            part = order[start : start + SAMPLED_AT_ONCE]
-            chosen.update(zip(part, with_own_evictions(model, [rows[row] for row in part]), strict=True))
-    return [chosen[row] for row in range(len(rows))]
+        return [*with_own_evictions(model, rows)]
 
 
 START_SCALES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)

@@ -22,27 +22,33 @@ from thoughtcache.scale.backend import RolloutBackend
 
 
 def check_turns(
-    thinking: Thinking | Sequence[Thinking] | None, backend: RolloutBackend | None, max_completion_length: int | None
+    thinking: object, backend: RolloutBackend | None, max_completion_length: int | None
 ) -> tuple[Thinking, ...]:
     """The ways of thinking of a run, in turn; none of them for ordinary rollouts.
 
     Args:
-        thinking: what the trainer was given.
+        thinking: what the trainer was given: a way of thinking, several of them, or None.
         backend: who samples instead of this process.
         max_completion_length: bound on the tokens of a whole chain.
 
     Raises:
-        ValueError: if a backend samples, which knows no chains, or if no chain could have a second link.
+        ValueError: for anything that is no way of thinking, if a backend samples, which knows no chains, or if no chain
+            could have a second link.
     """
     if thinking is None:
         return ()
     assert max_completion_length is not None, "the configuration refuses rollouts without a bound"
-    turns = (thinking,) if isinstance(thinking, Thinking) else tuple(thinking)
+    turns: tuple[Any, ...] = tuple(thinking) if isinstance(thinking, list | tuple) else (thinking,)
     if not turns:
         raise ValueError("thinking=() names no way of thinking; leave it out for ordinary rollouts")
     if backend is not None:
         raise ValueError("a rollout backend samples no chains; leave out rollout_backend, or thinking")
     for turn in turns:
+        if not isinstance(turn, Thinking):
+            raise ValueError(
+                f"thinking={turn!r} is no way of thinking; pass a MarkovianThinking or a StepFolding, which "
+                "chains.table.make_thinking makes of a name and its settings as texts, or a list of them"
+            )
         try:
             turn.check(1, max_completion_length)
         except ValueError as error:

@@ -12,8 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thoughtcache.chains.chain import Trace
-from thoughtcache.records import Rollout
+from thoughtcache.chains.chain import Trace, links_of
 
 
 def sampled_log_ratio(replayed: Float[Tensor, "B T"], rollouts: Sequence[Trace]) -> Float[Tensor, " N"]:
@@ -49,22 +48,24 @@ def gap_metrics(log_ratio: Float[Tensor, " N"], epsilon_low: float, epsilon_high
     }
 
 
-def cache_totals(rollouts: Sequence[Rollout]) -> Float[Tensor, " 5"]:
-    """(sequences, evictions, number of states, sum of their norms, largest norm); all but the last add up.
+def cache_totals(traces: Sequence[Trace]) -> Float[Tensor, " 5"]:
+    """(traces, evictions, number of states, sum of their norms, largest norm); all but the last add up.
 
-    The norm is Frobenius, of each [G, R] state after each eviction in each layer.
+    The norm is Frobenius, of each [G, R] state after each eviction in each layer. The evictions of a chain are those of
+    all of its links.
     """
-    norms = [record.states.flatten(0, 1).norm(dim=(1, 2)).cpu() for record in rollouts if record.states is not None]
+    records = links_of(traces)
+    norms = [record.states.flatten(0, 1).norm(dim=(1, 2)).cpu() for record in records if record.states is not None]
     joined = torch.cat(norms).double() if norms else torch.zeros(0, dtype=torch.float64)
     largest = joined.max().item() if joined.numel() else 0.0
-    evictions = sum(len(record.evictions) for record in rollouts)
-    return torch.tensor([len(rollouts), evictions, joined.numel(), joined.sum().item(), largest])
+    evictions = sum(len(record.evictions) for record in records)
+    return torch.tensor([len(traces), evictions, joined.numel(), joined.sum().item(), largest])
 
 
 def cache_metrics(totals: Float[Tensor, "P 5"]) -> dict[str, float]:
     """Metrics from the totals of P processes; the state's are absent where no state was recorded."""
-    sequences, evictions, states, norm_sum, _ = totals.sum(dim=0).tolist()
-    metrics = {"cache/evictions": evictions / sequences}
+    traces, evictions, states, norm_sum, _ = totals.sum(dim=0).tolist()
+    metrics = {"cache/evictions": evictions / traces}
     if states:
         metrics["state/norm_mean"] = norm_sum / states
         metrics["state/norm_max"] = totals[:, 4].max().item()

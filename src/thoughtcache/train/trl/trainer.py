@@ -163,7 +163,7 @@ class ThoughtGRPOTrainer(MemoryRate, GRPOTrainer):
         rollouts = generation.rollouts
         self._run.generations[self._mode] = generation
         self._run.scoring = Scoring(rollouts=rollouts, on_policy=self._is_on_policy(generation), is_loss=False)
-        totals = self.accelerator.gather(cache_totals(links_of(rollouts)).to(self.accelerator.device))
+        totals = self.accelerator.gather(cache_totals(rollouts).to(self.accelerator.device))
         self._append_metrics(cache_metrics(totals.view(-1, 5).cpu()))
         if self._turns:
             totals = self.accelerator.gather(chain_totals(rollouts).to(self.accelerator.device))
