@@ -62,7 +62,8 @@ TRANSFER_WEIGHT = 0.05
 def arms(rank: int, window: int) -> dict[str, Callable[[], tc.ThoughtConfig]]:
     """The compared systems. `lora_window_equal` is sized so that its parameters are PTE's, to the nearest rank.
 
-    `attention_N_transfer` begins with attention transfer on the same texts, and is distilled from there.
+    `attention_N_transfer` begins with attention transfer on the same texts, and is distilled from there;
+    `attention_N_h2o_transfer` does so under the eviction policy `h2o`, so that the memory learns what is not selected.
     `lora_slots_N`, `lora_h2o_N` and `lora_snapkv_N` have the numbers of `attention_N` as slots, at a head size of 64.
     """
 
@@ -93,6 +94,8 @@ def arms(rank: int, window: int) -> dict[str, Callable[[], tc.ThoughtConfig]]:
         "attention_64": lambda: attention(64),
         "attention_16_transfer": lambda: attention(16, memory_weight=TRANSFER_WEIGHT),
         "attention_64_transfer": lambda: attention(64, memory_weight=TRANSFER_WEIGHT),
+        "attention_16_h2o_transfer": lambda: attention(16, memory_weight=TRANSFER_WEIGHT, eviction="h2o"),
+        "attention_64_h2o_transfer": lambda: attention(64, memory_weight=TRANSFER_WEIGHT, eviction="h2o"),
         "attention_64_rotated": lambda: attention(64, memory_keys="rotated"),
         "attention_64_delta": lambda: attention(64, memory_write="delta"),
         "lora_window_equal": lambda: config(r=rank + rank // 8, num_global_tokens=rank + rank // 8, **plain),

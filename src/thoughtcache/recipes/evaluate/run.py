@@ -100,7 +100,7 @@ def _thinking(run: EvalRun, tasks: list[Task], tokenizer: PreTrainedTokenizerBas
     """
     if run.thinking is None:
         return None
-    thinking = make_thinking(run.thinking, run.thinking_options or {}, tokenizer)
+    thinking = make_thinking(run.thinking, run.thinking_options, tokenizer)
     for task in tasks:
         thinking.check(len(task.prompt_ids), task.max_new_tokens)
     return thinking
