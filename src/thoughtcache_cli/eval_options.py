@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from thoughtcache_cli.eviction_options import add_eviction_options
-from thoughtcache_cli.shared_options import names, window
+from thoughtcache_cli.shared_options import cache_options, names
 from thoughtcache_cli.thinking_options import add_thinking_options
 
 OUTPUT_DIR = "runs/eval"
@@ -77,15 +76,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--think-finish-rest", action="store_true", help="finish the others as well, for maj@n on the same samples"
     )
-    group = parser.add_argument_group("cache")
-    group.add_argument(
-        "--window",
-        type=window,
-        help='resident thoughts: an integer, "prompt" or "none" (the adapter\'s own; none for the base)',
-    )
-    group.add_argument("--evict-fraction", type=float, help="share of the window that leaves when it is full")
-    group.add_argument("--positions", help="absolute, or rolling: inside the window, for any length")
-    add_eviction_options(parser, "that of the adapter; sliding for the base")
+    cache_options(parser)
     add_thinking_options(parser, "--max-new-tokens bounds all links together.")
     group = parser.add_argument_group("run")
     group.add_argument("--batch-size", type=int, help="answers that are sampled at once (32)")

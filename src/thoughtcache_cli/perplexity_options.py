@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from thoughtcache_cli.eviction_options import add_eviction_options
-from thoughtcache_cli.shared_options import window
+from thoughtcache_cli.shared_options import cache_options
 
 OUTPUT_DIR = "runs/perplexity"
 EXAMPLES = """\
@@ -30,15 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--num-texts", type=int, help="texts at most (16)")
     group.add_argument("--prompt-tokens", type=int, help="with --text: first tokens of a piece, which stay (16)")
     group.add_argument("--length", type=int, help="predicted tokens of a text (512 with --text, whole with --tokens)")
-    group = parser.add_argument_group("cache")
-    group.add_argument(
-        "--window",
-        type=window,
-        help='resident thoughts: an integer, "prompt" or "none" (the adapter\'s own; none for the base)',
-    )
-    group.add_argument("--evict-fraction", type=float, help="share of the window that leaves when it is full")
-    group.add_argument("--positions", help="absolute, or rolling: inside the window, for any length")
-    add_eviction_options(parser, "that of the adapter; sliding for the base")
+    cache_options(parser)
     group = parser.add_argument_group("run")
     group.add_argument("--batch-size", type=int, help="texts that a policy that chooses reads at once (8)")
     group.add_argument("--seed", type=int, help="of policies that draw (0)")

@@ -67,6 +67,19 @@ def adapter_options(parser: argparse.ArgumentParser) -> None:
     add_eviction_options(parser, "sliding")
 
 
+def cache_options(parser: argparse.ArgumentParser) -> None:
+    """Enter the cache under which an adapter, or the base, is measured."""
+    group = parser.add_argument_group("cache")
+    group.add_argument(
+        "--window",
+        type=window,
+        help='resident thoughts: an integer, "prompt" or "none" (the adapter\'s own; none for the base)',
+    )
+    group.add_argument("--evict-fraction", type=float, help="share of the window that leaves when it is full")
+    group.add_argument("--positions", help="absolute, or rolling: inside the window, for any length")
+    add_eviction_options(parser, "that of the adapter; sliding for the base")
+
+
 def base_options(group: argparse._ArgumentGroup, dtypes: str) -> None:
     """Enter how the base model is loaded."""
     group.add_argument("--dtype", help=f"of the base model: {dtypes}")

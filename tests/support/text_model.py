@@ -56,3 +56,10 @@ def save_questions(file: Path, num_rows: int = NUM_ROWS) -> Path:
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
+
+
+def save_text(file: Path, num_words: int) -> Path:
+    """A text of words that the passcode model knows."""
+    words = ["The", "secret", "words", "are", "apple", ".", "The", "digits", "are", "not", "secret", "."]
+    file.write_text(" ".join(words[(7 * index) % len(words)] for index in range(num_words)))
+    return file

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from tests.support.text_model import save_passcode_model, save_questions, save_text_model
+from tests.support.text_model import save_passcode_model, save_questions, save_text, save_text_model
 
 from thoughtcache.evaluation.intervals import mean_interval
 from thoughtcache.policy.handle import find_tuner
@@ -39,10 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
-    words = ["The", "secret", "words", "are", "apple", ".", "The", "digits", "are", "not", "secret", "."]
-    file = tmp_path / "text.txt"
-    file.write_text(" ".join(words[(7 * index) % len(words)] for index in range(300)))
-    return file
+    return save_text(tmp_path / "text.txt", 300)
 
 
 def run_of(model: str, output: Path, **changes: Any) -> CompareRun:

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 import thoughtcache as tc
-from support.text_model import save_passcode_model
+from support.text_model import save_passcode_model, save_text
 from thoughtcache.recipes.distill import run as distill_run
 from thoughtcache.recipes.distill.config import DistillRun
 from thoughtcache.recipes.distill.recipe import RECIPES, Stage, read_recipe
@@ -53,10 +53,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
-    words = ["The", "secret", "words", "are", "apple", ".", "The", "digits", "are", "not", "secret", "."]
-    file = tmp_path / "text.txt"
-    file.write_text(" ".join(words[(7 * index) % len(words)] for index in range(300)))
-    return file
+    return save_text(tmp_path / "text.txt", 300)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from tests.support.text_model import save_passcode_model
+from tests.support.text_model import save_passcode_model, save_text
 
 import thoughtcache as tc
 from support.models import tiny_model
@@ -47,10 +47,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
-    words = ["The", "secret", "words", "are", "apple", ".", "The", "digits", "are", "not", "secret", "."]
-    file = tmp_path / "text.txt"
-    file.write_text(" ".join(words[(7 * index) % len(words)] for index in range(200)))
-    return file
+    return save_text(tmp_path / "text.txt", 200)
 
 
 @pytest.mark.parametrize("eviction", ["sliding", "h2o"])
