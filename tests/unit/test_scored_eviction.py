@@ -19,6 +19,7 @@ from thoughtcache.cache.eviction.naive_view import NaiveHead
 from thoughtcache.cache.eviction.policies import rkv
 from thoughtcache.cache.eviction.policies.h2o import H2OEviction
 from thoughtcache.cache.eviction.policies.snapkv import SnapKVEviction
+from thoughtcache.cache.eviction.view import Attended
 from thoughtcache.cache.query_log import QueryLog
 from thoughtcache.cache.rotation import KeyRotation
 
@@ -236,6 +237,26 @@ def test_snapkv_by_hand():
     assert eviction.score(view)[0, 0].tolist() == pytest.approx(pooled)
     assert eviction.num_protected(5, 1) == 2
     assert eviction.select(view).tolist() == [[[0]]]
+
+
+def test_sums_of_weights_are_those_of_the_weights():
+    """Also where queries are missing, thoughts lie behind a query, and a row has fewer thoughts."""
+    generator = torch.Generator().manual_seed(0)
+    queries = torch.randn(3, 6, 4, 5, generator=generator, dtype=torch.float64)
+    keys = torch.randn(3, 2, 11, 5, generator=generator, dtype=torch.float64)
+    last_seen = torch.tensor([[7, 8, 9, 10], [-1, -1, 9, 10], [3, 4, 5, 6]])
+    seen = Attended(
+        queries=queries,
+        keys=keys,
+        visible=torch.arange(11) <= last_seen.unsqueeze(2),
+        first_thought=torch.tensor([3, 2, 4]),
+        num_thoughts=8,
+        scaling=0.7,
+    )
+    sums = seen.weight_sums()
+    assert_close(sums, seen.weights().sum(dim=(2, 3)))
+    assert sums.abs().max() > 1
+    assert (sums[2, :, 3:] == 0).all()
 
 
 def test_queries_that_are_not_there_yet_have_no_weight():

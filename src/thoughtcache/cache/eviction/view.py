@@ -49,7 +49,7 @@ class Attended:
         """Scaled products of the queries, for the g query heads of every kv head, and all keys; nothing is hidden."""
         rows, heads, _, size = self.keys.shape
         grouped = self.queries.to(self.dtype).reshape(rows, heads, -1, self.queries.shape[2], size)
-        return grouped @ self.keys.to(self.dtype).unsqueeze(2).mT * self.scaling
+        return (grouped * self.scaling) @ self.keys.to(self.dtype).unsqueeze(2).mT
 
     def weights(self) -> Float[Tensor, "B H g n W"]:
         """Attention weights of the queries on the resident thoughts, for the g query heads of every kv head.
@@ -58,6 +58,16 @@ class Attended:
         is not yet, and for thoughts behind a query.
         """
         return self.of_thoughts(shares(self.products(), self.visible[:, None, None]))
+
+    def weight_sums(self) -> Float[Tensor, "B H W"]:
+        """The same, summed over the queries and the query heads of a group; without copies of all weights."""
+        hidden = ~self.visible[:, None, None]
+        products = self.products()
+        weights = products.masked_fill_(hidden, torch.finfo(products.dtype).min).softmax(dim=-1)
+        # A query that there is not yet counts nothing; of the others hidden columns have weight 0.
+        counted = self.present.to(weights.dtype)[:, None, None].expand(weights.shape[:4]).flatten(2).unsqueeze(2)
+        sums = counted @ weights.flatten(2, 3)
+        return self.of_thoughts(sums.unsqueeze(3))[:, :, 0, 0]
 
     def of_thoughts(self, columns: Shaped[Tensor, "B #H #g n C"]) -> Shaped[Tensor, "B #H #g n W"]:
         """What stands at the columns of the resident thoughts; 0 where a row has fewer."""

@@ -28,7 +28,7 @@ class H2OEviction(AccumulatedEviction):
 
     def increments(self, attended: Attended) -> Float[Tensor, "B H W"]:
         """Attention of the new queries, summed over them and over the query heads of a group."""
-        return attended.weights().sum(dim=(2, 3))
+        return attended.weight_sums()
 
     def naive_step(self, head: NaiveHead) -> None:
         """Add the weights of the newest query."""

@@ -45,7 +45,8 @@ class SnapKVEviction(ScoredEviction):
     def score(self, view: EvictionView) -> Float[Tensor, "B H W"]:
         """The pooled sums; beyond the ends of the window stand zeros, which count."""
         assert view.attended is not None
-        summed = view.attended.weights().sum(dim=3).mean(dim=2)
+        attended = view.attended
+        summed = attended.weight_sums() * (attended.keys.shape[1] / attended.queries.shape[1])
         return avg_pool1d(summed, self.kernel, stride=1, padding=self.kernel // 2)
 
     def naive_score(self, head: NaiveHead) -> list[float]:
