@@ -19,7 +19,7 @@ from torch import Tensor
 from thoughtcache.adapter.attention import QueryObserver
 from thoughtcache.adapter.cache_argument import cache_keyword
 from thoughtcache.cache.base import States
-from thoughtcache.cache.evict import evict_layer
+from thoughtcache.cache.evict import evict_layer, leaving_positions
 from thoughtcache.cache.replay_cache import ReplayCache
 from thoughtcache.cache.window_rules import WindowRules
 from thoughtcache.learner.attention import lower_right_attention
@@ -140,24 +140,28 @@ def recorded_slots(batch: RolloutBatch, event: int, rows: int, device: torch.dev
     return None if slots is None else slots.to(device)
 
 
-def recorded_positions(
-    batch: RolloutBatch, chunk: Chunk, layer_index: int, slots: Tensor | None, *, exact: bool
-) -> Tensor:
-    """[rows, H or 1, E] positions of the thoughts that leave one layer on entry to a chunk.
+def recorded_thoughts(batch: RolloutBatch, chunk: Chunk, layer_index: int, slots: Tensor | None) -> Tensor:
+    """[rows or 1, H or 1, E] thoughts, counted from 0, that leave one layer on entry to a chunk.
 
     Args:
         batch: the rollouts.
         chunk: a chunk that evicts.
         layer_index: decoder layer, from 0.
         slots: [rows, H, E] recorded slots of this layer; None for the oldest.
-        exact: count the gaps that earlier choices left under absolute positions, or take windows to have none.
     """
-    lengths = batch.prompts.lengths[: chunk.rows, None, None]
-    if exact and slots is not None and batch.settings.positions == "absolute":
-        return lengths + batch.leaving_thoughts[chunk.segment - 1][: chunk.rows, layer_index].to(lengths.device)
+    if slots is not None:
+        return batch.leaving_thoughts[chunk.segment - 1][: chunk.rows, layer_index].to(slots.device)
     num_evicted = batch.settings.num_evicted or 0
-    gone = 0 if batch.settings.positions == "rolling" else (chunk.segment - 1) * num_evicted
-    return lengths + gone + (torch.arange(num_evicted, device=lengths.device) if slots is None else slots)
+    oldest = torch.arange(num_evicted, device=batch.prompts.lengths.device)
+    return (oldest + (chunk.segment - 1) * num_evicted)[None, None]
+
+
+def recorded_positions(batch: RolloutBatch, chunk: Chunk, layer_index: int, slots: Tensor | None) -> Tensor:
+    """[rows, H or 1, E] positions of these thoughts; the arguments are those of `recorded_thoughts`."""
+    lengths = batch.prompts.lengths[: chunk.rows]
+    if batch.settings.positions == "rolling":
+        return leaving_positions(slots, lengths, batch.settings.num_evicted or 0)
+    return lengths[:, None, None] + recorded_thoughts(batch, chunk, layer_index, slots)
 
 
 def chunk_positions(batch: RolloutBatch, chunk: Chunk) -> Tensor:
@@ -188,7 +192,7 @@ def _evict(
         before = None if states is None else states[layer]
         where = None
         if rules.reads_positions:
-            where = recorded_positions(batch, chunk, layer, chosen, exact=rules.numbers_thoughts)
+            where = recorded_positions(batch, chunk, layer, chosen)
         kept_keys, kept_values, state = evict_layer(
             rules, layer, keys[:, :, width:], values[:, :, width:], chosen, before, where
         )

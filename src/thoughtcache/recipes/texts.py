@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from peft import PeftModel
 from rich.console import Console
@@ -63,31 +64,50 @@ def pieces_of(ids: list[int], prompt_tokens: int, length: int, most: int) -> lis
     return [(ids[start : start + prompt_tokens], ids[start + prompt_tokens : start + size]) for start in starts]
 
 
-def questions_of(
-    dataset: str,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    split: str,
-    prompt_column: str | None,
-    instruction: str,
-    limit: int,
-    report: Report,
-) -> list[list[int]]:
-    """Token ids of questions.
+@runtime_checkable
+class AsksQuestions(Protocol):
+    """The settings of a run whose texts may be answers of the base."""
+
+    @property
+    def dataset(self) -> str | None:
+        """File, folder or hub id with questions."""
+
+    @property
+    def split(self) -> str:
+        """Split of a hub data set."""
+
+    @property
+    def prompt_column(self) -> str | None:
+        """Column with the question."""
+
+    @property
+    def instruction(self) -> str:
+        """Text after each question."""
+
+    @property
+    def num_texts(self) -> int:
+        """First rows that are read."""
+
+
+def questions_of(run: AsksQuestions, tokenizer: PreTrainedTokenizerBase, report: Report) -> list[list[int]]:
+    """Token ids of the questions of a run.
 
     Args:
-        dataset: file, folder or hub id.
+        run: its settings, with a data set.
         tokenizer: tokenizer of the model.
-        split: split of a hub data set.
-        prompt_column: column with the question.
-        instruction: text after each question.
-        limit: first rows.
         report: gets sentences about what was dropped.
     """
+    assert run.dataset is not None
     examples = load_prompts(
-        dataset, split=split, prompt_column=prompt_column, limit=limit, need_answers=False, report=report
+        run.dataset,
+        split=run.split,
+        prompt_column=run.prompt_column,
+        limit=run.num_texts,
+        need_answers=False,
+        report=report,
     )
-    return encode_examples(tokenizer, examples, instruction=instruction or None, bad_rows="refuse", report=report)[1]
+    instruction = run.instruction or None
+    return encode_examples(tokenizer, examples, instruction=instruction, bad_rows="refuse", report=report)[1]
 
 
 def base_answers(

@@ -13,7 +13,6 @@ from jaxtyping import Float, Int
 from peft import PeftModel
 from torch import Tensor
 
-from thoughtcache.cache.evict import split_thoughts
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.records import Rollout
 from thoughtcache.sampler.given import with_own_evictions
@@ -139,22 +138,18 @@ def _look(
 ) -> tuple[Float[Tensor, "3 N B L H"], Float[Tensor, "B L H T"]]:
     """Norms, ranks and drifts after each eviction, and how much of each thought was written in all."""
     tuner, size = find_tuner(model), len(texts[0].token_ids)
-    layers, heads = range(tuner.num_layers), tuner.kv_shape[0]
-    resident = [torch.zeros(len(texts), heads, 0, 1, dtype=torch.long) for _ in layers]  # which thoughts are
+    heads = tuner.kv_shape[0]
     figures, weights = [], torch.zeros((), dtype=torch.float64)
     for piece in pieces_of_texts(model, texts):
-        resident = [one.to(piece.inputs[0].device) for one in resident]
-        if piece.chunk.evicts:
-            figures.append(_figures(piece, part))
-            of_layers = []
-            for layer in layers:
-                leaving = piece.evicted(layer, piece.chunk.evicted)
-                gone, resident[layer] = split_thoughts(resident[layer], leaving.slots, piece.chunk.evicted)
-                found = part.memory.token_weights(layer, leaving.keys, leaving.values, leaving.positions)
-                of_layers.append(by_thought(found, gone.squeeze(-1), size))
-            weights = weights + torch.stack(of_layers, dim=1).double()
-        new = piece.new_thoughts.expand(len(texts), heads, -1, -1)
-        resident = [torch.cat([one, new], dim=2) for one in resident]
+        if not piece.chunk.evicts:
+            continue
+        figures.append(_figures(piece, part))
+        of_layers = []
+        for layer in range(tuner.num_layers):
+            leaving = piece.evicted(layer, piece.chunk.evicted)
+            found = part.memory.token_weights(layer, leaving.keys, leaving.values, leaving.positions)
+            of_layers.append(by_thought(found, leaving.thoughts.expand(len(texts), heads, -1), size))
+        weights = weights + torch.stack(of_layers, dim=1).double()
     return torch.stack(figures, dim=1), weights
 
 

@@ -24,6 +24,7 @@ from thoughtcache.learner.chunk import (
     batch_chunks,
     chunk_positions,
     recorded_positions,
+    recorded_thoughts,
     run_chunk,
 )
 from thoughtcache.learner.chunk_plan import Chunk
@@ -47,13 +48,13 @@ class Leaving:
         keys: keys as cached.
         values: their values.
         positions: positions of the keys.
-        slots: resident thoughts that leave; None means the oldest.
+        thoughts: which thoughts they are, counted from 0.
     """
 
     keys: Float[Tensor, "B H E D"]
     values: Float[Tensor, "B H E D"]
     positions: Int[Tensor, "#B #H E"]
-    slots: Int[Tensor, "B H E"] | None
+    thoughts: Int[Tensor, "#B #H E"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +89,6 @@ class Piece:
         """Positions of its columns."""
         return chunk_positions(self.batch, self.chunk)
 
-    @property
-    def new_thoughts(self) -> Int[Tensor, "n 1"]:
-        """The thoughts among its columns."""
-        width = self.batch.prompts.ids.shape[1]
-        first, last = max(self.chunk.start - width, 0), max(self.chunk.stop - width, 0)
-        return torch.arange(first, last, device=self.batch.prompts.ids.device).unsqueeze(1)
-
     def evicted(self, layer_index: int, num_evicted: int) -> Leaving:
         """What left a layer on entry to this piece, which evicts."""
         assert self.entry.past is not None
@@ -103,8 +97,8 @@ class Piece:
         return Leaving(
             keys=split_thoughts(keys, slots, num_evicted)[0],
             values=split_thoughts(values, slots, num_evicted)[0],
-            positions=recorded_positions(self.batch, self.chunk, layer_index, slots, exact=True),
-            slots=slots,
+            positions=recorded_positions(self.batch, self.chunk, layer_index, slots),
+            thoughts=recorded_thoughts(self.batch, self.chunk, layer_index, slots),
         )
 
 

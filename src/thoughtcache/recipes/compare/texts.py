@@ -39,15 +39,7 @@ def read_source(run: CompareRun, tokenizer: PreTrainedTokenizerBase, report: Rep
         ValueError: if there are fewer than two.
     """
     if run.dataset is not None:
-        prompts = questions_of(
-            run.dataset,
-            tokenizer,
-            split=run.split,
-            prompt_column=run.prompt_column,
-            instruction=run.instruction,
-            limit=run.num_texts,
-            report=report,
-        )
+        prompts = questions_of(run, tokenizer, report)
         return TextSource(texts=[], prompts=_at_least_two(prompts, run.dataset, "questions"))
     if run.text is not None:
         texts = pieces_of(encoded_file(run.text, tokenizer), run.prompt_tokens, run.length, run.num_texts)

@@ -39,15 +39,7 @@ def read_source(run: DistillRun, tokenizer: PreTrainedTokenizerBase, report: Rep
             )
         return TextSource(texts=pieces, prompts=[])
     assert run.dataset is not None
-    prompts = questions_of(
-        run.dataset,
-        tokenizer,
-        split=run.split,
-        prompt_column=run.prompt_column,
-        instruction=run.instruction,
-        limit=run.num_texts,
-        report=report,
-    )
+    prompts = questions_of(run, tokenizer, report)
     if len(prompts) <= run.held_out:
         raise ValueError(
             f"{run.dataset} has {len(prompts)} questions, of which held_out={run.held_out} are measured; give "

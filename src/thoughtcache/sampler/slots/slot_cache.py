@@ -202,21 +202,22 @@ class SlotCache(StatefulCache):
                 layer.is_initialized = True
                 self._fix_addresses(layer.keys, layer.values)
             layer.keys[rows, :, :length], layer.values[rows, :, :length] = pair
-        for index, kept in enumerate(self.kept):
-            if kept is None:
-                kept = self.kept[index] = self._no_positions(self.layers[index].keys.shape[1])
-            kept[rows] = length + torch.arange(kept.shape[-1], dtype=kept.dtype, device=self.device)
+        if self.kept:
+            self._number_first_thoughts(rows, length)
         self.columns[rows], self.positions[rows], self.occupied[rows] = length, length, 1
         self.prompts[slots], self.lengths[slots], self.taken[slots] = length, length, True
         for slot, seed in zip(slots, seeds, strict=True):
             self.seeds[slot] = seed
 
-    def _no_positions(self, heads: int) -> Int[Tensor, "slots H K"]:
-        assert self.rules.size is not None
-        shape = self.num_slots, heads, self.rules.size - self.rules.num_evicted
-        kept = torch.zeros(shape, dtype=torch.int32, device=self.device)
-        self._fix_addresses(kept)
-        return kept
+    def _number_first_thoughts(self, rows: Int[Tensor, " n"], length: int) -> None:
+        """The thoughts that the first eviction finds oldest stand behind the prompt of these slots."""
+        size = (self.rules.size or 0) - self.rules.num_evicted
+        first = torch.arange(length, length + size, dtype=torch.int32, device=self.device)
+        for index, layer in enumerate(self.layers):
+            if self.kept[index] is None:
+                self.kept[index] = first.new_zeros(self.num_slots, layer.keys.shape[1], size)
+                self._fix_addresses(self.kept[index])
+            self.kept[index][rows] = first
 
     def reserve(self, capacity: int) -> None:
         """Make room for so many columns in every slot; what is there stays."""

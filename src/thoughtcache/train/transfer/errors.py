@@ -174,7 +174,7 @@ def bounded_outputs(
         slots = None if segment.slots is None else segment.slots[:, layer_index]
         where = None
         if rules.reads_positions:
-            where = recorded_positions(batch, chunk, layer_index, slots, exact=rules.numbers_thoughts)
+            where = recorded_positions(batch, chunk, layer_index, slots)
         rows, new = chunk.rows, slice(chunk.start, chunk.stop)
         stays_keys, stays_values, after = evict_layer(
             rules,
