@@ -10,6 +10,9 @@ from typing import Any
 from thoughtcache_cli.compare_options import EXAMPLES as COMPARE_EXAMPLES
 from thoughtcache_cli.compare_options import OUTPUT_DIR as COMPARE_OUTPUT_DIR
 from thoughtcache_cli.compare_options import add_options as add_compare_options
+from thoughtcache_cli.cost_options import EXAMPLES as COST_EXAMPLES
+from thoughtcache_cli.cost_options import OUTPUT_DIR as COST_OUTPUT_DIR
+from thoughtcache_cli.cost_options import add_options as add_cost_options
 from thoughtcache_cli.distill_options import EXAMPLES as DISTILL_EXAMPLES
 from thoughtcache_cli.distill_options import OUTPUT_DIR as DISTILL_OUTPUT_DIR
 from thoughtcache_cli.distill_options import add_options as add_distill_options
@@ -25,11 +28,11 @@ from thoughtcache_cli.probe_options import add_options as add_probe_options
 from thoughtcache_cli.shared_options import (
     adapter_options,
     base_options,
-    count_or_none,
     folder_options,
     integers,
     learner_options,
     numbers,
+    question_options,
 )
 from thoughtcache_cli.thinking_options import add_thinking_options
 
@@ -40,6 +43,7 @@ DEFAULT_OUTPUT_DIRS = {
     "eval": EVAL_OUTPUT_DIR,
     "compare-eviction": COMPARE_OUTPUT_DIR,
     "perplexity": PERPLEXITY_OUTPUT_DIR,
+    "cost": COST_OUTPUT_DIR,
 }
 
 _TRAIN_EXAMPLES = """\
@@ -94,6 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     _recall(commands)
     _probe(commands)
     _compare(commands)
+    _cost(commands)
     _plan(commands)
     return parser
 
@@ -138,15 +143,7 @@ def _train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     group = parser.add_argument_group("model and data")
     group.add_argument("--model", help="folder or hub id of a transformers model; leave out for the embedded job")
     group.add_argument("--dataset", help="JSONL, JSON, CSV, TSV or parquet file, folder, or hub id")
-    group.add_argument("--split", help="split of a hub data set (train)")
-    group.add_argument("--prompt-column", help="column with the question (found by name)")
-    group.add_argument("--answer-column", help="column with the reference answer (found by name)")
-    group.add_argument(
-        "--answer-type", help="how answers are compared: auto (default), aime, integer, number and others"
-    )
-    group.add_argument("--instruction", help="text after each question")
-    group.add_argument("--bad-rows", help="refuse (default) or drop rows without a usable question or reference answer")
-    group.add_argument("--limit", type=count_or_none, help='use the first rows only; "none" for all')
+    question_options(group)
     group.add_argument("--adapter", help="folder of a trained adapter to start from, with its settings")
     base_options(group, "float32 (default), bfloat16 or float16")
     group.add_argument("--task", help="embedded task: chains (default) or multiplication")
@@ -260,6 +257,11 @@ def _probe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 def _compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     summary = "which eviction policy loses least, without training, and what it costs"
     add_compare_options(_command(commands, "compare-eviction", summary, COMPARE_EXAMPLES))
+
+
+def _cost(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    summary = "seconds of a training step by phase, memory and FLOPs, beside LoRA with full cache and LoRA with window"
+    add_cost_options(_command(commands, "cost", summary, COST_EXAMPLES))
 
 
 def _plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

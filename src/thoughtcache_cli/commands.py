@@ -130,6 +130,21 @@ def compare_eviction(options: dict[str, Any]) -> None:
     run_compare(CompareRun(**options))
 
 
+def cost(options: dict[str, Any]) -> None:
+    """`thoughtcache cost`: seconds, memory and arithmetic of a training step beside plain LoRA."""
+    from thoughtcache.recipes.cost.run import run_cost
+    from thoughtcache_cli.cost_options import OUTPUT_DIR
+
+    options = {"output_dir": OUTPUT_DIR, **options}
+    steps = options.pop("steps")
+    if steps < 1:
+        raise ValueError(f"--steps must be at least 1, got {steps}")
+    run = RunConfig(
+        distill_steps=0, grpo_steps=steps, **{name: value for name, value in options.items() if name in _RUN_FIELDS}
+    )
+    run_cost(run, _settings(run.adapter, {n: value for n, value in options.items() if n not in _RUN_FIELDS}))
+
+
 def plan(options: dict[str, Any]) -> None:
     """`thoughtcache plan`: print where the memory of a run would go."""
     from thoughtcache.recipes.plan.memory_plan import plan_memory
@@ -157,5 +172,6 @@ COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {
     "recall": recall,
     "probe": probe,
     "compare-eviction": compare_eviction,
+    "cost": cost,
     "plan": plan,
 }

@@ -255,6 +255,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
             reason="chooses among the files of a folder or hub data set, and --dataset is a file; leave it out",
         ),
     ),
+    "cost": (_SPLIT_OF_A_FILE, _OF_AN_ADAPTER, *_CACHE),
     "plan": (
         Rule(
             names=("gpu", "reserve", "picture"),

@@ -39,6 +39,19 @@ def gradient(text: str) -> int | str:
     return int(text) if text.lstrip("-").isdigit() else text
 
 
+def question_options(group: argparse._ArgumentGroup) -> None:
+    """Enter how questions and reference answers are read from a data set."""
+    group.add_argument("--split", help="split of a hub data set (train)")
+    group.add_argument("--prompt-column", help="column with the question (found by name)")
+    group.add_argument("--answer-column", help="column with the reference answer (found by name)")
+    group.add_argument(
+        "--answer-type", help="how answers are compared: auto (default), aime, integer, number and others"
+    )
+    group.add_argument("--instruction", help="text after each question")
+    group.add_argument("--bad-rows", help="refuse (default) or drop rows without a usable question or reference answer")
+    group.add_argument("--limit", type=count_or_none, help='use the first rows only; "none" for all')
+
+
 def adapter_options(parser: argparse.ArgumentParser) -> None:
     """Enter the settings of an adapter and its cache."""
     group = parser.add_argument_group("adapter and cache")

@@ -20,6 +20,7 @@ from thoughtcache.chains.chain import Chain
 from thoughtcache.chains.lengths import check_links
 from thoughtcache.chains.thinking import ChainEnd, Thinking
 from thoughtcache.config import OWN_WINDOW
+from thoughtcache.measuring.phase_timer import PhaseTimer
 from thoughtcache.policy.handle import open_policy
 from thoughtcache.policy.modes import Place
 from thoughtcache.policy.token_ids import check_prompts
@@ -52,6 +53,7 @@ def rollout_chains(
     compile: bool = False,
     pack_weights: bool = True,
     on_event: Callable[[Event], None] | None = None,
+    timer: PhaseTimer | None = None,
     on_chain: Callable[[int, Chain], None] | None = None,
 ) -> list[Chain]:
     """Sample one chain per question. What is not said here is as in `rollout`.
@@ -74,6 +76,7 @@ def rollout_chains(
         compile: see `rollout`; room for the longest possible prompt is made at once.
         pack_weights: see `rollout`.
         on_event: called with every event of the engine; a request there is a link.
+        timer: see `rollout`.
         on_chain: called with the number of a question and its chain as soon as it is over.
 
     Returns:
@@ -114,6 +117,7 @@ def rollout_chains(
         compile=compile,
         pack_weights=pack_weights,
         on_event=on_event,
+        timer=timer,
     )
 
     def request(chain: _Growing) -> Request:

@@ -1,31 +1,39 @@
 """Wall-clock seconds and peak memory of the phases of a training step, without a host synchronisation on a GPU.
 
-On CUDA a phase is a pair of events in the stream, read when the step is over; elsewhere it is the host clock.
+On CUDA a phase is a pair of events in the stream, read when the step is over; elsewhere it is the host clock. Phases
+nest (`INSIDE`), and the seconds of a phase are with those that ran inside it; `own_seconds` takes them out.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from transformers import TrainerCallback
 
 from thoughtcache.measuring.phase_memory import PhaseMemory
 
-PHASES = ("rollout", "evict", "replay", "rewards", "backward", "optimizer")
+P = ParamSpec("P")
+T = TypeVar("T")
+INSIDE = {"rollout": ("prefill", "draw", "decode", "hear", "evict"), "evict": ("move",), "move": ("absorb",)}
+"""The phases that run inside another one."""
+OUTERMOST = ("rollout", "rewards", "reference", "replay", "backward", "optimizer")
+PHASES = (*OUTERMOST, *(name for inner in INSIDE.values() for name in inner))
+BRIEF = frozenset({"draw", "decode", "hear", "move", "absorb"})
+"""Phases of every round or layer, which are too short for a look at memory."""
 Mark = Any
 """A moment: host seconds, or a CUDA event."""
 
 
 class PhaseTimer:
-    """Adds up the seconds of each phase until they are flushed. Phases may nest (evict runs inside rollout).
+    """Adds up the seconds of each phase until they are flushed.
 
     Args:
         device: where the phases run.
-        memory: told of every phase as well.
+        memory: told of every phase that is not brief.
     """
 
     def __init__(self, device: torch.device, memory: PhaseMemory | None = None) -> None:
@@ -37,13 +45,13 @@ class PhaseTimer:
     def begin(self, name: str) -> None:
         """A phase begins."""
         self._open.append((name, self._mark()))
-        if self._memory is not None:
+        if self._memory is not None and name not in BRIEF:
             self._memory.enter(name)
 
     def end(self, *, count: bool = True) -> None:
         """The innermost phase ends; `count=False` leaves its time out."""
         name, start = self._open.pop()
-        if self._memory is not None:
+        if self._memory is not None and name not in BRIEF:
             self._memory.leave()
         if count:
             self._spans.append((name, start, self._mark()))
@@ -67,6 +75,15 @@ class PhaseTimer:
         finally:
             self.end(count=done)
 
+    def timed(self, name: str, function: Callable[P, T]) -> Callable[P, T]:
+        """The function, every call of which is a phase."""
+
+        def run(*args: P.args, **kwargs: P.kwargs) -> T:
+            with self.phase(name):
+                return function(*args, **kwargs)
+
+        return run
+
     def peaks(self) -> dict[str, float]:
         """MiB at the highest point of every phase since the last call; empty without memory."""
         return {} if self._memory is None else self._memory.flush()
@@ -83,17 +100,33 @@ class PhaseTimer:
         return seconds
 
 
+def own_seconds(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Seconds of every phase without those of the phases inside it; they add up to the seconds of the outermost ones.
+
+    Args:
+        seconds: as `PhaseTimer.flush` gives them, or sums of several.
+    """
+    inner = {name: sum(seconds[one] for one in INSIDE.get(name, ())) for name in PHASES}
+    return {name: seconds[name] - inner[name] for name in PHASES}
+
+
 class PhaseCallback(TrainerCallback):
     """Times the optimiser and reports all phases once per optimiser step.
 
     Args:
         timer: the timer that the trainer uses.
-        report: called with the seconds and the peaks of each phase at the end of each optimiser step.
+        report: called at the end of each optimiser step with the seconds of its phases and the peaks in MiB. "step" is
+            all time since the end of the last step, logs and checkpoints between the two included.
     """
 
     def __init__(self, timer: PhaseTimer, report: Callable[[dict[str, float], dict[str, float]], None]) -> None:
         self._timer = timer
         self._report = report
+        self._began = time.perf_counter()
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """The first step begins."""
+        self._began = time.perf_counter()
 
     def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Clipping is over, the optimiser begins."""
@@ -105,4 +138,6 @@ class PhaseCallback(TrainerCallback):
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         """Report before the trainer logs."""
-        self._report(self._timer.flush(), self._timer.peaks())
+        seconds, now = self._timer.flush(), time.perf_counter()
+        self._report({**seconds, "step": now - self._began}, self._timer.peaks())
+        self._began = now

@@ -14,6 +14,7 @@ from transformers.trainer_callback import PrinterCallback
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.report.files import whole_folder
 from thoughtcache.report.memory import write_memory_profile
+from thoughtcache.report.phases import step_seconds, write_step_seconds
 from thoughtcache.report.progress import plain_line
 from thoughtcache.report.trainer_progress import RichProgressCallback
 from thoughtcache.train.checkpoints import history_at_end, load_weights, newest_whole
@@ -46,9 +47,12 @@ def train_grpo(
     title: str,
     console: Console,
     thinking: Any = None,
+    ignore_eos: bool = False,
     **settings: Any,
 ) -> list[dict[str, Any]]:
     """Train the adapter with GRPO, save it to `folder/adapter`, and return the log records that have a reward.
+
+    Where the seconds of a step went stands in `folder`: time.md, time.png and time.json.
 
     Args:
         model: adapted model, trained in place.
@@ -61,6 +65,7 @@ def train_grpo(
         title: text in front of the progress bar.
         console: where progress goes.
         thinking: how to think in links, as the trainer takes it; None for one context.
+        ignore_eos: every completion is as long as it may be.
         settings: further fields of `ThoughtGRPOConfig` (steps, batch, group, lengths, learning rate, learner).
     """
     from datasets import Dataset
@@ -99,9 +104,14 @@ def train_grpo(
         callbacks=[RichProgressCallback(metrics=("reward",), description=title, console=console)],
     )
     trainer.remove_callback(PrinterCallback)
+    if ignore_eos:
+        trainer.eos_token_ids = ()
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     save_adapter(model, folder / "adapter")
     records = [record for record in trainer.state.log_history if "reward" in record]
+    seconds = step_seconds("this run", records, settings["per_device_train_batch_size"])
+    if seconds is not None:
+        write_step_seconds(folder, [seconds])
     if run.profile_memory:
         picture = write_memory_profile(folder, trainer.memory.timeline, records)
         console.print(f"memory: {picture}", soft_wrap=True)

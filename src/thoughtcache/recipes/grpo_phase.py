@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from thoughtcache.policy.handle import find_tuner
 from thoughtcache.recipes.builders import train_grpo
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.recipes.run.folder import PhaseResult
+from thoughtcache.report.phases import TIME_TABLE
 from thoughtcache.report.progress import plain_line
 from thoughtcache.tasks.chat import plain_prompt
 from thoughtcache.tasks.example import Example
@@ -55,7 +57,7 @@ def grpo_phase(
     logged = train_grpo(
         model,
         tokenizer,
-        [_row(example, tokenizer, run.instruction) for example in examples],
+        grpo_rows(examples, tokenizer, run.instruction),
         reward,
         run,
         folder=folder,
@@ -74,6 +76,8 @@ def grpo_phase(
         pack_weights=run.pack_weights,
         **learner_options(run),
     )
+    if (folder / TIME_TABLE).is_file():
+        plain_line(console, f"seconds by phase: {folder / TIME_TABLE}")
     without = [record["step"] for record in logged if record.get("cache/evictions") == 0]
     links_alone = thinking is not None and find_tuner(model).thought_config.window is None
     if without and not run.allow_no_eviction and not links_alone:
@@ -99,8 +103,20 @@ def thinking_of(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Thinking 
     return None if run.thinking is None else make_thinking(run.thinking, run.thinking_options, tokenizer)
 
 
+def grpo_rows(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, instruction: str
+) -> list[dict[str, Any]]:
+    """The rows that TRL sees; the same prompt tokens as `encode_prompt` gives.
+
+    Args:
+        examples: questions with answers.
+        tokenizer: its chat template, if it has one, is applied by TRL.
+        instruction: text after each question; "" for none.
+    """
+    return [_row(example, tokenizer, instruction) for example in examples]
+
+
 def _row(example: Example, tokenizer: PreTrainedTokenizerBase, instruction: str) -> dict[str, Any]:
-    """The row that TRL sees; the same prompt tokens as `encode_prompt` gives."""
     messages = [dict(message) for message in example.messages]
     if instruction:
         messages[-1]["content"] += f"\n\n{instruction}"

@@ -72,7 +72,11 @@ def markdown_table(rows: Sequence[ResultRow]) -> str:
     Raises:
         ValueError: if there are no rows.
     """
-    header, body = _cells(rows)
+    return markdown(*_cells(rows))
+
+
+def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, ending in a newline; the first column is on the left, the others are on the right."""
     lines = [header, [":--", *["--:"] * (len(header) - 1)], *body]
     return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in lines)
 

@@ -11,6 +11,7 @@ benchmarks/gpu/profiled.py, which has not been run so far.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 from thoughtcache.adapter.attention import QUERIES
 from thoughtcache.adapter.cache_argument import cache_argument
+from thoughtcache.cache.window_rules import WindowRules
+from thoughtcache.measuring.phase_timer import PhaseTimer
 from thoughtcache.policy.handle import PolicyHandle
 from thoughtcache.sampler.slots.move import MoveFn, move_thoughts
 from thoughtcache.sampler.slots.slot_cache import SlotCache
@@ -41,7 +44,7 @@ class DecodeStep:
         self.is_cold = compiled
 
     def __call__(self, cache: SlotCache, tokens: Tensor) -> Tensor:
-        """One step of all slots.
+        """One step of all slots, which `cache.finish_step` has to end.
 
         Args:
             cache: cache with room for a token in every slot.
@@ -55,9 +58,7 @@ class DecodeStep:
             # What it writes is written again, at the same place, by the step that counts.
             self.run(self.backbone, cache, tokens, self.argument)
             self.is_cold = False
-        hidden = self.run(self.backbone, cache, tokens, self.argument)
-        cache.finish_step()
-        return hidden
+        return self.run(self.backbone, cache, tokens, self.argument)
 
 
 def _step(backbone: nn.Module, cache: SlotCache, tokens: Tensor, argument: str) -> Tensor:
@@ -74,9 +75,17 @@ def _step(backbone: nn.Module, cache: SlotCache, tokens: Tensor, argument: str) 
     return hidden
 
 
-def eviction_step(*, compiled: bool) -> MoveFn:
+def eviction_step(*, compiled: bool, timer: PhaseTimer | None = None) -> MoveFn:
     """The function that an eviction runs after the choice of what leaves, as it is or compiled."""
-    return compile_whole(move_thoughts, None) if compiled else move_thoughts
+    move: MoveFn = compile_whole(move_thoughts, None) if compiled else move_thoughts
+    return move if timer is None else timer.timed("move", move)
+
+
+def timed_absorption(rules: WindowRules, timer: PhaseTimer | None) -> WindowRules:
+    """The rules, whose absorption is a phase of the timer."""
+    if timer is None or rules.absorb is None:
+        return rules
+    return replace(rules, absorb=timer.timed("absorb", rules.absorb))
 
 
 def compile_whole(function: Callable[..., Any], device: torch.device | None) -> Callable[..., Any]:

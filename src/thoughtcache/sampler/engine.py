@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from types import TracebackType
 
 import numpy as np
@@ -30,10 +30,11 @@ from transformers import PreTrainedTokenizerBase
 from thoughtcache.adapter.attention import thought_attention
 from thoughtcache.cache.host_integers import Integers
 from thoughtcache.config import OWN_WINDOW
+from thoughtcache.measuring.phase_timer import PhaseTimer
 from thoughtcache.policy.handle import open_policy
 from thoughtcache.policy.modes import Place, check_place
 from thoughtcache.records import Rollout
-from thoughtcache.sampler.decode_step import DecodeStep, eviction_step
+from thoughtcache.sampler.decode_step import DecodeStep, eviction_step, timed_absorption
 from thoughtcache.sampler.draw.drawing import Drawing
 from thoughtcache.sampler.events import Event, Evicted, Evicting, Finished, Started, Tokens
 from thoughtcache.sampler.prompts import PromptStore
@@ -72,6 +73,7 @@ class Engine:
         pack_weights: decode from packed copies of the weights on a CPU; not with compiled steps.
         stream: tell new tokens (`Tokens`) at every look at the device.
         on_event: called with every event when it happens; `step` returns them as well.
+        timer: adds up the seconds of the phases inside "rollout"; with `compile`, "absorb" is part of "move".
 
     Raises:
         ValueError: if the model has no thought adapter, or if a value is out of range.
@@ -93,6 +95,7 @@ class Engine:
         pack_weights: bool = True,
         stream: bool = False,
         on_event: Callable[[Event], None] | None = None,
+        timer: PhaseTimer | None = None,
     ) -> None:
         if num_slots < 1:
             raise ValueError(f"num_slots must be at least 1 sequence, got {num_slots}")
@@ -101,6 +104,7 @@ class Engine:
         self.policy = policy = open_policy(model)
         self.tokenizer, self.record_kv, self.anchors, self.stream = tokenizer, record_kv, anchors, stream
         self.compiled, self.on_event = compile, on_event
+        self.phase: Callable[[str], AbstractContextManager[object]] = nullcontext if timer is None else timer.phase
         self.pack_weights = pack_weights and worth_packing(num_slots, max_new_tokens or None)
         self.settings = policy.tuner.thought_config.resolve_window(None, window)
         self.looks_every = ROUNDS_BETWEEN_LOOKS if policy.device.type == "cuda" else 1
@@ -110,14 +114,14 @@ class Engine:
             policy.tuner,
             self.table,
             memory,
-            policy.tuner.window_rules(self.settings, memory),
+            timed_absorption(policy.tuner.window_rules(self.settings, memory), None if compile else timer),
             capacity=self._columns(max_prompt_tokens, max_new_tokens),
             static_shapes=compile,
         )
         self.drawing = Drawing(
             policy, self.table, num_tokens=max_new_tokens, with_entropies=record_kv is not None, reads=stream
         )
-        self.move = eviction_step(compiled=compile)
+        self.move = eviction_step(compiled=compile, timer=timer)
         self.decode = DecodeStep(policy, compiled=compile)
         self.prompts = PromptStore(policy)
         self.pending: deque[RunningSequence] = deque()
@@ -236,15 +240,20 @@ class Engine:
         self._events = []
         self._admit()
         if self.cache.taken.any():
-            self._draw()
+            with self.phase("draw"):
+                self._draw()
             self._rounds += 1
             self._harvest(look=self._rounds % self.looks_every == 0)
         if self.cache.taken.any():
             self._shrink()
             due = self.cache.due()
             if due.size:
-                self._evict(due)
-            self.hidden = self.decode(self.cache, self.drawing.last)
+                with self.phase("evict"):
+                    self._evict(due)
+            with self.phase("decode"):
+                self.hidden = self.decode(self.cache, self.drawing.last)
+            with self.phase("hear"):
+                self.cache.finish_step()
         return self._events
 
     def _tell(self, event: Event) -> None:
@@ -260,8 +269,6 @@ class Engine:
 
     def _admit(self) -> None:
         """Fill free slots; a prompt with several completions is processed once."""
-        if not self.pending:
-            return
         slots = np.flatnonzero(~self.cache.taken)[: len(self.pending)].tolist()
         if not slots:
             return
@@ -274,7 +281,8 @@ class Engine:
             by_prompt.setdefault(sequence.prompt, []).append(slot)
         self.cache.reserve(max(self._columns(len(one.prompt), one.rules.max_new_tokens) for one in new))
         seeds = {slot: sequence.settings.seed for slot, sequence in zip(slots, new, strict=True)}
-        entries = self.prompts.take(list(by_prompt), [len(places) for places in by_prompt.values()])
+        with self.phase("prefill"):
+            entries = self.prompts.take(list(by_prompt), [len(places) for places in by_prompt.values()])
         for places, entry in zip(by_prompt.values(), entries, strict=True):
             self.cache.fill(places, entry.past, [seeds[slot] for slot in places])
             if self.hidden is None:
@@ -318,10 +326,9 @@ class Engine:
     def _shrink(self) -> None:
         """Nobody waits any more and half of the slots will stay free: drop those. Static shapes keep them."""
         active = np.flatnonzero(self.cache.taken)
-        needed = max(len(active), self._expected)
+        needed, free = max(len(active), self._expected), np.flatnonzero(~self.cache.taken)
         if self.pending or self.compiled or 2 * needed > len(self.slots):
             return
-        free = np.flatnonzero(~self.cache.taken)
         self.table.keep(np.sort(np.concatenate([active, free[: needed - len(active)]])))
         self.drawing.regroup()
 

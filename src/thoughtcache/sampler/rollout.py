@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from thoughtcache.adapter.positions import check_positions
 from thoughtcache.config import OWN_WINDOW
+from thoughtcache.measuring.phase_timer import PhaseTimer
 from thoughtcache.policy.handle import open_policy
 from thoughtcache.policy.modes import Place
 from thoughtcache.policy.token_ids import check_prompts
@@ -53,6 +54,7 @@ def rollout(
     pack_weights: bool = True,
     rows: Sequence[int] | None = None,
     on_event: Callable[[Event], None] | None = None,
+    timer: PhaseTimer | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Rollout]:
     """Sample one thought sequence per prompt.
@@ -92,6 +94,7 @@ def rollout(
         rows: sample only these prompts, by number; seeds, the resolved window and all checks are those of the whole
             call, so that a call can be split over several processes. All of them by default.
         on_event: called with every event of the engine (`events.py`) when it happens.
+        timer: adds up the seconds of the phases of sampling.
         progress: called with the number of rows that were finished.
 
     Returns:
@@ -158,5 +161,6 @@ def rollout(
         compile=compile,
         pack_weights=pack_weights,
         on_event=tell,
+        timer=timer,
     )
     return engine.run(requests[row] for row in chosen)

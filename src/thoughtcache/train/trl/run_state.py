@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from thoughtcache.measuring.phase_timer import PhaseTimer
-from thoughtcache.sampler.events import Event, Evicted, Evicting
 from thoughtcache.train.trl.ahead import AheadSampler
 from thoughtcache.train.trl.generations import Generation, Scoring
 from thoughtcache.train.trl.weights_version import WeightsCounter
@@ -56,13 +55,6 @@ class RunState:
             parts += (starts,)
         digest = hashlib.blake2b(repr(parts).encode(), digest_size=SEED_BYTES).digest()
         return int.from_bytes(digest, "big")
-
-    def time_evictions(self, event: Event) -> None:
-        """Count the time between the events of an eviction as the phase "evict"."""
-        if isinstance(event, Evicting):
-            self.timer.begin("evict")
-        elif isinstance(event, Evicted):
-            self.timer.end()
 
     def begin_backward(self) -> None:
         """Mark the beginning of the backward pass, which lasts until `end_backward`."""

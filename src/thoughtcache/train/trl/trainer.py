@@ -174,8 +174,8 @@ class ThoughtGRPOTrainer(MemoryRate, GRPOTrainer):
         """Here, or through the backend; a training batch of the backend may have been started a batch ago."""
         train, weights = self.model.training, self._run.weights.version(self.model)
         if self._run.sampler is None:
-            timed = self._run.time_evictions if train else None
-            rollouts = sample_traces(model, prompt_ids, self._turn(), on_event=timed, **self._rollout_options())
+            timer = self._run.timer if train else None
+            rollouts = sample_traces(model, prompt_ids, self._turn(), timer=timer, **self._rollout_options())
             return Generation(rollouts=rollouts, sampled_by=weights)
         if not train:
             batch = self._run.sampler.sample_now(model, prompt_ids, **self._rollout_options())
@@ -310,7 +310,7 @@ class ThoughtGRPOTrainer(MemoryRate, GRPOTrainer):
             reuse=self.args.reuse_rollout and scoring.on_policy and scoring.is_loss and self.model.training,
         )
         logps, entropies = [], []
-        with self._phase("replay"):
+        with self._phase("reference" if is_reference else "replay"):
             for start in range(0, len(scoring.rollouts), rows):
                 traces = scoring.rollouts[start : start + rows]
                 scores = join_links(score_rollouts(model, links_of(traces), options), traces)

@@ -1,0 +1,171 @@
+"""Steps of GRPO with LoRA and its full cache, with LoRA under the window, and with the adapter, one after the other.
+
+Everything but the adapter and its cache is the same: questions, lengths (end-of-sequence tokens end nothing), seeds,
+trainer and options of the learner. All three have this package's sampler and learner; TRL's own are not timed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import PretrainedConfig
+
+from thoughtcache.config import ThoughtConfig
+from thoughtcache.learner.options import learner_options
+from thoughtcache.planning.plan import make_plan
+from thoughtcache.planning.setting import PlanSetting, not_planned, plain_lora
+from thoughtcache.planning.step_flops import step_flops
+from thoughtcache.recipes.builders import train_grpo
+from thoughtcache.recipes.grpo_phase import grpo_rows
+from thoughtcache.recipes.load_adapter import adapted_model
+from thoughtcache.recipes.load_model import load_tokenizer
+from thoughtcache.recipes.prompts import encode_examples
+from thoughtcache.recipes.run.checks import check_prompt_window, check_window
+from thoughtcache.recipes.run.config import RunConfig
+from thoughtcache.recipes.run.lengths import check_lengths
+from thoughtcache.report.files import writing
+from thoughtcache.report.phases import StepSeconds, print_step_seconds, step_seconds, write_step_seconds
+from thoughtcache.report.progress import plain_line
+from thoughtcache.report.results import environment, write_results
+from thoughtcache.report.tables import MISSING, format_flops
+from thoughtcache.tasks.data.datasets import load_prompts
+from thoughtcache.train.rewards import math_correctness
+
+FULL, WINDOWED, ADAPTER = "LoRA, full cache", "LoRA, window", "this adapter"
+WARM_STEPS = 1
+"""Steps in front of those that count."""
+GIB = 1024**3
+RESULTS = "cost.json"
+WRITING_REMEDY = "free some space or choose another --output-dir"
+
+
+def run_cost(run: RunConfig, thought: ThoughtConfig, console: Console | None = None) -> dict[str, Any]:
+    """Time the arms; returns what is written to cost.json.
+
+    Left behind in the folder: cost.json, time.json, time.md and time.png.
+
+    Args:
+        run: the settings; `model` and `dataset` are needed, `grpo_steps` are the steps that count.
+        thought: settings of the adapter and its cache.
+        console: where progress goes.
+
+    Raises:
+        ValueError, OSError: if the input cannot be used, or the folder holds a result and `run.overwrite` is not set.
+    """
+    assert run.model is not None
+    assert run.dataset is not None
+    console = console or Console()
+    folder = Path(run.output_dir)
+    if (folder / RESULTS).exists() and not run.overwrite:
+        raise ValueError(f"{folder} already holds a result; add --overwrite, or choose another --output-dir")
+    if thought.window is None:
+        raise ValueError("window=None leaves nothing to compare with the full cache; set a window")
+    check_window(run, thought)
+    report = partial(console.print, markup=False, soft_wrap=True)
+    config, tokenizer = load_tokenizer(run.model)
+    examples = load_prompts(
+        run.dataset,
+        split=run.split,
+        prompt_column=run.prompt_column,
+        answer_column=run.answer_column,
+        answer_type=run.answer_type,
+        limit=run.limit,
+        need_answers=True,
+        bad_rows=run.bad_rows,
+        report=report,
+    )
+    examples, prompts = encode_examples(
+        tokenizer, examples, instruction=run.instruction or None, bad_rows=run.bad_rows, report=report
+    )
+    check_lengths(prompts, run, thought, config)
+    check_prompt_window(run, thought, prompts)
+    rows = grpo_rows(examples, tokenizer, run.instruction)
+    arms: dict[str, ThoughtConfig] = {FULL: plain_lora(thought, None)}
+    if not thought.is_plain_lora:
+        arms[WINDOWED] = plain_lora(thought, thought.window)
+    arms[ADAPTER] = thought
+    measured: list[StepSeconds] = []
+    for name, settings in arms.items():
+        plain_line(console, f"{name}: {WARM_STEPS} step to warm up, then {run.grpo_steps}")
+        adapter = run.adapter if name == ADAPTER else None
+        model = adapted_model(
+            run.model, settings, adapter=adapter, dtype=run.dtype, load_in_4bit=run.load_in_4bit, seed=run.seed
+        )
+        with tempfile.TemporaryDirectory() as scratch:
+            log = train_grpo(
+                model, tokenizer, rows, math_correctness, replace(run, save_every=0),
+                folder=Path(scratch), resume=False, title=name, console=console, ignore_eos=True,
+                max_steps=WARM_STEPS + run.grpo_steps,
+                per_device_train_batch_size=run.grpo_batch_size,
+                num_generations=run.group_size,
+                max_completion_length=run.max_new_tokens,
+                learning_rate=run.grpo_learning_rate,
+                beta=run.beta,
+                reuse_rollout=run.reuse_rollout,
+                pack_weights=run.pack_weights,
+                **learner_options(run),
+            )  # fmt: skip
+        found = step_seconds(name, log[WARM_STEPS:], run.grpo_batch_size)
+        assert found is not None, "the trainer logs seconds in every step"
+        measured.append(found)
+        del model
+    longest = max(map(len, prompts))
+    planned = [_planned(run, settings, config, longest) for settings in arms.values()]
+    more = {
+        "planned peak, GiB": [MISSING if one is None else f"{one['peak_bytes'] / GIB:.2f}" for one in planned],
+        "FLOPs of sampling": [MISSING if one is None else format_flops(one["sampling_flops"]) for one in planned],
+        "FLOPs of the learner": [MISSING if one is None else format_flops(one["learner_flops"]) for one in planned],
+    }
+    print_step_seconds(measured, console, more)
+    payload = {
+        "environment": environment(),
+        "model": run.model,
+        "settings": {name: settings.behaviour() for name, settings in arms.items()},
+        "planned": dict(zip(arms, planned, strict=True)),
+        "prompt_tokens": longest,
+        "max_new_tokens": run.max_new_tokens,
+        "batch": run.grpo_batch_size,
+        "group": run.group_size,
+        "seed": run.seed,
+        **learner_options(run),
+    }
+    with writing(folder, WRITING_REMEDY):
+        table = write_step_seconds(folder, measured, more)
+        write_results(folder / RESULTS, payload)
+    plain_line(console, f"table: {table}\npicture: {folder / 'time.png'}\nresults: {folder / RESULTS}")
+    return payload
+
+
+def _planned(
+    run: RunConfig, thought: ThoughtConfig, model: PretrainedConfig, prompt_tokens: int
+) -> dict[str, float] | None:
+    """Peak memory and arithmetic of a step in closed form; None for an adapter that is not planned."""
+    if not_planned(thought):
+        return None
+    setting = PlanSetting(
+        model=model,
+        thought=thought,
+        prompt_tokens=prompt_tokens,
+        max_new_tokens=run.max_new_tokens,
+        batch=run.grpo_batch_size,
+        group=run.group_size,
+        beta=run.beta,
+        reuse=run.reuse_rollout,
+        dtype=run.dtype,
+        load_in_4bit=run.load_in_4bit,
+        pack_weights=run.pack_weights,
+        device_type="cuda" if torch.cuda.is_available() else "cpu",
+        **learner_options(run),
+    )
+    flops = step_flops(setting)
+    return {
+        "peak_bytes": float(make_plan(setting).total_bytes),
+        "sampling_flops": float(flops.rollout),
+        "learner_flops": float(flops.learner),
+    }

@@ -1,0 +1,160 @@
+"""Seconds by phase: sums by hand, phases of the sampler, what a run leaves, and `thoughtcache cost`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from tests.support.models import tiny_model
+from tests.support.text_model import save_questions, save_text_model
+
+import thoughtcache as tc
+from thoughtcache.measuring.phase_timer import INSIDE, OUTERMOST, PHASES, PhaseTimer, own_seconds
+from thoughtcache.recipes.cost.run import ADAPTER, FULL, WINDOWED, run_cost
+from thoughtcache.recipes.real_model import run_real_model
+from thoughtcache.recipes.run.config import RunConfig
+from thoughtcache.report.phases import LABELS, StepSeconds, step_cells, step_seconds, write_step_seconds
+from thoughtcache_cli import main
+
+PROMPTS = [[3, 4, 5], [6, 7]]
+
+
+@pytest.fixture(scope="module")
+def user(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("user")
+    save_text_model(folder / "model")
+    save_questions(folder / "questions.jsonl")
+    return folder
+
+
+def record(**seconds: float) -> dict[str, Any]:
+    return {f"time/{name}": seconds.get(name, 0.0) for name in (*PHASES, "step")} | {"completions/mean_length": 5.0}
+
+
+def test_every_phase_has_a_label_and_one_place() -> None:
+    inner = [name for names in INSIDE.values() for name in names]
+    assert sorted([*OUTERMOST, *inner]) == sorted(set(PHASES)) == sorted(set(LABELS) - {"other"})
+
+
+def test_own_seconds_by_hand() -> None:
+    total = dict.fromkeys(PHASES, 0.0) | {
+        "rollout": 20.0, "prefill": 3.0, "draw": 1.0, "decode": 9.0, "hear": 0.5, "evict": 4.0, "move": 2.5,
+        "absorb": 1.0, "backward": 7.0,
+    }  # fmt: skip
+    own = own_seconds(total)
+    assert own == dict.fromkeys(PHASES, 0.0) | {
+        "rollout": 2.5, "prefill": 3.0, "draw": 1.0, "decode": 9.0, "hear": 0.5, "evict": 1.5, "move": 1.5,
+        "absorb": 1.0, "backward": 7.0,
+    }  # fmt: skip
+    assert sum(own.values()) == sum(total[name] for name in OUTERMOST)
+
+
+def test_means_over_steps_add_up_to_the_step() -> None:
+    log = [record(rollout=4.0, decode=3.0, replay=1.0, step=6.0), record(rollout=6.0, decode=3.0, step=10.0), {}]
+    found = step_seconds("mine", log, completions=8)
+    assert found is not None
+    assert (found.steps, found.tokens, found.total) == (2, 40.0, 8.0)
+    expected = dict.fromkeys(LABELS, 0.0) | {"rollout": 2.0, "decode": 3.0, "replay": 0.5, "other": 2.5}
+    assert found.seconds == expected
+    assert step_seconds("mine", [{}], completions=8) is None
+
+
+def test_the_table_leaves_out_what_takes_no_time_and_says_what_was_sampled(tmp_path: Path) -> None:
+    seconds = dict.fromkeys(LABELS, 0.0) | {"decode": 3.0, "rollout": 1.0, "backward": 4.0}
+    arms = [StepSeconds(name=name, steps=1, seconds=seconds, tokens=40.0) for name in ("one", "two")]
+    header, body = step_cells(arms, {"planned": ["a", "b"]})
+    assert header == ["seconds (share of the step)", "one", "two"]
+    assert body == [
+        [LABELS["decode"], *2 * ["3.000 (37.5 %)"]],
+        [LABELS["rollout"], *2 * ["1.000 (12.5 %)"]],
+        [LABELS["backward"], *2 * ["4.000 (50.0 %)"]],
+        ["step", "8.000", "8.000"],
+        ["tokens of a step", "40", "40"],
+        ["sampled tokens per second", "10.0", "10.0"],
+        ["planned", "a", "b"],
+    ]
+    write_step_seconds(tmp_path, arms)
+    assert json.loads((tmp_path / "time.json").read_text())["arms"][1]["seconds"]["backward"] == 4.0
+    assert (tmp_path / "time.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("eviction", ["sliding", "h2o"])
+def test_phases_of_the_sampler_lie_inside_one_another_and_change_nothing(eviction: str) -> None:
+    model = tiny_model(window=5, evict_fraction=0.4, eviction=eviction, state_rule="gated")
+    options: dict[str, Any] = {"max_new_tokens": 14, "seed": 3, "ignore_eos": True}
+    plain = tc.rollout(model, PROMPTS, **options)
+    timer = PhaseTimer(torch.device("cpu"))
+    with timer.phase("rollout"):
+        timed = tc.rollout(model, PROMPTS, timer=timer, **options)
+    assert [row.token_ids for row in timed] == [row.token_ids for row in plain]
+    total = timer.flush()
+    own = own_seconds(total)
+    assert all(own[name] > 0 for name in ("rollout", "prefill", "draw", "decode", "hear", "evict", "move", "absorb"))
+    assert not [name for name in PHASES if own[name] < 0]
+
+
+def test_a_sampler_without_absorption_has_no_seconds_of_it() -> None:
+    model = tiny_model(window=5, r=5, initial_state="identity", absorb=False)
+    timer = PhaseTimer(torch.device("cpu"))
+    tc.rollout(model, PROMPTS, max_new_tokens=14, ignore_eos=True, timer=timer)
+    total = timer.flush()
+    assert total["absorb"] == 0 < total["move"]
+
+
+def run_config(user: Path, output: Path, **changes: Any) -> RunConfig:
+    settings: dict[str, Any] = {
+        "model": str(user / "model"), "dataset": str(user / "questions.jsonl"), "output_dir": str(output),
+        "max_new_tokens": 9, "distill_steps": 0, "grpo_steps": 2, "group_size": 2, "grpo_batch_size": 2,
+    }  # fmt: skip
+    return RunConfig(**{**settings, **changes})
+
+
+def test_a_run_leaves_its_seconds_and_its_reference_has_some(user: Path, tmp_path: Path) -> None:
+    thought = tc.ThoughtConfig(r=3, num_global_tokens=5, window=4)
+    results = run_real_model(run_config(user, tmp_path, beta=0.1), thought, Console(quiet=True))
+    log = results["phases"]["grpo"]["log"]
+    assert all(entry["time/reference"] > 0 for entry in log)
+    (arm,) = json.loads((tmp_path / "grpo" / "time.json").read_text())["arms"]
+    assert arm["steps"] == 2
+    assert arm["seconds_per_step"] == pytest.approx(sum(entry["time/step"] for entry in log) / 2)
+    assert all(seconds >= 0 for seconds in arm["seconds"].values())
+
+
+def test_cost_times_three_arms_at_full_length(user: Path, tmp_path: Path) -> None:
+    thought = tc.ThoughtConfig(r=3, num_global_tokens=5, window=4)
+    found = run_cost(run_config(user, tmp_path), thought, Console(quiet=True))
+    arms = json.loads((tmp_path / "time.json").read_text())["arms"]
+    assert [arm["name"] for arm in arms] == [FULL, WINDOWED, ADAPTER]
+    assert [(arm["steps"], arm["tokens_per_step"]) for arm in arms] == 3 * [(2, 18.0)]
+    assert [arm["seconds"]["absorb"] > 0 for arm in arms] == [False, False, True]
+    assert [arm["seconds"]["move"] > 0 for arm in arms] == [False, True, True]
+    assert found["settings"][FULL]["window"] is None
+    assert list(found["planned"]) == [FULL, WINDOWED, ADAPTER]
+    assert (tmp_path / "cost.json").is_file()
+    with pytest.raises(ValueError, match="already holds a result; add --overwrite"):
+        run_cost(run_config(user, tmp_path), thought, Console(quiet=True))
+
+
+def test_plain_lora_is_beside_its_full_cache_only(user: Path, tmp_path: Path) -> None:
+    thought = tc.ThoughtConfig(r=3, num_global_tokens=3, window=4, initial_state="identity", absorb=False)
+    found = run_cost(run_config(user, tmp_path, grpo_steps=1), thought, Console(quiet=True))
+    assert list(found["settings"]) == [FULL, ADAPTER]
+
+
+def test_cost_needs_a_window(user: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nothing to compare with the full cache; set a window"):
+        run_cost(run_config(user, tmp_path), tc.ThoughtConfig(window=None), Console(quiet=True))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command(user: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["cost", "--model", str(user / "model"), "--dataset", str(user / "questions.jsonl"), "--window", "4"]
+    given += ["--max-new-tokens", "9", "--group-size", "2", "--grpo-batch-size", "2", "--r", "3"]
+    assert main([*given, "--steps", "0", "--output-dir", str(tmp_path / "no")]) == 2
+    assert "--steps must be at least 1" in capsys.readouterr().err
+    assert main([*given, "--steps", "1", "--output-dir", str(tmp_path / "cost")]) == 0
+    assert "planned peak, GiB" in capsys.readouterr().out
