@@ -19,6 +19,7 @@ from thoughtcache.config import ThoughtConfig
 from thoughtcache.learner.replay import replay
 from thoughtcache.policy.handle import full_cache
 from thoughtcache.policy.naive import naive_logprobs
+from thoughtcache.presets import preset
 from thoughtcache.records import Eviction, Rollout, TokenFilters, TokenLogProbs
 from thoughtcache.sampler.engine import Engine
 from thoughtcache.sampler.request import Request
@@ -104,6 +105,7 @@ __all__ = [
     "given_chains",
     "naive_chain_logprobs",
     "naive_logprobs",
+    "preset",
     "probe_ages",
     "probe_anatomy",
     "probe_attention_share",

@@ -64,9 +64,9 @@ examples:
 """
 _RECALL_EXAMPLES = """\
 examples:
-  thoughtcache recall --model ./model --memory attention --window 16
+  thoughtcache recall --model ./model --window 16
       an hour on one core for a model of 135M parameters
-  thoughtcache recall --model ./model --memory attention --window 16 --steps 60 --learning-rate 3e-3,1e-2 --seed 0,1
+  thoughtcache recall --model ./model --window 16 --steps 60 --learning-rate 3e-3,1e-2 --seed 0,1
       which learning rate, and do seeds agree; a folder, a table and a picture for all
   thoughtcache recall --model ./model --adapter runs/mine/adapter --steps 0 --distances 1,8,64
       measure only
@@ -223,7 +223,7 @@ def _recall(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     group.add_argument("--text", help="file whose sentences stand between a passcode and its question (built-in ones)")
     group.add_argument("--kind", help="what passcodes are made of: words (default) or digits")
     group.add_argument("--code-length", type=int, help="words or digits of a passcode (4)")
-    adapter_options(parser)
+    adapter_options(parser, "memory")
     group = parser.add_argument_group("teaching")
     group.add_argument("--steps", type=int, help="optimiser steps, 0 to measure only (200)")
     group.add_argument("--batch-size", type=int, help="texts per step (8)")

@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from thoughtcache.config import ThoughtConfig
+from thoughtcache.presets import PRESETS, default_preset, preset_settings
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache_cli.arguments import build_parser, command_parsers
 
@@ -45,11 +46,23 @@ def train(options: dict[str, Any]) -> None:
     run_real_model(run, _settings(run.adapter, adapter_options))
 
 
-def _settings(adapter: str | None, options: dict[str, Any]) -> ThoughtConfig:
-    """Settings of a new adapter, or those of a saved one with changes."""
+def _settings(adapter: str | None, options: dict[str, Any], default: str = "paper") -> ThoughtConfig:
+    """Settings of a new adapter, or those of a saved one with changes.
+
+    Args:
+        adapter: folder of the saved one.
+        options: settings that were given, and a preset.
+        default: the preset of the command, for whoever chooses no method.
+    """
     from thoughtcache.recipes.load_adapter import settings_to_start_from
 
-    return ThoughtConfig(**options) if adapter is None else settings_to_start_from(adapter, options)
+    if adapter is not None:
+        return settings_to_start_from(adapter, options)
+    settings = dict(options)
+    name = settings.pop("preset", None) or default_preset(default, settings)
+    if name != "paper":
+        print(f"preset: {name} ({', '.join(f'{key}={value}' for key, value in PRESETS[name].items())})", flush=True)
+    return ThoughtConfig(**preset_settings(name, settings))
 
 
 def generate(options: dict[str, Any]) -> None:
@@ -94,7 +107,8 @@ def distill(options: dict[str, Any]) -> None:
 
     names = {field.name for field in dataclasses.fields(DistillRun)}
     run = DistillRun(**{name: value for name, value in options.items() if name in names})
-    run_distill(run, _settings(run.adapter, {name: value for name, value in options.items() if name not in names}))
+    rest = {name: value for name, value in options.items() if name not in names}
+    run_distill(run, _settings(run.adapter, rest, "hybrid"))
 
 
 def recall(options: dict[str, Any]) -> None:
@@ -106,7 +120,7 @@ def recall(options: dict[str, Any]) -> None:
     single = {name: values[0] for name, values in several.items()}
     names = {field.name for field in dataclasses.fields(RecallRun)}
     run = RecallRun(**single, **{name: value for name, value in options.items() if name in names})
-    thought = _settings(run.adapter, {name: value for name, value in options.items() if name not in names})
+    thought = _settings(run.adapter, {n: value for n, value in options.items() if n not in names}, "memory")
     if all(len(values) == 1 for values in several.values()):
         run_recall(run, thought)
         return
@@ -149,7 +163,8 @@ def plan(options: dict[str, Any]) -> None:
     """`thoughtcache plan`: print where the memory of a run would go."""
     from thoughtcache.recipes.plan.memory_plan import plan_memory
 
-    plan_memory(**options)
+    name = options.pop("preset", None)
+    plan_memory(**(options if name is None else preset_settings(name, options)))
 
 
 def quieten_libraries() -> None:

@@ -10,10 +10,10 @@ OUTPUT_DIR = "runs/distill"
 EXAMPLES = """\
 examples:
   thoughtcache distill --model ./model --dataset questions.jsonl --window 64
-      the adapter learns the base's next-token distributions, on the base's own answers
-  thoughtcache distill --model ./model --text book.txt --window 64 --memory attention --memory-weight 0.05 \\
-      --recipe memory
-      a memory in attention space learns layer by layer what the window loses, then as above
+      h2o chooses what stays, a memory in attention space learns layer by layer what is lost, then both learn the base's
+      next-token distributions, on the base's own answers
+  thoughtcache distill --model ./model --dataset questions.jsonl --window 64 --preset paper
+      the paper's state, by next-token distributions alone; --preset lora: what a window costs without any state
   thoughtcache distill --model ./model --text book.txt --window 64 --memory attention --recipe mine.toml
       stages of your own: tables [[stage]] with kind = "transfer", "recall" or "logits"
 """
@@ -38,6 +38,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--no-baselines", dest="baselines", action="store_false", help="no windows with as many slots more beside it"
     )
     group = parser.add_argument_group("recipe")
-    group.add_argument("--recipe", help="logits (default), memory, or a TOML file with stages")
-    adapter_options(parser)
+    group.add_argument(
+        "--recipe",
+        help="logits, memory, or a TOML file with stages (memory for a memory in attention, else logits)",
+    )
+    adapter_options(parser, "hybrid")
     folder_options(parser.add_argument_group("run"), OUTPUT_DIR, save_every=25, may_grow=False)

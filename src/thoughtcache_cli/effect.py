@@ -16,7 +16,7 @@ _GRPO = (
     "profile_memory", "answer_column", "answer_type", "thinking",
 )  # fmt: skip
 _SHAPE = (
-    "r", "target_modules", "num_global_tokens", "lora_alpha", "state_rule", "state_norm", "state_norm_at",
+    "preset", "r", "target_modules", "num_global_tokens", "lora_alpha", "state_rule", "state_norm", "state_norm_at",
     "initial_state", "absorb", "write_scale", "encoder_start", "read_start",
     "memory", "memory_features", "memory_feature_map", "memory_write", "memory_read", "memory_keys", "memory_weight",
 )  # fmt: skip

@@ -6,6 +6,8 @@ import argparse
 
 from thoughtcache_cli.eviction_options import add_eviction_options, modules
 
+PRESETS = "paper, lora, memory or hybrid"
+
 
 def window(text: str) -> int | str | None:
     """An integer, "prompt", or "none" for the full cache."""
@@ -52,9 +54,15 @@ def question_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--limit", type=count_or_none, help='use the first rows only; "none" for all')
 
 
-def adapter_options(parser: argparse.ArgumentParser) -> None:
-    """Enter the settings of an adapter and its cache."""
+def adapter_options(parser: argparse.ArgumentParser, preset: str = "paper") -> None:
+    """Enter the settings of an adapter and its cache.
+
+    Args:
+        parser: where they go.
+        preset: the preset of the command, for whoever chooses no method.
+    """
     group = parser.add_argument_group("adapter and cache")
+    group.add_argument("--preset", help=f"settings that belong together: {PRESETS}; options beside it win ({preset})")
     group.add_argument("--window", type=window, help='resident thoughts: an integer, "prompt" or "none" (1024)')
     group.add_argument("--positions", help="absolute (default), or rolling: inside the window, for any length")
     group.add_argument("--evict-fraction", type=float, help="share of the window that leaves when it is full (0.25)")

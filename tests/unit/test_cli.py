@@ -23,6 +23,7 @@ from thoughtcache_cli.arguments import build_parser
 
 HELP_SECONDS = 3.0  # a third of that is the promise; the rest is for busy machines
 FIELDS = {field.name: field.default for config in (ThoughtConfig, RunConfig) for field in dataclasses.fields(config)}
+FIELDS["preset"] = "paper"  # what a configuration is by itself
 
 
 def subcommands() -> dict[str, argparse.ArgumentParser]:

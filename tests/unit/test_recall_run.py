@@ -189,7 +189,7 @@ def test_the_command_takes_its_options(model, tmp_path, capsys):
     assert "already holds a run; add --resume" in capsys.readouterr().err
     assert main([*options, "--steps", "0", "--max-evictions", "4"]) == 2
     assert "--max-evictions changes nothing with --steps 0" in capsys.readouterr().err
-    assert main(["recall", "--model", model, "--memory-write", "delta"]) == 2
+    assert main(["recall", "--model", model, "--memory", "adapter", "--memory-write", "delta"]) == 2
     assert "--memory-write delta changes nothing under --memory adapter" in capsys.readouterr().err
 
 

@@ -32,9 +32,9 @@ class TextLosses(NamedTuple):
         full: loss of the full-cache base.
     """
 
-    kl: Float[Tensor, " T"]
-    own: Float[Tensor, " T"]
-    full: Float[Tensor, " T"]
+    kl: Float[Tensor, " _"]
+    own: Float[Tensor, " _"]
+    full: Float[Tensor, " _"]
 
 
 class HeldOut:
@@ -52,7 +52,7 @@ class HeldOut:
             self.teacher = [teacher_hidden(model, batch_rollouts([row], device)).cpu() for row in self.rows]
 
     @torch.no_grad()
-    def __call__(self, model: nn.Module, progress: Callable[[int], None] | None = None) -> list[Float[Tensor, " T"]]:
+    def __call__(self, model: nn.Module, progress: Callable[[int], None] | None = None) -> list[Float[Tensor, " _"]]:
         """KL (nats) of every thought of every text.
 
         Args:
@@ -65,7 +65,7 @@ class HeldOut:
     @torch.no_grad()
     def under(
         self, model: nn.Module, rows: Iterable[Rollout], progress: Callable[[int], None] | None = None
-    ) -> list[Float[Tensor, " T"]]:
+    ) -> list[Float[Tensor, " _"]]:
         """The same under evictions that are known.
 
         Args:
@@ -129,7 +129,7 @@ class HeldOutKL:
     by_text: list[float]
 
 
-def summary(values: Sequence[Float[Tensor, " T"]], window: int) -> HeldOutKL:
+def summary(values: Sequence[Float[Tensor, " _"]], window: int) -> HeldOutKL:
     """What `HeldOut` found, before and after the first eviction under a window of so many thoughts.
 
     Args:

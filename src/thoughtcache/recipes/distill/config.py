@@ -14,7 +14,8 @@ class DistillRun:
 
     Attributes:
         model: transformers folder or hub id.
-        recipe: name of a recipe, or a TOML file.
+        recipe: name of a recipe, or a TOML file; None for "memory" where the adapter has a memory in attention space,
+            and "logits" where it has none.
         text: file with running text, which is cut into pieces.
         dataset: file, folder or hub id with questions that the base answers; instead of `text`.
         split: split of a hub data set.
@@ -39,7 +40,7 @@ class DistillRun:
     """
 
     model: str
-    recipe: str = "logits"
+    recipe: str | None = None
     text: str | None = None
     dataset: str | None = None
     split: str = "train"

@@ -60,7 +60,7 @@ def run_distill(run: DistillRun, thought: ThoughtConfig, console: Console | None
             before it turns out that its answers are too short.
     """
     console = console or Console()
-    stages = read_recipe(run.recipe)
+    stages = read_recipe(run.recipe or ("memory" if thought.has_attention_memory else "logits"))
     cache = thought.resolve_window(None)
     if cache.window is None:
         raise ValueError("window=None evicts nothing, so that there is nothing to distil; set a window")
