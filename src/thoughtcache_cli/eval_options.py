@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from typing import Any
 
 from thoughtcache_cli.shared_options import cache_options, names
 from thoughtcache_cli.thinking_options import add_thinking_options
@@ -25,6 +27,31 @@ examples:
 """
 
 
+class Limits(argparse.Action):
+    """Reads one number, or a number for each of several suites."""
+
+    def __call__(  # noqa: D102 - argparse calls it
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        pairs = [part.rpartition("=") for part in str(values).split(",")]
+        several = len(pairs) > 1 or bool(pairs[0][1])
+        if several and not all(name.strip() and equals for name, equals, _ in pairs):
+            parser.error(f"argument {option_string}: {values!r} is neither a number nor SUITE=N,SUITE=N")
+        found: dict[str, int] = {}
+        for name, _, number in pairs:
+            if name.strip() in found:
+                parser.error(f"argument {option_string}: {name.strip()} is given twice; leave out one of them")
+            try:
+                found[name.strip()] = int(number)
+            except ValueError:
+                parser.error(f"argument {option_string}: {number!r} is no number of questions")
+        setattr(namespace, self.dest, found if several else found[""])
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Enter the options."""
     group = parser.add_argument_group("questions")
@@ -35,7 +62,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "or NAME=PATH with a file, folder or hub id",
     )
     group.add_argument("--data", help="folder with a folder per suite (the hub's data sets)")
-    group.add_argument("--limit", type=int, help="the first questions of each suite only (all)")
+    group.add_argument(
+        "--limit",
+        action=Limits,
+        metavar="N",
+        help="the first questions of each suite only (all); gsm8k=50,math500=20 of these suites",
+    )
     group.add_argument("--prompt-column", help="column with the question (found by name)")
     group.add_argument("--answer-column", help="column with the reference answer (found by name)")
     group.add_argument("--answer-type", help="how answers are compared (as the suite says; auto for your own)")

@@ -104,7 +104,7 @@ def _read(run: EvalRun, name: str, path: str | None, report: Report) -> Asked:
     suite = suite_of(name)
     samples, temperature, max_new_tokens = run.asked(suite)
     if suite.embedded is not None:
-        source, examples = suite.embedded, _embedded(suite.embedded, run.limit or suite.limit or 1)
+        source, examples = suite.embedded, _embedded(suite.embedded, run.limit_of(name) or suite.limit or 1)
     else:
         source, split = _source(run, name, suite, path)
         examples = load_prompts(
@@ -113,7 +113,7 @@ def _read(run: EvalRun, name: str, path: str | None, report: Report) -> Asked:
             prompt_column=run.prompt_column,
             answer_column=run.answer_column,
             answer_type=run.answer_type or suite.answer_type,
-            limit=run.limit,
+            limit=run.limit_of(name),
             need_answers=True,
             bad_rows=run.bad_rows,
             report=report,
