@@ -71,10 +71,13 @@ def evaluate(options: dict[str, Any]) -> None:
         return
     from thoughtcache.recipes.evaluate.config import EvalRun
     from thoughtcache.recipes.evaluate.run import run_eval
+    from thoughtcache.recipes.evaluate.several import run_eval_caches
     from thoughtcache.scale.exchange import LostProcess
 
+    caches = options.pop("caches", None)
+    run = EvalRun(**{"suite": (), **options})
     try:
-        run_eval(EvalRun(**{"suite": (), **options}))
+        run_eval(run) if caches is None else run_eval_caches(run, caches)
     except LostProcess as error:
         raise ValueError(str(error)) from error
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from thoughtcache_cli.shared_options import cache_options, names
+from thoughtcache_cli.shared_options import CACHE_HELP, cache_options, cache_settings, names
 from thoughtcache_cli.thinking_options import add_thinking_options
 
 OUTPUT_DIR = "runs/eval"
@@ -22,6 +22,8 @@ examples:
       questions of your own
   thoughtcache eval --suite aime24 --model ./model --select think@n --max-new-tokens 8192
       48 answers are begun; the half that thinks deepest is finished, and votes
+  thoughtcache eval --suite embedded --cache full --cache window=32 --cache window=32,eviction=h2o --limit 200
+      one table for several caches, and how each differs from the first one
   thoughtcache eval --compare runs/base-eval runs/mine-eval
       which is better on the same questions, and what difference could have been seen
 """
@@ -109,6 +111,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--think-finish-rest", action="store_true", help="finish the others as well, for maj@n on the same samples"
     )
     cache_options(parser)
+    group = parser.add_argument_group("several caches", "The same questions under each, in one table.")
+    group.add_argument(
+        "--cache", dest="caches", action="append", type=cache_settings, metavar="SETTINGS", help=CACHE_HELP
+    )
     add_thinking_options(parser, "--max-new-tokens bounds all links together.")
     group = parser.add_argument_group("run")
     group.add_argument("--batch-size", type=int, help="answers that are sampled at once (32)")

@@ -27,7 +27,7 @@ from thoughtcache.recipes.evaluate.config import EvalRun
 from thoughtcache.recipes.evaluate.questions import Asked, read_questions, tasks_of
 from thoughtcache.recipes.evaluate.report import write_report
 from thoughtcache.recipes.evaluate.shared import fill, forget
-from thoughtcache.recipes.evaluate.subject import model_name, opened
+from thoughtcache.recipes.evaluate.subject import SharedBase, model_name
 from thoughtcache.recipes.evaluate.think import PREFIXES, ended_early, wanted_answers
 from thoughtcache.recipes.load_adapter import WEIGHTS
 from thoughtcache.recipes.run.folder import WRITING_REMEDY, PhaseResult, RunFolder
@@ -40,7 +40,7 @@ from thoughtcache.scale.crew import Crew, open_crew
 GENERATIONS = "generations.jsonl"
 
 
-def run_eval(run: EvalRun, console: Console | None = None) -> dict[str, Any]:
+def run_eval(run: EvalRun, console: Console | None = None, *, base: SharedBase | None = None) -> dict[str, Any]:
     """Ask all questions; returns what is written to results.json.
 
     Under torchrun every process calls this; they share the answers, and the first one writes and returns the results.
@@ -48,6 +48,7 @@ def run_eval(run: EvalRun, console: Console | None = None) -> dict[str, Any]:
     Args:
         run: the settings.
         console: where progress and the table go.
+        base: the base model of several runs; None loads one for this run.
 
     Returns:
         What is written to results.json; nothing in processes other than the first.
@@ -60,7 +61,7 @@ def run_eval(run: EvalRun, console: Console | None = None) -> dict[str, Any]:
         console = (console or Console()) if crew.is_first else Console(quiet=True)
         asked = read_questions(run, partial(plain_line, console))
         folder = _folder(run, asked) if crew.is_first else None
-        with opened(run) as (model, tokenizer, config):
+        with (base or SharedBase()).opened(run) as (model, tokenizer, config):
             tasks, asked = tasks_of(run, asked, tokenizer, partial(plain_line, console))
             cache = config.resolve_window(max(len(task.prompt_ids) for task in tasks), run.window)
             thinking = _thinking(run, tasks, tokenizer)
