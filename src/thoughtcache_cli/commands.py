@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.recipes.run.config import RunConfig
-from thoughtcache_cli.arguments import build_parser, command_parsers
+from thoughtcache_cli.arguments import DEFAULT_OUTPUT_DIRS, build_parser, command_parsers
 
 USER_ERRORS: tuple[type[Exception], ...] = (ValueError, OSError, SafetensorError)
 
@@ -78,6 +78,26 @@ def evaluate(options: dict[str, Any]) -> None:
     run = EvalRun(**{"suite": (), **options})
     try:
         run_eval(run) if caches is None else run_eval_caches(run, caches)
+    except LostProcess as error:
+        raise ValueError(str(error)) from error
+
+
+def scale(options: dict[str, Any]) -> None:
+    """`thoughtcache scale`: the suites of a model at several lengths, under one cache or several."""
+    from thoughtcache.recipes.evaluate.arms import CACHE
+    from thoughtcache.recipes.evaluate.config import EvalRun
+    from thoughtcache.recipes.scaling.points import lengths_of
+    from thoughtcache.recipes.scaling.run import run_scale
+    from thoughtcache.scale.exchange import LostProcess
+
+    given, factors = options.pop("lengths", None), options.pop("factors", None)
+    lengths = lengths_of(given, factors, options.get("base_length"))
+    more = {name: options.pop(name) for name in ("base_length", "sample_each") if name in options}
+    single = {name: options.pop(name) for name in CACHE if name in options}
+    caches = options.pop("caches", [single])
+    run = EvalRun(**{"suite": (), "output_dir": DEFAULT_OUTPUT_DIRS["scale"], **options})
+    try:
+        run_scale(run, caches, lengths=lengths, **more)
     except LostProcess as error:
         raise ValueError(str(error)) from error
 
@@ -155,6 +175,7 @@ COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {
     "train": train,
     "generate": generate,
     "eval": evaluate,
+    "scale": scale,
     "perplexity": perplexity,
     "distill": distill,
     "recall": recall,

@@ -104,6 +104,11 @@ _CACHE_OF_ONE_ARM = Rule(
     when=lambda options: "caches" in options,
     reason="is the cache of a run without --cache; leave it out, and write it into each one: window=64,eviction=h2o",
 )
+_SEED_OF_GREEDY = Rule(
+    names=("seed",),
+    when=lambda options: options.get("temperature") == 0 and not {"eviction", "caches"} & set(options),
+    reason="changes nothing at --temperature 0, where nothing is drawn; leave it out, or set a temperature",
+)
 _TOKENS_OF_NO_TEXT = Rule(
     names=("prompt_tokens",),
     when=lambda options: "text" not in options,
@@ -151,11 +156,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
             when=lambda options: "compare" in options,
             reason="changes nothing under --compare, which reads two runs that were made; leave out one of them",
         ),
-        Rule(
-            names=("seed",),
-            when=lambda options: options.get("temperature") == 0 and not {"eviction", "caches"} & set(options),
-            reason="changes nothing at --temperature 0, where nothing is drawn; leave it out, or set a temperature",
-        ),
+        _SEED_OF_GREEDY,
         Rule(
             names=(
                 "think_prefix",
@@ -170,6 +171,16 @@ RULES: dict[str, tuple[Rule, ...]] = {
             when=lambda options: "select" not in options,
             reason="changes nothing without --select think@n, which chooses by it; add that, or leave it out",
         ),
+        _CACHE_OF_ONE_ARM,
+        _CACHE_OF_ONE_MODEL,
+    ),
+    "scale": (
+        Rule(
+            names=("factors",),
+            when=lambda options: "base_length" not in options,
+            reason="is multiples of --base-length; add that, or leave it out and give --lengths",
+        ),
+        _SEED_OF_GREEDY,
         _CACHE_OF_ONE_ARM,
         _CACHE_OF_ONE_MODEL,
     ),

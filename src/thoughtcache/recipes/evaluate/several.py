@@ -69,13 +69,17 @@ def top_folder(run: EvalRun, arms: Sequence[Arm], command: str, **described: Any
     )
 
 
-def run_arms(arms: Sequence[Arm], folder: RunFolder | None, console: Console) -> list[dict[str, Any]]:
+def run_arms(
+    arms: Sequence[Arm], folder: RunFolder | None, console: Console, *, lengths: Sequence[Sequence[int]] = ()
+) -> list[dict[str, Any]]:
     """The result of every arm, in order; see `run_eval`.
 
     Args:
         arms: the arms.
         folder: the folder above theirs; None in processes that write nothing.
         console: where progress and tables go.
+        lengths: bounds on the tokens at which the answers of each arm are judged, see `run_eval`; empty for the own
+            one of each.
     """
     base, results = SharedBase(), []
     # What cannot be used is found before anything is written.
@@ -89,5 +93,5 @@ def run_arms(arms: Sequence[Arm], folder: RunFolder | None, console: Console) ->
         console.rule(f"{number} of {len(arms)}: {arm.name}")
         # The whole run may have stopped before this arm began.
         own = replace(arm.run, resume=arm.run.resume and (Path(arm.run.output_dir) / "run.json").is_file())
-        results.append(run_eval(own, console, base=base))
+        results.append(run_eval(own, console, base=base, lengths=lengths[number - 1] if lengths else ()))
     return results
