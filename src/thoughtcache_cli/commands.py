@@ -84,20 +84,26 @@ def evaluate(options: dict[str, Any]) -> None:
 
 def scale(options: dict[str, Any]) -> None:
     """`thoughtcache scale`: the suites of a model at several lengths, under one cache or several."""
+    from thoughtcache.evaluation.suites import growing_suite
     from thoughtcache.recipes.evaluate.arms import CACHE
     from thoughtcache.recipes.evaluate.config import EvalRun
+    from thoughtcache.recipes.scaling.operations import run_scale_operations
     from thoughtcache.recipes.scaling.points import lengths_of
     from thoughtcache.recipes.scaling.run import run_scale
     from thoughtcache.scale.exchange import LostProcess
 
-    given, factors = options.pop("lengths", None), options.pop("factors", None)
-    lengths = lengths_of(given, factors, options.get("base_length"))
-    more = {name: options.pop(name) for name in ("base_length", "sample_each") if name in options}
     single = {name: options.pop(name) for name in CACHE if name in options}
     caches = options.pop("caches", [single])
-    run = EvalRun(**{"suite": (), "output_dir": DEFAULT_OUTPUT_DIRS["scale"], **options})
+    defaults = {"suite": (), "output_dir": DEFAULT_OUTPUT_DIRS["scale"]}
+    operations = options.pop("operations", None)
     try:
-        run_scale(run, caches, lengths=lengths, **more)
+        if operations is not None:
+            suites = tuple(growing_suite(number) for number in operations)
+            run_scale_operations(EvalRun(**{**defaults, **options, "suite": suites}), caches)
+            return
+        lengths = lengths_of(options.pop("lengths", None), options.pop("factors", None), options.get("base_length"))
+        more: dict[str, Any] = {name: options.pop(name) for name in ("base_length", "sample_each") if name in options}
+        run_scale(EvalRun(**{**defaults, **options}), caches, lengths=lengths, **more)
     except LostProcess as error:
         raise ValueError(str(error)) from error
 

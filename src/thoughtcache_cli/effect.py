@@ -176,6 +176,11 @@ RULES: dict[str, tuple[Rule, ...]] = {
     ),
     "scale": (
         Rule(
+            names=("suite", "lengths", "factors", "base_length", "sample_each"),
+            when=lambda options: "operations" in options,
+            reason="is about one length of the questions, and --operations has several; leave out one of them",
+        ),
+        Rule(
             names=("factors",),
             when=lambda options: "base_length" not in options,
             reason="is multiples of --base-length; add that, or leave it out and give --lengths",

@@ -17,6 +17,8 @@ examples:
       1 to 64 times 1024 tokens, sampled once at the longest and cut
   thoughtcache scale --suite math500 --model ./model --base-length 1024 --factors 1,2,4 --window 512 --sample-each
       seconds and memory of every length, each sampled by itself
+  thoughtcache scale --operations 3,6,12 --model ./reasoner --cache full --cache window=16 --cache adapter=mine/adapter
+      the embedded task itself grows; the packaged reasoner solves 3 only
 """
 
 
@@ -30,6 +32,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--sample-each",
         action="store_true",
         help="sample every length by itself, for its seconds and memory, instead of cutting the longest",
+    )
+    group.add_argument(
+        "--operations",
+        type=integers,
+        help="operations per chain of the embedded task instead, with commas between them: traces of 12 N + 14 tokens",
     )
     question_options(parser)
     answer_options(parser, "16 for aime and amc, else 1")

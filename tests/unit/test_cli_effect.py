@@ -76,6 +76,8 @@ CASES: dict[str, tuple[list[str], str, list[str]]] = {
                                        ["eval", "--suite", "embedded", "--window", "8"]),
     "multiples of nothing": (["scale", "--suite", "embedded", "--factors", "1,2"], "--factors",
                              ["scale", "--suite", "embedded", "--factors", "1,2", "--base-length", "14"]),
+    "lengths of chains that grow": (["scale", "--operations", "3,6", "--lengths", "9"], "--lengths",
+                                    ["scale", "--suite", "embedded", "--lengths", "9"]),
     "thinking that chooses nothing": (["eval", "--suite", "embedded", "--think-keep", "0.2"], "--think-keep",
                                       ["eval", "--suite", "embedded", "--think-keep", "0.2", "--select", "think@n"]),
     "a choice of the oldest": ([*PERPLEXITY, "--text", "t", "--window", "8", "--batch-size", "2"], "--batch-size",

@@ -293,6 +293,18 @@ def test_settings_without_a_meaning_are_refused(settings, message):
         EvalRun(**settings)
 
 
+def test_chains_of_any_number_of_operations_are_suites():
+    run = EvalRun(suite=("embedded", "chains-3", "chains-12"), limit=3)
+    own, same, longer = read_questions(run, print)
+    assert [e.prompt for e in own.examples] == [e.prompt for e in same.examples] != [e.prompt for e in longer.examples]
+    assert [one.max_new_tokens for one in (own, same, longer)] == [56, 56, 177]
+    assert [len(str(e.prompt)) for e in longer.examples] == [105] * 3
+    assert longer.examples[0].identifier == "chains-12/0"
+    for name, message in (("chains-0", "is not known"), ("chains-65", "choose chains-1 to chains-64")):
+        with pytest.raises(ValueError, match=message):
+            EvalRun(suite=(name,))
+
+
 def test_a_limit_of_each_suite():
     run = EvalRun(suite=("embedded", "multiplication"), limit={"embedded": 3, "multiplication": 2})
     assert [len(one.examples) for one in read_questions(run, print)] == [3, 2]

@@ -24,6 +24,7 @@ from thoughtcache.recipes.evaluate.compare import run_compare
 from thoughtcache.recipes.evaluate.config import EvalRun
 from thoughtcache.recipes.evaluate.run import GENERATIONS
 from thoughtcache.recipes.load_model import load_base
+from thoughtcache.recipes.scaling.operations import run_scale_operations
 from thoughtcache.recipes.scaling.points import lengths_of
 from thoughtcache.recipes.scaling.run import run_scale
 from thoughtcache.records import TokenFilters
@@ -215,6 +216,26 @@ def test_a_run_goes_on_and_takes_more_lengths_and_arms(settings, tmp_path, monke
     fresh = run_scale(replace(run, overwrite=True, seed=1), [{}], lengths=(4, 12), console=QUIET)
     assert sampled == [4, 4, 1, 4]
     assert len(fresh["points"]) == 2
+
+
+def test_chains_that_grow(tmp_path, capsys):
+    """The packaged reasoner solves the length that it was trained on, and no other."""
+    command = ["scale", "--operations", "6,3", "--limit", "4", "--cache", "full", "--cache", "window=16"]
+    assert main([*command, "--output-dir", str(tmp_path)]) == 0
+    assert "operations" in capsys.readouterr().out
+    points = json.loads((tmp_path / "results.json").read_text())["points"]
+    assert [(p["cache"], p["suite"], p["length"], p["factor"]) for p in points] == [
+        ("full cache", "chains", 3, 1.0), ("full cache", "chains", 6, 2.0),
+        ("window 16", "chains", 3, 1.0), ("window 16", "chains", 6, 2.0),
+    ]  # fmt: skip
+    assert [p["accuracy"]["value"] for p in points] == [1.0, 0.0, 0.0, 0.0]
+    assert [p["difference"] for p in points] == [None, None, -1.0, 0.0]
+    assert all(p["seconds"] > 0 for p in points)
+    assert (tmp_path / "scale.png").stat().st_size > 10_000
+    assert main([*command, "--output-dir", str(tmp_path), "--resume"]) == 0
+    assert json.loads((tmp_path / "results.json").read_text())["points"] == points
+    with pytest.raises(ValueError, match="suite must be chains-N only, with N operations, got chains-3, embedded"):
+        run_scale_operations(EvalRun(suite=("chains-3", "embedded")), [{}], console=QUIET)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from thoughtcache.cache.eviction import OptionValue
 from thoughtcache.chains.table import check_thinking
 from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.config import OWN_WINDOW
-from thoughtcache.evaluation.suites import SAMPLED_TEMPERATURE, SUITES, Suite, own_suite
+from thoughtcache.evaluation.suites import SAMPLED_TEMPERATURE, SUITES, Suite, find_suite, own_suite
 from thoughtcache.evaluation.thinking.definition import DeepThinking
 from thoughtcache.evaluation.thinking.selection import NUM_SAMPLES, ThinkAtN
 from thoughtcache.tasks.maths.answer_types import ANSWER_TYPES
@@ -140,10 +140,10 @@ class EvalRun:
         if len(set(names)) < len(names):
             raise ValueError(f"suite names one several times ({', '.join(names)}); name each one once")
         for name, path in self.named_paths():
-            if name not in SUITES and path is None:
+            if path is None and find_suite(name) is None:
                 raise ValueError(
-                    f"suite={name!r} is not known; choose from {', '.join(SUITES)}, or give {name}=PATH for questions "
-                    "of your own"
+                    f"suite={name!r} is not known; choose from {', '.join(SUITES)}, chains-N, or give {name}=PATH for "
+                    "questions of your own"
                 )
             embedded = suite_of(name).embedded is not None
             if embedded and path is not None:
@@ -255,4 +255,4 @@ class EvalRun:
 
 def suite_of(name: str) -> Suite:
     """The suite of this name, or one of the user's own."""
-    return SUITES.get(name) or own_suite(name)
+    return find_suite(name) or own_suite(name)

@@ -15,14 +15,14 @@ from thoughtcache.recipes.evaluate.arms import Arm
 from thoughtcache.recipes.evaluate.config import EvalRun
 from thoughtcache.recipes.evaluate.several_report import labels
 from thoughtcache.recipes.evaluate.table import markdown, percent, points, print_table, without_empty
-from thoughtcache.recipes.scaling.points import Point
+from thoughtcache.recipes.scaling.points import Axis, Point
 from thoughtcache.report.files import replace_file
 from thoughtcache.report.plots import Panel, Series, plot_curves
 from thoughtcache.report.progress import plain_line
 from thoughtcache.report.results import environment, write_results
 
 HEADER = (
-    "cache", "suite", "at most", "factor", "accuracy (95 %)", "less the first (95 %)", "cut", "tokens", "evictions",
+    "cache", "suite", "", "factor", "accuracy (95 %)", "less the first (95 %)", "cut", "tokens", "evictions",
     "seconds", "peak MiB",
 )  # fmt: skip
 APART = 1.2
@@ -34,7 +34,8 @@ def write_report(
     run: EvalRun,
     arms: Sequence[Arm],
     found: Sequence[Point],
-    sample_each: bool,
+    axis: Axis,
+    how: str,
     console: Console,
 ) -> dict[str, Any]:
     """Print the table and write table.md, scale.csv, scale.png and results.json.
@@ -44,21 +45,24 @@ def write_report(
         run: what all points share.
         arms: the arms, whose names are those of the points.
         found: the points.
-        sample_each: whether every length was sampled by itself.
+        axis: what the curves are over.
+        how: how the points were sampled, in a few words.
         console: where the table goes.
     """
-    header, rows = without_empty(HEADER, [_cells(point, len(run.suite) > 1) for point in found])
+    several = len({point.suite for point in found}) > 1
+    wanted = [name or axis.column for name in HEADER]
+    header, rows = without_empty(wanted, [_cells(point, several) for point in found])
     print_table(str(run.model or "the packaged reasoner"), header, rows, console)
-    how = "every length was sampled by itself" if sample_each else "sampled at the longest and cut"
-    plain_line(console, f"{how}; differences are those to {arms[0].name!r} at the same length, question by question")
+    plain_line(console, f"{how}; differences are those to {arms[0].name!r} at the same place, question by question")
     replace_file(folder / "table.md", markdown(header, rows).encode())
     replace_file(folder / "scale.csv", _csv(found).encode())
     names = dict(zip((arm.name for arm in arms), labels(arms), strict=True))
-    picture = plot_curves(folder / "scale.png", panels(found, names))
+    picture = plot_curves(folder / "scale.png", panels(found, names, axis))
     payload: dict[str, Any] = {
         "environment": environment(),
         "run": asdict(run),
-        "sample_each": sample_each,
+        "over": axis.label,
+        "how": how,
         "caches": [{"name": arm.name, "settings": arm.settings} for arm in arms],
         "points": [{**asdict(point), "difference": _difference(point)} for point in found],
     }
@@ -69,12 +73,13 @@ def write_report(
     return payload
 
 
-def panels(found: Sequence[Point], names: dict[str, str]) -> list[Panel]:
-    """Accuracy over the bound for every suite; the share that was cut; seconds and memory where they were measured.
+def panels(found: Sequence[Point], names: dict[str, str], axis: Axis) -> list[Panel]:
+    """Accuracy over the length for every suite; the share that was cut; seconds and memory where they were measured.
 
     Args:
         found: the points.
         names: name of an arm -> its label in a legend.
+        axis: what the curves are over.
     """
     drawn = []
     for suite in dict.fromkeys(point.suite for point in found):
@@ -84,9 +89,9 @@ def panels(found: Sequence[Point], names: dict[str, str]) -> list[Panel]:
             shares = [point.accuracy for point in own if names[point.cache] == label]
             lows[label] = ([100 * share.low for share in shares], [100 * share.high for share in shares])
         title = f"{suite}: right answers, with 95 % intervals"
-        drawn.append(_panel(own, title, "right answers (%)", series, intervals=lows))
+        drawn.append(_panel(axis, own, title, "right answers (%)", series, intervals=lows))
         drawn.append(
-            _panel(own, f"{suite}: answers that were cut", "cut (%)", _series(own, names, lambda p: 100 * p.cut))
+            _panel(axis, own, f"{suite}: answers that were cut", "cut (%)", _series(own, names, lambda p: 100 * p.cut))
         )
     first = [point for point in found if point.suite == found[0].suite]
     lengths = {point.length for point in first}
@@ -97,11 +102,12 @@ def panels(found: Sequence[Point], names: dict[str, str]) -> list[Panel]:
     for title, y_label, value in measured:
         known = [point for point in first if value(point) is not None]
         if len({point.length for point in known}) == len(lengths) > 1:
-            drawn.append(_panel(known, title, y_label, _series(known, names, value)))
+            drawn.append(_panel(axis, known, title, y_label, _series(known, names, value)))
     return drawn
 
 
 def _panel(
+    axis: Axis,
     found: Sequence[Point],
     title: str,
     y_label: str,
@@ -111,7 +117,7 @@ def _panel(
     base = next((f", 1x = {point.length / point.factor:g}" for point in found if point.factor), "")
     return Panel(
         title=title,
-        x_label=f"most tokens of an answer{base}",
+        x_label=f"{axis.label}{base}",
         y_label=y_label,
         series=series,
         intervals=intervals or {},

@@ -10,12 +10,11 @@ from typing import Any
 from rich.console import Console
 
 from thoughtcache.recipes.evaluate.arms import Arm, arms_of
-from thoughtcache.recipes.evaluate.compare import answers_by_suite, paired_difference
 from thoughtcache.recipes.evaluate.config import EvalRun
 from thoughtcache.recipes.evaluate.cutting import check_lengths, folder_of_length
 from thoughtcache.recipes.evaluate.several import run_arms, top_folder
 from thoughtcache.recipes.run.folder import WRITING_REMEDY
-from thoughtcache.recipes.scaling.points import Point
+from thoughtcache.recipes.scaling.points import LENGTHS, Point, points_of
 from thoughtcache.recipes.scaling.report import write_report
 from thoughtcache.report.files import writing
 from thoughtcache.scale.crew import open_crew
@@ -72,7 +71,8 @@ def run_scale(
             for point in _points(arm, arms[0], length, found, base_length, sample_each)
         ]
         with writing(folder.path, WRITING_REMEDY):
-            return write_report(folder.path, run, arms, points, sample_each, console)
+            how = "every length was sampled by itself" if sample_each else "sampled at the longest and cut"
+            return write_report(folder.path, run, arms, points, LENGTHS, how, console)
 
 
 def _at(arm: Arm, length: int) -> Arm:
@@ -99,28 +99,12 @@ def _points(
     """One point per suite."""
     folder = _folder(arm, length, sample_each)
     sampled = results.get(str(folder))
-    if sampled is None:
-        suites = results[arm.run.output_dir]["lengths"][str(length)]
-    else:
-        suites = sampled["suites"]
-    last_call = None if sampled is None else sampled["last_call"]
-    if last_call is not None and last_call["answers"] < sum(
-        one["num_questions"] * one["num_samples"] for one in suites.values()
-    ):
-        last_call = None
-    own, beside = answers_by_suite(folder), {}
-    if arm is not first:
-        beside = answers_by_suite(_folder(first, length, sample_each))
-    return [
-        Point.of(
-            scores,
-            last_call=last_call,
-            base_length=base_length,
-            length=length,
-            cache=arm.name,
-            suite=suite,
-            less_first=paired_difference(suite, beside[suite], own[suite]) if beside else None,
-            folder=str(folder),
-        )
-        for suite, scores in suites.items()
-    ]
+    return points_of(
+        arm.name,
+        folder,
+        None if arm is first else _folder(first, length, sample_each),
+        {"suites": results[arm.run.output_dir]["lengths"][str(length)]} if sampled is None else sampled,
+        length=length,
+        base_length=base_length,
+        is_sampled=sampled is not None,
+    )
