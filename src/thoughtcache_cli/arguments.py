@@ -25,6 +25,9 @@ from thoughtcache_cli.perplexity_options import OUTPUT_DIR as PERPLEXITY_OUTPUT_
 from thoughtcache_cli.perplexity_options import add_options as add_perplexity_options
 from thoughtcache_cli.probe_options import EXAMPLES as PROBE_EXAMPLES
 from thoughtcache_cli.probe_options import add_options as add_probe_options
+from thoughtcache_cli.scale_options import EXAMPLES as SCALE_EXAMPLES
+from thoughtcache_cli.scale_options import OUTPUT_DIR as SCALE_OUTPUT_DIR
+from thoughtcache_cli.scale_options import add_options as add_scale_options
 from thoughtcache_cli.shared_options import (
     adapter_options,
     base_options,
@@ -41,6 +44,7 @@ DEFAULT_OUTPUT_DIRS = {
     "recall": "runs/recall",
     "distill": DISTILL_OUTPUT_DIR,
     "eval": EVAL_OUTPUT_DIR,
+    "scale": SCALE_OUTPUT_DIR,
     "compare-eviction": COMPARE_OUTPUT_DIR,
     "perplexity": PERPLEXITY_OUTPUT_DIR,
     "cost": COST_OUTPUT_DIR,
@@ -93,6 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     _train(commands)
     _generate(commands)
     _eval(commands)
+    _scale(commands)
     _perplexity(commands)
     _distill(commands)
     _recall(commands)
@@ -200,6 +205,11 @@ def _generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def _eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     summary = "how many questions of a suite are answered rightly, with intervals; and compare two runs"
     add_eval_options(_command(commands, "eval", summary, EVAL_EXAMPLES))
+
+
+def _scale(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    summary = "accuracy over the most tokens of an answer, one line per cache or adapter"
+    add_scale_options(_command(commands, "scale", summary, SCALE_EXAMPLES))
 
 
 def _perplexity(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.presets import PRESETS, default_preset, preset_settings
 from thoughtcache.recipes.run.config import RunConfig
-from thoughtcache_cli.arguments import build_parser, command_parsers
+from thoughtcache_cli.arguments import DEFAULT_OUTPUT_DIRS, build_parser, command_parsers
 
 USER_ERRORS: tuple[type[Exception], ...] = (ValueError, OSError, SafetensorError)
 
@@ -84,10 +84,39 @@ def evaluate(options: dict[str, Any]) -> None:
         return
     from thoughtcache.recipes.evaluate.config import EvalRun
     from thoughtcache.recipes.evaluate.run import run_eval
+    from thoughtcache.recipes.evaluate.several import run_eval_caches
     from thoughtcache.scale.exchange import LostProcess
 
+    caches = options.pop("caches", None)
+    run = EvalRun(**{"suite": (), **options})
     try:
-        run_eval(EvalRun(**{"suite": (), **options}))
+        run_eval(run) if caches is None else run_eval_caches(run, caches)
+    except LostProcess as error:
+        raise ValueError(str(error)) from error
+
+
+def scale(options: dict[str, Any]) -> None:
+    """`thoughtcache scale`: the suites of a model at several lengths, under one cache or several."""
+    from thoughtcache.evaluation.suites import growing_suite
+    from thoughtcache.recipes.evaluate.arms import CACHE
+    from thoughtcache.recipes.evaluate.config import EvalRun
+    from thoughtcache.recipes.scaling.operations import run_scale_operations
+    from thoughtcache.recipes.scaling.points import lengths_of
+    from thoughtcache.recipes.scaling.run import run_scale
+    from thoughtcache.scale.exchange import LostProcess
+
+    single = {name: options.pop(name) for name in CACHE if name in options}
+    caches = options.pop("caches", [single])
+    defaults = {"suite": (), "output_dir": DEFAULT_OUTPUT_DIRS["scale"]}
+    operations = options.pop("operations", None)
+    try:
+        if operations is not None:
+            suites = tuple(growing_suite(number) for number in operations)
+            run_scale_operations(EvalRun(**{**defaults, **options, "suite": suites}), caches)
+            return
+        lengths = lengths_of(options.pop("lengths", None), options.pop("factors", None), options.get("base_length"))
+        more: dict[str, Any] = {name: options.pop(name) for name in ("base_length", "sample_each") if name in options}
+        run_scale(EvalRun(**{**defaults, **options}), caches, lengths=lengths, **more)
     except LostProcess as error:
         raise ValueError(str(error)) from error
 
@@ -182,6 +211,7 @@ COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {
     "train": train,
     "generate": generate,
     "eval": evaluate,
+    "scale": scale,
     "perplexity": perplexity,
     "distill": distill,
     "recall": recall,

@@ -26,7 +26,7 @@ _OF_EVAL = (
     "tokenizer", "instruction", "system", "samples", "temperature", "top_p", "top_k", "max_new_tokens", "stop",
     "window", "positions", *_EVICTING, "thinking", "thinking_options", "batch_size", "pack_weights", "seed", "resume",
     "overwrite", "select", "think_prefix", "think_keep", "think_threshold", "think_depth", "think_reading",
-    "think_norm", "think_log_base", "think_finish_rest",
+    "think_norm", "think_log_base", "think_finish_rest", "caches",
 )  # fmt: skip
 
 
@@ -99,6 +99,16 @@ _CACHE_OF_ONE_MODEL = Rule(
     when=lambda options: _full_cache(options) or not {"adapter", "window"} & set(options),
     reason="changes nothing with the full cache, where nothing is evicted; leave it out, or give a --window",
 )
+_CACHE_OF_ONE_ARM = Rule(
+    names=("window", "positions", *_EVICTING),
+    when=lambda options: "caches" in options,
+    reason="is the cache of a run without --cache; leave it out, and write it into each one: window=64,eviction=h2o",
+)
+_SEED_OF_GREEDY = Rule(
+    names=("seed",),
+    when=lambda options: options.get("temperature") == 0 and not {"eviction", "caches"} & set(options),
+    reason="changes nothing at --temperature 0, where nothing is drawn; leave it out, or set a temperature",
+)
 _TOKENS_OF_NO_TEXT = Rule(
     names=("prompt_tokens",),
     when=lambda options: "text" not in options,
@@ -146,11 +156,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
             when=lambda options: "compare" in options,
             reason="changes nothing under --compare, which reads two runs that were made; leave out one of them",
         ),
-        Rule(
-            names=("seed",),
-            when=lambda options: options.get("temperature") == 0 and "eviction" not in options,
-            reason="changes nothing at --temperature 0, where nothing is drawn; leave it out, or set a temperature",
-        ),
+        _SEED_OF_GREEDY,
         Rule(
             names=(
                 "think_prefix",
@@ -165,6 +171,22 @@ RULES: dict[str, tuple[Rule, ...]] = {
             when=lambda options: "select" not in options,
             reason="changes nothing without --select think@n, which chooses by it; add that, or leave it out",
         ),
+        _CACHE_OF_ONE_ARM,
+        _CACHE_OF_ONE_MODEL,
+    ),
+    "scale": (
+        Rule(
+            names=("suite", "lengths", "factors", "base_length", "sample_each"),
+            when=lambda options: "operations" in options,
+            reason="is about one length of the questions, and --operations has several; leave out one of them",
+        ),
+        Rule(
+            names=("factors",),
+            when=lambda options: "base_length" not in options,
+            reason="is multiples of --base-length; add that, or leave it out and give --lengths",
+        ),
+        _SEED_OF_GREEDY,
+        _CACHE_OF_ONE_ARM,
         _CACHE_OF_ONE_MODEL,
     ),
     "perplexity": (

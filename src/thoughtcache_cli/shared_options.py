@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from typing import Any
 
-from thoughtcache_cli.eviction_options import add_eviction_options, modules
+from thoughtcache_cli.eviction_options import add_eviction_options, modules, value_of
 
 PRESETS = "paper, lora, memory or hybrid"
 
@@ -99,6 +101,60 @@ def cache_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--evict-fraction", type=float, help="share of the window that leaves when it is full")
     group.add_argument("--positions", help="absolute, or rolling: inside the window, for any length")
     add_eviction_options(parser, "that of the adapter; sliding for the base")
+
+
+_OF_A_CACHE: dict[str, Callable[[str], Any]] = {
+    "window": window,
+    "evict-fraction": float,
+    "positions": str,
+    "eviction": str,
+    "adapter": lambda text: None if text == "none" else text,
+    "name": str,
+}
+_OWN = "own"
+_WINDOWS = {"full": "none", _OWN: _OWN}
+_OPTION_OF_A_CACHE = "eviction-option"
+CACHE_HELP = (
+    "one of several caches, with commas between its settings: full, own (the adapter's), window=64, "
+    "evict-fraction=0.5, positions=rolling, eviction=h2o, eviction-option=KEY=VALUE, adapter=FOLDER (none for the "
+    "base), name=NAME; may be given repeatedly"
+)
+
+
+def cache_settings(text: str) -> dict[str, Any]:
+    """The settings in one `--cache`, by the names that they have in Python.
+
+    Raises:
+        argparse.ArgumentTypeError: for a setting that is not known, is given twice, or has no value.
+    """
+    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    for part in (part.strip() for part in text.split(",")):
+        name, equals, value = part.partition("=")
+        if part in _WINDOWS:
+            name, value = "window", _WINDOWS[part]
+        elif name not in (*_OF_A_CACHE, _OPTION_OF_A_CACHE) or not equals or not value:
+            known = ", ".join(f"{known}=" for known in (*_OF_A_CACHE, _OPTION_OF_A_CACHE))
+            raise argparse.ArgumentTypeError(
+                f"{part!r} in {text!r} is no setting of a cache, such as full, own, {known}"
+            )
+        if name == _OPTION_OF_A_CACHE:
+            key, equals, value = value.partition("=")
+            if not key or not equals or not value:
+                raise argparse.ArgumentTypeError(f"{part!r} is no {_OPTION_OF_A_CACHE}=KEY=VALUE, such as sinks=2")
+            taken, into, made = key in options, options, value_of(value)
+        else:
+            key = name.replace("-", "_")
+            try:
+                taken, into, made = key in found, found, _OF_A_CACHE[name](value)
+            except ValueError as error:
+                raise argparse.ArgumentTypeError(f"{part!r} in {text!r} has no usable value ({error})") from error
+        if taken:
+            raise argparse.ArgumentTypeError(f"{text!r} says {key} twice; leave out one of them")
+        into[key] = made
+    if found.get("window") == _OWN:
+        del found["window"]
+    return {**found, **({"eviction_options": options} if options else {})}
 
 
 def base_options(group: argparse._ArgumentGroup, dtypes: str) -> None:

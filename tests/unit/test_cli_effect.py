@@ -72,6 +72,12 @@ CASES: dict[str, tuple[list[str], str, list[str]]] = {
     "eval's positions in the full cache": (
         ["eval", "--suite", "embedded", "--adapter", "a", "--window", "none", "--positions", "rolling"], "--positions",
         ["eval", "--suite", "embedded", "--window", "8", "--positions", "rolling"]),
+    "a window beside several caches": (["eval", "--suite", "embedded", "--window", "8", "--cache", "full"], "--window",
+                                       ["eval", "--suite", "embedded", "--window", "8"]),
+    "multiples of nothing": (["scale", "--suite", "embedded", "--factors", "1,2"], "--factors",
+                             ["scale", "--suite", "embedded", "--factors", "1,2", "--base-length", "14"]),
+    "lengths of chains that grow": (["scale", "--operations", "3,6", "--lengths", "9"], "--lengths",
+                                    ["scale", "--suite", "embedded", "--lengths", "9"]),
     "thinking that chooses nothing": (["eval", "--suite", "embedded", "--think-keep", "0.2"], "--think-keep",
                                       ["eval", "--suite", "embedded", "--think-keep", "0.2", "--select", "think@n"]),
     "a choice of the oldest": ([*PERPLEXITY, "--text", "t", "--window", "8", "--batch-size", "2"], "--batch-size",

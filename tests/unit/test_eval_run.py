@@ -32,6 +32,7 @@ from thoughtcache.recipes.load_model import load_base, load_tokenizer, read_toke
 from thoughtcache.tasks.chat import encode_prompt
 from thoughtcache.tasks.saved_prompt import save_prompt_format
 from thoughtcache_cli import main
+from thoughtcache_cli.arguments import build_parser
 
 WORKER = Path(__file__).parents[1] / "support" / "eval_worker.py"
 
@@ -279,11 +280,60 @@ def test_the_command_is_the_run(model, questions, tmp_path, capsys):
         ({"suite": ("embedded",), "samples": 0}, "samples must be at least 1"),
         ({"suite": ("embedded",), "resume": True, "overwrite": True}, "give one of them"),
         ({"suite": ("embedded",), "temperature": -1.0}, "must be 0"),
+        ({"suite": ("embedded",), "limit": 0}, "limit must be at least 1 question"),
+        ({"suite": ("embedded",), "limit": {"embedded": 0}}, "limit of embedded must be at least 1 question"),
+        (
+            {"suite": ("embedded",), "limit": {"multiplication": 3}},
+            "limit must be of suites of this run .embedded., got one of 'multiplication'",
+        ),
     ],
 )
 def test_settings_without_a_meaning_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         EvalRun(**settings)
+
+
+def test_chains_of_any_number_of_operations_are_suites():
+    run = EvalRun(suite=("embedded", "chains-3", "chains-12"), limit=3)
+    own, same, longer = read_questions(run, print)
+    assert [e.prompt for e in own.examples] == [e.prompt for e in same.examples] != [e.prompt for e in longer.examples]
+    assert [one.max_new_tokens for one in (own, same, longer)] == [56, 56, 177]
+    assert [len(str(e.prompt)) for e in longer.examples] == [105] * 3
+    assert longer.examples[0].identifier == "chains-12/0"
+    for name, message in (("chains-0", "is not known"), ("chains-65", "choose chains-1 to chains-64")):
+        with pytest.raises(ValueError, match=message):
+            EvalRun(suite=(name,))
+
+
+def test_a_limit_of_each_suite():
+    run = EvalRun(suite=("embedded", "multiplication"), limit={"embedded": 3, "multiplication": 2})
+    assert [len(one.examples) for one in read_questions(run, print)] == [3, 2]
+    # A suite without a number is asked whole.
+    run = dataclasses.replace(run, limit={"multiplication": 2})
+    assert [len(one.examples) for one in read_questions(run, print)] == [1000, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [("7", 7), ("gsm8k=50", {"gsm8k": 50}), ("gsm8k=50, math500=20", {"gsm8k": 50, "math500": 20})],
+)
+def test_limits_as_they_are_written(text, limit):
+    assert vars(build_parser().parse_args(["eval", "--limit", text]))["limit"] == limit
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("many", "'many' is no number"),
+        ("5,gsm8k=3", "neither a number nor SUITE=N"),
+        ("gsm8k=3,gsm8k=4", "gsm8k is given twice"),
+        ("gsm8k=x", "'x' is no number"),
+    ],
+)
+def test_limits_that_are_none(text, message, capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["eval", "--limit", text])
+    assert message in capsys.readouterr().err
 
 
 def test_what_a_suite_says_and_what_is_asked():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from dataclasses import replace
 
 import pytest
 from matplotlib import image
@@ -176,6 +177,25 @@ def test_legends_stand_off_the_lines(monkeypatch, tmp_path):
     legend, inside = axes.get_legend().get_window_extent(), axes.get_window_extent()
     assert legend.y1 < inside.y0
     assert legend.y0 >= 0, "inside the picture"
+
+
+def test_intervals_ticks_and_doublings(monkeypatch, tmp_path):
+    drawn: list[Figure] = []
+    savefig = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (drawn.append(self), savefig(self, *a, **k)))
+    series = {"a": ([8.0, 16.0, 32.0], [1.0, 2.0, 3.0])}
+    intervals = {"a": ([0.5, 1.0, 2.5], [1.5, 3.0, 3.5])}
+    ticks = {8.0: "8", 16.0: "16", 32.0: "32"}
+    panel = Panel(title="t", x_label="x", y_label="y", series=series, intervals=intervals)
+    plot_curves(tmp_path / "a.png", [panel, replace(panel, x_ticks=ticks, x_doubles=True, connected=False)])
+    plain, doubled = drawn[0].axes
+    bars = [[point.tolist() for point in path] for path in plain.collections[0].get_segments()]
+    assert bars == [[[8.0, 0.5], [8.0, 1.5]], [[16.0, 1.0], [16.0, 3.0]], [[32.0, 2.5], [32.0, 3.5]]]
+    assert [line.get_linestyle() for axes in (plain, doubled) for line in axes.lines] == ["-", "None"]
+    assert (plain.get_xscale(), doubled.get_xscale()) == ("linear", "log")
+    assert [text.get_text() for text in doubled.get_xticklabels()] == ["8", "16", "32"]
+    with pytest.raises(ValueError, match="intervals of other lengths than 3"):
+        plot_curves(tmp_path / "b.png", [replace(panel, intervals={"a": ([1.0], [2.0])})])
 
 
 def test_a_single_line_needs_no_legend(monkeypatch, tmp_path):

@@ -8,8 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import LlamaForCausalLM
 
 from thoughtcache.tasks.embedded import build_reasoner, reasoner
+from thoughtcache.tasks.embedded import chains as chains_task
 from thoughtcache.tasks.embedded.problem import TASKS, Problem, sample_problems
 from thoughtcache.tasks.embedded.splits import SPLITS, split_of
 from thoughtcache.tasks.example import check
@@ -102,6 +104,34 @@ def test_step_markers_summarise_every_chain_and_change_no_problem():
         assert check(other.example, other.trace).correct
     with pytest.raises(ValueError, match="task 'multiplication' has no step markers, allowed: 'chains'"):
         sample_problems("multiplication", 1, "val", 0, step_markers=True)
+
+
+@settings(max_examples=25, deadline=None)
+@given(split_names, seeds, st.integers(1, 64))
+def test_chains_of_other_lengths_are_correct(split, seed, num_operations):
+    (problem,) = sample_problems("chains", 1, split, seed, num_operations=num_operations)
+    *traces, recital = problem.trace.split(";")
+    chains = problem.prompt.split(";")[:4]
+    for chain, trace, digit in zip(chains, traces, problem.answer, strict=True):
+        value = int(chain[0])
+        assert trace[0] == chain[0]
+        for step in range(num_operations):
+            operation = chain[2 * step + 1 : 2 * step + 3]
+            value = eval(f"{value}{operation}") % 10
+            assert trace[3 * step + 1 : 3 * step + 4] == f"{operation}{value}"
+        assert digit == str(value)
+    assert recital == f"#{problem.answer}"
+    assert split_of(problem.prompt) == split
+    assert chains_task.prompt_tokens(num_operations) == len(problem.prompt) + 1
+    assert chains_task.trace_tokens(num_operations) == len(problem.trace) + 1
+
+
+def test_the_task_s_own_number_of_operations_changes_nothing():
+    assert sample_problems("chains", 5, "test", 0, num_operations=3) == sample_problems("chains", 5, "test", 0)
+    with pytest.raises(ValueError, match="task 'multiplication' has no number of operations, allowed: 'chains'"):
+        sample_problems("multiplication", 1, "val", 0, num_operations=3)
+    with pytest.raises(ValueError, match="num_operations is 0, allowed: 1 or more"):
+        sample_problems("chains", 1, "val", 0, num_operations=0)
 
 
 # --- arithmetic, recomputed with other means --------------------------------------------------------------------
@@ -240,6 +270,25 @@ def test_prompt_and_trace_lengths(tokenizer, task):
 
 
 # --- building ---------------------------------------------------------------------------------------------------
+
+
+def test_steps_take_turns_with_the_operations():
+    settings = build_reasoner.BuildSettings(num_steps=3, num_chains=2, num_multiplications=2, operations=(1, 2))
+    assert settings.num_positions() == 512
+    assert build_reasoner.BuildSettings(operations=(3, 48)).num_positions() == 394 + 663
+    with pytest.raises(ValueError, match="operations is \\(0,\\), allowed"):
+        build_reasoner.BuildSettings(operations=(0,))
+    lengths: list[int] = []
+    loss = build_reasoner.trace_loss
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            build_reasoner,
+            "trace_loss",
+            lambda model, ids, num_prompt: (lengths.append(ids.shape[1]), loss(model, ids, num_prompt))[1],
+        )
+        torch.manual_seed(0)
+        list(build_reasoner.train(LlamaForCausalLM(reasoner.build_config()), settings))
+    assert lengths == [18 + 26, 50, 26 + 38, 50, 18 + 26, 50]
 
 
 def test_learning_rate_schedule():

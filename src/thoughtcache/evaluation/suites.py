@@ -6,10 +6,12 @@ name them differently; `references` says under which names they were found. To a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 from thoughtcache.checks import one_of
 from thoughtcache.tasks.chat import REASONING_INSTRUCTION
+from thoughtcache.tasks.embedded.chains import most_tokens
 from thoughtcache.tasks.maths.answer_types import ANSWER_TYPES
 
 PAPER_MAX_NEW_TOKENS = 3072
@@ -32,6 +34,7 @@ class Suite:
         temperature: temperature of the sampling; 0 decodes greedily.
         max_new_tokens: bound on the tokens of an answer.
         embedded: the embedded task that draws its questions; None for suites of text.
+        num_operations: operations of the embedded task, where it has a number of them; None for its own.
         limit: questions by default; None for all.
     """
 
@@ -46,6 +49,7 @@ class Suite:
     temperature: float = 0.0
     max_new_tokens: int = PAPER_MAX_NEW_TOKENS
     embedded: str | None = None
+    num_operations: int | None = None
     limit: int | None = None
 
     def __post_init__(self) -> None:
@@ -105,6 +109,35 @@ SUITES: dict[str, Suite] = {
     ),
 }
 """Name -> suite. Those of the embedded reasoner have the lengths and test questions of `thoughtcache train`."""
+
+
+_GROWING = re.compile(r"chains-([1-9]\d*)")
+MOST_OPERATIONS = 64
+
+
+def growing_suite(num_operations: int) -> str:
+    """The name of the suite whose chains have so many operations."""
+    return f"chains-{num_operations}"
+
+
+def find_suite(name: str) -> Suite | None:
+    """The suite of this name: one of the table, or `chains-N`, chains of N operations; None if there is none.
+
+    Raises:
+        ValueError: for more operations than there are suites.
+    """
+    found = _GROWING.fullmatch(name)
+    if found is None:
+        return SUITES.get(name)
+    num_operations = int(found.group(1))
+    if num_operations > MOST_OPERATIONS:
+        raise ValueError(f"suite={name!r} has too many operations; choose chains-1 to chains-{MOST_OPERATIONS}")
+    return replace(
+        SUITES["embedded"],
+        title=f"chains of {num_operations} operations",
+        num_operations=num_operations,
+        max_new_tokens=most_tokens(num_operations),
+    )
 
 
 def own_suite(name: str) -> Suite:

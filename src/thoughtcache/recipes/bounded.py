@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from thoughtcache.cache.eviction import OptionValue
 from thoughtcache.config import OWN_WINDOW, ThoughtConfig
-from thoughtcache.recipes.load_adapter import load_adapted
+from thoughtcache.recipes.load_adapter import load_adapted, read_adapter, with_changes
 from thoughtcache.recipes.load_model import load_base, load_tokenizer, read_tokenizer
 
 
@@ -76,10 +76,26 @@ class BoundedModel:
             r=1, num_global_tokens=1, initial_state="identity", absorb=False, **{"window": None, **given}
         )
 
-    def load(self) -> tuple[PeftModel, PreTrainedTokenizerBase, ThoughtConfig]:
+    def check(self) -> None:
+        """Look at the cache and at the adapter's files; the base is not loaded.
+
+        Raises:
+            ValueError: if the adapter or the cache cannot be used.
+        """
+        if self.adapter is None:
+            self.base_config()
+            return
+        policy = {"eviction": self.eviction, "eviction_options": self.eviction_options}
+        given = {name: value for name, value in policy.items() if value is not None}
+        with_changes(read_adapter(self.adapter)[0], {**self.cache_changes, **given})
+
+    def load(self, base: Any = None) -> tuple[PeftModel, PreTrainedTokenizerBase, ThoughtConfig]:
         """The model, its tokenizer, and the settings of its adapter and cache.
 
         Without an adapter the model carries one that changes nothing.
+
+        Args:
+            base: the base model, where it is loaded already.
 
         Raises:
             ValueError: if the model, the adapter, the tokenizer or the cache cannot be used.
@@ -92,11 +108,13 @@ class BoundedModel:
                 eviction=self.eviction,
                 eviction_options=self.eviction_options,
                 cache=self.cache_changes,
+                base=base,
             )
             config = model.peft_config[model.active_adapter]
             assert isinstance(config, ThoughtConfig)
         else:
             config = self.base_config()
             _, tokenizer = load_tokenizer(self.model)
-            model = peft.get_peft_model(load_base(self.model, self.dtype), config).eval()
+            base = load_base(self.model, self.dtype) if base is None else base
+            model = peft.get_peft_model(base, config).eval()
         return model, tokenizer if self.tokenizer is None else read_tokenizer(self.tokenizer), config

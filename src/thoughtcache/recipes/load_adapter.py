@@ -49,10 +49,10 @@ def settings_to_start_from(folder: str, changes: Mapping[str, Any]) -> ThoughtCo
             eviction_options).
     """
     config, _ = read_adapter(folder)
-    return dataclasses.replace(_changed(config, changes), inference_mode=False)
+    return dataclasses.replace(with_changes(config, changes), inference_mode=False)
 
 
-def _changed(config: ThoughtConfig, changes: Mapping[str, Any]) -> ThoughtConfig:
+def with_changes(config: ThoughtConfig, changes: Mapping[str, Any]) -> ThoughtConfig:
     """The settings with changes; another eviction policy starts with its defaults, the same one keeps its options.
 
     Raises:
@@ -153,6 +153,7 @@ def load_adapted(
     eviction: str | None = None,
     eviction_options: Mapping[str, OptionValue] | None = None,
     cache: Mapping[str, Any] | None = None,
+    base: Any = None,
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """A base model with a saved adapter that fits it, and the tokenizer. The adapter's files are looked at first.
 
@@ -163,15 +164,16 @@ def load_adapted(
         eviction: another eviction policy than the adapter's; None for that one.
         eviction_options: settings of that policy.
         cache: other settings of the cache than the adapter's: window, evict_fraction, positions.
+        base: the base model, where it is loaded already.
 
     Raises:
         ValueError: if the model, the adapter, the eviction policy or the cache cannot be used.
     """
     config, saved = read_adapter(adapter)
     changes = {"eviction": eviction, "eviction_options": eviction_options, **(cache or {})}
-    config = _changed(config, {name: value for name, value in changes.items() if value is not None})
+    config = with_changes(config, {name: value for name, value in changes.items() if value is not None})
     _, tokenizer = load_tokenizer(model)
     if (Path(adapter) / "tokenizer_config.json").is_file():
         tokenizer = read_tokenizer(adapter)
-    base = load_base(model, dtype)
+    base = load_base(model, dtype) if base is None else base
     return put_adapter(base, config, saved, folder=adapter, model=model).eval(), tokenizer

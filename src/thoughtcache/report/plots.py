@@ -32,6 +32,10 @@ class Panel:
         y_label: label of the y axis, with the unit.
         series: label -> (x values, y values) of equal lengths.
         from_zero: whether the y axis begins at zero.
+        intervals: label -> (lower ends, upper ends) of a series that has them, drawn as bars.
+        x_ticks: value -> text of the ticks of the x axis; empty for ticks by the values.
+        x_doubles: whether a doubling is a step of the x axis (a logarithmic axis of base 2).
+        connected: whether lines join the points of a series.
     """
 
     title: str
@@ -39,6 +43,10 @@ class Panel:
     y_label: str
     series: dict[str, Series] = field(default_factory=dict)
     from_zero: bool = False
+    intervals: dict[str, Series] = field(default_factory=dict)
+    x_ticks: dict[float, str] = field(default_factory=dict)
+    x_doubles: bool = False
+    connected: bool = True
 
 
 def plot_curves(path: str | Path, panels: Sequence[Panel]) -> Path:
@@ -51,7 +59,7 @@ def plot_curves(path: str | Path, panels: Sequence[Panel]) -> Path:
         The path of the PNG file; a missing parent folder is made.
 
     Raises:
-        ValueError: if there are no panels, or if the two lists of a series differ in length.
+        ValueError: if there are no panels, or if the lists of a series, or of its interval, differ in length.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -63,6 +71,10 @@ def plot_curves(path: str | Path, panels: Sequence[Panel]) -> Path:
         for label, (x, y) in panel.series.items():
             if len(x) != len(y):
                 raise ValueError(f"series {label!r} of panel {panel.title!r} has {len(x)} x and {len(y)} y values")
+            if label in panel.intervals and {len(ends) for ends in panel.intervals[label]} != {len(x)}:
+                raise ValueError(
+                    f"series {label!r} of panel {panel.title!r} has intervals of other lengths than {len(x)}"
+                )
     columns = min(len(panels), PANELS_PER_ROW)
     rows = -(-len(panels) // PANELS_PER_ROW)
     lines_below = -(-max(len(panel.series) for panel in panels) // LEGEND_COLUMNS)
@@ -74,12 +86,15 @@ def plot_curves(path: str | Path, panels: Sequence[Panel]) -> Path:
         axes = figure.add_subplot(rows, columns, number)
         for label, (x, y) in panel.series.items():
             look = looks[label]
+            color = PALETTE[look % len(PALETTE)]
+            if label in panel.intervals:
+                axes.vlines(x, *panel.intervals[label], colors=color, linewidth=1.2)
             axes.plot(
                 x,
                 y,
                 label=label,
-                color=PALETTE[look % len(PALETTE)],
-                linestyle=LINE_STYLES[look % len(LINE_STYLES)],
+                color=color,
+                linestyle=LINE_STYLES[look % len(LINE_STYLES)] if panel.connected else "none",
                 marker=MARKERS[(look + look // len(PALETTE)) % len(MARKERS)],
                 markersize=4.5,
                 markevery=max(1, len(x) // 12),
@@ -94,7 +109,12 @@ def plot_curves(path: str | Path, panels: Sequence[Panel]) -> Path:
         axes.spines[["top", "right"]].set_visible(False)
         if panel.from_zero:
             axes.set_ylim(bottom=0)
-        if panel.series and all(value.is_integer() for x, _ in panel.series.values() for value in x):
+        if panel.x_doubles:
+            axes.set_xscale("log", base=2)
+        if panel.x_ticks:
+            axes.set_xticks(list(panel.x_ticks), list(panel.x_ticks.values()), minor=False)
+            axes.set_xticks([], minor=True)
+        elif panel.series and all(value.is_integer() for x, _ in panel.series.values() for value in x):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if len(panel.series) > 1:
             axes.legend(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
-SHARED = ("eval",)
+SHARED = ("eval", "scale")
 """Commands whose work the processes of torchrun share."""
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
@@ -20,9 +20,10 @@ def several_processes(environment: Mapping[str, str], command: str) -> str | Non
         return None
     name, size = found
     return (
-        f"{size} processes were started ({name}={size}), and this command runs in one (thoughtcache eval shares its "
-        "work under torchrun); start thoughtcache without torchrun, accelerate or mpirun (or unset that variable). To "
-        "train on several GPUs, call tc.ThoughtGRPOTrainer from a script of your own under torchrun: docs/scale.md"
+        f"{size} processes were started ({name}={size}), and this command runs in one (thoughtcache eval and scale "
+        "share their work under torchrun); start thoughtcache without torchrun, accelerate or mpirun (or unset that "
+        "variable). To train on several GPUs, call tc.ThoughtGRPOTrainer from a script of your own under torchrun: "
+        "docs/scale.md"
     )
 
 

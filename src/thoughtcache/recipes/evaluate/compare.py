@@ -40,13 +40,13 @@ def run_compare(
             answer in each.
     """
     console, folder = console or Console(), Path(output_dir)
-    runs = [_suites(Path(path)) for path in (first, second)]
+    runs = [answers_by_suite(Path(path)) for path in (first, second)]
     shared = [name for name in runs[0] if name in runs[1]]
     if not shared:
         raise ValueError(
             f"{first} has the suites {', '.join(runs[0])} and {second} {', '.join(runs[1])}; compare runs of the same"
         )
-    found = {name: _compared(name, runs[0][name], runs[1][name]) for name in shared}
+    found = {name: paired_difference(name, runs[0][name], runs[1][name]) for name in shared}
     rows = [_cells(name, own) for name, own in found.items()]
     print_table(f"A = {first}, B = {second}", HEADER, rows, console)
     plain_line(
@@ -68,7 +68,7 @@ def run_compare(
     return payload
 
 
-def _suites(folder: Path) -> dict[str, dict[str, list[Generation]]]:
+def answers_by_suite(folder: Path) -> dict[str, dict[str, list[Generation]]]:
     """Suite -> question -> answers, for the questions that have as many answers as any."""
     file = folder / GENERATIONS
     generations = read_generations(file)
@@ -84,9 +84,19 @@ def _whole(questions: Mapping[str, list[Generation]]) -> dict[str, list[Generati
     return {question: own for question, own in questions.items() if len(own) == most}
 
 
-def _compared(
+def paired_difference(
     name: str, first: Mapping[str, Sequence[Generation]], second: Mapping[str, Sequence[Generation]]
 ) -> PairedDifference:
+    """Two runs of one suite, question by question.
+
+    Args:
+        name: name of the suite.
+        first: question -> answers of run A.
+        second: the same of run B.
+
+    Raises:
+        ValueError: if they have no question in common, or one with different references.
+    """
     for question in first:
         if question in second and first[question][0].reference != second[question][0].reference:
             raise ValueError(

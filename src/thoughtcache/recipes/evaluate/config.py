@@ -10,7 +10,7 @@ from thoughtcache.cache.eviction import OptionValue
 from thoughtcache.chains.table import check_thinking
 from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.config import OWN_WINDOW
-from thoughtcache.evaluation.suites import SAMPLED_TEMPERATURE, SUITES, Suite, own_suite
+from thoughtcache.evaluation.suites import SAMPLED_TEMPERATURE, SUITES, Suite, find_suite, own_suite
 from thoughtcache.evaluation.thinking.definition import DeepThinking
 from thoughtcache.evaluation.thinking.selection import NUM_SAMPLES, ThinkAtN
 from thoughtcache.tasks.maths.answer_types import ANSWER_TYPES
@@ -40,7 +40,7 @@ class EvalRun:
         top_k: see there.
         max_new_tokens: bound on the tokens of an answer; None for what the suite says.
         stop: texts that end an answer, which ends with them.
-        limit: use the first questions of each suite only; None for all.
+        limit: use the first questions of each suite only; by name, of those that are named; None for all.
         prompt_column: column with the question; found by name if None.
         answer_column: column with the answer; found by name if None.
         answer_type: how answers are compared; None for what the suite says.
@@ -89,7 +89,7 @@ class EvalRun:
     top_k: int = 0
     max_new_tokens: int | None = None
     stop: Sequence[str] = ()
-    limit: int | None = None
+    limit: int | Mapping[str, int] | None = None
     prompt_column: str | None = None
     answer_column: str | None = None
     answer_type: str | None = None
@@ -121,7 +121,7 @@ class EvalRun:
         one_of("dtype", self.dtype, DTYPES)
         one_of("bad_rows", self.bad_rows, ("refuse", "drop"))
         at_least_one(self, "batch_size")
-        at_least_one(self, "samples", "max_new_tokens", "limit", optional=True)
+        at_least_one(self, "samples", "max_new_tokens", optional=True)
         if self.answer_type is not None:
             one_of("answer_type", self.answer_type, ANSWER_TYPES)
         check_thinking(self.thinking, self.thinking_options, self.stop)
@@ -140,10 +140,10 @@ class EvalRun:
         if len(set(names)) < len(names):
             raise ValueError(f"suite names one several times ({', '.join(names)}); name each one once")
         for name, path in self.named_paths():
-            if name not in SUITES and path is None:
+            if path is None and find_suite(name) is None:
                 raise ValueError(
-                    f"suite={name!r} is not known; choose from {', '.join(SUITES)}, or give {name}=PATH for questions "
-                    "of your own"
+                    f"suite={name!r} is not known; choose from {', '.join(SUITES)}, chains-N, or give {name}=PATH for "
+                    "questions of your own"
                 )
             embedded = suite_of(name).embedded is not None
             if embedded and path is not None:
@@ -151,8 +151,23 @@ class EvalRun:
             if not embedded and self.model is None:
                 raise ValueError(f"suite={name!r} needs a model: add --model with a folder or hub id")
 
+        self._check_limits(names)
         self._refuse_without_effect()
         self._check_selection()
+
+    def _check_limits(self, names: Sequence[str]) -> None:
+        """Refuse a number that leaves no question, and one for a suite that is not asked."""
+        limits = self.limit if isinstance(self.limit, Mapping) else {None: self.limit}
+        for name, number in limits.items():
+            if name is not None and name not in names:
+                raise ValueError(f"limit must be of suites of this run ({', '.join(names)}), got one of {name!r}")
+            if number is not None and number < 1:
+                of = "" if name is None else f" of {name}"
+                raise ValueError(f"limit{of} must be at least 1 question or None, got {number}")
+
+    def limit_of(self, name: str) -> int | None:
+        """Questions of a suite, the first ones; None for what the suite says, or all."""
+        return self.limit.get(name) if isinstance(self.limit, Mapping) else self.limit
 
     def _check_selection(self) -> None:
         """Refuse a selection that has nothing to choose from, and settings of one without it."""
@@ -240,4 +255,4 @@ class EvalRun:
 
 def suite_of(name: str) -> Suite:
     """The suite of this name, or one of the user's own."""
-    return SUITES.get(name) or own_suite(name)
+    return find_suite(name) or own_suite(name)

@@ -104,7 +104,8 @@ def _read(run: EvalRun, name: str, path: str | None, report: Report) -> Asked:
     suite = suite_of(name)
     samples, temperature, max_new_tokens = run.asked(suite)
     if suite.embedded is not None:
-        source, examples = suite.embedded, _embedded(suite.embedded, run.limit or suite.limit or 1)
+        num = run.limit_of(name) or suite.limit or 1
+        source, examples = suite.embedded, _embedded(suite.embedded, num, suite.num_operations)
     else:
         source, split = _source(run, name, suite, path)
         examples = load_prompts(
@@ -113,7 +114,7 @@ def _read(run: EvalRun, name: str, path: str | None, report: Report) -> Asked:
             prompt_column=run.prompt_column,
             answer_column=run.answer_column,
             answer_type=run.answer_type or suite.answer_type,
-            limit=run.limit,
+            limit=run.limit_of(name),
             need_answers=True,
             bad_rows=run.bad_rows,
             report=report,
@@ -147,9 +148,9 @@ def _source(run: EvalRun, name: str, suite: Suite, path: str | None) -> tuple[st
     return suite.hub, suite.split
 
 
-def _embedded(task: str, num: int) -> list[Example]:
+def _embedded(task: str, num: int, num_operations: int | None) -> list[Example]:
     """Problems of the test split, as the embedded job draws them; a problem that is drawn twice is asked twice."""
-    problems = sample_problems(task, num, "test", 0)
+    problems = sample_problems(task, num, "test", 0, num_operations=num_operations)
     return [dataclasses.replace(p.example, identifier=f"{task}/test/{i}") for i, p in enumerate(problems)]
 
 

@@ -31,9 +31,10 @@ def write_report(
     asked: Sequence[Asked],
     scores: Mapping[str, SuiteScores],
     cache: CacheSettings,
-    last_call: Mapping[str, int | float],
+    last_call: Mapping[str, int | float | None],
     console: Console,
     think: Mapping[str, ThinkScores],
+    by_length: Mapping[int, Mapping[str, SuiteScores]],
 ) -> dict[str, Any]:
     """Print the table and write table.md, eval.png and results.json.
 
@@ -46,6 +47,7 @@ def write_report(
         last_call: answers, tokens and seconds of the call that finished.
         console: where the table goes.
         think: what choosing among answers has come to; empty without `select`.
+        by_length: what answers that are cut at smaller bounds have come to; empty for one bound.
     """
     body = [suite_cells(name, own) for name, own in scores.items()]
     header, rows = without_empty(HEADER, body)
@@ -70,6 +72,11 @@ def write_report(
         },
         "suites": {name: as_json(own) for name, own in scores.items()},
         "last_call": dict(last_call),
+        **(
+            {"lengths": {str(n): {name: as_json(s) for name, s in own.items()} for n, own in by_length.items()}}
+            if by_length
+            else {}
+        ),
         **({"think": {name: asdict(own) for name, own in think.items()}} if think else {}),
     }
     results = write_results(folder / "results.json", payload)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -24,10 +24,11 @@ from thoughtcache.evaluation.thinking.scores import ThinkScores, think_scores
 from thoughtcache.evaluation.thinking.selection import Prefix, kept_samples
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.recipes.evaluate.config import EvalRun
+from thoughtcache.recipes.evaluate.cutting import TOKENS, check_lengths, cut_answers, sample_to_cut
 from thoughtcache.recipes.evaluate.questions import Asked, read_questions, tasks_of
 from thoughtcache.recipes.evaluate.report import write_report
 from thoughtcache.recipes.evaluate.shared import fill, forget
-from thoughtcache.recipes.evaluate.subject import model_name, opened
+from thoughtcache.recipes.evaluate.subject import SharedBase, model_name
 from thoughtcache.recipes.evaluate.think import PREFIXES, ended_early, wanted_answers
 from thoughtcache.recipes.load_adapter import WEIGHTS
 from thoughtcache.recipes.run.folder import WRITING_REMEDY, PhaseResult, RunFolder
@@ -40,7 +41,13 @@ from thoughtcache.scale.crew import Crew, open_crew
 GENERATIONS = "generations.jsonl"
 
 
-def run_eval(run: EvalRun, console: Console | None = None) -> dict[str, Any]:
+def run_eval(
+    run: EvalRun,
+    console: Console | None = None,
+    *,
+    base: SharedBase | None = None,
+    lengths: Sequence[int] = (),
+) -> dict[str, Any]:
     """Ask all questions; returns what is written to results.json.
 
     Under torchrun every process calls this; they share the answers, and the first one writes and returns the results.
@@ -48,6 +55,9 @@ def run_eval(run: EvalRun, console: Console | None = None) -> dict[str, Any]:
     Args:
         run: the settings.
         console: where progress and the table go.
+        base: the base model of several runs; None loads one for this run.
+        lengths: smaller bounds on the tokens, and the run's own: answers are sampled once, kept in tokens, and judged
+            at each (`cutting.py`); memory is measured then.
 
     Returns:
         What is written to results.json; nothing in processes other than the first.
@@ -56,25 +66,33 @@ def run_eval(run: EvalRun, console: Console | None = None) -> dict[str, Any]:
         ValueError, OSError: if the input cannot be used; nothing is overwritten then.
         LostProcess: if another process was killed, or failed.
     """
+    check_lengths(run, lengths)
     with open_crew() as crew:
         console = (console or Console()) if crew.is_first else Console(quiet=True)
         asked = read_questions(run, partial(plain_line, console))
         folder = _folder(run, asked) if crew.is_first else None
-        with opened(run) as (model, tokenizer, config):
+        with (base or SharedBase()).opened(run) as (model, tokenizer, config):
             tasks, asked = tasks_of(run, asked, tokenizer, partial(plain_line, console))
             cache = config.resolve_window(max(len(task.prompt_ids) for task in tasks), run.window)
             thinking = _thinking(run, tasks, tokenizer)
             _check_alike(crew, _prompts_digest(tasks))
 
             def sample(path: Path, resume: bool = False) -> PhaseResult:
-                return _sample(run, Path(run.output_dir), model, tokenizer, tasks, cache, thinking, crew, console)
+                return _sample(
+                    run, Path(run.output_dir), model, tokenizer, tasks, cache, thinking, bool(lengths), crew, console
+                )
 
             if folder is None:
                 if crew.from_first(None):
                     sample(Path(run.output_dir))
                 return {}
             phase = _sampled(run, folder, asked, tasks, model, config, cache, crew, console, sample)
-        return _reported(run, folder, asked, tasks, config, cache, phase, console)
+        shorter = {
+            length: cut_answers(folder.path / GENERATIONS, tokenizer, tasks, length)
+            for length in lengths
+            if any(length < task.max_new_tokens for task in tasks)
+        }
+        return _reported(run, folder, asked, tasks, cache, phase, shorter, console)
 
 
 def _folder(run: EvalRun, asked: list[Asked]) -> RunFolder:
@@ -133,8 +151,10 @@ def _sampled(
         plain_line(console, f"{one.name}: {len(one.examples)} questions from {one.source}, {samples}")
     if not run.resume:
         # Before the folder becomes this run's own: a kill in between must not leave it an older run's answers.
-        for name in (GENERATIONS, PREFIXES):
+        for name in (GENERATIONS, PREFIXES, TOKENS):
             forget(folder.path / name)
+        for cut_before in folder.path.glob(f"length-*/{GENERATIONS}"):
+            forget(cut_before)
     told = False
 
     def work(path: Path, resume: bool) -> PhaseResult:
@@ -172,6 +192,7 @@ def _sample(
     tasks: list[Task],
     cache: CacheSettings,
     thinking: Thinking | None,
+    keep_tokens: bool,
     crew: Crew,
     console: Console,
 ) -> PhaseResult:
@@ -186,6 +207,9 @@ def _sample(
         pack_weights=run.pack_weights,
         thinking=thinking,
     )
+    if keep_tokens:
+        last = sample_to_cut(folder / GENERATIONS, model, tokenizer, tasks, sampling, crew, console)
+        return {"last_call": last}
     selection, num_tokens = run.selection, 0
     prefixes: list[Prefix] = []
     if selection is not None:
@@ -217,9 +241,9 @@ def _reported(
     folder: RunFolder,
     asked: list[Asked],
     tasks: list[Task],
-    config: ThoughtConfig,
     cache: CacheSettings,
     phase: PhaseResult,
+    shorter: Mapping[int, Sequence[Generation]],
     console: Console,
 ) -> dict[str, Any]:
     found = {generation.key: generation for generation in read_generations(folder.path / GENERATIONS)}
@@ -242,8 +266,12 @@ def _reported(
             answers = [found[task.key] for task in tasks if task.suite == one.name]
             lengths = {task.example.identifier: len(task.prompt_ids) for task in all_tasks}
             think[one.name] = think_scores(own, answers, kept_samples(own, selection), lengths)
+    by_length = {
+        length: {one.name: score([answer for answer in answers if answer.suite == one.name]) for one in asked}
+        for length, answers in shorter.items()
+    }
     with writing(folder.path, WRITING_REMEDY):
-        return write_report(folder.path, run, asked, scores, cache, phase["last_call"], console, think)
+        return write_report(folder.path, run, asked, scores, cache, phase["last_call"], console, think, by_length)
 
 
 def _selection(run: EvalRun) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
@@ -19,14 +20,13 @@ def model_name(run: EvalRun) -> str:
     return str(REASONER_FOLDER) if run.model is None else run.model
 
 
-@contextmanager
-def opened(run: EvalRun) -> Iterator[tuple[PeftModel, PreTrainedTokenizerBase, ThoughtConfig]]:
-    """The model that is asked inside this block, its tokenizer, and the settings of its adapter and cache.
+def bounded_model(run: EvalRun) -> BoundedModel:
+    """Which model is asked, and under which cache.
 
     Raises:
-        ValueError: if the model, the adapter, the tokenizer or the cache cannot be used.
+        ValueError: for a setting of evictions where there are none.
     """
-    bounded = BoundedModel(
+    return BoundedModel(
         model=model_name(run),
         adapter=run.adapter,
         dtype=run.dtype,
@@ -37,6 +37,27 @@ def opened(run: EvalRun) -> Iterator[tuple[PeftModel, PreTrainedTokenizerBase, T
         eviction=run.eviction,
         eviction_options=run.eviction_options,
     )
-    model, tokenizer, config = bounded.load()
-    with nullcontext() if run.adapter is not None else model.disable_adapter():
-        yield model, tokenizer, config
+
+
+class SharedBase:
+    """One base model for several runs: it is loaded once, gets the adapter of each run, and is given back without it.
+
+    Not covered: runs with another base model or dtype than the first one.
+    """
+
+    def __init__(self) -> None:
+        self._base: Any = None
+
+    @contextmanager
+    def opened(self, run: EvalRun) -> Iterator[tuple[PeftModel, PreTrainedTokenizerBase, ThoughtConfig]]:
+        """The model that is asked inside this block, its tokenizer, and the settings of its adapter and cache.
+
+        Raises:
+            ValueError: if the model, the adapter, the tokenizer or the cache cannot be used.
+        """
+        model, tokenizer, config = bounded_model(run).load(self._base)
+        try:
+            with nullcontext() if run.adapter is not None else model.disable_adapter():
+                yield model, tokenizer, config
+        finally:
+            self._base = model.unload()

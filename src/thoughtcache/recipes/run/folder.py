@@ -112,7 +112,7 @@ class RunFolder:
             work: gets a folder of its own and whether that may hold checkpoints to continue; returns JSON data.
             num_steps: optimiser steps of the phase; one that was finished with another number goes on.
         """
-        self._begin()
+        self.begin()
         record = self._record(name)
         if record.is_file():
             result = _read_object(record)
@@ -128,8 +128,8 @@ class RunFolder:
     def _record(self, name: str) -> Path:
         return self.path / "phases" / f"{name}.json"
 
-    def _begin(self) -> None:
-        """Make the folder this run's own, once."""
+    def begin(self) -> None:
+        """Make the folder this run's own, once; a phase does so by itself."""
         if self._begun:
             return
         if self._overwrite and self._marker.is_file():

@@ -27,10 +27,12 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.nn import functional as F
 
-from thoughtcache.tasks.embedded.problem import TASKS, Problem, sample_problems
+from thoughtcache.tasks.embedded.chains import NUM_OPERATIONS, most_tokens, prompt_tokens
+from thoughtcache.tasks.embedded.problem import GROWING_TASKS, TASKS, Problem, sample_problems
 from thoughtcache.tasks.embedded.reasoner import (
     BOS,
     EOS,
+    MAX_POSITIONS,
     VOCABULARY,
     build_config,
     build_tokenizer,
@@ -49,6 +51,7 @@ MAX_NEW_TOKENS = 64
 class BuildSettings:
     """Settings of the reasoner's training. One step sees one batch of each task; losses are in nats per token.
 
+    operations: operations of the chains; with several numbers steps take turns.
     num_chains, num_multiplications: problems of each task per step (multiplication is the harder one).
     matrix_learning_rate: learning rate of Muon, which trains the projections.
     vector_learning_rate: learning rate of AdamW, which trains embeddings and norms.
@@ -57,6 +60,7 @@ class BuildSettings:
 
     seed: int = 0
     num_steps: int = 1200
+    operations: tuple[int, ...] = (NUM_OPERATIONS,)
     num_chains: int = 64
     num_multiplications: int = 128
     matrix_learning_rate: float = 0.02
@@ -71,6 +75,13 @@ class BuildSettings:
         for name in ("num_steps", "num_chains", "num_multiplications", "num_eval_problems", "num_threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, allowed: 1 or more; pass a positive number.")
+        if not self.operations or min(self.operations) < 1:
+            raise ValueError(f"operations is {self.operations}, allowed: numbers of 1 or more; pass at least one.")
+
+    def num_positions(self) -> int:
+        """Positions for the longest problem and answer, and not fewer than the packaged reasoner has."""
+        longest = max(self.operations)
+        return max(MAX_POSITIONS, prompt_tokens(longest) + most_tokens(longest))
 
     def batch_sizes(self) -> dict[str, int]:
         """Task name -> problems per step."""
@@ -131,7 +142,9 @@ def train(model: LlamaForCausalLM, settings: BuildSettings) -> Iterator[tuple[in
     for step in range(settings.num_steps):
         losses: dict[str, float] = {}
         for task, batch_size in settings.batch_sizes().items():
-            problems = sample_problems(task, batch_size, "train", seed=settings.seed * 10**9 + step)
+            number = settings.operations[step % len(settings.operations)] if task in GROWING_TASKS else None
+            seed = settings.seed * 10**9 + step
+            problems = sample_problems(task, batch_size, "train", seed, num_operations=number)
             loss = trace_loss(model, *encode_batch(problems))
             (loss / len(TASKS)).backward()  # type: ignore[no-untyped-call]
             losses[task] = loss.item()
@@ -179,13 +192,13 @@ def build_reasoner(output: Path, settings: BuildSettings, console: Console) -> d
     torch.set_num_threads(settings.num_threads)
     torch.manual_seed(settings.seed)
     started = time.monotonic()
-    config, tokenizer = build_config(), build_tokenizer()
+    config, tokenizer = build_config(settings.num_positions()), build_tokenizer(settings.num_positions())
     model = LlamaForCausalLM(config)
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=config.bos_token_id,
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,
-        max_new_tokens=MAX_NEW_TOKENS,
+        max_new_tokens=max(MAX_NEW_TOKENS, most_tokens(max(settings.operations))),
     )
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[losses]}"), console=console) as progress:
@@ -198,15 +211,20 @@ def build_reasoner(output: Path, settings: BuildSettings, console: Console) -> d
     training_seconds = time.monotonic() - started
 
     accuracies: dict[str, dict[str, float]] = {}
-    for task in TASKS:
-        problems = sample_problems(task, settings.num_eval_problems, "val", seed=settings.seed)
-        accuracies[task] = {
+    kinds = {task: (task, None) for task in TASKS} | {
+        f"chains-{number}": ("chains", number) for number in settings.operations if number != NUM_OPERATIONS
+    }
+    if NUM_OPERATIONS not in settings.operations:
+        del kinds["chains"]
+    for name, (task, number) in kinds.items():
+        problems = sample_problems(task, settings.num_eval_problems, "val", settings.seed, num_operations=number)
+        accuracies[name] = {
             "greedy": accuracy(model, tokenizer, problems, temperature=0.0),
             "sampled": accuracy(model, tokenizer, problems, temperature=1.0, seed=settings.seed),
         }
         console.print(
-            f"{task}: val accuracy, full cache, {len(problems)} problems: "
-            f"greedy {accuracies[task]['greedy']:.1%}, sampled at T = 1 {accuracies[task]['sampled']:.1%}"
+            f"{name}: val accuracy, full cache, {len(problems)} problems: "
+            f"greedy {accuracies[name]['greedy']:.1%}, sampled at T = 1 {accuracies[name]['sampled']:.1%}"
         )
     record = {
         "settings": asdict(settings),
@@ -232,10 +250,22 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write (created if missing)")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="default: %(default)s")
+    parser.add_argument(
+        "--operations",
+        type=lambda text: tuple(map(int, text.split(","))),
+        default=defaults.operations,
+        help="operations of the chains, with commas between several, which take turns (3)",
+    )
     parser.add_argument("--steps", type=int, default=defaults.num_steps, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=defaults.num_threads, help="default: %(default)s")
     options = parser.parse_args()
-    settings = replace(defaults, seed=options.seed, num_steps=options.steps, num_threads=options.threads)
+    settings = replace(
+        defaults,
+        seed=options.seed,
+        num_steps=options.steps,
+        num_threads=options.threads,
+        operations=options.operations,
+    )
     build_reasoner(options.output, settings, Console())
 
 

@@ -4,7 +4,8 @@
     check(problems[0].example, problems[0].trace).correct     # True
 
 A task is a module with one function, `draw_problem(rng: random.Random) -> Problem`. To add one: write the module
-and name it in `TASKS`. A task in `STEPPED_TASKS` also has `mark_steps(problem: Problem) -> Problem`.
+and name it in `TASKS`. A task in `STEPPED_TASKS` also has `mark_steps(problem: Problem) -> Problem`, and `draw_problem`
+of one in `GROWING_TASKS` takes the number of operations, `NUM_OPERATIONS` if it is not given.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import importlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from thoughtcache.tasks.embedded.splits import require_split, split_of
 from thoughtcache.tasks.example import Example
@@ -24,6 +26,8 @@ TASKS: dict[str, str] = {
 """Task name -> module that draws its problems (by name: the task modules import `Problem` from here)."""
 STEPPED_TASKS = ("chains",)
 """Tasks whose traces can have step markers."""
+GROWING_TASKS = ("chains",)
+"""Tasks whose problems can have another number of operations."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,21 +49,33 @@ class Problem:
         return Example(prompt=self.prompt, answer=self.answer, identifier=self.prompt, kind="recitation")
 
 
-def sample_problems(task: str, num: int, split: str, seed: int, *, step_markers: bool = False) -> list[Problem]:
+def sample_problems(
+    task: str, num: int, split: str, seed: int, *, step_markers: bool = False, num_operations: int | None = None
+) -> list[Problem]:
     """`num` random problems of one split: the same list for the same arguments, on every machine.
 
     Problems are drawn independently, so a small task may repeat one. The first `n` problems do not depend on `num`.
     Different seeds, tasks and splits give unrelated lists. `step_markers` closes every step of a trace with a summary;
-    the problems are the same. Raises `ValueError` for an unknown task or split, a negative `num`, or step markers of a
-    task that has none.
+    the problems are the same. `num_operations` makes them longer or shorter; None, and the task's own number, are the
+    same. Raises `ValueError` for an unknown task or split, a negative `num`, step markers or operations of a task that
+    has none, or fewer than one operation.
     """
-    draw_problem = _function(task, "draw_problem")
+    draw_problem, of = _function(task, "draw_problem"), task
+    if num_operations is not None:
+        if task not in GROWING_TASKS:
+            raise ValueError(
+                f"task {task!r} has no number of operations, allowed: {', '.join(map(repr, GROWING_TASKS))}"
+            )
+        if num_operations < 1:
+            raise ValueError(f"num_operations is {num_operations}, allowed: 1 or more")
+        if num_operations != importlib.import_module(TASKS[task]).NUM_OPERATIONS:
+            draw_problem, of = partial(draw_problem, num_operations=num_operations), f"{task}-{num_operations}"
     if step_markers and task not in STEPPED_TASKS:
         raise ValueError(f"task {task!r} has no step markers, allowed: {', '.join(map(repr, STEPPED_TASKS))}")
     wanted = require_split(split)
     if num < 0:
         raise ValueError(f"num is {num}, allowed: 0 or more; pass the number of problems to draw.")
-    rng = random.Random(f"{task}/{wanted}/{seed}")
+    rng = random.Random(f"{of}/{wanted}/{seed}")
     problems: list[Problem] = []
     while len(problems) < num:
         problem = draw_problem(rng)

@@ -29,7 +29,7 @@ VOCABULARY: dict[str, int] = {token: index for index, token in enumerate((PAD, B
 MAX_POSITIONS = 512
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer(max_positions: int = MAX_POSITIONS) -> PreTrainedTokenizerFast:
     """A fast tokenizer with one token per character of `CHARACTERS`; padding is on the left.
 
     Text with any other character is refused by the tokenizers library with an exception (there is no unknown token).
@@ -49,13 +49,13 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         bos_token=BOS,
         eos_token=EOS,
         padding_side="left",
-        model_max_length=MAX_POSITIONS,
+        model_max_length=max_positions,
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
     )
 
 
-def build_config() -> LlamaConfig:
+def build_config(max_positions: int = MAX_POSITIONS) -> LlamaConfig:
     """The architecture (152,192 parameters). Masters both tasks; smaller ones were not tried."""
     from transformers import LlamaConfig
 
@@ -67,7 +67,7 @@ def build_config() -> LlamaConfig:
         num_attention_heads=4,
         num_key_value_heads=4,
         head_dim=16,
-        max_position_embeddings=MAX_POSITIONS,
+        max_position_embeddings=max_positions,
         tie_word_embeddings=True,
         initializer_range=0.08,
         pad_token_id=VOCABULARY[PAD],

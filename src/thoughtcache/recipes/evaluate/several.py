@@ -1,0 +1,97 @@
+"""`thoughtcache eval --cache ... --cache ...`: the same questions under several caches, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from thoughtcache.recipes.evaluate.arms import Arm, arms_of
+from thoughtcache.recipes.evaluate.config import EvalRun
+from thoughtcache.recipes.evaluate.questions import read_questions
+from thoughtcache.recipes.evaluate.run import run_eval
+from thoughtcache.recipes.evaluate.several_report import write_report
+from thoughtcache.recipes.evaluate.subject import SharedBase
+from thoughtcache.recipes.run.folder import WRITING_REMEDY, RunFolder
+from thoughtcache.report.files import writing
+from thoughtcache.report.progress import plain_line
+from thoughtcache.scale.crew import open_crew
+
+
+def run_eval_caches(
+    run: EvalRun, caches: Sequence[Mapping[str, Any]], console: Console | None = None
+) -> dict[str, Any]:
+    """Ask the same questions under several caches; returns what is written to results.json.
+
+    Every arm is an evaluation in a folder of its own below `arms`. The base is loaded once. A run that goes on may have
+    other arms; those that are done are not sampled again.
+
+    Args:
+        run: what all arms share; see `arms_of`, as for `caches`.
+        caches: the settings of each arm. The others are compared with the first one.
+        console: where progress and tables go.
+
+    Returns:
+        What is written to results.json; nothing in processes of torchrun other than the first.
+
+    Raises:
+        ValueError, OSError: if the input cannot be used; nothing is overwritten then.
+        LostProcess: if another process was killed, or failed.
+    """
+    arms = arms_of(run, caches)
+    with open_crew() as crew:
+        console = (console or Console()) if crew.is_first else Console(quiet=True)
+        folder = top_folder(run, arms, "eval --cache") if crew.is_first else None
+        results = run_arms(arms, folder, console)
+        if folder is None:
+            return {}
+        with writing(folder.path, WRITING_REMEDY):
+            return write_report(folder.path, run, arms, results, console)
+
+
+def top_folder(run: EvalRun, arms: Sequence[Arm], command: str, **described: Any) -> RunFolder:
+    """The folder above those of the arms, which look at the settings of each.
+
+    Raises:
+        ValueError: if it holds another run.
+    """
+    settings = {arm.name: arm.settings for arm in arms}
+    return RunFolder(
+        run.output_dir,
+        {"command": command, "caches": settings, **described},
+        resume=run.resume,
+        overwrite=run.overwrite,
+        free=("caches",),
+    )
+
+
+def run_arms(
+    arms: Sequence[Arm], folder: RunFolder | None, console: Console, *, lengths: Sequence[Sequence[int]] = ()
+) -> list[dict[str, Any]]:
+    """The result of every arm, in order; see `run_eval`.
+
+    Args:
+        arms: the arms.
+        folder: the folder above theirs; None in processes that write nothing.
+        console: where progress and tables go.
+        lengths: bounds on the tokens at which the answers of each arm are judged, see `run_eval`; empty for the own
+            one of each.
+    """
+    base, results = SharedBase(), []
+    # What cannot be used is found before anything is written.
+    read_questions(arms[0].run, partial(plain_line, Console(quiet=True)))
+    with base.opened(arms[0].run):
+        pass
+    if folder is not None:
+        with writing(folder.path, WRITING_REMEDY):
+            folder.begin()
+    for number, arm in enumerate(arms, start=1):
+        console.rule(f"{number} of {len(arms)}: {arm.name}")
+        # The whole run may have stopped before this arm began.
+        own = replace(arm.run, resume=arm.run.resume and (Path(arm.run.output_dir) / "run.json").is_file())
+        results.append(run_eval(own, console, base=base, lengths=lengths[number - 1] if lengths else ()))
+    return results
