@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 from thoughtcache.cache.schedule import num_evictions
 from thoughtcache.learner.options import SAVINGS
-from thoughtcache.planning.limits import largest
+from thoughtcache.planning.limits import HIGHEST_BATCH, highest, largest
 from thoughtcache.planning.plan import make_plan
 from thoughtcache.planning.savings import combinations
 from thoughtcache.planning.setting import PlanSetting
@@ -62,6 +63,37 @@ def advise(
         if fitted is not None:
             return fitted
     return None
+
+
+def most_of_run(phases: Phases, available_bytes: int, *, reserve_bytes: int | None = None) -> dict[str, int]:
+    """The longest thoughts of all phases, the largest batch of each, and the largest group; one change at a time.
+
+    Every saving may be used. A group is a micro-batch of its own; batches of GRPO hold whole groups.
+
+    Args:
+        phases: the phases of a run.
+        available_bytes: what the device may be filled with.
+        reserve_bytes: see `make_plan`.
+
+    Returns:
+        Values by the names of `RunConfig`; 0 where nothing fits.
+    """
+
+    def most(phase: PlanSetting, field: str) -> int:
+        return largest(phase, field, available_bytes, reserve_bytes=reserve_bytes, free=SAVINGS)[0]
+
+    def group_fits(phase: PlanSetting, size: int) -> bool:
+        return _fits(_tightest(replace(phase, batch=size, group=size)), available_bytes, reserve_bytes)
+
+    found = {"max_new_tokens": min(most(phase, "max_new_tokens") for phase in phases)}
+    for phase in phases:
+        rows = most(phase, "batch")
+        if phase.distills:
+            found["distill_batch_size"] = rows
+            continue
+        found["grpo_batch_size"] = rows - rows % phase.group
+        found["group_size"] = highest(partial(group_fits, phase), HIGHEST_BATCH)
+    return found
 
 
 def advise_runs(
@@ -121,11 +153,15 @@ def _fits(setting: PlanSetting, available: int, reserve: int | None) -> bool:
     return make_plan(setting, reserve_bytes=reserve).total_bytes <= available
 
 
+def _tightest(setting: PlanSetting) -> PlanSetting:
+    return combinations(setting, SAVINGS)[-1].of(setting)
+
+
 def _lowered(phases: Phases, field: str, available: int, reserve: int | None, whole_groups: bool) -> Phases:
     """Each phase with the largest value of a field that fits with all savings, or with the smallest value there is."""
     found = []
     for phase in phases:
-        tight = replace(combinations(phase, SAVINGS)[-1].of(phase), pack_weights=False)
+        tight = replace(_tightest(phase), pack_weights=False)
         if _fits(tight, available, reserve) or (field == "group" and phase.distills):
             found.append(phase)
             continue

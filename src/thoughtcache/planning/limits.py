@@ -52,7 +52,7 @@ def largest(
         tight = combinations(changed, free)[-1].of(changed)
         return make_plan(tight, reserve_bytes=reserve_bytes).total_bytes <= available_bytes
 
-    found = _bisect(fits, bound)
+    found = highest(fits, bound)
     return found, found == bound
 
 
@@ -78,7 +78,7 @@ def with_field(setting: PlanSetting, field: str, value: int) -> PlanSetting:
     return replace(setting, **{field: value})  # type: ignore[arg-type]
 
 
-def _bisect(fits: Callable[[int], bool], bound: int) -> int:
+def highest(fits: Callable[[int], bool], bound: int) -> int:
     """The largest value in 1..bound that fits, 0 if none was found.
 
     Halving from the top comes first: very small windows evict so often that their states outgrow the cache they save.

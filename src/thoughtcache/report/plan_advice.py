@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -20,29 +20,41 @@ NAMES = {"grpo": "GRPO", "distill": "distillation"}
 HUNDRED = 100
 
 
+MOST = {
+    "max_new_tokens": "thoughts of {:,} tokens",
+    "distill_batch_size": "{:,} texts of distillation",
+    "grpo_batch_size": "{:,} completions of GRPO",
+    "group_size": "groups of {:,}",
+}
+
+
 def print_advice(
     runs: Sequence[Phases],
     commands: Sequence[str],
+    most: Sequence[Mapping[str, int]],
     console: Console,
     *,
     reserve_bytes: int | None = None,
     tokens_per_second: float | None = None,
 ) -> list[dict[str, Any]]:
-    """The commands, where each phase is highest, and the prices; returns the numbers.
+    """The commands, where each phase is highest, how far each could go, and the prices; returns the numbers.
 
     Args:
         runs: the phases of every run.
         commands: what to type for each.
+        most: how far each could go, see `most_of_run`.
         console: where it goes.
         reserve_bytes: see `make_plan`.
         tokens_per_second: thought tokens that the learner of GRPO takes per second without any saving, if it is known.
     """
     found = []
-    for phases, command in zip(runs, commands, strict=True):
+    for phases, command, limits in zip(runs, commands, most, strict=True):
         plain_line(console, command)
         plans = {phase.objective: make_plan(phase, reserve_bytes=reserve_bytes) for phase in phases}
         peaks = [f"{_gib(plan.total_bytes)} in {NAMES[name]} ({plan.peak.name})" for name, plan in plans.items()]
         plain_line(console, f"  needs {', '.join(peaks)}")
+        further = ", ".join(MOST[name].format(value) for name, value in limits.items())
+        plain_line(console, f"  fits up to, one change at a time and with every saving: {further}")
         prices = [price for phase in phases for price in price_lines(phase, tokens_per_second)]
         for price in prices:
             plain_line(console, f"  {price}")
@@ -59,6 +71,7 @@ def print_advice(
                     }
                     for phase in phases
                 },
+                "most": dict(limits),
                 "prices": prices,
             }
         )

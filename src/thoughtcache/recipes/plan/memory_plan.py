@@ -11,7 +11,7 @@ from rich.console import Console
 
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.learner.options import SAVINGS
-from thoughtcache.planning.advice import advise_runs, phases_of
+from thoughtcache.planning.advice import advise_runs, most_of_run, phases_of
 from thoughtcache.planning.fit import NOTHING_HELPS, check_fit
 from thoughtcache.planning.model_configs import load_config
 from thoughtcache.planning.model_size import adapter_size, model_size
@@ -210,7 +210,7 @@ def _advice(
     tokens_per_second: float | None,
     console: Console,
 ) -> list[dict[str, Any]]:
-    """What to type so that every phase of the run fits."""
+    """What to type so that every phase of the run fits, and how far it could go."""
     phases = phases_of(setting)
     chosen = choose_savings(phases, free, available_bytes=device.usable, reserve_bytes=device.reserve)
     runs = advise_runs(
@@ -218,10 +218,16 @@ def _advice(
     )
     if not runs:
         plain_line(console, f"nothing to type: {NOTHING_HELPS}")
-    else:
-        plain_line(console, f"to type, with your data for {DATASET}; every phase fits:")
-    commands = train_commands(model, adapter, runs)
-    return print_advice(runs, commands, console, reserve_bytes=device.reserve, tokens_per_second=tokens_per_second)
+        return []
+    plain_line(console, f"to type, with your data for {DATASET}; every phase fits:")
+    return print_advice(
+        runs,
+        train_commands(model, adapter, runs),
+        [most_of_run(phases, device.usable, reserve_bytes=device.reserve) for phases in runs],
+        console,
+        reserve_bytes=device.reserve,
+        tokens_per_second=tokens_per_second,
+    )
 
 
 def _numbers(plan: Plan) -> dict[str, Any]:
