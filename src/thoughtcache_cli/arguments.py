@@ -297,6 +297,11 @@ def _plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     group.add_argument("--unequal-prompts", action="store_true", help="prompts of a batch differ in length: masks")
     group.add_argument("--logits", help="of full-cache LoRA: chunked (default, TRL 1.16) or materialised (earlier)")
     group = parser.add_argument_group("output")
+    group.add_argument(
+        "--tokens-per-second",
+        type=float,
+        help="thought tokens that your learner takes per second without savings: hours beside FLOP",
+    )
     group.add_argument("--sweep", action="store_true", help="3K, 8K, 32K and 64K tokens, with a picture")
     group.add_argument("--picture", help="file of the picture (plan.png)")
     group.add_argument("--trace", action="store_true", help="check against the real code under fake tensors")

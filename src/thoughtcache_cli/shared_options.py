@@ -206,12 +206,22 @@ def learner_options(parser: argparse.ArgumentParser, *, reuse_field: str) -> Non
         "--no-recompute", dest="recompute", action="store_false", help="keep all activations: faster, where they fit"
     )
     group.add_argument(
+        "--no-checkpoint-layers",
+        dest="checkpoint_layers",
+        action="store_false",
+        help="keep all activations of a chunk; the planner chooses if neither this nor the next is given",
+    )
+    group.add_argument(
         "--checkpoint-layers", action="store_true", help="keep inputs of layers only: less memory, one more forward"
     )
     group.add_argument(
-        "--chunk-tokens", type=count_or_none, help='tokens of a row whose activations live at once, or "none" (256)'
+        "--chunk-tokens",
+        type=count_or_none,
+        help='tokens of a row whose activations live at once, or "none"; left to the planner (auto)',
     )
-    group.add_argument("--kv-log", help="where keys and values wait for backward: device (default) or host")
+    group.add_argument(
+        "--kv-log", help="where keys and values wait for backward: device or host; left to the planner (auto)"
+    )
     group.add_argument(
         "--reuse-rollout",
         dest=reuse_field,

@@ -18,6 +18,7 @@ from tests.support.text_model import save_questions, save_text_model, save_unsup
 from transformers import AutoModelForCausalLM
 
 from thoughtcache.config import ThoughtConfig
+from thoughtcache.learner.options import AUTO
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache_cli.arguments import build_parser
 
@@ -61,7 +62,7 @@ def test_options_of_train_are_fields_and_state_their_defaults(action: argparse.A
     marked = re.search(r"(\S+) \((?:[^()]*, )?default\)", text) or re.search(r"\(([^()]+)\)$", text)
     documented = marked.group(1) if marked else None
     if isinstance(action, argparse._StoreTrueAction | argparse._StoreFalseAction):
-        assert default is (not action.const)
+        assert default in (not action.const, AUTO)
         assert documented is None
     elif default is dataclasses.MISSING:
         assert documented is None  # options of a policy, whose lines state their defaults

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from io import StringIO
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -14,7 +16,7 @@ from thoughtcache.planning.fit import DoesNotFitError, check_fit
 from thoughtcache.planning.model_configs import load_config
 from thoughtcache.planning.plan import make_plan
 from thoughtcache.planning.setting import PlanSetting, nearest_planned, not_planned, side_by_side
-from thoughtcache.recipes.plan.fit import refuse_what_does_not_fit
+from thoughtcache.recipes.plan.fit import fitted
 from thoughtcache.recipes.run.config import RunConfig
 
 RUN = RunConfig(model="m", dataset="d", max_new_tokens=4096, dtype="bfloat16", grpo_batch_size=16, group_size=16)
@@ -27,9 +29,7 @@ def refuse(run: RunConfig, available_bytes: int) -> str:
     """What was printed."""
     text = StringIO()
     console = Console(file=text, width=200)
-    refuse_what_does_not_fit(
-        run, THOUGHT, load_config("Qwen2.5-0.5B"), PROMPTS, console, available_bytes=available_bytes
-    )
+    fitted(run, THOUGHT, load_config("Qwen2.5-0.5B"), PROMPTS, console, available_bytes=available_bytes)
     return text.getvalue()
 
 
@@ -44,45 +44,46 @@ def test_a_memory_in_attention_counts() -> None:
     with pytest.raises(DoesNotFitError, match="most goes to"):
         check_fit(setting, available_bytes=window_alone.total_bytes)
     where = (load_config("Qwen2.5-0.5B"), PROMPTS, Console(file=StringIO(), width=200))
-    refuse_what_does_not_fit(RUN, memory, *where, available_bytes=400 * GIB)
+    fitted(RUN, memory, *where, available_bytes=400 * GIB)
     with pytest.raises(DoesNotFitError):
-        refuse_what_does_not_fit(RUN, memory, *where, available_bytes=8 * GIB)
+        fitted(RUN, memory, *where, available_bytes=8 * GIB)
 
 
 def test_a_run_that_does_not_fit_names_the_setting_that_helps(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(DoesNotFitError, match=r"needs .* GiB and 8\.00 GiB are available.*, or pass --force") as caught:
-        refuse(RUN, 8 * GIB)
-    assert caught.value.plan.total_bytes > 8 * GIB
+    with pytest.raises(DoesNotFitError, match=r"needs .* GiB and 3\.00 GiB are available.*, or pass --force") as caught:
+        refuse(RUN, 3 * GIB)
+    assert caught.value.plan.total_bytes > 3 * GIB
     remedy = str(caught.value)
     assert any(name in remedy for name in ("--chunk-tokens", "--kv-log", "--grpo-batch-size", "--distill-batch-size"))
 
 
-def test_the_named_setting_makes_it_fit() -> None:
-    available = 10 * GIB
-    run = RUN
-    for _ in range(6):
-        try:
-            refuse(run, available)
-            break
-        except DoesNotFitError as error:
-            message = str(error)
-            words = message.replace(",", " ").split()
-            changes: dict[str, object] = {}
-            if "--chunk-tokens" in words:
-                changes["chunk_tokens"] = int(words[words.index("--chunk-tokens") + 1])
-            if "--kv-log" in words:
-                changes["kv_log"] = "host"
-            for option, name in (
-                ("--grpo-batch-size", "grpo_batch_size"),
-                ("--distill-batch-size", "distill_batch_size"),
-            ):
-                if option in words:
-                    changes[name] = int(words[words.index(option) + 2])
-            assert changes, message
-            run = replace(run, **changes)  # type: ignore[arg-type]
-    else:
-        pytest.fail(message)
-    assert run != RUN
+@pytest.mark.parametrize(
+    ("available_gib", "given"),
+    [(4, {}), (6, {"chunk_tokens": None, "kv_log": "device"}), (10, {"checkpoint_layers": False, "chunk_tokens": 64})],
+)
+def test_the_named_settings_make_it_fit(available_gib: int, given: dict[str, Any]) -> None:
+    """What a refusal names is enough, at once, whatever was given."""
+    run = replace(RUN, grpo_batch_size=128, **given)
+    with pytest.raises(DoesNotFitError) as caught:
+        refuse(run, available_gib * GIB)
+    refuse(replace(run, **named_settings(str(caught.value))), available_gib * GIB)
+
+
+def named_settings(message: str) -> dict[str, Any]:
+    """The settings that a refusal names, as fields of a run."""
+    found: dict[str, Any] = {
+        name: int(value)
+        for option, name in (
+            ("chunk-tokens", "chunk_tokens"),
+            ("group-size to", "group_size"),
+            ("grpo-batch-size to", "grpo_batch_size"),
+            ("distill-batch-size to", "distill_batch_size"),
+            ("max-new-tokens to", "max_new_tokens"),
+        )
+        for value in re.findall(rf"--{option} (\d+)", message)
+    }
+    found |= {"kv_log": "host"} if "--kv-log host" in message else {}
+    return found | ({"checkpoint_layers": True} if "set --checkpoint-layers" in message else {})
 
 
 def test_force_overrides() -> None:

@@ -176,7 +176,7 @@ def test_nothing_fits():
 
 def test_check_fit_names_total_part_and_a_change_that_helps():
     with pytest.raises(DoesNotFitError) as caught:
-        check_fit(qwen(batch=4, chunk_tokens=None), available_bytes=20 * GIB)
+        check_fit(qwen(chunk_tokens=None), available_bytes=20 * GIB)
     text = str(caught.value)
     assert f"{caught.value.plan.total_bytes / GIB:.2f} GiB" in text
     assert "20.00 GiB are available" in text
@@ -184,7 +184,7 @@ def test_check_fit_names_total_part_and_a_change_that_helps():
     assert "learner: backward" in text
     assert "set --chunk-tokens" in text
     chunk = int(text.rsplit("--chunk-tokens ", 1)[1].split()[0])
-    assert check_fit(qwen(batch=4, chunk_tokens=chunk), available_bytes=20 * GIB).total_bytes <= 20 * GIB
+    assert check_fit(qwen(chunk_tokens=chunk), available_bytes=20 * GIB).total_bytes <= 20 * GIB
 
 
 def test_check_fit_offers_checkpoints_of_layers_when_chunks_are_not_enough():

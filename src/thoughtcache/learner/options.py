@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from thoughtcache.policy.modes import GradientMode, Place, check_place
 
 CHUNK_TOKENS = 256
 """Default of `chunk_tokens`: later segments have no more columns up to a window of 1024, so only the first is cut."""
+Auto = Literal["auto"]
+AUTO: Auto = "auto"
+"""The value of a saving that the planner is to choose, see `planning/savings.py`."""
+SAVINGS = ("checkpoint_layers", "chunk_tokens", "kv_log")
+"""Options that cost time or a transfer, save memory, and change no number beyond rounding."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,10 +52,25 @@ class ReplayOptions:
             )
 
 
-LEARNER_OPTIONS = ("gradient", "recompute", "checkpoint_layers", "chunk_tokens", "kv_log")
+LEARNER_OPTIONS = ("gradient", "recompute", *SAVINGS)
 """Options of every learner of a run; distillation, GRPO, the planner and a run have them under these names."""
 
 
 def learner_options(settings: object) -> dict[str, Any]:
-    """The values of these options in some settings that have all of them."""
+    """The values of these options in some settings that have all of them, "auto" included."""
     return {name: getattr(settings, name) for name in LEARNER_OPTIONS}
+
+
+def replay_options(settings: object, **others: Any) -> ReplayOptions:
+    """The same as options of a replay; what is still left to the planner has its default.
+
+    Args:
+        settings: settings that have all of `LEARNER_OPTIONS`.
+        others: further fields, or other values of these.
+    """
+    return ReplayOptions(**{name: value for name, value in learner_options(settings).items() if value != AUTO} | others)
+
+
+def left_to_the_planner(settings: object) -> tuple[str, ...]:
+    """Names of the savings that are "auto"."""
+    return tuple(name for name in SAVINGS if getattr(settings, name) == AUTO)

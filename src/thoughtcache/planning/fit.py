@@ -5,29 +5,28 @@ check_fit(PlanSetting(model=model.config, thought=thought, max_new_tokens=32768)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from itertools import product
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from thoughtcache.planning.limits import largest
+from thoughtcache.planning.advice import advise
 from thoughtcache.planning.plan import GIB, Plan, make_plan
+from thoughtcache.planning.savings import usable_bytes
 from thoughtcache.planning.setting import PlanSetting
 
-CHUNKS = (1024, 512, 256, 128, 64)
 OPTION_NAMES = {
-    "batch": "--batch",
-    "group": "--group",
     "rollout_batch": "--rollout-batch",
-    "chunk_tokens": "--chunk-tokens",
+    "recompute": "--no-recompute",
     "checkpoint_layers": "--checkpoint-layers",
+    "chunk_tokens": "--chunk-tokens",
     "kv_log": "--kv-log",
     "pack_weights": "--no-pack-weights",
-    "window": "--window",
+    "batch": "--batch",
+    "group": "--group",
     "max_new_tokens": "--max-new-tokens",
 }
+NOTHING_HELPS = "no setting is enough; use a smaller model, 4-bit weights or a larger device"
 _MEMINFO = Path("/proc/meminfo")
 
 
@@ -58,7 +57,7 @@ def check_fit(
 
     Args:
         setting: the run.
-        available_bytes: what may be used; None asks the device that `setting.device_type` names.
+        available_bytes: what may be used; None asks the device that `setting.device_type` names, and leaves a margin.
         model_is_loaded: whether weights and adapter already lie on the device and so are not part of what is free.
         reserve_bytes: see `make_plan`.
         option_names: what the caller calls the settings in its own options, by name (see `OPTION_NAMES`).
@@ -72,20 +71,48 @@ def check_fit(
             largest part and a setting that makes it fit.
         ValueError: if the available memory cannot be found out.
     """
-    available = free_bytes(setting.device_type) if available_bytes is None else available_bytes
+    available = usable_bytes(free_bytes(setting.device_type)) if available_bytes is None else available_bytes
     plan = make_plan(setting, reserve_bytes=reserve_bytes)
     if model_is_loaded:
         available += plan.peak.parts["weights"] + plan.peak.parts["adapter"]
     if plan.total_bytes <= available:
         return plan
-    names = OPTION_NAMES | dict(option_names or {})
+    found = advise([setting], available, reserve_bytes=reserve_bytes, whole_groups=whole_groups)
+    raise refusal(plan, available, NOTHING_HELPS if found is None else changes(setting, found[0], option_names))
+
+
+def refusal(plan: Plan, available_bytes: int, remedy: str) -> DoesNotFitError:
+    """What is said of a run that needs more than there is: how much, where most of it goes, and what to do."""
     part, size = plan.largest_part
-    raise DoesNotFitError(
-        f"the run needs {_gib(plan.total_bytes)} and {_gib(available)} are available; most goes to {part} "
-        f"({_gib(size)}, {plan.peak.name}); {_remedy(setting, available, reserve_bytes, names, whole_groups)}",
+    return DoesNotFitError(
+        f"the run needs {_gib(plan.total_bytes)} and {_gib(available_bytes)} are available; most goes to {part} "
+        f"({_gib(size)}, {plan.peak.name}); {remedy}",
         plan,
-        available,
+        available_bytes,
     )
+
+
+def changes(before: PlanSetting, after: PlanSetting, option_names: Mapping[str, str] | None = None) -> str:
+    """What differs between two settings of a run, as something to do.
+
+    Args:
+        before: the run.
+        after: what it is to be.
+        option_names: what the caller calls the settings in its own options (see `OPTION_NAMES`).
+    """
+    names = OPTION_NAMES | dict(option_names or {})
+    texts = []
+    for name, option in names.items():
+        value = getattr(after, name)
+        if value == getattr(before, name):
+            continue
+        if name in ("batch", "group", "max_new_tokens"):
+            texts.append(f"lower {option} to {value}")
+        elif name == "recompute":
+            texts.append(f"leave out {option}")
+        else:
+            texts.append(f"set {option}" if isinstance(value, bool) else f"set {option} {value}")
+    return " and ".join(texts)
 
 
 def free_bytes(device_type: str) -> int:
@@ -105,69 +132,6 @@ def free_bytes(device_type: str) -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     raise ValueError(f"{_MEMINFO} does not state MemAvailable; pass available_bytes")
-
-
-def _remedy(
-    setting: PlanSetting, available: int, reserve_bytes: int | None, names: Mapping[str, str], whole_groups: bool
-) -> str:
-    """The first change, in the order of what it costs, that makes the run fit."""
-
-    def fits(changed: PlanSetting) -> bool:
-        return make_plan(changed, reserve_bytes=reserve_bytes).total_bytes <= available
-
-    def lowered(changed: PlanSetting, field: str) -> int:
-        found, _ = largest(changed, field, available, reserve_bytes=reserve_bytes)
-        return found - found % setting.group if field == "batch" and whole_groups else found
-
-    changes = list(_changes(setting, names))
-    for change, text in changes:
-        if fits(change):
-            return text
-    for field in ("batch", "group", "window", "max_new_tokens"):
-        if field == "window" and not isinstance(setting.thought.window, int):
-            continue
-        if field == "group" and setting.distills:
-            continue
-        found = lowered(setting, field)
-        if found >= (2 if field == "group" else 1):
-            return f"lower {names[field]} to {found}"
-    if changes:
-        change, text = changes[-1]
-        found = lowered(change, "batch")
-        if found:
-            return f"{text} and lower {names['batch']} to {found}"
-        smallest = replace(change, batch=2, group=2)
-        if whole_groups and fits(smallest):
-            return f"{text} and lower {names['group']} and {names['batch']} to 2"
-    return "no single setting is enough; use a smaller model, 4-bit weights or a larger device"
-
-
-def _changes(setting: PlanSetting, names: Mapping[str, str]) -> Iterator[tuple[PlanSetting, str]]:
-    """Changes that cost time only, the cheapest first; each one keeps those before it."""
-    if setting.learner != "replay":
-        return
-    if setting.decoded_at_once > setting.batch and not setting.distills:
-        yield replace(setting, rollout_batch=setting.batch), f"set {names['rollout_batch']} {setting.batch}"
-    before: list[str] = []
-    if not setting.recompute:
-        setting, before = replace(setting, recompute=True), ["leave out --no-recompute"]
-        yield setting, before[0]
-    sizes = [None, *(size for size in CHUNKS if size < (setting.chunk_tokens or CHUNKS[0] + 1))]
-    places = [None, "host"] if setting.kv_log == "device" and setting.device_type == "cuda" else [None]
-    layers = [False] if setting.checkpoint_layers else [False, True]
-    packs = [True, False] if setting.pack_weights and setting.device_type == "cpu" else [setting.pack_weights]
-    for checkpoint, size, place, pack in product(layers, sizes, places, packs):
-        changed, texts = setting, before
-        if checkpoint:
-            changed, texts = replace(changed, checkpoint_layers=True), [*texts, f"set {names['checkpoint_layers']}"]
-        if size is not None:
-            changed, texts = replace(changed, chunk_tokens=size), [*texts, f"set {names['chunk_tokens']} {size}"]
-        if place is not None:
-            changed, texts = replace(changed, kv_log="host"), [*texts, f"set {names['kv_log']} host"]
-        if pack != setting.pack_weights:
-            changed, texts = replace(changed, pack_weights=False), [*texts, f"set {names['pack_weights']}"]
-        if len(texts) > len(before):
-            yield changed, " and ".join(texts)
 
 
 def _gib(value: int) -> str:

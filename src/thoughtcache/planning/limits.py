@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from thoughtcache.checks import one_of
 from thoughtcache.planning.plan import make_plan
+from thoughtcache.planning.savings import combinations
 from thoughtcache.planning.setting import PlanSetting
 
 FIELDS = ("batch", "group", "max_new_tokens", "window")
@@ -15,7 +16,12 @@ HIGHEST_LENGTH = 2**20
 
 
 def largest(
-    setting: PlanSetting, field: str, available_bytes: int, *, reserve_bytes: int | None = None
+    setting: PlanSetting,
+    field: str,
+    available_bytes: int,
+    *,
+    reserve_bytes: int | None = None,
+    free: Collection[str] = (),
 ) -> tuple[int, bool]:
     """The largest value of one field that fits, the others unchanged.
 
@@ -24,6 +30,7 @@ def largest(
         field: one of `FIELDS`.
         available_bytes: bytes that the device has to offer.
         reserve_bytes: see `make_plan`.
+        free: names of savings that may be used to the full; the others unchanged.
 
     Returns:
         The value, 0 if not even the smallest fits; and whether the search ended at its own bound (4096 rows, the
@@ -41,9 +48,11 @@ def largest(
     }[field]
 
     def fits(value: int) -> bool:
-        return make_plan(with_field(setting, field, value), reserve_bytes=reserve_bytes).total_bytes <= available_bytes
+        changed = with_field(setting, field, value)
+        tight = combinations(changed, free)[-1].of(changed)
+        return make_plan(tight, reserve_bytes=reserve_bytes).total_bytes <= available_bytes
 
-    found = _bisect(fits, bound)
+    found = highest(fits, bound)
     return found, found == bound
 
 
@@ -69,7 +78,7 @@ def with_field(setting: PlanSetting, field: str, value: int) -> PlanSetting:
     return replace(setting, **{field: value})  # type: ignore[arg-type]
 
 
-def _bisect(fits: Callable[[int], bool], bound: int) -> int:
+def highest(fits: Callable[[int], bool], bound: int) -> int:
     """The largest value in 1..bound that fits, 0 if none was found.
 
     Halving from the top comes first: very small windows evict so often that their states outgrow the cache they save.

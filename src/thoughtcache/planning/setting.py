@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 import torch
@@ -251,9 +252,14 @@ def side_by_side(setting: PlanSetting) -> dict[str, PlanSetting]:
         SYSTEMS[1]: replace(setting, thought=plain_lora(setting.thought, setting.thought.window)),
         SYSTEMS[2] if setting.attention_memory is None else WITH_MEMORY: setting,
     }
+    return windowed if setting.distills else {SYSTEMS[0]: full_cache_lora(setting), **windowed}
+
+
+def full_cache_lora(setting: PlanSetting) -> PlanSetting:
+    """LoRA with a full cache and TRL's learner on rollouts of the same batch; instead of distillation, GRPO of it."""
     if setting.distills:
-        return windowed
-    return {SYSTEMS[0]: replace(setting, thought=plain_lora(setting.thought, None), learner="checkpointed"), **windowed}
+        setting = replace(setting, objective="grpo", group=1, rollout_batch=setting.batch)
+    return replace(setting, thought=plain_lora(setting.thought, None), learner="checkpointed")
 
 
 def learner_chunks(setting: PlanSetting) -> list[Chunk]:
@@ -272,5 +278,11 @@ def learner_chunks(setting: PlanSetting) -> list[Chunk]:
             evicted=0,
         )
         return [whole]
-    lengths = [setting.max_new_tokens]
-    return plan_chunks(lengths, setting.prompt_tokens, setting.window, setting.num_evicted, setting.chunk_tokens)
+    sizes = setting.prompt_tokens, setting.window, setting.num_evicted, setting.chunk_tokens
+    return list(_chunks(setting.max_new_tokens, *sizes))
+
+
+@lru_cache(maxsize=128)
+def _chunks(tokens: int, prompt: int, window: int | None, evicted: int | None, size: int | None) -> tuple[Chunk, ...]:
+    """Chunks of one row, which a plan asks for again and again."""
+    return tuple(plan_chunks([tokens], prompt, window, evicted, size))

@@ -14,14 +14,14 @@ from rich.console import Console
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from thoughtcache.config import ThoughtConfig
-from thoughtcache.learner.options import ReplayOptions, learner_options
+from thoughtcache.learner.options import SAVINGS, replay_options
 from thoughtcache.recipes.builders import save_adapter
 from thoughtcache.recipes.distill_phase import distill_phase as _distill
 from thoughtcache.recipes.grpo_phase import grpo_phase as _grpo
 from thoughtcache.recipes.grpo_phase import thinking_of
 from thoughtcache.recipes.load_adapter import WEIGHTS, adapted_model
 from thoughtcache.recipes.load_model import load_tokenizer
-from thoughtcache.recipes.plan.fit import refuse_what_does_not_fit
+from thoughtcache.recipes.plan.fit import fitted
 from thoughtcache.recipes.prompts import encode_examples
 from thoughtcache.recipes.run.checks import (
     check_link_window,
@@ -66,7 +66,7 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     assert run.model is not None
     assert run.dataset is not None
     console = console or Console()
-    ReplayOptions(**learner_options(run))
+    _ = replay_options(run)
     check_window(run, thought)
     described = {name: value for name, value in asdict(run).items() if name not in NOT_DESCRIBED}
     folder = RunFolder(
@@ -74,7 +74,7 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
         {**described, "thought": adapter_settings(thought)},
         resume=run.resume,
         overwrite=run.overwrite,
-        free=EXACT_OPTIONS,
+        free=(*EXACT_OPTIONS, "chosen"),
         growing=("distill_steps", "grpo_steps"),
     )
     check_more_distillation(run, folder)
@@ -100,10 +100,14 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     check_prompt_window(run, thought, prompts)
     check_link_window(run, thought, prompts, thinking)
     folder.describe(_identities(run, config, prompts, examples))
-    refuse_what_does_not_fit(run, thought, config, prompts, console)
+    run, chosen = fitted(run, thought, config, prompts, console)
+    assert run.model is not None
+    folder.describe({"chosen": {name: getattr(run, name) for name in SAVINGS}})
     model = adapted_model(
         run.model, thought, adapter=run.adapter, dtype=run.dtype, load_in_4bit=run.load_in_4bit, seed=run.seed
     )
+    if chosen:
+        report(chosen)
     with writing(folder.path, WRITING_REMEDY):
         phases = _phases(run, folder, model, tokenizer, prompts, examples, console)
         save_adapter(model, folder.path / "adapter")

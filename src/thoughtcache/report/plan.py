@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from thoughtcache.learner.options import SAVINGS
 from thoughtcache.planning.limits import FIELDS, largest
 from thoughtcache.planning.paper import ASSUMPTIONS, LENGTHS_BATCH, PaperRow
 from thoughtcache.planning.plan import GIB, Plan, make_plan
+from thoughtcache.planning.savings import Savings
 from thoughtcache.planning.setting import PlanSetting
 from thoughtcache.planning.step_flops import step_flops
 from thoughtcache.report.plots import Panel, plot_curves
@@ -29,8 +31,25 @@ CLOSE_POINTS = 10.0
 ROLLING = "--positions rolling with a window"
 
 
-def print_plans(plans: Mapping[str, Plan], gpu_bytes: int, title: str, console: Console) -> None:
-    """One column per system: what is alive at the peak, every phase's total, and whether it fits."""
+def print_plans(
+    plans: Mapping[str, Plan],
+    available_bytes: int,
+    title: str,
+    console: Console,
+    *,
+    gpu_bytes: int | None = None,
+    savings: Mapping[str, Savings] | None = None,
+) -> None:
+    """One column per system: what is alive at the peak, every phase's total, and whether it fits.
+
+    Args:
+        plans: a plan by the name of its system.
+        available_bytes: what the device may be filled with.
+        title: title of the table.
+        console: where it goes.
+        gpu_bytes: what the GPU has, of which a share is printed; None without a GPU.
+        savings: what the learners of some of the systems save.
+    """
     table = Table(title=title, title_justify="left")
     table.add_column("GiB")
     for name in plans:
@@ -40,8 +59,12 @@ def print_plans(plans: Mapping[str, Plan], gpu_bytes: int, title: str, console: 
     table.add_section()
     table.add_row("total", *[_gib(plan.total_bytes) for plan in plans.values()], style="bold")
     table.add_row("highest in", *[plan.peak.name for plan in plans.values()])
-    table.add_row("share of the GPU", *[f"{100 * plan.total_bytes / gpu_bytes:.1f} %" for plan in plans.values()])
-    table.add_row("verdict", *[_verdict(plan, gpu_bytes) for plan in plans.values()], style="bold")
+    if gpu_bytes is not None:
+        table.add_row("share of the GPU", *[f"{100 * plan.total_bytes / gpu_bytes:.1f} %" for plan in plans.values()])
+    table.add_row("verdict", *[_verdict(plan, available_bytes) for plan in plans.values()], style="bold")
+    for name in SAVINGS if savings else ():
+        chosen = [(savings or {}).get(system) for system in plans]
+        table.add_row(name, *[MISSING if one is None else _word(getattr(one, name)) for one in chosen])
     if any(plan.host_bytes for plan in plans.values()):
         table.add_row("on the host", *[_gib(plan.host_bytes) for plan in plans.values()])
     table.add_section()
@@ -73,19 +96,25 @@ def print_positions(setting: PlanSetting, console: Console) -> None:
 
 
 def print_limits(
-    settings: Mapping[str, PlanSetting], gpu_bytes: int, reserve_bytes: int | None, console: Console
+    settings: Mapping[str, PlanSetting],
+    available_bytes: int,
+    reserve_bytes: int | None,
+    console: Console,
+    *,
+    free: Collection[str] = (),
 ) -> dict[str, dict[str, int | None]]:
-    """The largest batch, group, length and window of every system; returns them."""
+    """The largest batch, group, length and window of every system, with all the free savings; returns them."""
     found = {
         name: {
             field: None
             if (field == "window" and setting.window is None) or (field == "group" and setting.distills)
-            else largest(setting, field, gpu_bytes, reserve_bytes=reserve_bytes)
+            else largest(setting, field, available_bytes, reserve_bytes=reserve_bytes, free=free)
             for field in FIELDS
         }
         for name, setting in settings.items()
     }
-    table = Table(title="What fits, one change at a time", title_justify="left")
+    saved = ", with every saving that is not given" if free else ""
+    table = Table(title=f"What fits, one change at a time{saved}", title_justify="left")
     table.add_column("")
     for name in settings:
         table.add_column(name, justify="right")
@@ -137,12 +166,16 @@ def print_sources(
 
 def print_sweep(
     by_length: Mapping[int, Mapping[str, PlanSetting]],
-    gpu_bytes: int,
+    device_bytes: int,
+    available_bytes: int,
     reserve_bytes: int | None,
     picture: str | Path,
     console: Console,
 ) -> dict[str, list[Any]]:
-    """Totals over growing lengths as a table and as a picture; returns length and GiB by system."""
+    """Totals over growing lengths as a table and as a picture; returns length and GiB by system.
+
+    What is above `available_bytes` of the `device_bytes` gets a "(no)".
+    """
     names = list(next(iter(by_length.values())))
     totals = {
         name: [
@@ -150,19 +183,20 @@ def print_sweep(
         ]
         for name in names
     }
-    table = Table(title=f"GiB at the peak by length (the GPU has {_gib(gpu_bytes)})", title_justify="left")
+    table = Table(title=f"GiB at the peak by length (the device has {_gib(device_bytes)})", title_justify="left")
     table.add_column("thought tokens", justify="right")
     for name in names:
         table.add_column(name, justify="right")
     for index, length in enumerate(by_length):
         cells = [
-            f"{totals[name][index]:.1f}{'' if totals[name][index] * GIB <= gpu_bytes else ' (no)'}" for name in names
+            f"{totals[name][index]:.1f}{'' if totals[name][index] * GIB <= available_bytes else ' (no)'}"
+            for name in names
         ]
         table.add_row(str(length), *cells)
     print_wide(table, console)
     lengths = [float(length) for length in by_length]
     series = {name: (lengths, values) for name, values in totals.items()}
-    series["the GPU"] = (lengths, [gpu_bytes / GIB] * len(lengths))
+    series["the device"] = (lengths, [device_bytes / GIB] * len(lengths))
     panel = Panel(title="Peak memory of a step", x_label="thought tokens", y_label="GiB", series=series)
     plain_line(console, f"picture: {plot_curves(picture, [panel])}")
     return {"lengths": list(by_length), **totals}
@@ -227,8 +261,14 @@ def _with_difference(value: float, reported: float) -> str:
     return f"{value:.1f} ({value - reported:+.1f})"
 
 
-def _verdict(plan: Plan, gpu_bytes: int) -> str:
-    return "fits" if plan.total_bytes <= gpu_bytes else f"{_gib(plan.total_bytes - gpu_bytes)} too much"
+def _verdict(plan: Plan, available_bytes: int) -> str:
+    return "fits" if plan.total_bytes <= available_bytes else f"{_gib(plan.total_bytes - available_bytes)} too much"
+
+
+def _word(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return "on" if value else "none" if value is None else "off"
+    return str(value)
 
 
 def _limit(limit: tuple[int, bool] | None, field: str) -> str:

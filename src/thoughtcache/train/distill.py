@@ -10,7 +10,7 @@ Why before GRPO: from a zero adapter outcome reward alone taught nothing in the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,8 +23,9 @@ from transformers.trainer_callback import PrinterCallback
 
 from thoughtcache.cache.eviction.policies.sliding import sliding_evictions
 from thoughtcache.config import ThoughtConfig
-from thoughtcache.learner.options import CHUNK_TOKENS, ReplayOptions
+from thoughtcache.learner.options import CHUNK_TOKENS, ReplayOptions, left_to_the_planner
 from thoughtcache.learner.replay import run_replay
+from thoughtcache.planning.savings import Savings
 from thoughtcache.policy.batch import RolloutBatch, batch_rollouts
 from thoughtcache.policy.handle import find_tuner, open_policy
 from thoughtcache.policy.token_ids import check_prompts, check_rollouts
@@ -37,6 +38,7 @@ from thoughtcache.train.distill_config import DistillConfig
 from thoughtcache.train.divergence import divergence
 from thoughtcache.train.evicted import check_evicted
 from thoughtcache.train.memory_rate import MemoryRate
+from thoughtcache.train.savings import available_to, choose_for, describe, record
 
 Evaluator = Callable[[nn.Module], dict[str, float]]
 
@@ -187,7 +189,7 @@ def distill_loss(
     """
     policy = open_policy(model)
     batch = batch_rollouts(with_own_evictions(adapted, rollouts), policy.device)
-    teacher = teacher_hidden(adapted, batch, chunk_tokens=config.chunk_tokens)
+    teacher = teacher_hidden(adapted, batch, chunk_tokens=config.replay_options.chunk_tokens)
     (per_token,) = run_replay(model, batch, divergence(policy, batch, teacher, config.loss), config.replay_options)
     return per_token[batch.mask].mean()
 
@@ -255,6 +257,9 @@ def distill(
         load_weights(model, checkpoint)
         return DistillResult(history=finished)
     model.train()
+    chosen = _chosen_for(model, student, config)
+    is_planned = bool(left_to_the_planner(config)) and config.recompute
+    config = replace(config, **asdict(chosen))
     trainer = DistillTrainer(
         distill_config=config,
         evaluator=evaluator,
@@ -265,6 +270,27 @@ def distill(
         data_collator=longest_first,
         callbacks=list(callbacks),
     )
+    if is_planned and trainer.accelerator.is_main_process:
+        trainer.accelerator.print(describe(chosen))
+        record(chosen, config.output_dir)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     model.eval()
     return DistillResult.of(trainer)
+
+
+def _chosen_for(model: PeftModel, student: Sequence[Rollout], config: DistillConfig) -> Savings:
+    """The savings of the learner for these texts."""
+    prompts = {len(sample.prompt_ids) for sample in student}
+    return choose_for(
+        model,
+        config.replay_options,
+        left_to_the_planner(config),
+        available_to(model),
+        objective="distill",
+        prompt_tokens=max(prompts),
+        max_new_tokens=max(len(sample.token_ids) for sample in student),
+        batch=min(config.batch_size, len(student)),
+        group=1,
+        rollout_batch=1,  # the samples are drawn
+        unequal_prompts=len(prompts) > 1,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from thoughtcache.checks import at_least_one
-from thoughtcache.learner.options import CHUNK_TOKENS, ReplayOptions, learner_options
+from thoughtcache.learner.options import AUTO, Auto, ReplayOptions, replay_options
 from thoughtcache.policy.modes import GradientMode, Place
 from thoughtcache.train.memory_rate import check_memory_rate
 
@@ -68,8 +68,10 @@ class ReplayLoopConfig(LoopConfig):
     Attributes:
         gradient: how far the gradient reaches, see `learner/replay.py`, as the next four.
         recompute: run segments again in the backward pass (memory flat in the length); False keeps all activations.
-        checkpoint_layers: keep only the inputs of the layers inside a chunk.
-        chunk_tokens: bound on the tokens of a row whose activations live at once.
+        checkpoint_layers: keep only the inputs of the layers inside a chunk. "auto", as for the next two: the planner
+            chooses when lengths and device are known, see `train/savings.py`; recall episodes, which are short, take
+            the defaults of `replay`.
+        chunk_tokens: bound on the tokens of a row whose activations live at once; None keeps segments whole.
         kv_log: where keys and values wait for the backward pass, "device" or "host".
 
     Raises:
@@ -78,9 +80,9 @@ class ReplayLoopConfig(LoopConfig):
 
     gradient: GradientMode = "exact"
     recompute: bool = True
-    checkpoint_layers: bool = False
-    chunk_tokens: int | None = CHUNK_TOKENS
-    kv_log: Place = "device"
+    checkpoint_layers: bool | Auto = AUTO
+    chunk_tokens: int | Auto | None = AUTO
+    kv_log: Place | Auto = AUTO
 
     def __post_init__(self) -> None:
         LoopConfig.__post_init__(self)
@@ -89,4 +91,4 @@ class ReplayLoopConfig(LoopConfig):
     @property
     def replay_options(self) -> ReplayOptions:
         """Options with which texts are repeated; states come from the weights of the moment, without anchors."""
-        return ReplayOptions(**learner_options(self), anchored=False)
+        return replay_options(self, anchored=False)

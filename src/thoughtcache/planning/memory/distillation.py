@@ -25,11 +25,12 @@ def teacher_parts(setting: PlanSetting) -> Parts:
     """The highest point of the teacher's pass over one batch."""
     teacher = teacher_setting(setting)
     numbers, rows = layer_numbers(teacher), teacher.batch
+    per_thought = _state_bytes(setting, 1)
     return highest(
         {
             "resident K/V": kv_bytes(numbers, rows, chunk.entry + chunk.leaving),
             "activations": forward_transient_bytes(numbers, rows * chunk.columns),
-            "teacher states": _state_bytes(setting, max(0, chunk.entry - setting.prompt_tokens + 1)),
+            "teacher states": per_thought * max(0, chunk.entry - setting.prompt_tokens + 1),
         }
         for chunk in learner_chunks(teacher)
     )

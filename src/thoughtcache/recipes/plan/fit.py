@@ -1,27 +1,34 @@
-"""Refuse a training run that would not fit, before its weights are read."""
+"""Choose what a training run saves, and refuse one that would not fit, before its weights are read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 
 import torch
 from rich.console import Console
 from transformers import PretrainedConfig
 
 from thoughtcache.config import ThoughtConfig
-from thoughtcache.learner.options import learner_options
-from thoughtcache.planning.fit import DoesNotFitError, check_fit
+from thoughtcache.learner.options import SAVINGS, learner_options, left_to_the_planner, replay_options
+from thoughtcache.planning.advice import Phases, advise_runs
+from thoughtcache.planning.fit import NOTHING_HELPS, DoesNotFitError, changes, free_bytes, refusal
+from thoughtcache.planning.plan import GIB, Plan, make_plan
+from thoughtcache.planning.savings import choose_savings, usable_bytes
 from thoughtcache.planning.setting import PlanSetting, nearest_planned, not_planned
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.report.plan import print_plans
+from thoughtcache.report.plan_advice import price_lines
 from thoughtcache.report.progress import plain_line
 
-TRAIN_OPTIONS = {"batch": "--grpo-batch-size", "group": "--group-size"}
-DISTILL_OPTIONS = {"batch": "--distill-batch-size"}
+OPTIONS = {
+    "grpo": {"batch": "--grpo-batch-size", "group": "--group-size"},
+    "distill": {"batch": "--distill-batch-size"},
+}
+OTHER = {"grpo": "--distill-steps", "distill": "--grpo-steps"}
 
 
-def refuse_what_does_not_fit(
+def fitted(
     run: RunConfig,
     thought: ThoughtConfig,
     model: PretrainedConfig,
@@ -29,45 +36,74 @@ def refuse_what_does_not_fit(
     console: Console,
     *,
     available_bytes: int | None = None,
-) -> None:
-    """Plan every phase of the run; a refusal prints the table first. `run.force` lets everything through.
+) -> tuple[RunConfig, str]:
+    """The run with the savings that its settings leave to the planner, and a line about them, "" if none was left.
+
+    A refusal prints a table, and what the changes cost that it names.
 
     Args:
-        run: the run.
+        run: the run; with `force` it is not refused.
         thought: the adapter.
         model: configuration of the base.
         prompts: token ids of all prompts; the longest one counts.
         console: where the table goes.
-        available_bytes: what may be used; None asks the device.
+        available_bytes: what may be used; None asks the device, and leaves a margin.
 
     Raises:
         DoesNotFitError: if a phase needs more than is available; the message names the total, what is available, the
-            largest part and the setting to change.
+            largest part and the settings to change.
     """
-    if run.force:
-        return
+    free = left_to_the_planner(run)
+    run = replace(run, **{name: getattr(replay_options(run), name) for name in SAVINGS})
     if run.thinking is not None:
         plain_line(console, f"plan: --thinking {run.thinking} is not planned, so nothing says whether this run fits")
-        return
+        return run, ""
     missing = not_planned(thought)
     if missing:
         plain_line(console, f"plan: without what {missing} needs, which is not planned yet")
         thought = nearest_planned(thought)
-    for setting, names in _phases(run, _shared(run, thought, model, prompts)):
-        try:
-            check_fit(setting, available_bytes=available_bytes, option_names=names, whole_groups=setting.group > 1)
-        except DoesNotFitError as error:
-            print_plans({"this run": error.plan}, error.available_bytes, "memory by phase", console)
-            raise DoesNotFitError(f"{error}, or pass --force", error.plan, error.available_bytes) from error
+    phases = _phases(run, _shared(run, thought, model, prompts))
+    device_type = phases[0].device_type
+    if available_bytes is None and not (run.force and device_type == "cpu"):
+        available_bytes = usable_bytes(free_bytes(device_type))
+    host_bytes = usable_bytes(free_bytes("cpu")) if device_type == "cuda" else None
+    chosen = choose_savings(phases, free, available_bytes=available_bytes, host_bytes=host_bytes)
+    phases = tuple(chosen.of(phase) for phase in phases)
+    plans = [make_plan(phase) for phase in phases]
+    highest = max(plans, key=lambda plan: plan.total_bytes)
+    if available_bytes is not None and highest.total_bytes > available_bytes and not run.force:
+        raise _refused(phases, highest, available_bytes, console)
+    peak = f"{highest.total_bytes / GIB:.2f} GiB at the highest point, {highest.peak.name}"
+    return replace(run, **asdict(chosen)), f"learner: {chosen}: chosen by the planner ({peak})" if free else ""
 
 
-def _phases(run: RunConfig, shared: PlanSetting) -> Iterator[tuple[PlanSetting, Mapping[str, str]]]:
-    """The setting to plan for each phase, and the options that set its batch."""
+def _refused(phases: Phases, highest: Plan, available_bytes: int, console: Console) -> DoesNotFitError:
+    """Print the table of the phase that needs most, and the price of what helps; returns the error that names it."""
+    print_plans({"this run": highest}, available_bytes, "memory by phase", console)
+    runs = advise_runs(phases, available_bytes, whole_groups=any(phase.group > 1 for phase in phases))
+    asked = {phase.objective: phase for phase in phases}
+    steps = []
+    for advised in runs:
+        texts = [changes(asked[phase.objective], phase, OPTIONS[phase.objective]).split(" and ") for phase in advised]
+        told = list(dict.fromkeys(text for one in texts for text in one if text))
+        if len(runs) > 1:
+            told.append(f"set {OTHER[advised[0].objective]} 0")
+        steps.append(" and ".join(told))
+        for line in (line for phase in advised for line in price_lines(phase)):
+            plain_line(console, line)
+    error = refusal(highest, available_bytes, "; then in a run of its own: ".join(steps) or NOTHING_HELPS)
+    return DoesNotFitError(f"{error}, or pass --force", error.plan, error.available_bytes)
+
+
+def _phases(run: RunConfig, shared: PlanSetting) -> Phases:
+    """The setting to plan for each phase."""
+    phases = []
     if run.distill_steps:
-        yield replace(shared, objective="distill", batch=run.distill_batch_size, group=1), DISTILL_OPTIONS
+        phases.append(replace(shared, objective="distill", batch=run.distill_batch_size, group=1))
     if run.grpo_steps:
         grpo = replace(shared, batch=run.grpo_batch_size, group=run.group_size)
-        yield replace(grpo, beta=run.beta, reuse=run.reuse_rollout), TRAIN_OPTIONS
+        phases.append(replace(grpo, beta=run.beta, reuse=run.reuse_rollout))
+    return tuple(phases)
 
 
 def _shared(

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from rich.console import Console
 
 from thoughtcache.config import ThoughtConfig
-from thoughtcache.planning.fit import check_fit
+from thoughtcache.learner.options import SAVINGS
+from thoughtcache.planning.advice import advise_runs, most_of_run, phases_of
+from thoughtcache.planning.fit import NOTHING_HELPS, check_fit
 from thoughtcache.planning.model_configs import load_config
 from thoughtcache.planning.model_size import adapter_size, model_size
 from thoughtcache.planning.paper import length_rows, paper_rows
 from thoughtcache.planning.plan import GIB, Plan, learner_bytes, make_plan
+from thoughtcache.planning.savings import MARGIN, choose_savings, usable_bytes
 from thoughtcache.planning.setting import PlanSetting, side_by_side
 from thoughtcache.planning.step_flops import learner_flops_per_row
+from thoughtcache.recipes.plan.command import DATASET, train_commands
 from thoughtcache.recipes.plan.measure import measure
 from thoughtcache.recipes.plan.measure_distill import DISTILL_CHILD
 from thoughtcache.recipes.plan.trace import trace_learner
@@ -30,6 +34,8 @@ from thoughtcache.report.plan import (
     print_state_size,
     print_sweep,
 )
+from thoughtcache.report.plan_advice import print_advice, savings_of
+from thoughtcache.report.progress import plain_line
 from thoughtcache.report.results import environment, write_results
 
 SWEEP_LENGTHS = (3072, 8192, 32768, 65536)
@@ -61,6 +67,7 @@ def plan_memory(
     picture: str = "plan.png",
     trace: bool = False,
     measured: bool = False,
+    tokens_per_second: float | None = None,
     json: str | None = None,
     console: Console | None = None,
     **options: Any,
@@ -76,9 +83,11 @@ def plan_memory(
         picture: where the drawing goes.
         trace: check the learner against the real code under fake tensors.
         measured: check it against a run in a child process.
+        tokens_per_second: thought tokens that the learner takes per second without savings, for hours beside FLOPs.
         json: file for the numbers.
         console: where to print.
-        **options: fields of `PlanSetting` and of `ThoughtConfig`.
+        **options: fields of `PlanSetting` and of `ThoughtConfig`; savings of the learner that are not among them are
+            chosen (`planning/savings.py`).
 
     Raises:
         ValueError: if a value is wrong, or if the model is missing.
@@ -89,22 +98,41 @@ def plan_memory(
             raise ValueError("--paper has models and settings of its own; leave out everything but --json")
         result: dict[str, Any] = _paper(console)
     else:
-        gpu_bytes, reserve_bytes = _parse_device(gpu), None if reserve is None else _parse_reserve(reserve)
-        setting = _setting(model, options)
-        if trace and setting.distills:
+        if tokens_per_second is not None and not tokens_per_second > 0:
+            raise ValueError(f"tokens_per_second must be positive, got {tokens_per_second}")
+        device = _Device(bytes=_parse_device(gpu), reserve=None if reserve is None else _parse_reserve(reserve))
+        asked = _setting(model, options)
+        if trace and asked.distills:
             raise ValueError("--trace runs the learner of GRPO; check distillation with --measure")
-        result = _plans(setting, gpu_bytes, reserve_bytes, model or "", console)
+        free = [name for name in SAVINGS if name not in options]
+        setting = _chosen(asked, free, device)
+        result = _plans(asked, free, device, model or "", console)
         if trace:
             result["traced"] = _traced(setting, console)
         if measured:
             result["measured"] = _measured(setting, console)
         if sweep:
-            lengths = {n: side_by_side(replace(setting, max_new_tokens=n)) for n in SWEEP_LENGTHS}
-            result["sweep"] = print_sweep(lengths, gpu_bytes, reserve_bytes, picture, console)
+            lengths = {n: _systems(replace(asked, max_new_tokens=n), free, device) for n in SWEEP_LENGTHS}
+            result["sweep"] = print_sweep(lengths, device.bytes, device.usable, device.reserve, picture, console)
+        adapter = {name: value for name, value in options.items() if name not in _SETTING_FIELDS}
+        result["advice"] = _advice(asked, free, device, model or "", adapter, tokens_per_second, console)
     if json is not None:
         file = write_results(json, {"environment": environment(), **result})
         console.print(f"numbers: {file}", soft_wrap=True, markup=False, highlight=False)
     return result
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Device:
+    """The device: what it has, and what of that is no tensor (None: see `make_plan`)."""
+
+    bytes: int
+    reserve: int | None
+
+    @property
+    def usable(self) -> int:
+        """What it may be filled with."""
+        return usable_bytes(self.bytes)
 
 
 def _parse_device(text: str) -> int:
@@ -128,21 +156,36 @@ def _setting(model: str | None, options: Mapping[str, Any]) -> PlanSetting:
     return PlanSetting(model=load_config(model), thought=thought, **chosen)
 
 
+def _chosen(setting: PlanSetting, free: Collection[str], device: _Device) -> PlanSetting:
+    """A setting with the savings that are chosen for it."""
+    found = choose_savings([setting], free, available_bytes=device.usable, reserve_bytes=device.reserve)
+    return found.of(setting)
+
+
+def _systems(setting: PlanSetting, free: Collection[str], device: _Device) -> dict[str, PlanSetting]:
+    """The systems side by side, each of ours with the savings that are chosen for it."""
+    return {name: _chosen(one, free, device) for name, one in side_by_side(setting).items()}
+
+
 def _plans(
-    setting: PlanSetting, gpu_bytes: int, reserve_bytes: int | None, model: str, console: Console
+    setting: PlanSetting, free: Collection[str], device: _Device, model: str, console: Console
 ) -> dict[str, Any]:
-    settings = side_by_side(setting)
-    plans = {name: make_plan(chosen, reserve_bytes=reserve_bytes) for name, chosen in settings.items()}
+    settings = _systems(setting, free, device)
+    plans = {name: make_plan(chosen, reserve_bytes=device.reserve) for name, chosen in settings.items()}
     rows = f"batch {setting.batch}" if setting.distills else f"micro-batch {setting.batch}, group {setting.group}"
     window = "none" if setting.thought.window is None else setting.thought.window
+    on_gpu = setting.device_type == "cuda"
     title = (
         f"{model}, {setting.objective}, {setting.prompt_tokens} + {setting.max_new_tokens} tokens, window "
-        f"{window}, {rows}, {setting.dtype}, GPU {gpu_bytes / GIB:g} GiB"
+        f"{window}, {rows}, {setting.dtype}, {'GPU' if on_gpu else 'host'} {device.bytes / GIB:g} GiB"
     )
-    print_plans(plans, gpu_bytes, title, console)
+    savings = {name: savings_of(one) for name, one in settings.items() if one.learner == "replay"}
+    gpu_bytes = device.bytes if on_gpu else None
+    print_plans(plans, device.usable, title, console, gpu_bytes=gpu_bytes, savings=savings)
+    plain_line(console, f"(fits: with {MARGIN:.0%} of the memory to spare)")
     state = print_state_size(setting, console)
     print_positions(setting, console)
-    limits = print_limits(settings, gpu_bytes, reserve_bytes, console)
+    limits = print_limits(settings, device.usable, device.reserve, console, free=free)
     flops = print_flops(settings, console)
     return {
         "model": model,
@@ -150,11 +193,41 @@ def _plans(
         "parameters": model_size(setting.model).parameters,
         "trainable_parameters": adapter_size(setting.model, setting.thought).parameters,
         "state": state,
-        "gpu_bytes": gpu_bytes,
+        "gpu_bytes": device.bytes,
+        "savings": {name: asdict(one) for name, one in savings.items()},
         "plans": {name: _numbers(plan) for name, plan in plans.items()},
         "largest": limits,
         "flops": flops,
     }
+
+
+def _advice(
+    setting: PlanSetting,
+    free: Collection[str],
+    device: _Device,
+    model: str,
+    adapter: Mapping[str, Any],
+    tokens_per_second: float | None,
+    console: Console,
+) -> list[dict[str, Any]]:
+    """What to type so that every phase of the run fits, and how far it could go."""
+    phases = phases_of(setting)
+    chosen = choose_savings(phases, free, available_bytes=device.usable, reserve_bytes=device.reserve)
+    runs = advise_runs(
+        [chosen.of(phase) for phase in phases], device.usable, reserve_bytes=device.reserve, whole_groups=True
+    )
+    if not runs:
+        plain_line(console, f"nothing to type: {NOTHING_HELPS}")
+        return []
+    plain_line(console, f"to type, with your data for {DATASET}; every phase fits:")
+    return print_advice(
+        runs,
+        train_commands(model, adapter, runs),
+        [most_of_run(phases, device.usable, reserve_bytes=device.reserve) for phases in runs],
+        console,
+        reserve_bytes=device.reserve,
+        tokens_per_second=tokens_per_second,
+    )
 
 
 def _numbers(plan: Plan) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from thoughtcache.adapter.support import DTYPES
 from thoughtcache.chains.table import check_thinking
 from thoughtcache.checks import at_least_one, one_of
-from thoughtcache.policy.modes import GradientMode
+from thoughtcache.learner.options import AUTO, Auto
+from thoughtcache.policy.modes import GradientMode, Place
 from thoughtcache.tasks.maths.answer_types import ANSWER_TYPES
 
 
@@ -48,7 +49,8 @@ class RunConfig:
         gradient: "exact", "detached" or a number of segments.
         recompute: run segments again in the backward pass, so that memory stays flat in the length; False keeps all
             activations. The embedded job, where everything fits, always keeps them.
-        checkpoint_layers: keep only the inputs of the layers inside a chunk, for one more forward pass.
+        checkpoint_layers: keep only the inputs of the layers inside a chunk, for one more forward pass. "auto", as for
+            the next two: chosen by the planner for all phases at once (`planning/savings.py`).
         chunk_tokens: bound on the tokens of a row whose activations live at once; None keeps segments whole.
         kv_log: where keys and values wait for the backward pass, "device" or "host".
         pack_weights: sample from a faster copy of the weights on a CPU.
@@ -93,9 +95,9 @@ class RunConfig:
     beta: float = 0.0
     gradient: GradientMode = "exact"
     recompute: bool = True
-    checkpoint_layers: bool = False
-    chunk_tokens: int | None = 256
-    kv_log: Literal["device", "host"] = "device"
+    checkpoint_layers: bool | Auto = AUTO
+    chunk_tokens: int | Auto | None = AUTO
+    kv_log: Place | Auto = AUTO
     reuse_rollout: bool = False
     pack_weights: bool = True
     thinking: str | None = None
@@ -112,7 +114,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         one_of("task", self.task, ("chains", "multiplication"))
         one_of("dtype", self.dtype, DTYPES)
-        one_of("kv_log", self.kv_log, ("device", "host"))
+        one_of("kv_log", self.kv_log, (*get_args(Place), AUTO))
         one_of("answer_type", self.answer_type, ANSWER_TYPES)
         one_of("bad_rows", self.bad_rows, ("refuse", "drop"))
         check_thinking(self.thinking, self.thinking_options)
@@ -123,7 +125,8 @@ class RunConfig:
             )
         if self.reuse_rollout and not self.recompute:
             raise ValueError("reuse_rollout goes with recompute; leave out --reuse-rollout or --no-recompute")
-        at_least_one(self, "chunk_tokens", optional=True)
+        if self.chunk_tokens != AUTO:
+            at_least_one(self, "chunk_tokens", optional=True)
         at_least_one(self, "max_new_tokens", "distill_batch_size", "group_size", "grpo_batch_size", "evaluation_size")
         for name in ("distill_steps", "grpo_steps", "save_every"):
             if getattr(self, name) < 0:

@@ -7,13 +7,12 @@ as TRL documents it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from trl.trainer.grpo_config import GRPOConfig
 
 from thoughtcache.checks import at_least_one, one_of
-from thoughtcache.learner.options import CHUNK_TOKENS, ReplayOptions, learner_options
-from thoughtcache.policy.modes import Place
+from thoughtcache.learner.options import AUTO, ReplayOptions, replay_options
 from thoughtcache.train.memory_rate import check_memory_rate
 from thoughtcache.train.trl.options import refuse_options
 
@@ -40,8 +39,10 @@ class ThoughtGRPOConfig(GRPOConfig):
         recompute: run segments again in the backward pass (memory flat in the length of the rollout, one more forward
             pass); False keeps all activations.
         checkpoint_layers: keep only the inputs of the layers inside a chunk, for one more forward pass: what gradient
-            checkpointing is elsewhere.
-        chunk_tokens: bound on the tokens of a row whose activations live at once; None keeps segments whole.
+            checkpointing is elsewhere. "auto", as for the next two: the planner chooses when it has seen prompts
+            (`planning/savings.py`); "True" and "False" are taken as well.
+        chunk_tokens: bound on the tokens of a row whose activations live at once, as a number or text; None or "none"
+            keeps segments whole.
         kv_log: where keys and values wait for the backward pass: "device" or "host".
         reuse_rollout: let the learner start from the sampler's keys, values, states and log-probabilities as long as
             the weights have not changed, which saves its first forward pass and costs the memory of these records
@@ -64,11 +65,15 @@ class ThoughtGRPOConfig(GRPOConfig):
         default="exact", metadata={"help": "exact, detached, or the number of segments of an exact block"}
     )
     recompute: bool = field(default=True, metadata={"help": "run segments again in backward: flat memory"})
-    checkpoint_layers: bool = field(default=False, metadata={"help": "keep inputs of layers, not their activations"})
-    chunk_tokens: int | None = field(
-        default=CHUNK_TOKENS, metadata={"help": "tokens of a row whose activations live at once"}
+    checkpoint_layers: Literal["auto", True, False] = field(
+        default=AUTO, metadata={"help": "keep inputs of layers, not their activations: auto, True or False"}
     )
-    kv_log: Place = field(default="device", metadata={"help": "where keys and values wait: device or host"})
+    chunk_tokens: int | str | None = field(
+        default=AUTO, metadata={"help": "tokens of a row whose activations live at once: auto, none or a number"}
+    )
+    kv_log: Literal["auto", "device", "host"] = field(
+        default=AUTO, metadata={"help": "where keys and values wait: auto, device or host"}
+    )
     reuse_rollout: bool = field(default=False, metadata={"help": "learner starts from the sampler's records"})
     reference: str = field(default="consistent", metadata={"help": "consistent (same evictions) or full (full cache)"})
     profile_memory: bool = field(default=False, metadata={"help": "keep a timeline of the memory in use"})
@@ -88,6 +93,8 @@ class ThoughtGRPOConfig(GRPOConfig):
             raise ValueError(
                 f'gradient={self.gradient!r} is not known; use "exact", "detached" or a positive number of segments'
             )
+        if isinstance(self.chunk_tokens, str) and self.chunk_tokens != AUTO:
+            self.chunk_tokens = _number_or_none(self.chunk_tokens)
         _ = self.replay_options
         check_memory_rate(self.memory_learning_rate)
         one_of("reference", self.reference, REFERENCES)
@@ -100,4 +107,11 @@ class ThoughtGRPOConfig(GRPOConfig):
     def replay_options(self) -> ReplayOptions:
         """Options with which the learner repeats rollouts of its own weights; other passes change single fields."""
         gradient = int(self.gradient) if self.gradient.isdecimal() else self.gradient
-        return ReplayOptions(**{**learner_options(self), "gradient": gradient})
+        return replay_options(self, gradient=gradient)
+
+
+def _number_or_none(text: str) -> int | None:
+    """A bound on the tokens of a chunk as it is typed."""
+    if text.lower() != "none" and not text.isdecimal():
+        raise ValueError(f'chunk_tokens={text!r} is not known; use "auto", "none" or a number of tokens')
+    return None if text.lower() == "none" else int(text)

@@ -50,6 +50,7 @@ from thoughtcache.train.trl.config import ThoughtGRPOConfig
 from thoughtcache.train.trl.encoder_precision import encoders_to_fp32
 from thoughtcache.train.trl.generations import Generation, Scoring, check_same_tokens, scores_reference
 from thoughtcache.train.trl.model_generation import check_model_generation
+from thoughtcache.train.trl.planned_learner import PlannedLearner
 from thoughtcache.train.trl.policy_metrics import cache_metrics, cache_totals, gap_metrics, sampled_log_ratio
 from thoughtcache.train.trl.run_state import RunState
 from thoughtcache.train.trl.weights_version import WeightsCounter
@@ -116,6 +117,13 @@ class ThoughtGRPOTrainer(MemoryRate, GRPOTrainer):
             timer=PhaseTimer(self.accelerator.device, self.memory),
             weights=WeightsCounter(),
         )
+        self._learner = PlannedLearner(
+            self.model,
+            args,
+            max_new_tokens=self.max_completion_length,
+            plans=not self._turns,
+            report=self.accelerator.print if self.accelerator.is_main_process else None,
+        )
         self.add_callback(PhaseCallback(self._run.timer, self._report_phases))
         self.add_callback(self._run.weights)
 
@@ -172,6 +180,7 @@ class ThoughtGRPOTrainer(MemoryRate, GRPOTrainer):
 
     def _sample(self, model: nn.Module, prompt_ids: list[list[int]]) -> Generation:
         """Here, or through the backend; a training batch of the backend may have been started a batch ago."""
+        self._learner.look_at(prompt_ids)
         train, weights = self.model.training, self._run.weights.version(self.model)
         if self._run.sampler is None:
             timer = self._run.timer if train else None
@@ -210,7 +219,7 @@ class ThoughtGRPOTrainer(MemoryRate, GRPOTrainer):
             compile=self.args.compile_rollout,
             pack_weights=self.args.pack_weights,
             stop_ids=self.eos_token_ids,
-            record_kv=self.args.kv_log if self.args.reuse_rollout and self.model.training else None,
+            record_kv=self._learner.options.kv_log if self.args.reuse_rollout and self.model.training else None,
         )
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -304,7 +313,7 @@ class ThoughtGRPOTrainer(MemoryRate, GRPOTrainer):
         is_reference = scores_reference(model)
         rows = batch_size or len(scoring.rollouts)
         options = replace(
-            self.args.replay_options,
+            self._learner.options,
             anchored=scoring.on_policy and not is_reference,
             full_cache=is_reference and self.args.reference == "full",
             reuse=self.args.reuse_rollout and scoring.on_policy and scoring.is_loss and self.model.training,

@@ -1,0 +1,191 @@
+"""The smallest change that makes a run fit: its savings first, then fewer completions at once, then shorter thoughts.
+
+All phases of a run are asked at once: they share their savings and their length. A saving changes no result, fewer
+completions change the gradient's noise, and shorter thoughts the task. A length at which nothing would be evicted is no
+advice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+
+from thoughtcache.cache.schedule import num_evictions
+from thoughtcache.learner.options import SAVINGS
+from thoughtcache.planning.limits import HIGHEST_BATCH, highest, largest
+from thoughtcache.planning.plan import make_plan
+from thoughtcache.planning.savings import combinations
+from thoughtcache.planning.setting import PlanSetting
+
+Phases = tuple[PlanSetting, ...]
+
+
+def phases_of(setting: PlanSetting) -> Phases:
+    """The phases of `thoughtcache train` for a planned run: distillation on as many texts, then GRPO.
+
+    GRPO takes whole groups there, and decodes all completions of a step at once. With the full cache there is nothing
+    to distil.
+    """
+    if setting.distills:
+        return (setting,)
+    rows = max(setting.group, setting.batch - setting.batch % setting.group)
+    grpo = replace(setting, batch=rows, rollout_batch=None)
+    if setting.window is None:
+        return (grpo,)
+    distill = replace(
+        setting, objective="distill", batch=min(setting.batch, rows), group=1, rollout_batch=None, beta=0.0, reuse=False
+    )
+    return distill, grpo
+
+
+def advise(
+    phases: Sequence[PlanSetting], available_bytes: int, *, reserve_bytes: int | None = None, whole_groups: bool = False
+) -> Phases | None:
+    """The same phases, changed as little as makes them fit; None if nothing does.
+
+    Args:
+        phases: the phases of a run.
+        available_bytes: what the device may be filled with.
+        reserve_bytes: see `make_plan`.
+        whole_groups: whether a micro-batch of GRPO must hold whole groups.
+    """
+    changed = tuple(phases)
+    for changed in _cheaper(tuple(phases)):
+        fitted = _saving(changed, available_bytes, reserve_bytes)
+        if fitted is not None:
+            return fitted
+    for field in ("batch", "group", "max_new_tokens"):
+        changed = _lowered(changed, field, available_bytes, reserve_bytes, whole_groups)
+        if field == "max_new_tokens" and any(_evicts_nothing(phase) for phase in changed):
+            return None
+        fitted = _saving(changed, available_bytes, reserve_bytes)
+        if fitted is not None:
+            return fitted
+    return None
+
+
+def most_of_run(phases: Phases, available_bytes: int, *, reserve_bytes: int | None = None) -> dict[str, int]:
+    """The longest thoughts of all phases, the largest batch of each, and the largest group; one change at a time.
+
+    Every saving may be used. A group is a micro-batch of its own; batches of GRPO hold whole groups.
+
+    Args:
+        phases: the phases of a run.
+        available_bytes: what the device may be filled with.
+        reserve_bytes: see `make_plan`.
+
+    Returns:
+        Values by the names of `RunConfig`; 0 where nothing fits.
+    """
+
+    def most(phase: PlanSetting, field: str) -> int:
+        return largest(phase, field, available_bytes, reserve_bytes=reserve_bytes, free=SAVINGS)[0]
+
+    def group_fits(phase: PlanSetting, size: int) -> bool:
+        return _fits(_tightest(replace(phase, batch=size, group=size)), available_bytes, reserve_bytes)
+
+    found = {"max_new_tokens": min(most(phase, "max_new_tokens") for phase in phases)}
+    for phase in phases:
+        rows = most(phase, "batch")
+        if phase.distills:
+            found["distill_batch_size"] = rows
+            continue
+        found["grpo_batch_size"] = rows - rows % phase.group
+        found["group_size"] = highest(partial(group_fits, phase), HIGHEST_BATCH)
+    return found
+
+
+def advise_runs(
+    phases: Sequence[PlanSetting], available_bytes: int, *, reserve_bytes: int | None = None, whole_groups: bool = False
+) -> tuple[Phases, ...]:
+    """The phases of every run that is to be made: one run of all, or a run each where only that leaves the length.
+
+    A teacher keeps its full cache, so that distillation may need shorter thoughts than what follows it.
+
+    Args:
+        phases: the phases of a run, in their order.
+        available_bytes: what the device may be filled with.
+        reserve_bytes: see `make_plan`.
+        whole_groups: see `advise`.
+
+    Returns:
+        Nothing, if nothing fits.
+    """
+
+    def advised(some: Sequence[PlanSetting]) -> Phases | None:
+        return advise(some, available_bytes, reserve_bytes=reserve_bytes, whole_groups=whole_groups)
+
+    together = advised(phases)
+    if len(phases) == 1 or (together is not None and together[0].max_new_tokens == phases[0].max_new_tokens):
+        return () if together is None else (together,)
+    apart = [found for found in (advised([phase]) for phase in phases) if found is not None]
+    if len(apart) == len(phases):
+        return tuple(apart)
+    return () if together is None else (together,)
+
+
+def _cheaper(phases: Phases) -> Iterator[Phases]:
+    """The phases as they are, sampling fewer completions at once, and with a learner that recomputes."""
+    yield phases
+    fewer = tuple(
+        one if one.distills or one.decoded_at_once <= one.batch else replace(one, rollout_batch=one.batch)
+        for one in phases
+    )
+    if fewer != phases:
+        yield fewer
+    if not all(one.recompute for one in phases):
+        yield tuple(replace(one, recompute=True) for one in fewer)
+
+
+def _saving(phases: Phases, available: int, reserve: int | None) -> Phases | None:
+    """The phases with the cheapest savings that make all of them fit, if any do."""
+    packs = [True, False] if phases[0].pack_weights and phases[0].device_type == "cpu" else [phases[0].pack_weights]
+    for one in combinations(min(phases, key=lambda phase: phase.batch), SAVINGS):
+        for pack in packs:
+            saved = tuple(replace(one.of(phase), pack_weights=pack) for phase in phases)
+            if all(_fits(phase, available, reserve) for phase in saved):
+                return saved
+    return None
+
+
+def _fits(setting: PlanSetting, available: int, reserve: int | None) -> bool:
+    return make_plan(setting, reserve_bytes=reserve).total_bytes <= available
+
+
+def _tightest(setting: PlanSetting) -> PlanSetting:
+    return combinations(setting, SAVINGS)[-1].of(setting)
+
+
+def _lowered(phases: Phases, field: str, available: int, reserve: int | None, whole_groups: bool) -> Phases:
+    """Each phase with the largest value of a field that fits with all savings, or with the smallest value there is."""
+    found = []
+    for phase in phases:
+        tight = replace(_tightest(phase), pack_weights=False)
+        if _fits(tight, available, reserve) or (field == "group" and phase.distills):
+            found.append(phase)
+            continue
+        in_groups = whole_groups and not phase.distills
+        if field == "group" and in_groups:
+            found.append(_smaller_groups(phase, tight, available, reserve))
+            continue
+        value, _ = largest(tight, field, available, reserve_bytes=reserve)
+        value = min(value, getattr(phase, field))
+        if field == "batch" and in_groups:
+            value = max(value - value % phase.group, phase.group)
+        found.append(replace(phase, **{field: max(value, 2 if field == "group" else 1)}))
+    shortest = min(phase.max_new_tokens for phase in found)
+    return tuple(replace(phase, max_new_tokens=shortest) for phase in found)
+
+
+def _smaller_groups(phase: PlanSetting, tight: PlanSetting, available: int, reserve: int | None) -> PlanSetting:
+    """One group as the micro-batch, with as many completions as fit, two at least."""
+    for size in range(phase.group - 1, 2, -1):
+        if _fits(replace(tight, batch=size, group=size), available, reserve):
+            return replace(phase, batch=size, group=size)
+    return replace(phase, batch=2, group=2)
+
+
+def _evicts_nothing(phase: PlanSetting) -> bool:
+    events = num_evictions(phase.max_new_tokens - 1, phase.window, phase.num_evicted)
+    return phase.window is not None and events == 0

@@ -1,0 +1,79 @@
+"""Savings of the learner that are left to the planner, chosen when model, device and lengths are known.
+
+On a GPU the learner may fill what was free when the trainer was made, less a margin; on a CPU the rule of
+`planning/savings.py` holds without a limit of the device. What was chosen is printed, and written to `LEARNER_FILE`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from thoughtcache.adapter.support import DTYPES
+from thoughtcache.learner.options import ReplayOptions, learner_options
+from thoughtcache.planning.fit import free_bytes
+from thoughtcache.planning.savings import Savings, choose_savings, usable_bytes
+from thoughtcache.planning.setting import PlanSetting
+from thoughtcache.policy.handle import find_tuner
+
+LEARNER_FILE = "learner.json"
+
+
+def available_to(model: nn.Module) -> int | None:
+    """Bytes that a run on the device of a loaded model may fill, those of the model included; None on a CPU."""
+    tensors = [*model.parameters(), *model.buffers()]
+    if tensors[0].device.type != "cuda":
+        return None
+    held = sum(tensor.nbytes for tensor in tensors if tensor.device == tensors[0].device)
+    return usable_bytes(free_bytes("cuda") + held)
+
+
+def choose_for(
+    model: nn.Module, options: ReplayOptions, free: Collection[str], available_bytes: int | None, **planned: Any
+) -> Savings:
+    """The savings of a trainer: those that are given, and for the others what the planner chooses.
+
+    Args:
+        model: the adapted model.
+        options: options of the learner, with defaults for what is free.
+        free: names of the savings that are left to the planner.
+        available_bytes: see `available_to`.
+        planned: the other fields of `PlanSetting`: lengths, batches and what else the run is.
+    """
+    given = Savings(
+        checkpoint_layers=options.checkpoint_layers, chunk_tokens=options.chunk_tokens, kv_log=options.kv_log
+    )
+    if not free or not options.recompute:
+        return given
+    tuner = find_tuner(model)
+    base = tuner.model
+    dtype = str(base.dtype).removeprefix("torch.")
+    on_gpu = base.device.type == "cuda"
+    setting = PlanSetting(
+        model=base.config,
+        thought=tuner.thought_config,
+        dtype=dtype if dtype in DTYPES else "float32",
+        load_in_4bit=any(type(module).__name__ == "Linear4bit" for module in base.modules()),
+        device_type="cuda" if on_gpu else "cpu",
+        **learner_options(options),
+        **planned,
+    )
+    host_bytes = usable_bytes(free_bytes("cpu")) if on_gpu else None
+    return choose_savings([setting], free, available_bytes=available_bytes, host_bytes=host_bytes)
+
+
+def describe(chosen: Savings) -> str:
+    """One line about what the planner chose."""
+    return f"learner: {chosen}: chosen by the planner"
+
+
+def record(chosen: Savings, output_dir: str) -> None:
+    """Write down what the planner chose, beside the checkpoints of the run."""
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / LEARNER_FILE).write_text(json.dumps(asdict(chosen), indent=2) + "\n", encoding="utf-8")

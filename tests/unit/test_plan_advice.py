@@ -1,0 +1,166 @@
+"""What a plan tells to type: every phase fits when it is planned again, from the words of the command."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.unit.test_plan_savings import GPUS, LENGTHS, MODELS, planned
+
+from support.plans import cpu_setting
+from thoughtcache.cache.schedule import num_evictions
+from thoughtcache.config import ThoughtConfig
+from thoughtcache.learner.options import SAVINGS
+from thoughtcache.planning.advice import Phases, advise, advise_runs, most_of_run, phases_of
+from thoughtcache.planning.plan import GIB, make_plan
+from thoughtcache.planning.savings import choose_savings, usable_bytes
+from thoughtcache.planning.setting import PlanSetting
+from thoughtcache.recipes.plan.command import train_commands
+from thoughtcache.recipes.run.config import RunConfig
+from thoughtcache.report.plan_advice import price_lines
+from thoughtcache_cli.arguments import build_parser
+from thoughtcache_cli.effect import refuse_without_effect
+
+RUN_FIELDS = set(RunConfig.__dataclass_fields__)
+
+
+def typed(command: str) -> tuple[RunConfig, dict[str, Any]]:
+    """The run and the settings of the adapter that a command asks for, as the command line reads it."""
+    name, *words = shlex.split(command)
+    assert name == "thoughtcache"
+    options = vars(build_parser().parse_args(words))
+    options.pop("command")
+    refuse_without_effect("train", options, {option: option for option in options})
+    run = RunConfig(**{option: value for option, value in options.items() if option in RUN_FIELDS})
+    return run, {option: value for option, value in options.items() if option not in RUN_FIELDS}
+
+
+def again(run: RunConfig, setting: PlanSetting) -> list[PlanSetting]:
+    """The phases of a run, planned from the run."""
+    shared = replace(
+        setting,
+        max_new_tokens=run.max_new_tokens,
+        dtype=run.dtype,
+        rollout_batch=None,
+        checkpoint_layers=run.checkpoint_layers,
+        chunk_tokens=run.chunk_tokens,
+        kv_log=run.kv_log if setting.device_type == "cuda" else "device",
+        recompute=run.recompute,
+    )
+    phases = []
+    if run.distill_steps:
+        phases.append(
+            replace(shared, objective="distill", batch=run.distill_batch_size, group=1, beta=0.0, reuse=False)
+        )
+    if run.grpo_steps:
+        phases.append(replace(shared, batch=run.grpo_batch_size, group=run.group_size, beta=run.beta))
+    return phases
+
+
+def advised(setting: PlanSetting, available: int) -> tuple[Phases, ...]:
+    phases = phases_of(setting)
+    chosen = choose_savings(phases, SAVINGS, available_bytes=available)
+    return advise_runs([chosen.of(phase) for phase in phases], available, whole_groups=True)
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("model", MODELS)
+def test_what_is_advised_fits_when_it_is_planned_again(model: str, gpu: int) -> None:
+    available = usable_bytes(gpu * GIB)
+    for tokens in LENGTHS:
+        setting = planned(model, tokens)
+        runs = advised(setting, available)
+        assert runs, (model, gpu, tokens)
+        for command, phases in zip(train_commands(model, {}, runs), runs, strict=True):
+            found = again(typed(command)[0], setting)
+            assert len(found) == len(phases)
+            for phase in found:
+                assert make_plan(phase).total_bytes <= available
+                assert num_evictions(phase.max_new_tokens - 1, phase.window, phase.num_evicted)
+        assert {phase.objective for phases in runs for phase in phases} == {"distill", "grpo"}
+
+
+def test_the_run_that_was_asked_for_is_advised_where_it_fits() -> None:
+    ((distill, grpo),) = advised(planned(), usable_bytes(24 * GIB))
+    assert (distill.batch, grpo.batch, grpo.group, grpo.max_new_tokens) == (8, 8, 8, 3072)
+
+
+def test_completions_go_before_thoughts_and_savings_before_both() -> None:
+    setting = planned(tokens=16000, checkpoint_layers=False, chunk_tokens=256)
+    (fits,) = advise([setting], make_plan(replace(setting, checkpoint_layers=True)).total_bytes) or ()
+    assert (fits.batch, fits.max_new_tokens) == (8, 16000)
+    (fewer,) = advise([setting], 10 * GIB) or ()
+    assert fewer.batch < 8
+    assert fewer.max_new_tokens == 16000
+    assert make_plan(fewer).total_bytes <= 10 * GIB
+    assert advise([setting], 6 * GIB) is None
+
+
+def test_distillation_goes_first_where_its_teacher_needs_shorter_thoughts() -> None:
+    first, second = advised(planned(MODELS[3], 32000), usable_bytes(24 * GIB))
+    assert [phase.objective for phase in (*first, *second)] == ["distill", "grpo"]
+    assert first[0].max_new_tokens < second[0].max_new_tokens == 32000
+    commands = train_commands("m", {"window": 1024}, (first, second))
+    (one, adapter), (two, nothing) = map(typed, commands)
+    assert (one.grpo_steps, two.distill_steps) == (0, 0)
+    assert two.adapter == f"{one.output_dir}/adapter"
+    assert (adapter, nothing) == ({"window": 1024}, {})
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {"r": 8, "num_global_tokens": 4, "target_modules": ["q_proj", "v_proj"], "absorb": False},
+        {"window": "prompt", "positions": "rolling", "eviction": "h2o", "eviction_options": {"sinks": 2}},
+        {"memory": "attention", "memory_features": 32, "memory_weight": 0.05},
+    ],
+)
+def test_a_command_asks_for_the_run_that_was_planned(adapter: dict[str, Any]) -> None:
+    setting = planned(beta=0.1, gradient="detached", dtype="float16", load_in_4bit=True)
+    (command,) = train_commands("some model", adapter, [phases_of(setting)])
+    run, found = typed(command)
+    assert found == adapter
+    assert (run.model, run.dtype, run.load_in_4bit, run.beta, run.gradient) == (
+        "some model", "float16", True, 0.1, "detached",
+    )  # fmt: skip
+    on_cpu = cpu_setting(recompute=False, pack_weights=False, batch=6, group=4)
+    run, _ = typed(train_commands("m", {}, [phases_of(on_cpu)])[0])
+    assert (run.recompute, run.pack_weights, run.grpo_batch_size, run.group_size) == (False, False, 4, 4)
+
+
+def test_without_a_window_there_is_nothing_to_distil() -> None:
+    (grpo,) = phases_of(planned(thought=ThoughtConfig(window=None), batch=4, group=8))
+    assert (grpo.objective, grpo.batch) == ("grpo", 8)
+
+
+def test_the_most_fits_and_one_more_does_not() -> None:
+    setting, available = planned(), 16 * GIB
+    phases = phases_of(setting)
+    most = most_of_run(phases, available)
+    for name, value in most.items():
+        fields = {"max_new_tokens": ("max_new_tokens",), "group_size": ("batch", "group")}.get(name, ("batch",))
+        affected = [one for one in phases if name == "max_new_tokens" or one.distills == (name == "distill_batch_size")]
+        for added in (0, setting.group if name == "grpo_batch_size" else 1):
+            changed = [replace(one, **dict.fromkeys(fields, value + added)) for one in affected]
+            fits = all(min(_needs(one)) <= available for one in changed)
+            at_bound = name == "max_new_tokens" and value == 32768 - 512
+            assert fits == (not added or at_bound), (name, value, added)
+
+
+def _needs(setting: PlanSetting) -> list[int]:
+    from thoughtcache.planning.savings import combinations
+
+    return [make_plan(one.of(setting)).total_bytes for one in combinations(setting, SAVINGS)]
+
+
+def test_prices_are_those_of_the_planner() -> None:
+    saved = planned(tokens=16000, checkpoint_layers=True, chunk_tokens=64, kv_log="host")
+    lines = price_lines(saved, tokens_per_second=1000.0)
+    # 100 steps of 8 x 16000 tokens at 1000 a second are 12800 s.
+    assert any("3.6 hours per 100 steps at 1000 tokens/s" in line for line in lines)
+    assert any("--chunk-tokens 64" in line and "512 tokens" in line for line in lines)
+    # 2 x 36 layers x 8 rows x 16512 tokens x 256 numbers of 2 bytes.
+    assert any(f"{2 * 36 * 8 * 16512 * 256 * 2 / GIB:.2f} GiB there and back" in line for line in lines)
+    assert price_lines(planned()) == []
