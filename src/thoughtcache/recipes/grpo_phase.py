@@ -65,16 +65,7 @@ def grpo_phase(
         title="GRPO",
         console=console,
         thinking=thinking,
-        max_steps=run.grpo_steps,
-        per_device_train_batch_size=run.grpo_batch_size,
-        num_generations=run.group_size,
-        max_completion_length=run.max_new_tokens,
-        learning_rate=run.grpo_learning_rate,
-        memory_learning_rate=run.grpo_memory_learning_rate,
-        beta=run.beta,
-        reuse_rollout=run.reuse_rollout,
-        pack_weights=run.pack_weights,
-        **learner_options(run),
+        **grpo_settings(run, run.grpo_steps),
     )
     if (folder / TIME_TABLE).is_file():
         plain_line(console, f"seconds by phase: {folder / TIME_TABLE}")
@@ -91,6 +82,22 @@ def grpo_phase(
         "rewards": [[record["step"], record["reward"]] for record in logged],
         "log": logged,
         "seconds": {"grpo": time.perf_counter() - started},
+    }
+
+
+def grpo_settings(run: RunConfig, num_steps: int) -> dict[str, Any]:
+    """The fields of `ThoughtGRPOConfig` that a run sets, for so many optimiser steps."""
+    return {
+        "max_steps": num_steps,
+        "per_device_train_batch_size": run.grpo_batch_size,
+        "num_generations": run.group_size,
+        "max_completion_length": run.max_new_tokens,
+        "learning_rate": run.grpo_learning_rate,
+        "memory_learning_rate": run.grpo_memory_learning_rate,
+        "beta": run.beta,
+        "reuse_rollout": run.reuse_rollout,
+        "pack_weights": run.pack_weights,
+        **learner_options(run),
     }
 
 

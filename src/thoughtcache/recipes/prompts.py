@@ -1,12 +1,38 @@
-"""Prompt tokens of a data set, and the rows that the tokenizer's chat template refuses."""
+"""Questions of a data set, their prompt tokens, and the rows that the tokenizer's chat template refuses."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.tasks.chat import ChatTokenizer, encode_prompt
 from thoughtcache.tasks.data.bad_rows import BadRow, Report, settle_bad_rows
+from thoughtcache.tasks.data.datasets import load_prompts
 from thoughtcache.tasks.example import Example
+
+
+def examples_of(run: RunConfig, report: Report) -> list[Example]:
+    """The questions of a training run, with answers where it has a reward.
+
+    Args:
+        run: its settings, with a data set.
+        report: gets sentences about what was dropped.
+
+    Raises:
+        ValueError: as `load_prompts`.
+    """
+    assert run.dataset is not None
+    return load_prompts(
+        run.dataset,
+        split=run.split,
+        prompt_column=run.prompt_column,
+        answer_column=run.answer_column,
+        answer_type=run.answer_type,
+        limit=run.limit,
+        need_answers=run.grpo_steps > 0,
+        bad_rows=run.bad_rows,
+        report=report,
+    )
 
 
 def encode_examples(

@@ -22,7 +22,7 @@ from thoughtcache.recipes.grpo_phase import thinking_of
 from thoughtcache.recipes.load_adapter import WEIGHTS, adapted_model
 from thoughtcache.recipes.load_model import load_tokenizer
 from thoughtcache.recipes.plan.fit import fitted
-from thoughtcache.recipes.prompts import encode_examples
+from thoughtcache.recipes.prompts import encode_examples, examples_of
 from thoughtcache.recipes.run.checks import (
     check_link_window,
     check_more_distillation,
@@ -43,7 +43,6 @@ from thoughtcache.recipes.run.settings import (
 from thoughtcache.report.files import writing
 from thoughtcache.report.plots import Panel, plot_curves
 from thoughtcache.report.results import environment, write_results
-from thoughtcache.tasks.data.datasets import load_prompts
 from thoughtcache.tasks.example import Example
 from thoughtcache.tasks.saved_prompt import save_prompt_format
 from thoughtcache.train.checkpoints import load_weights
@@ -79,17 +78,7 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     )
     check_more_distillation(run, folder)
     report = partial(console.print, markup=False, soft_wrap=True)
-    examples = load_prompts(
-        run.dataset,
-        split=run.split,
-        prompt_column=run.prompt_column,
-        answer_column=run.answer_column,
-        answer_type=run.answer_type,
-        limit=run.limit,
-        need_answers=run.grpo_steps > 0,
-        bad_rows=run.bad_rows,
-        report=report,
-    )
+    examples = examples_of(run, report)
     config, tokenizer = load_tokenizer(run.model)
     examples, prompts = encode_examples(
         tokenizer, examples, instruction=run.instruction or None, bad_rows=run.bad_rows, report=report

@@ -12,20 +12,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.learner.options import learner_options
 from thoughtcache.planning.plan import make_plan
-from thoughtcache.planning.setting import PlanSetting, not_planned, plain_lora
+from thoughtcache.planning.setting import not_planned, plain_lora
 from thoughtcache.planning.step_flops import step_flops
 from thoughtcache.recipes.builders import train_grpo
-from thoughtcache.recipes.grpo_phase import grpo_rows
+from thoughtcache.recipes.grpo_phase import grpo_rows, grpo_settings
 from thoughtcache.recipes.load_adapter import adapted_model
 from thoughtcache.recipes.load_model import load_tokenizer
-from thoughtcache.recipes.prompts import encode_examples
+from thoughtcache.recipes.plan.fit import fitted, planned_phases
+from thoughtcache.recipes.prompts import encode_examples, examples_of
 from thoughtcache.recipes.run.checks import check_prompt_window, check_window
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.recipes.run.lengths import check_lengths
@@ -34,7 +34,6 @@ from thoughtcache.report.phases import StepSeconds, print_step_seconds, step_sec
 from thoughtcache.report.progress import plain_line
 from thoughtcache.report.results import environment, write_results
 from thoughtcache.report.tables import MISSING, format_flops
-from thoughtcache.tasks.data.datasets import load_prompts
 from thoughtcache.train.rewards import math_correctness
 
 FULL, WINDOWED, ADAPTER = "LoRA, full cache", "LoRA, window", "this adapter"
@@ -69,17 +68,7 @@ def run_cost(run: RunConfig, thought: ThoughtConfig, console: Console | None = N
     check_window(run, thought)
     report = partial(console.print, markup=False, soft_wrap=True)
     config, tokenizer = load_tokenizer(run.model)
-    examples = load_prompts(
-        run.dataset,
-        split=run.split,
-        prompt_column=run.prompt_column,
-        answer_column=run.answer_column,
-        answer_type=run.answer_type,
-        limit=run.limit,
-        need_answers=True,
-        bad_rows=run.bad_rows,
-        report=report,
-    )
+    examples = examples_of(run, report)
     examples, prompts = encode_examples(
         tokenizer, examples, instruction=run.instruction or None, bad_rows=run.bad_rows, report=report
     )
@@ -91,32 +80,14 @@ def run_cost(run: RunConfig, thought: ThoughtConfig, console: Console | None = N
         arms[WINDOWED] = plain_lora(thought, thought.window)
     arms[ADAPTER] = thought
     measured: list[StepSeconds] = []
+    runs: dict[str, RunConfig] = {}
     for name, settings in arms.items():
         plain_line(console, f"{name}: {WARM_STEPS} step to warm up, then {run.grpo_steps}")
-        adapter = run.adapter if name == ADAPTER else None
-        model = adapted_model(
-            run.model, settings, adapter=adapter, dtype=run.dtype, load_in_4bit=run.load_in_4bit, seed=run.seed
-        )
-        with tempfile.TemporaryDirectory() as scratch:
-            log = train_grpo(
-                model, tokenizer, rows, math_correctness, replace(run, save_every=0),
-                folder=Path(scratch), resume=False, title=name, console=console, ignore_eos=True,
-                max_steps=WARM_STEPS + run.grpo_steps,
-                per_device_train_batch_size=run.grpo_batch_size,
-                num_generations=run.group_size,
-                max_completion_length=run.max_new_tokens,
-                learning_rate=run.grpo_learning_rate,
-                beta=run.beta,
-                reuse_rollout=run.reuse_rollout,
-                pack_weights=run.pack_weights,
-                **learner_options(run),
-            )  # fmt: skip
-        found = step_seconds(name, log[WARM_STEPS:], run.grpo_batch_size)
-        assert found is not None, "the trainer logs seconds in every step"
-        measured.append(found)
-        del model
+        runs[name], line = fitted(run, settings, config, prompts, console)
+        plain_line(console, line)
+        measured.append(_timed(name, runs[name], settings, tokenizer, rows, console))
     longest = max(map(len, prompts))
-    planned = [_planned(run, settings, config, longest) for settings in arms.values()]
+    planned = [_planned(runs[name], settings, config, prompts) for name, settings in arms.items()]
     more = {
         "planned peak, GiB": [MISSING if one is None else f"{one['peak_bytes'] / GIB:.2f}" for one in planned],
         "FLOPs of sampling": [MISSING if one is None else format_flops(one["sampling_flops"]) for one in planned],
@@ -133,7 +104,7 @@ def run_cost(run: RunConfig, thought: ThoughtConfig, console: Console | None = N
         "batch": run.grpo_batch_size,
         "group": run.group_size,
         "seed": run.seed,
-        **learner_options(run),
+        "learner": {name: learner_options(one) for name, one in runs.items()},
     }
     with writing(folder, WRITING_REMEDY):
         table = write_step_seconds(folder, measured, more)
@@ -142,27 +113,46 @@ def run_cost(run: RunConfig, thought: ThoughtConfig, console: Console | None = N
     return payload
 
 
+def _timed(
+    name: str,
+    run: RunConfig,
+    thought: ThoughtConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[dict[str, Any]],
+    console: Console,
+) -> StepSeconds:
+    """Steps of one arm."""
+    assert run.model is not None
+    adapter = run.adapter if name == ADAPTER else None
+    model = adapted_model(
+        run.model, thought, adapter=adapter, dtype=run.dtype, load_in_4bit=run.load_in_4bit, seed=run.seed
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        log = train_grpo(
+            model,
+            tokenizer,
+            rows,
+            math_correctness,
+            replace(run, save_every=0),
+            folder=Path(scratch),
+            resume=False,
+            title=name,
+            console=console,
+            ignore_eos=True,
+            **grpo_settings(run, WARM_STEPS + run.grpo_steps),
+        )
+    found = step_seconds(name, log[WARM_STEPS:], run.grpo_batch_size)
+    assert found is not None, "the trainer logs seconds in every step"
+    return found
+
+
 def _planned(
-    run: RunConfig, thought: ThoughtConfig, model: PretrainedConfig, prompt_tokens: int
+    run: RunConfig, thought: ThoughtConfig, model: PretrainedConfig, prompts: list[list[int]]
 ) -> dict[str, float] | None:
     """Peak memory and arithmetic of a step in closed form; None for an adapter that is not planned."""
     if not_planned(thought):
         return None
-    setting = PlanSetting(
-        model=model,
-        thought=thought,
-        prompt_tokens=prompt_tokens,
-        max_new_tokens=run.max_new_tokens,
-        batch=run.grpo_batch_size,
-        group=run.group_size,
-        beta=run.beta,
-        reuse=run.reuse_rollout,
-        dtype=run.dtype,
-        load_in_4bit=run.load_in_4bit,
-        pack_weights=run.pack_weights,
-        device_type="cuda" if torch.cuda.is_available() else "cpu",
-        **learner_options(run),
-    )
+    (setting,) = planned_phases(run, thought, model, prompts)
     flops = step_flops(setting)
     return {
         "peak_bytes": float(make_plan(setting).total_bytes),

@@ -62,7 +62,7 @@ def fitted(
     if missing:
         plain_line(console, f"plan: without what {missing} needs, which is not planned yet")
         thought = nearest_planned(thought)
-    phases = _phases(run, _shared(run, thought, model, prompts))
+    phases = planned_phases(run, thought, model, prompts)
     device_type = phases[0].device_type
     if available_bytes is None and not (run.force and device_type == "cpu"):
         available_bytes = usable_bytes(free_bytes(device_type))
@@ -95,9 +95,18 @@ def _refused(phases: Phases, highest: Plan, available_bytes: int, console: Conso
     return DoesNotFitError(f"{error}, or pass --force", error.plan, error.available_bytes)
 
 
-def _phases(run: RunConfig, shared: PlanSetting) -> Phases:
-    """The setting to plan for each phase."""
-    phases = []
+def planned_phases(
+    run: RunConfig, thought: ThoughtConfig, model: PretrainedConfig, prompts: Sequence[Sequence[int]]
+) -> Phases:
+    """The setting to plan for each phase of a run.
+
+    Args:
+        run: the run, nothing of which is left to the planner.
+        thought: the adapter.
+        model: configuration of the base.
+        prompts: token ids of all prompts; the longest one counts.
+    """
+    phases, shared = [], _shared(run, thought, model, prompts)
     if run.distill_steps:
         phases.append(replace(shared, objective="distill", batch=run.distill_batch_size, group=1))
     if run.grpo_steps:
