@@ -15,11 +15,15 @@ from tests.support.text_model import save_questions, save_text_model
 import thoughtcache as tc
 from thoughtcache.measuring.phase_timer import INSIDE, OUTERMOST, PHASES, PhaseTimer, own_seconds
 from thoughtcache.recipes.cost.run import ADAPTER, FULL, WINDOWED, run_cost
+from thoughtcache.recipes.evaluate.config import EvalRun
+from thoughtcache.recipes.evaluate.run import run_eval
+from thoughtcache.recipes.evaluate.several import run_eval_caches
 from thoughtcache.recipes.real_model import run_real_model
 from thoughtcache.recipes.run.config import RunConfig
-from thoughtcache.report.phases import LABELS, StepSeconds, step_cells, step_seconds, write_step_seconds
+from thoughtcache.report.phases import LABELS, PhaseSeconds, phase_cells, step_seconds, write_phase_seconds
 from thoughtcache_cli import main
 
+MARKOVIAN = {"context": "10", "keep_first": "1", "keep_last": "2", "max_links": "5"}
 PROMPTS = [[3, 4, 5], [6, 7]]
 
 
@@ -65,19 +69,19 @@ def test_means_over_steps_add_up_to_the_step() -> None:
 
 def test_the_table_leaves_out_what_takes_no_time_and_says_what_was_sampled(tmp_path: Path) -> None:
     seconds = dict.fromkeys(LABELS, 0.0) | {"decode": 3.0, "rollout": 1.0, "backward": 4.0}
-    arms = [StepSeconds(name=name, steps=1, seconds=seconds, tokens=40.0) for name in ("one", "two")]
-    header, body = step_cells(arms, {"planned": ["a", "b"]})
-    assert header == ["seconds (share of the step)", "one", "two"]
+    arms = [PhaseSeconds(name=name, steps=1, seconds=seconds, tokens=40.0) for name in ("one", "two")]
+    header, body = phase_cells(arms, {"planned": ["a", "b"]})
+    assert header == ["seconds (share)", "one", "two"]
     assert body == [
         [LABELS["decode"], *2 * ["3.000 (37.5 %)"]],
         [LABELS["rollout"], *2 * ["1.000 (12.5 %)"]],
         [LABELS["backward"], *2 * ["4.000 (50.0 %)"]],
-        ["step", "8.000", "8.000"],
-        ["tokens of a step", "40", "40"],
-        ["sampled tokens per second", "10.0", "10.0"],
+        ["all", "8.000", "8.000"],
+        ["sampled tokens", "40", "40"],
+        ["sampled tokens per second of sampling", "10.0", "10.0"],
         ["planned", "a", "b"],
     ]
-    write_step_seconds(tmp_path, arms)
+    write_phase_seconds(tmp_path, arms)
     assert json.loads((tmp_path / "time.json").read_text())["arms"][1]["seconds"]["backward"] == 4.0
     assert (tmp_path / "time.png").stat().st_size > 0
 
@@ -120,7 +124,7 @@ def test_a_run_leaves_its_seconds_and_its_reference_has_some(user: Path, tmp_pat
     assert all(entry["time/reference"] > 0 for entry in log)
     (arm,) = json.loads((tmp_path / "grpo" / "time.json").read_text())["arms"]
     assert arm["steps"] == 2
-    assert arm["seconds_per_step"] == pytest.approx(sum(entry["time/step"] for entry in log) / 2)
+    assert arm["total_seconds"] == pytest.approx(sum(entry["time/step"] for entry in log) / 2)
     assert all(seconds >= 0 for seconds in arm["seconds"].values())
 
 
@@ -129,7 +133,7 @@ def test_cost_times_three_arms_at_full_length(user: Path, tmp_path: Path) -> Non
     found = run_cost(run_config(user, tmp_path), thought, Console(quiet=True))
     arms = json.loads((tmp_path / "time.json").read_text())["arms"]
     assert [arm["name"] for arm in arms] == [FULL, WINDOWED, ADAPTER]
-    assert [(arm["steps"], arm["tokens_per_step"]) for arm in arms] == 3 * [(2, 18.0)]
+    assert [(arm["steps"], arm["tokens"]) for arm in arms] == 3 * [(2, 18.0)]
     assert [arm["seconds"]["absorb"] > 0 for arm in arms] == [False, False, True]
     assert [arm["seconds"]["move"] > 0 for arm in arms] == [False, True, True]
     assert found["settings"][FULL]["window"] is None
@@ -149,6 +153,33 @@ def test_cost_needs_a_window(user: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing to compare with the full cache; set a window"):
         run_cost(run_config(user, tmp_path), tc.ThoughtConfig(window=None), Console(quiet=True))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("more", [{}, {"thinking": "markovian", "thinking_options": MARKOVIAN}])
+def test_an_evaluation_says_where_its_seconds_went(user: Path, tmp_path: Path, more: dict[str, Any]) -> None:
+    run = EvalRun(
+        suite=(f"own={user / 'questions.jsonl'}",), model=str(user / "model"), answer_type="text", window=4,
+        max_new_tokens=14, output_dir=str(tmp_path), **more,
+    )  # fmt: skip
+    found = run_eval(run, Console(quiet=True))
+    (arm,) = json.loads((tmp_path / "time.json").read_text())["arms"]
+    seconds = arm["seconds"]
+    assert arm["total_seconds"] == pytest.approx(found["last_call"]["seconds"], abs=0.02)
+    assert arm["tokens"] == found["last_call"]["tokens"]
+    assert all(seconds[name] > 0 for name in ("prefill", "decode", "draw", "evict", "move", "rewards", "rollout"))
+    assert not [name for name, value in seconds.items() if value < 0]
+    assert seconds["absorb"] == seconds["backward"] == 0
+
+
+def test_caches_of_an_evaluation_are_beside_each_other(user: Path, tmp_path: Path) -> None:
+    run = EvalRun(
+        suite=(f"own={user / 'questions.jsonl'}",), model=str(user / "model"), answer_type="text", max_new_tokens=12,
+        output_dir=str(tmp_path),
+    )  # fmt: skip
+    run_eval_caches(run, [{"window": None}, {"window": 4}], Console(quiet=True))
+    arms = json.loads((tmp_path / "time.json").read_text())["arms"]
+    assert [arm["seconds"]["move"] > 0 for arm in arms] == [False, True]
+    assert (tmp_path / "time.png").stat().st_size > 0
 
 
 def test_the_command(user: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -14,6 +15,7 @@ from thoughtcache.chains.chain import Chain, Trace, links_of
 from thoughtcache.chains.sample import rollout_chains
 from thoughtcache.chains.thinking import Thinking
 from thoughtcache.evaluation.generations import Generation
+from thoughtcache.measuring.phase_timer import PhaseTimer
 from thoughtcache.records import Rollout, TokenFilters
 from thoughtcache.sampler.engine import Engine
 from thoughtcache.sampler.events import Finished
@@ -69,6 +71,7 @@ class Sampling:
         stop_strings: texts that end an answer.
         pack_weights: see `rollout`.
         thinking: answer in links (`chains/`); None for one context.
+        timer: adds up the seconds of the phases of sampling, and of the checks as "rewards".
 
     Raises:
         ValueError: for stop strings beside links.
@@ -81,12 +84,17 @@ class Sampling:
     stop_strings: Sequence[str]
     pack_weights: bool
     thinking: Thinking | None = None
+    timer: PhaseTimer | None = None
 
     def __post_init__(self) -> None:
         if self.thinking is not None and self.stop_strings:
             raise ValueError(
                 f"stop={list(self.stop_strings)} ends one sequence, and thinking makes several of it; leave it out"
             )
+
+    def phase(self, name: str) -> AbstractContextManager[object]:
+        """A block that the timer counts, if there is one."""
+        return nullcontext() if self.timer is None else self.timer.phase(name)
 
 
 def sample_answers(
@@ -142,6 +150,7 @@ def sample_rollouts(
         max_new_tokens=max(task.max_new_tokens for task in tasks),
         anchors=False,
         pack_weights=sampling.pack_weights,
+        timer=sampling.timer,
     )
     waiting: dict[int, Task] = {}
     for task in tasks:
@@ -158,11 +167,12 @@ def sample_rollouts(
         )
         waiting[number] = task
     engine.drain()
-    with engine:
+    with engine, sampling.phase("rollout"):
         while not engine.is_idle:
             for event in engine.step():
                 if isinstance(event, Finished):
-                    finished(waiting.pop(event.request), event.rollout)
+                    with sampling.phase("rewards"):
+                        finished(waiting.pop(event.request), event.rollout)
 
 
 def _sample_chains(
@@ -181,23 +191,26 @@ def _sample_chains(
     for (temperature, max_new_tokens), group in groups.items():
 
         def tell(number: int, chain: Chain, group: list[Task] = group) -> None:
-            report(judged(group[number], chain, tokenizer))
+            with sampling.phase("rewards"):
+                report(judged(group[number], chain, tokenizer))
 
-        rollout_chains(
-            model,
-            [task.prompt_ids for task in group],
-            thinking,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            filters=sampling.filters if temperature > 0 else TokenFilters(),
-            seed=[sample_seed(sampling.seed, *task.key) for task in group],
-            window=sampling.window,
-            batch_size=sampling.num_slots,
-            tokenizer=tokenizer,
-            anchors=False,
-            pack_weights=sampling.pack_weights,
-            on_chain=tell,
-        )
+        with sampling.phase("rollout"):
+            rollout_chains(
+                model,
+                [task.prompt_ids for task in group],
+                thinking,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                filters=sampling.filters if temperature > 0 else TokenFilters(),
+                seed=[sample_seed(sampling.seed, *task.key) for task in group],
+                window=sampling.window,
+                batch_size=sampling.num_slots,
+                tokenizer=tokenizer,
+                anchors=False,
+                pack_weights=sampling.pack_weights,
+                timer=sampling.timer,
+                on_chain=tell,
+            )
 
 
 def judged(task: Task, trace: Trace, tokenizer: PreTrainedTokenizerBase) -> Generation:

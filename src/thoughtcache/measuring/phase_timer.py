@@ -110,6 +110,18 @@ def own_seconds(seconds: Mapping[str, float]) -> dict[str, float]:
     return {name: seconds[name] - inner[name] for name in PHASES}
 
 
+def sampling_seconds(seconds: Mapping[str, float], elapsed: float) -> dict[str, float]:
+    """Own seconds of what only samples and checks, where every answer is checked as soon as it is over.
+
+    Args:
+        seconds: as `PhaseTimer.flush` gives them; the checks ("rewards") ran inside "rollout".
+        elapsed: seconds on the wall, to which all phases and "other" add up.
+    """
+    own = own_seconds(seconds)
+    own["rollout"] -= seconds["rewards"]
+    return {**own, "other": elapsed - seconds["rollout"]}
+
+
 class PhaseCallback(TrainerCallback):
     """Times the optimiser and reports all phases once per optimiser step.
 

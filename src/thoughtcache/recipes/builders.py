@@ -14,7 +14,7 @@ from transformers.trainer_callback import PrinterCallback
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.report.files import whole_folder
 from thoughtcache.report.memory import write_memory_profile
-from thoughtcache.report.phases import step_seconds, write_step_seconds
+from thoughtcache.report.phases import step_seconds, write_phase_seconds
 from thoughtcache.report.progress import plain_line
 from thoughtcache.report.trainer_progress import RichProgressCallback
 from thoughtcache.train.checkpoints import history_at_end, load_weights, newest_whole
@@ -111,7 +111,7 @@ def train_grpo(
     records = [record for record in trainer.state.log_history if "reward" in record]
     seconds = step_seconds("this run", records, settings["per_device_train_batch_size"])
     if seconds is not None:
-        write_step_seconds(folder, [seconds])
+        write_phase_seconds(folder, [seconds])
     if run.profile_memory:
         picture = write_memory_profile(folder, trainer.memory.timeline, records)
         console.print(f"memory: {picture}", soft_wrap=True)

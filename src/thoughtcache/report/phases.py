@@ -1,7 +1,7 @@
-"""Where the seconds of a training step go: a table, a picture with stacked bars, and all numbers as JSON.
+"""Where the seconds of a step or an evaluation go: a table, a picture with stacked bars, and all numbers as JSON.
 
-Read from the trainer's log, in which the seconds of a phase are with those of the phases inside it. Here every phase is
-without them, so that a column adds up to the step.
+In a trainer's log the seconds of a phase are with those of the phases inside it. Here every phase is without them, so
+that a column adds up to the whole.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from statistics import fmean
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from thoughtcache.measuring.phase_timer import OUTERMOST, PHASES, own_seconds
 from thoughtcache.report.files import replace_file
 from thoughtcache.report.plots import PALETTE
 from thoughtcache.report.results import write_results
-from thoughtcache.report.tables import MISSING, markdown, print_wide
+from thoughtcache.report.tables import MISSING, markdown, print_cells
 
 PREFIX = "time/"
 TIME_TABLE = "time.md"
@@ -33,7 +32,7 @@ LABELS = {
     "move": "sample: move what stays",
     "absorb": "sample: absorb",
     "rollout": "sample: rest, or waiting for a backend",
-    "rewards": "rewards",
+    "rewards": "rewards, or checks of answers",
     "reference": "reference",
     "replay": "learner: forward",
     "backward": "learner: backward",
@@ -47,28 +46,28 @@ NEGLIGIBLE = 0.0005
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StepSeconds:
-    """Mean seconds of a step.
+class PhaseSeconds:
+    """Seconds of a step, as a mean over several, or of an evaluation.
 
     Attributes:
         name: what was run.
-        steps: steps that the mean is over.
         seconds: of every phase of `LABELS`, without the phases inside it.
-        tokens: sampled tokens of a step.
+        tokens: sampled tokens.
+        steps: steps that the mean is over.
     """
 
     name: str
-    steps: int
     seconds: dict[str, float]
     tokens: float
+    steps: int = 1
 
     @property
     def total(self) -> float:
-        """Seconds of a step."""
+        """Seconds of all phases together."""
         return sum(self.seconds.values())
 
 
-def step_seconds(name: str, log: Sequence[Mapping[str, Any]], completions: int) -> StepSeconds | None:
+def step_seconds(name: str, log: Sequence[Mapping[str, Any]], completions: int) -> PhaseSeconds | None:
     """The means over the records of a trainer's log that carry seconds; None if none does.
 
     Args:
@@ -82,7 +81,7 @@ def step_seconds(name: str, log: Sequence[Mapping[str, Any]], completions: int) 
     mean = {phase: fmean(float(record[PREFIX + phase]) for record in records) for phase in (*PHASES, "step")}
     seconds = own_seconds(mean) | {"other": mean["step"] - sum(mean[phase] for phase in OUTERMOST)}
     lengths = [float(record["completions/mean_length"]) for record in records]
-    return StepSeconds(
+    return PhaseSeconds(
         name=name,
         steps=len(records),
         seconds={phase: seconds[phase] for phase in LABELS},
@@ -90,8 +89,8 @@ def step_seconds(name: str, log: Sequence[Mapping[str, Any]], completions: int) 
     )
 
 
-def write_step_seconds(
-    folder: str | Path, arms: Sequence[StepSeconds], more: Mapping[str, Sequence[str]] | None = None
+def write_phase_seconds(
+    folder: str | Path, arms: Sequence[PhaseSeconds], more: Mapping[str, Sequence[str]] | None = None
 ) -> Path:
     """Write time.json, time.md and time.png into a folder.
 
@@ -106,60 +105,53 @@ def write_step_seconds(
     folder = Path(folder)
     payload = [
         {
-            "name": arm.name, "steps": arm.steps, "seconds": arm.seconds, "tokens_per_step": arm.tokens,
-            "seconds_per_step": arm.total,
+            "name": arm.name, "steps": arm.steps, "seconds": arm.seconds, "tokens": arm.tokens,
+            "total_seconds": arm.total,
         }
         for arm in arms
     ]  # fmt: skip
     write_results(folder / "time.json", {"arms": payload})
-    header, body = step_cells(arms, more or {})
     replace_file(folder / "time.png", _picture(arms))
-    return replace_file(folder / TIME_TABLE, markdown(header, body).encode())
+    return replace_file(folder / TIME_TABLE, markdown(*phase_cells(arms, more or {})).encode())
 
 
-def print_step_seconds(
-    arms: Sequence[StepSeconds], console: Console, more: Mapping[str, Sequence[str]] | None = None
+def print_phase_seconds(
+    arms: Sequence[PhaseSeconds], console: Console, more: Mapping[str, Sequence[str]] | None = None
 ) -> None:
     """Print the table.
 
     Args:
         arms: the columns.
         console: where it goes.
-        more: as in `write_step_seconds`.
+        more: as in `write_phase_seconds`.
     """
-    header, body = step_cells(arms, more or {})
-    table = Table(title="seconds of a step")
-    for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right")
-    for row in body:
-        table.add_row(*row)
-    print_wide(table, console)
+    print_cells("seconds by phase", *phase_cells(arms, more or {}), console)
 
 
-def step_cells(arms: Sequence[StepSeconds], more: Mapping[str, Sequence[str]]) -> tuple[list[str], list[list[str]]]:
-    """Header and body: a row per phase with its seconds and share, then sums, tokens per second and `more`."""
+def phase_cells(arms: Sequence[PhaseSeconds], more: Mapping[str, Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """Header and body: a row per phase with its seconds and share, then the sum, tokens per second and `more`."""
     body = [
         [LABELS[phase], *(f"{arm.seconds[phase]:.3f} ({100 * arm.seconds[phase] / arm.total:.1f} %)" for arm in arms)]
         for phase in _shown(arms)
     ]
     sampled = [sum(arm.seconds[phase] for phase in LABELS if LABELS[phase].startswith("sample")) for arm in arms]
     body += [
-        ["step", *(f"{arm.total:.3f}" for arm in arms)],
-        ["tokens of a step", *(f"{arm.tokens:,.0f}" for arm in arms)],
+        ["all", *(f"{arm.total:.3f}" for arm in arms)],
+        ["sampled tokens", *(f"{arm.tokens:,.0f}" for arm in arms)],
         [
-            "sampled tokens per second",
+            "sampled tokens per second of sampling",
             *(f"{arm.tokens / spent:,.1f}" if spent else MISSING for arm, spent in zip(arms, sampled, strict=True)),
         ],
         *([label, *cells] for label, cells in more.items()),
     ]
-    return ["seconds (share of the step)", *(arm.name for arm in arms)], body
+    return ["seconds (share)", *(arm.name for arm in arms)], body
 
 
-def _shown(arms: Sequence[StepSeconds]) -> list[str]:
+def _shown(arms: Sequence[PhaseSeconds]) -> list[str]:
     return [phase for phase in LABELS if any(arm.seconds[phase] > NEGLIGIBLE * arm.total for arm in arms)]
 
 
-def _picture(arms: Sequence[StepSeconds]) -> bytes:
+def _picture(arms: Sequence[PhaseSeconds]) -> bytes:
     """One bar per arm, its phases on top of each other."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -182,7 +174,7 @@ def _picture(arms: Sequence[StepSeconds]) -> bytes:
             edgecolor="white",
         )
         below = [low + height for low, height in zip(below, heights, strict=True)]
-    axes.set_ylabel("seconds of a step")
+    axes.set_ylabel("seconds")
     axes.spines[["top", "right"]].set_visible(False)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside right upper", fontsize=9, frameon=False)

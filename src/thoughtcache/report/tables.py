@@ -44,13 +44,17 @@ def print_table(rows: Sequence[ResultRow], *, title: str | None = None, console:
     Raises:
         ValueError: if there are no rows.
     """
-    header, body = _cells(rows)
+    print_cells(title, *_cells(rows), console or Console())
+
+
+def print_cells(title: str | None, header: Sequence[str], body: Sequence[Sequence[str]], console: Console) -> None:
+    """Print a table of texts; the first column is on the left, the others are on the right."""
     table = Table(title=title)
     for index, name in enumerate(header):
         table.add_column(name, justify="left" if index == 0 else "right")
-    for cells in body:
-        table.add_row(*cells)
-    print_wide(table, console or Console())
+    for row in body:
+        table.add_row(*row)
+    print_wide(table, console)
 
 
 def print_wide(table: Table, console: Console) -> None:

@@ -30,7 +30,7 @@ from thoughtcache.recipes.run.checks import check_prompt_window, check_window
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.recipes.run.lengths import check_lengths
 from thoughtcache.report.files import writing
-from thoughtcache.report.phases import StepSeconds, print_step_seconds, step_seconds, write_step_seconds
+from thoughtcache.report.phases import PhaseSeconds, print_phase_seconds, step_seconds, write_phase_seconds
 from thoughtcache.report.progress import plain_line
 from thoughtcache.report.results import environment, write_results
 from thoughtcache.report.tables import MISSING, format_flops
@@ -79,7 +79,7 @@ def run_cost(run: RunConfig, thought: ThoughtConfig, console: Console | None = N
     if not thought.is_plain_lora:
         arms[WINDOWED] = plain_lora(thought, thought.window)
     arms[ADAPTER] = thought
-    measured: list[StepSeconds] = []
+    measured: list[PhaseSeconds] = []
     runs: dict[str, RunConfig] = {}
     for name, settings in arms.items():
         plain_line(console, f"{name}: {WARM_STEPS} step to warm up, then {run.grpo_steps}")
@@ -93,7 +93,7 @@ def run_cost(run: RunConfig, thought: ThoughtConfig, console: Console | None = N
         "FLOPs of sampling": [MISSING if one is None else format_flops(one["sampling_flops"]) for one in planned],
         "FLOPs of the learner": [MISSING if one is None else format_flops(one["learner_flops"]) for one in planned],
     }
-    print_step_seconds(measured, console, more)
+    print_phase_seconds(measured, console, more)
     payload = {
         "environment": environment(),
         "model": run.model,
@@ -107,7 +107,7 @@ def run_cost(run: RunConfig, thought: ThoughtConfig, console: Console | None = N
         "learner": {name: learner_options(one) for name, one in runs.items()},
     }
     with writing(folder, WRITING_REMEDY):
-        table = write_step_seconds(folder, measured, more)
+        table = write_phase_seconds(folder, measured, more)
         write_results(folder / RESULTS, payload)
     plain_line(console, f"table: {table}\npicture: {folder / 'time.png'}\nresults: {folder / RESULTS}")
     return payload
@@ -120,7 +120,7 @@ def _timed(
     tokenizer: PreTrainedTokenizerBase,
     rows: list[dict[str, Any]],
     console: Console,
-) -> StepSeconds:
+) -> PhaseSeconds:
     """Steps of one arm."""
     assert run.model is not None
     adapter = run.adapter if name == ADAPTER else None

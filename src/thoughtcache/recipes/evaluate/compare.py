@@ -12,11 +12,12 @@ from rich.console import Console
 from thoughtcache.evaluation.generations import Generation, by_question, read_generations
 from thoughtcache.evaluation.paired import PairedDifference, compare
 from thoughtcache.recipes.evaluate.run import GENERATIONS
-from thoughtcache.recipes.evaluate.table import markdown, points, print_table
+from thoughtcache.recipes.evaluate.table import points
 from thoughtcache.report.files import replace_file, writing
 from thoughtcache.report.plots import Panel, plot_curves
 from thoughtcache.report.progress import plain_line
 from thoughtcache.report.results import environment, write_results
+from thoughtcache.report.tables import markdown, print_cells
 
 HEADER = ("suite", "questions", "A", "B", "B - A (95 %)", "B better", "B worse", "detectable")
 WRITING_REMEDY = "free some space or choose another --output-dir"
@@ -48,7 +49,7 @@ def run_compare(
         )
     found = {name: paired_difference(name, runs[0][name], runs[1][name]) for name in shared}
     rows = [_cells(name, own) for name, own in found.items()]
-    print_table(f"A = {first}, B = {second}", HEADER, rows, console)
+    print_cells(f"A = {first}, B = {second}", HEADER, rows, console)
     plain_line(
         console,
         "detectable: the smallest true difference that as many questions show with a chance of 80 %, at this spread",

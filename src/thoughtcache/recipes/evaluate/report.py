@@ -13,12 +13,14 @@ from thoughtcache.evaluation.scores import Share, SuiteScores
 from thoughtcache.evaluation.thinking.scores import ThinkScores
 from thoughtcache.recipes.evaluate.config import EvalRun
 from thoughtcache.recipes.evaluate.questions import Asked
-from thoughtcache.recipes.evaluate.table import markdown, percent, print_table, without_empty
+from thoughtcache.recipes.evaluate.table import percent, without_empty
 from thoughtcache.recipes.evaluate.think import print_think
 from thoughtcache.records import CacheSettings
 from thoughtcache.report.files import replace_file
+from thoughtcache.report.phases import PhaseSeconds, write_phase_seconds
 from thoughtcache.report.plots import Panel, plot_curves
 from thoughtcache.report.results import environment, write_results
+from thoughtcache.report.tables import markdown, print_cells
 
 HEADER = ("suite", "questions", "samples", "accuracy (95 %)", "pass@k", "maj@k", "pass^k", "cut", "tokens", "evictions")
 PASS_AT = 16
@@ -31,12 +33,12 @@ def write_report(
     asked: Sequence[Asked],
     scores: Mapping[str, SuiteScores],
     cache: CacheSettings,
-    last_call: Mapping[str, int | float | None],
+    sampled: Mapping[str, Any],
     console: Console,
     think: Mapping[str, ThinkScores],
     by_length: Mapping[int, Mapping[str, SuiteScores]],
 ) -> dict[str, Any]:
-    """Print the table and write table.md, eval.png and results.json.
+    """Print the table; write table.md, eval.png, results.json, and where the seconds went: time.md, .png and .json.
 
     Args:
         folder: the run folder.
@@ -44,19 +46,22 @@ def write_report(
         asked: the suites.
         scores: what each of them has come to.
         cache: the cache that answers were sampled under.
-        last_call: answers, tokens and seconds of the call that finished.
+        sampled: the call that finished: "last_call" has its answers, tokens and seconds, "phases" its seconds by phase.
         console: where the table goes.
         think: what choosing among answers has come to; empty without `select`.
         by_length: what answers that are cut at smaller bounds have come to; empty for one bound.
     """
     body = [suite_cells(name, own) for name, own in scores.items()]
     header, rows = without_empty(HEADER, body)
-    print_table(f"{run.adapter or run.model or 'the packaged reasoner'}, {cache_text(cache)}", header, rows, console)
+    print_cells(f"{run.adapter or run.model or 'the packaged reasoner'}, {cache_text(cache)}", header, rows, console)
     text = markdown(header, rows)
     if think:
         text += "\n" + markdown(*print_think(dict(think), console))
     replace_file(folder / "table.md", text.encode())
     picture = plot_curves(folder / "eval.png", panels(scores))
+    last_call = sampled["last_call"]
+    arm = PhaseSeconds(name=cache_text(cache), seconds=sampled["phases"], tokens=float(last_call["tokens"]))
+    write_phase_seconds(folder, [arm])
     payload: dict[str, Any] = {
         "environment": environment(),
         "run": asdict(run),
@@ -71,7 +76,8 @@ def write_report(
             for one in asked
         },
         "suites": {name: as_json(own) for name, own in scores.items()},
-        "last_call": dict(last_call),
+        "last_call": last_call,
+        "phases": sampled["phases"],
         **(
             {"lengths": {str(n): {name: as_json(s) for name, s in own.items()} for n, own in by_length.items()}}
             if by_length

@@ -22,6 +22,7 @@ from thoughtcache.evaluation.scores import score
 from thoughtcache.evaluation.thinking.prefixes import sample_prefixes
 from thoughtcache.evaluation.thinking.scores import ThinkScores, think_scores
 from thoughtcache.evaluation.thinking.selection import Prefix, kept_samples
+from thoughtcache.measuring.phase_timer import PhaseTimer, sampling_seconds
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.recipes.evaluate.config import EvalRun
 from thoughtcache.recipes.evaluate.cutting import TOKENS, check_lengths, cut_answers, sample_to_cut
@@ -206,10 +207,11 @@ def _sample(
         stop_strings=run.stop,
         pack_weights=run.pack_weights,
         thinking=thinking,
+        timer=(timer := PhaseTimer(next(model.parameters()).device)),
     )
     if keep_tokens:
         last = sample_to_cut(folder / GENERATIONS, model, tokenizer, tasks, sampling, crew, console)
-        return {"last_call": last}
+        return {"last_call": last, "phases": sampling_seconds(timer.flush(), monotonic() - started)}
     selection, num_tokens = run.selection, 0
     prefixes: list[Prefix] = []
     if selection is not None:
@@ -233,7 +235,11 @@ def _sample(
     answers = fill(folder / GENERATIONS, Generation, tasks, finish, what="answers", crew=crew, console=console)
     lengths = {task.key: len(task.begun) for task in tasks}
     num_tokens += sum(answers.found[key].num_tokens - lengths[key] for key in answers.made)
-    return {"last_call": {"answers": len(answers.made), "tokens": num_tokens, "seconds": monotonic() - started}}
+    seconds = monotonic() - started
+    return {
+        "last_call": {"answers": len(answers.made), "tokens": num_tokens, "seconds": seconds},
+        "phases": sampling_seconds(timer.flush(), seconds),
+    }
 
 
 def _reported(
@@ -271,7 +277,7 @@ def _reported(
         for length, answers in shorter.items()
     }
     with writing(folder.path, WRITING_REMEDY):
-        return write_report(folder.path, run, asked, scores, cache, phase["last_call"], console, think, by_length)
+        return write_report(folder.path, run, asked, scores, cache, phase, console, think, by_length)
 
 
 def _selection(run: EvalRun) -> dict[str, Any] | None:

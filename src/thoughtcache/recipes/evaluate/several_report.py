@@ -14,11 +14,13 @@ from thoughtcache.evaluation.scores import Share
 from thoughtcache.recipes.evaluate.arms import Arm
 from thoughtcache.recipes.evaluate.compare import answers_by_suite, paired_difference
 from thoughtcache.recipes.evaluate.config import EvalRun
-from thoughtcache.recipes.evaluate.table import markdown, percent, points, print_table, without_empty
+from thoughtcache.recipes.evaluate.table import percent, points, without_empty
 from thoughtcache.report.files import replace_file
+from thoughtcache.report.phases import PhaseSeconds, write_phase_seconds
 from thoughtcache.report.plots import Panel, Series, plot_curves
 from thoughtcache.report.progress import plain_line
 from thoughtcache.report.results import environment, write_results
+from thoughtcache.report.tables import markdown, print_cells
 
 WIDTH = 0.6
 """The arms of one suite are drawn side by side over so much of the axis."""
@@ -29,7 +31,9 @@ LONGEST_LABEL = 36
 def write_report(
     folder: Path, run: EvalRun, arms: Sequence[Arm], results: Sequence[Mapping[str, Any]], console: Console
 ) -> dict[str, Any]:
-    """Print the table and write table.md, caches.png and results.json.
+    """Print the table; write table.md, caches.png, results.json, and the seconds by phase: time.md, .png and .json.
+
+    An arm that was stopped in between is not among the seconds: only the last part of it is known.
 
     Args:
         folder: the folder of the run.
@@ -41,10 +45,17 @@ def write_report(
     differences = differences_to_first(arms)
     header, body = table(arms, results, differences)
     header, rows = without_empty(header, body)
-    print_table(str(run.model or "the packaged reasoner"), header, rows, console)
+    print_cells(str(run.model or "the packaged reasoner"), header, rows, console)
     plain_line(console, f"differences are those to {arms[0].name!r}, question by question, with 95 % intervals")
     replace_file(folder / "table.md", markdown(header, rows).encode())
     picture = plot_curves(folder / "caches.png", panels(arms, results, differences))
+    in_one_call = [
+        PhaseSeconds(name=label, seconds=result["phases"], tokens=float(result["last_call"]["tokens"]))
+        for label, result in zip(labels(arms), results, strict=True)
+        if _seconds(result)
+    ]
+    if in_one_call:
+        write_phase_seconds(folder, in_one_call)
     payload: dict[str, Any] = {
         "environment": environment(),
         "run": asdict(run),

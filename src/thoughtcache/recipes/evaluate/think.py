@@ -12,8 +12,9 @@ from thoughtcache.evaluation.generations import Generation
 from thoughtcache.evaluation.sampling import Task, judged_tokens
 from thoughtcache.evaluation.thinking.scores import ThinkScores
 from thoughtcache.evaluation.thinking.selection import Prefix, ThinkAtN, kept_samples
-from thoughtcache.recipes.evaluate.table import percent, points, print_table
+from thoughtcache.recipes.evaluate.table import percent, points
 from thoughtcache.report.progress import plain_line
+from thoughtcache.report.tables import print_cells
 
 PREFIXES = "prefixes.jsonl"
 HEADER = (
@@ -69,7 +70,7 @@ def ended_early(
 def print_think(scores: dict[str, ThinkScores], console: Console) -> tuple[Sequence[str], list[list[str]]]:
     """Print the table of the selection; returns its header and rows."""
     rows = [_cells(name, own) for name, own in scores.items()]
-    print_table("think@n: the answers that think deepest are finished, and vote", HEADER, rows, console)
+    print_cells("think@n: the answers that think deepest are finished, and vote", HEADER, rows, console)
     for name, own in scores.items():
         estimate = " (estimated from the finished ones)" if own.is_estimate else ""
         plain_line(

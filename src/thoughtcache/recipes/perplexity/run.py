@@ -9,7 +9,6 @@ from typing import Any
 
 from peft import PeftModel
 from rich.console import Console
-from rich.table import Table
 
 from thoughtcache.adapter.positions import check_positions
 from thoughtcache.policy.handle import open_policy
@@ -22,7 +21,7 @@ from thoughtcache.report.files import replace_file, writing
 from thoughtcache.report.plots import Panel, plot_curves
 from thoughtcache.report.progress import plain_line, progress_bar
 from thoughtcache.report.results import environment, write_results
-from thoughtcache.report.tables import print_wide
+from thoughtcache.report.tables import markdown, print_cells
 from thoughtcache.sampler.given import given_text, with_own_evictions
 from thoughtcache.studies.held_out import HeldOut
 from thoughtcache.studies.loss_by_place import GroupLoss, all_tokens, by_age, by_position, pair_ages
@@ -75,9 +74,9 @@ def run_perplexity(run: PerplexityRun, console: Console | None = None) -> dict[s
     who = f"{run.adapter or run.model}, {_cache_text(cache)}"
     for title, groups in tables:
         if groups:
-            print_wide(_table(f"{who}: {title}", groups), console)
+            print_cells(f"{who}: {title}", HEADER, [*map(_cells, groups)], console)
     with writing(folder, WRITING_REMEDY):
-        text = "\n".join(_markdown(groups) for _, groups in tables if groups)
+        text = "\n".join(markdown(HEADER, [*map(_cells, groups)]) for _, groups in tables if groups)
         paths = [
             replace_file(folder / "perplexity.md", text.encode()),
             plot_curves(folder / "perplexity.png", panels(places, aged)),
@@ -171,17 +170,3 @@ def _cells(group: GroupLoss) -> list[str]:
         f"{group.own[0] - group.full[0]:+.4f}",
         f"{group.kl[0]:.4f} ({group.kl[1]:.4f} to {group.kl[2]:.4f})",
     ]
-
-
-def _table(title: str, groups: Sequence[GroupLoss]) -> Table:
-    table = Table(title=title)
-    for index, name in enumerate(HEADER):
-        table.add_column(name, justify="left" if index == 0 else "right")
-    for group in groups:
-        table.add_row(*_cells(group))
-    return table
-
-
-def _markdown(groups: Sequence[GroupLoss]) -> str:
-    lines = [HEADER, [":--", *["--:"] * (len(HEADER) - 1)], *map(_cells, groups)]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)

@@ -14,12 +14,13 @@ from rich.console import Console
 from thoughtcache.recipes.evaluate.arms import Arm
 from thoughtcache.recipes.evaluate.config import EvalRun
 from thoughtcache.recipes.evaluate.several_report import labels
-from thoughtcache.recipes.evaluate.table import markdown, percent, points, print_table, without_empty
+from thoughtcache.recipes.evaluate.table import percent, points, without_empty
 from thoughtcache.recipes.scaling.points import Axis, Point
 from thoughtcache.report.files import replace_file
 from thoughtcache.report.plots import Panel, Series, plot_curves
 from thoughtcache.report.progress import plain_line
 from thoughtcache.report.results import environment, write_results
+from thoughtcache.report.tables import markdown, print_cells
 
 HEADER = (
     "cache", "suite", "", "factor", "accuracy (95 %)", "less the first (95 %)", "cut", "tokens", "evictions",
@@ -52,7 +53,7 @@ def write_report(
     several = len({point.suite for point in found}) > 1
     wanted = [name or axis.column for name in HEADER]
     header, rows = without_empty(wanted, [_cells(point, several) for point in found])
-    print_table(str(run.model or "the packaged reasoner"), header, rows, console)
+    print_cells(str(run.model or "the packaged reasoner"), header, rows, console)
     plain_line(console, f"{how}; differences are those to {arms[0].name!r} at the same place, question by question")
     replace_file(folder / "table.md", markdown(header, rows).encode())
     replace_file(folder / "scale.csv", _csv(found).encode())
