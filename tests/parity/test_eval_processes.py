@@ -22,6 +22,7 @@ from thoughtcache.recipes.evaluate.config import EvalRun
 from thoughtcache.recipes.evaluate.run import GENERATIONS, run_eval
 from thoughtcache.recipes.evaluate.shared import forget, gather
 from thoughtcache.recipes.evaluate.think import PREFIXES
+from thoughtcache.recipes.scaling.run import run_scale
 from thoughtcache.scale.crew import Crew, open_crew
 
 ENVIRONMENT = {
@@ -44,8 +45,8 @@ COMMAND = [
 THINK = ["--select", "think@n", "--think-prefix", "6", "--think-threshold", "0.05", "--think-depth", "0.7"]
 
 
-def in_two(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, "eval", *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+def in_two(arguments: list[str], command: str = "eval") -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, command, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,32 @@ def test_two_processes_give_the_table_of_one(settings, tmp_path):
     assert "6 of 10 answers are there" in on.stdout
     assert by_key(tmp_path / "two") == by_key(tmp_path / "one")
     refused = in_two([*options(settings, tmp_path / "two"), *THINK])
+    assert refused.returncode != 0
+    assert refused.stderr.count("add --resume to go on") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_two_processes_share_every_arm_and_length(settings, tmp_path):
+    caches = [{"window": None}, {"window": 6, "eviction": "h2o"}]
+    own = {name: value for name, value in settings.items() if name not in ("window", "max_new_tokens")}
+    whole = run_scale(
+        EvalRun(**own, output_dir=str(tmp_path / "one")), caches, lengths=(9, 24), console=Console(quiet=True)
+    )
+    arms = ["--cache", "full", "--cache", "window=6,eviction=h2o", "--lengths", "9,24"]
+    done = in_two([*options(own, tmp_path / "two"), *arms], "scale")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("sampled at the longest and cut") == 1, "one process speaks"
+    assert "answers 12/12" in done.stdout
+    found = json.loads((tmp_path / "two" / "results.json").read_text())["points"]
+    free = ("seconds", "peak_memory_mib", "folder")
+    for one, other in zip(json.loads(json.dumps(whole["points"])), found, strict=True):
+        assert {k: v for k, v in one.items() if k not in free} == {k: v for k, v in other.items() if k not in free}
+        assert by_key(Path(one["folder"])) == by_key(Path(other["folder"]))
+    again = in_two([*options(own, tmp_path / "two"), *arms, "--resume"], "scale")
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert json.loads((tmp_path / "two" / "results.json").read_text())["points"] == found
+    refused = in_two([*options(own, tmp_path / "two"), *arms], "scale")
     assert refused.returncode != 0
     assert refused.stderr.count("add --resume to go on") == 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.console import Console
 import thoughtcache as tc
 from support.text_model import save_questions, save_text_model
 from thoughtcache.evaluation.generations import Generation, read_generations
+from thoughtcache.evaluation.sampling import sample_seed
 from thoughtcache.recipes import bounded
 from thoughtcache.recipes.evaluate import run as eval_run
 from thoughtcache.recipes.evaluate.arms import arms_of
@@ -159,6 +161,22 @@ def test_a_run_goes_on_with_the_arms_that_are_missing(settings, tmp_path, monkey
     run_eval(EvalRun(**settings, output_dir=str(tmp_path / "one")), QUIET)
     with pytest.raises(ValueError, match="holds a run with other settings"):
         run_eval_caches(EvalRun(**settings, output_dir=str(tmp_path / "one"), resume=True), [{}], QUIET)
+
+
+def test_a_run_that_starts_anew_forgets_the_arms_that_it_does_not_reach(settings, tmp_path, monkeypatch):
+    run = EvalRun(**settings, output_dir=str(tmp_path), seed=0, samples=1, temperature=1.0)
+    caches: list[dict[str, Any]] = [{}, {"window": 4}]
+    run_eval_caches(run, caches, QUIET)
+    other = replace(run, overwrite=True, seed=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(eval_run, "sample_answers", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run_eval_caches(other, caches, QUIET)
+    found = run_eval_caches(replace(other, overwrite=False, resume=True), caches, QUIET)
+    assert {one.seed for one in answers(found["caches"][1]["folder"]).values()} == {
+        sample_seed(1, f"own/{number}", 0) for number in range(6)
+    }
+    assert found["caches"][1]["last_call"]["answers"] == 6
 
 
 @pytest.mark.parametrize(

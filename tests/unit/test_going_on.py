@@ -198,6 +198,10 @@ def test_grpo_skips_a_checkpoint_that_was_cut_short(
     assert [path.name for path in checkpoints(tmp_path / "grpo")] == ["checkpoint-1", "checkpoint-2"]
     cut(tmp_path / "grpo" / "checkpoint-2", "adapter_model.safetensors")
     text = train(run_config(user, tmp_path, grpo_steps=3, resume=True))
+    rollouts = [(folder / "grpo" / "rollouts.jsonl").read_text() for folder in (tmp_path, whole)]
+    assert [json.loads(line)["step"] for line in rollouts[0].splitlines()] == [0, 0, 1, 1, 2, 2]
+    own, others = ([json.loads(line)["completion"] for line in text.splitlines()] for text in rollouts)
+    assert own == others
     assert "grpo goes on from checkpoint-1" in text
     assert_same(weights(tmp_path), weights(whole))
 

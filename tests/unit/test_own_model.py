@@ -21,6 +21,7 @@ from thoughtcache.recipes.answer import answer
 from thoughtcache.recipes.load_model import load_base
 from thoughtcache.recipes.real_model import run_real_model
 from thoughtcache.recipes.run.config import RunConfig
+from thoughtcache.tasks.verdict import REASONS
 
 WINDOW, LENGTH = 4, 9
 
@@ -59,6 +60,11 @@ def test_trains_saves_and_reloads(user: Path, tmp_path: Path) -> None:
     assert [step for step, _ in results["phases"]["grpo"]["rewards"]] == [1, 2]
     assert json.loads((tmp_path / "results.json").read_text())["run"]["thought"]["window"] == WINDOW
     assert (tmp_path / "curves.png").stat().st_size > 0
+    rollouts = [json.loads(line) for line in (tmp_path / "grpo" / "rollouts.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in rollouts] == [0, 0, 1, 1]
+    assert all(line["rewards"] == {"math_correctness": 0.0} for line in rollouts)
+    assert all(line["math_correctness/reason"] in REASONS for line in rollouts)
+    assert all(line["evictions"] == max(0, line["tokens"] - 1 - WINDOW) for line in rollouts)
 
     base = AutoModelForCausalLM.from_pretrained(user / "model")
     model = PeftModel.from_pretrained(base, tmp_path / "adapter")

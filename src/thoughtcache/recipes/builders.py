@@ -84,6 +84,7 @@ def train_grpo(
         output_dir=str(folder),
         max_grad_norm=1.0,
         profile_memory=run.profile_memory,
+        rollouts_file=str(folder / "rollouts.jsonl"),
         logging_steps=1,
         save_strategy="steps" if run.save_every else "no",
         save_steps=run.save_every or 500,

@@ -19,6 +19,7 @@ Completion = str | Sequence[Mapping[str, Any]]
 Reference = object
 """The answer of a data set: text, a number, or a list of these that belong together; None is refused."""
 LogMetric = Callable[[str, float], None]
+LogExtra = Callable[[str, list[Any]], None]
 
 
 def math_correctness(
@@ -26,6 +27,7 @@ def math_correctness(
     answer: Sequence[Reference],
     log_metric: LogMetric | None = None,
     answer_type: Sequence[str] | None = None,
+    log_extra: LogExtra | None = None,
     **kwargs: Any,
 ) -> list[float]:
     """1.0 where the final answer equals `answer`, else 0.0 (see `tasks/maths/answers.py`).
@@ -33,7 +35,8 @@ def math_correctness(
     `answer_type` is the column of the declared types (`tasks/maths/answer_types.py`); without it each answer says of
     which type it is. When TRL passes `log_metric`, logs the fractions `malformed_answers` (no readable answer) and
     `answer_timeouts`, and `answers/<reason>`: how many completions of the batch got their verdict for that reason
-    (`REASONS` in `tasks/verdict.py`).
+    (`REASONS` in `tasks/verdict.py`). When it passes `log_extra`, the reason of each completion and what was taken for
+    its answer become columns of the table of completions.
 
     Raises:
         ValueError: if an answer is missing or of another type, or there is not one for each completion.
@@ -44,16 +47,23 @@ def math_correctness(
         log_metric("answer_timeouts", sum(check.timed_out for check in checks) / len(checks))
         for reason in REASONS:
             log_metric(f"answers/{reason}", float(sum(check.reason == reason for check in checks)))
+    _log_verdicts("math_correctness", checks, log_extra)
     return [float(check.correct) for check in checks]
 
 
-def recited_answer(completions: Sequence[Completion], answer: Sequence[Reference], **kwargs: Any) -> list[float]:
+def recited_answer(
+    completions: Sequence[Completion], answer: Sequence[Reference], log_extra: LogExtra | None = None, **kwargs: Any
+) -> list[float]:
     """1.0 where the completion recites `answer` after its last `#`, else 0.0; the embedded tasks, as their metric.
+
+    `log_extra` is as in `math_correctness`.
 
     Raises:
         ValueError: if an answer is missing or empty, or there is not one for each completion.
     """
-    return [float(verdict.correct) for verdict in _verdicts(completions, answer, ["recitation"] * len(completions))]
+    checks = _verdicts(completions, answer, ["recitation"] * len(completions))
+    _log_verdicts("recited_answer", checks, log_extra)
+    return [float(check.correct) for check in checks]
 
 
 def exact_match(completions: Sequence[Completion], answer: Sequence[Reference], **kwargs: Any) -> list[float]:
@@ -84,6 +94,13 @@ def _verdicts(completions: Sequence[Completion], answers: Sequence[Reference], k
         known = "maths" if kind == "auto" else kind
         examples.append(Example(prompt="", answer=reference, identifier=str(index), kind=known))
     return check_all(examples, [text for text, _ in pairs])
+
+
+def _log_verdicts(name: str, checks: Sequence[Verdict], log_extra: LogExtra | None) -> None:
+    """Columns with the name of the reward, because several rewards may have reasons."""
+    if log_extra is not None:
+        log_extra(f"{name}/reason", [check.reason for check in checks])
+        log_extra(f"{name}/answer", [check.extracted for check in checks])
 
 
 def _pairs(completions: Sequence[Completion], answers: Sequence[Reference]) -> list[tuple[str, str]]:

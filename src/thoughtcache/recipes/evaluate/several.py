@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from thoughtcache.recipes.evaluate.arms import Arm, arms_of
+from thoughtcache.recipes.evaluate.arms import FOLDERS, Arm, arms_of
 from thoughtcache.recipes.evaluate.config import EvalRun
 from thoughtcache.recipes.evaluate.questions import read_questions
 from thoughtcache.recipes.evaluate.run import run_eval
@@ -88,6 +88,8 @@ def run_arms(
         pass
     if folder is not None:
         with writing(folder.path, WRITING_REMEDY):
+            if arms[0].run.overwrite:
+                _forget_arms(folder.path / FOLDERS)
             folder.begin()
     for number, arm in enumerate(arms, start=1):
         console.rule(f"{number} of {len(arms)}: {arm.name}")
@@ -95,3 +97,10 @@ def run_arms(
         own = replace(arm.run, resume=arm.run.resume and (Path(arm.run.output_dir) / "run.json").is_file())
         results.append(run_eval(own, console, base=base, lengths=lengths[number - 1] if lengths else ()))
     return results
+
+
+def _forget_arms(folder: Path) -> None:
+    """Leave no older arm that a run could go on with, also of those that this run may not reach."""
+    for pattern in ("run.json", "phases/*.json"):
+        for file in folder.rglob(pattern):
+            file.unlink()

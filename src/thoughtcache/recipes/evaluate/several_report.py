@@ -46,7 +46,8 @@ def write_report(
     header, body = table(arms, results, differences)
     header, rows = without_empty(header, body)
     print_cells(str(run.model or "the packaged reasoner"), header, rows, console)
-    plain_line(console, f"differences are those to {arms[0].name!r}, question by question, with 95 % intervals")
+    if len(arms) > 1:
+        plain_line(console, f"differences are those to {arms[0].name!r}, question by question, with 95 % intervals")
     replace_file(folder / "table.md", markdown(header, rows).encode())
     picture = plot_curves(folder / "caches.png", panels(arms, results, differences))
     in_one_call = [

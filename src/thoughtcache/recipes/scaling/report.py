@@ -54,7 +54,8 @@ def write_report(
     wanted = [name or axis.column for name in HEADER]
     header, rows = without_empty(wanted, [_cells(point, several) for point in found])
     print_cells(str(run.model or "the packaged reasoner"), header, rows, console)
-    plain_line(console, f"{how}; differences are those to {arms[0].name!r} at the same place, question by question")
+    beside = f"; differences are those to {arms[0].name!r} at the same place, question by question"
+    plain_line(console, how + (beside if len(arms) > 1 else ""))
     replace_file(folder / "table.md", markdown(header, rows).encode())
     replace_file(folder / "scale.csv", _csv(found).encode())
     names = dict(zip((arm.name for arm in arms), labels(arms), strict=True))

@@ -51,6 +51,8 @@ class ThoughtGRPOConfig(GRPOConfig):
             cache (the paper's). The weights are those with the adapter off if the trainer made the adapter
             (`peft_config`); of a model that came with one, TRL's frozen copy of that.
         profile_memory: keep a timeline of the memory in use in `trainer.memory.timeline`.
+        rollouts_file: file that gets a line of JSON for every rollout of training: step, prompt, completion, rewards,
+            advantage, tokens, evictions, and the reasons of the rewards of this package; None for none.
         rollout_batch_size: sequences decoded at once; None decodes the generation batch of a process in one go.
         compile_rollout: static shapes and compiled steps in sampling; see `rollout(compile=True)`.
         pack_weights: sample from a faster copy of the weights on a CPU; see `rollout(pack_weights=True)`.
@@ -77,6 +79,7 @@ class ThoughtGRPOConfig(GRPOConfig):
     reuse_rollout: bool = field(default=False, metadata={"help": "learner starts from the sampler's records"})
     reference: str = field(default="consistent", metadata={"help": "consistent (same evictions) or full (full cache)"})
     profile_memory: bool = field(default=False, metadata={"help": "keep a timeline of the memory in use"})
+    rollouts_file: str | None = field(default=None, metadata={"help": "file with a line of JSON per rollout"})
     rollout_batch_size: int | None = field(default=None, metadata={"help": "sequences decoded at once"})
     compile_rollout: bool = field(default=False, metadata={"help": "sample with compiled steps of static shapes"})
     pack_weights: bool = field(default=True, metadata={"help": "on a CPU, sample from a faster copy of the weights"})

@@ -11,6 +11,7 @@ from typing import Any
 from thoughtcache.measuring.phase_timer import PhaseTimer
 from thoughtcache.train.trl.ahead import AheadSampler
 from thoughtcache.train.trl.generations import Generation, Scoring
+from thoughtcache.train.trl.rollout_log import RolloutLog
 from thoughtcache.train.trl.weights_version import WeightsCounter
 
 SEED_BYTES = 5
@@ -25,6 +26,7 @@ class RunState:
         sampler: samples through a backend, ahead where it can; None where this process samples.
         timer: timer of the phases of a step.
         weights: counts their versions.
+        log: keeps what was sampled in training; None keeps nothing.
         generations: the last rollouts by mode, "train" or "eval".
         scoring: what is scored now; None outside of a generation and of a loss.
         last_micro_step: the micro step after the last one of the run.
@@ -35,6 +37,7 @@ class RunState:
     sampler: AheadSampler | None
     timer: PhaseTimer
     weights: WeightsCounter
+    log: RolloutLog | None = None
     generations: dict[str, Generation] = field(default_factory=dict)
     scoring: Scoring | None = None
     last_micro_step: int = 0

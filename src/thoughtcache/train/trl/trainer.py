@@ -52,6 +52,7 @@ from thoughtcache.train.trl.generations import Generation, Scoring, check_same_t
 from thoughtcache.train.trl.model_generation import check_model_generation
 from thoughtcache.train.trl.planned_learner import PlannedLearner
 from thoughtcache.train.trl.policy_metrics import cache_metrics, cache_totals, gap_metrics, sampled_log_ratio
+from thoughtcache.train.trl.rollout_log import RolloutLog, logged_rows, rollout_columns
 from thoughtcache.train.trl.run_state import RunState
 from thoughtcache.train.trl.weights_version import WeightsCounter
 
@@ -116,6 +117,7 @@ class ThoughtGRPOTrainer(MemoryRate, GRPOTrainer):
             sampler=None if rollout_backend is None else AheadSampler(rollout_backend),
             timer=PhaseTimer(self.accelerator.device, self.memory),
             weights=WeightsCounter(),
+            log=None if args.rollouts_file is None else RolloutLog(args.rollouts_file),
         )
         self._learner = PlannedLearner(
             self.model,
@@ -176,6 +178,8 @@ class ThoughtGRPOTrainer(MemoryRate, GRPOTrainer):
         if self._turns:
             totals = self.accelerator.gather(chain_totals(rollouts).to(self.accelerator.device))
             self._append_metrics(chain_metrics(totals.view(-1, 4).cpu()))
+        for name, values in rollout_columns(rollouts, for_file=self._run.log is not None).items():
+            self._log_completion_extra(name, values)
         return [r.token_ids for r in rollouts], [r.logprobs.tolist() for r in rollouts]
 
     def _sample(self, model: nn.Module, prompt_ids: list[list[int]]) -> Generation:
@@ -257,6 +261,9 @@ class ThoughtGRPOTrainer(MemoryRate, GRPOTrainer):
         if not self._is_on_policy(self._run.generations[self._mode]):
             # Stale rollouts: the policy that sampled is the old policy of TRL's importance weights.
             output["old_per_token_logps"] = output["sampling_per_token_logps"]
+        if self._run.log is not None and self.model.training and self.accelerator.is_main_process:
+            count = len(inputs) * self.accelerator.num_processes
+            self._run.log.add(self.state.global_step, logged_rows(self._logs, count))
         output["rollout_index"] = torch.arange(len(inputs), device=self.accelerator.device)
         return output
 
