@@ -13,9 +13,9 @@ from support.plans import cpu_setting
 from thoughtcache.cache.schedule import num_evictions
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.learner.options import SAVINGS
-from thoughtcache.planning.advice import Phases, advise, advise_runs, most_of_run, phases_of
+from thoughtcache.planning.advice import Phases, advise, most_of_run, phases_of, runs_that_fit
 from thoughtcache.planning.plan import GIB, make_plan
-from thoughtcache.planning.savings import choose_savings, usable_bytes
+from thoughtcache.planning.savings import combinations, usable_bytes
 from thoughtcache.planning.setting import PlanSetting
 from thoughtcache.recipes.plan.command import train_commands
 from thoughtcache.recipes.run.config import RunConfig
@@ -60,9 +60,7 @@ def again(run: RunConfig, setting: PlanSetting) -> list[PlanSetting]:
 
 
 def advised(setting: PlanSetting, available: int) -> tuple[Phases, ...]:
-    phases = phases_of(setting)
-    chosen = choose_savings(phases, SAVINGS, available_bytes=available)
-    return advise_runs([chosen.of(phase) for phase in phases], available, whole_groups=True)
+    return runs_that_fit(phases_of(setting), SAVINGS, available)
 
 
 @pytest.mark.parametrize("gpu", GPUS)
@@ -99,7 +97,7 @@ def test_completions_go_before_thoughts_and_savings_before_both() -> None:
 
 
 def test_distillation_goes_first_where_its_teacher_needs_shorter_thoughts() -> None:
-    first, second = advised(planned(MODELS[3], 32000), usable_bytes(24 * GIB))
+    first, second = advised(planned(MODELS[0], 32000, batch=2, group=2), 3 * GIB)
     assert [phase.objective for phase in (*first, *second)] == ["distill", "grpo"]
     assert first[0].max_new_tokens < second[0].max_new_tokens == 32000
     commands = train_commands("m", {"window": 1024}, (first, second))
@@ -150,8 +148,6 @@ def test_the_most_fits_and_one_more_does_not() -> None:
 
 
 def _needs(setting: PlanSetting) -> list[int]:
-    from thoughtcache.planning.savings import combinations
-
     return [make_plan(one.of(setting)).total_bytes for one in combinations(setting, SAVINGS)]
 
 

@@ -7,7 +7,7 @@ advice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -15,7 +15,7 @@ from thoughtcache.cache.schedule import num_evictions
 from thoughtcache.learner.options import SAVINGS
 from thoughtcache.planning.limits import HIGHEST_BATCH, highest, largest
 from thoughtcache.planning.plan import make_plan
-from thoughtcache.planning.savings import combinations
+from thoughtcache.planning.savings import choose_savings, combinations
 from thoughtcache.planning.setting import PlanSetting
 
 Phases = tuple[PlanSetting, ...]
@@ -94,6 +94,32 @@ def most_of_run(phases: Phases, available_bytes: int, *, reserve_bytes: int | No
         found["grpo_batch_size"] = rows - rows % phase.group
         found["group_size"] = highest(partial(group_fits, phase), HIGHEST_BATCH)
     return found
+
+
+def runs_that_fit(
+    phases: Phases, free: Collection[str], available_bytes: int, *, reserve_bytes: int | None = None
+) -> tuple[Phases, ...]:
+    """The phases with the savings that are chosen for them, if they fit, and what is advised otherwise.
+
+    Args:
+        phases: the phases of a run, in their order.
+        free: names of the savings that may be chosen.
+        available_bytes: what the device may be filled with.
+        reserve_bytes: see `make_plan`.
+
+    Returns:
+        The phases of every run, as `advise_runs`.
+    """
+
+    def chosen(some: Phases) -> Phases:
+        found = choose_savings(some, free, available_bytes=available_bytes, reserve_bytes=reserve_bytes)
+        return tuple(found.of(one) for one in some)
+
+    as_asked = chosen(phases)
+    if all(_fits(phase, available_bytes, reserve_bytes) for phase in as_asked):
+        return (as_asked,)
+    advised = advise_runs(phases, available_bytes, reserve_bytes=reserve_bytes, whole_groups=True)
+    return tuple(chosen(some) for some in advised)
 
 
 def advise_runs(

@@ -5,7 +5,7 @@ check_fit(PlanSetting(model=model.config, thought=thought, max_new_tokens=32768)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -78,7 +78,8 @@ def check_fit(
     if plan.total_bytes <= available:
         return plan
     found = advise([setting], available, reserve_bytes=reserve_bytes, whole_groups=whole_groups)
-    raise refusal(plan, available, NOTHING_HELPS if found is None else changes(setting, found[0], option_names))
+    remedy = NOTHING_HELPS if found is None else " and ".join(changes(setting, found[0], option_names))
+    raise refusal(plan, available, remedy)
 
 
 def refusal(plan: Plan, available_bytes: int, remedy: str) -> DoesNotFitError:
@@ -92,19 +93,26 @@ def refusal(plan: Plan, available_bytes: int, remedy: str) -> DoesNotFitError:
     )
 
 
-def changes(before: PlanSetting, after: PlanSetting, option_names: Mapping[str, str] | None = None) -> str:
-    """What differs between two settings of a run, as something to do.
+def changes(
+    before: PlanSetting,
+    after: PlanSetting,
+    option_names: Mapping[str, str] | None = None,
+    *,
+    free: Collection[str] = (),
+) -> list[str]:
+    """What differs between two settings of a run, as things to do.
 
     Args:
         before: the run.
         after: what it is to be.
         option_names: what the caller calls the settings in its own options (see `OPTION_NAMES`).
+        free: settings that are not told, since the planner chooses them.
     """
     names = OPTION_NAMES | dict(option_names or {})
     texts = []
     for name, option in names.items():
         value = getattr(after, name)
-        if value == getattr(before, name):
+        if name in free or value == getattr(before, name):
             continue
         if name in ("batch", "group", "max_new_tokens"):
             texts.append(f"lower {option} to {value}")
@@ -112,7 +120,7 @@ def changes(before: PlanSetting, after: PlanSetting, option_names: Mapping[str, 
             texts.append(f"leave out {option}")
         else:
             texts.append(f"set {option}" if isinstance(value, bool) else f"set {option} {value}")
-    return " and ".join(texts)
+    return texts
 
 
 def free_bytes(device_type: str) -> int:

@@ -218,15 +218,16 @@ def _text_config(model_or_config: nn.Module | PretrainedConfig) -> PretrainedCon
 
 def targeted_linears(config: PretrainedConfig, target_modules: Targets) -> list[list[str]]:
     """Names of the targeted linears of every decoder layer, by PEFT's rules: a regular expression, or suffixes."""
+    names = list(linear_shapes(config))
+    if target_modules == "all-linear":
+        return [names] * config.num_hidden_layers
     return [
-        [name for name in linear_shapes(config) if _is_target(f"model.layers.{layer}.{name}", target_modules)]
+        [name for name in names if _is_target(f"model.layers.{layer}.{name}", target_modules)]
         for layer in range(config.num_hidden_layers)
     ]
 
 
 def _is_target(key: str, target_modules: Targets) -> bool:
-    if target_modules == "all-linear":
-        return True
     if isinstance(target_modules, str):
         return re.fullmatch(target_modules, key) is not None
     return any(key == target or key.endswith(f".{target}") for target in target_modules or NO_TARGETS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Literal, get_args
 
 import torch
@@ -19,7 +19,7 @@ from thoughtcache.config import STATE_SETTINGS, ThoughtConfig
 from thoughtcache.learner.chunk_plan import Chunk, plan_chunks
 from thoughtcache.learner.options import CHUNK_TOKENS, ReplayOptions, learner_options
 from thoughtcache.planning.flops import memory_of
-from thoughtcache.planning.model_size import model_size
+from thoughtcache.planning.model_size import adapter_size, model_size
 from thoughtcache.policy.modes import GradientMode, Place
 from thoughtcache.records import CacheSettings
 from thoughtcache.state.attention.weights import MemoryShape
@@ -208,6 +208,11 @@ class PlanSetting:
     def tokens_worth(self) -> float:
         """Tokens whose keys and values take as many numbers as the state."""
         return self.state_numbers / (2 * model_size(self.model).kv)
+
+    @cached_property
+    def adapter_parameters(self) -> int:
+        """Trainable parameters."""
+        return adapter_size(self.model, self.thought).parameters
 
     @property
     def attention_memory(self) -> MemoryShape | None:

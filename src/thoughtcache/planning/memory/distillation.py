@@ -32,7 +32,7 @@ def teacher_parts(setting: PlanSetting) -> Parts:
             "activations": forward_transient_bytes(numbers, rows * chunk.columns),
             "teacher states": per_thought * max(0, chunk.entry - setting.prompt_tokens + 1),
         }
-        for chunk in learner_chunks(teacher)
+        for chunk in learner_chunks(teacher)[-2:]  # with the full cache every chunk finds more, and the last is shorter
     )
 
 

@@ -23,7 +23,7 @@ from thoughtcache.planning.memory.attention_memory import (
     shared_bytes,
     write_saved_bytes,
 )
-from thoughtcache.planning.model_size import ModelSize, adapter_size, model_size
+from thoughtcache.planning.model_size import ModelSize, model_size
 from thoughtcache.planning.setting import PlanSetting
 from thoughtcache.policy.scores import CHUNK_ELEMENTS
 from thoughtcache.state.rules import state_rule
@@ -112,7 +112,7 @@ def _memory_numbers(setting: PlanSetting) -> MemoryNumbers | None:
 
 def adapter_bytes(setting: PlanSetting) -> int:
     """The adapter, or its gradient."""
-    return adapter_size(setting.model, setting.thought).parameters * ADAPTER_BYTES
+    return setting.adapter_parameters * ADAPTER_BYTES
 
 
 def factor_bytes(numbers: LayerNumbers, name: str) -> int:

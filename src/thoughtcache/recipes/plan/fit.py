@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 
 import torch
@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.learner.options import SAVINGS, learner_options, left_to_the_planner, replay_options
-from thoughtcache.planning.advice import Phases, advise_runs
+from thoughtcache.planning.advice import Phases, runs_that_fit
 from thoughtcache.planning.fit import NOTHING_HELPS, DoesNotFitError, changes, free_bytes, refusal
 from thoughtcache.planning.plan import GIB, Plan, make_plan
 from thoughtcache.planning.savings import choose_savings, usable_bytes
@@ -68,30 +68,33 @@ def fitted(
         available_bytes = usable_bytes(free_bytes(device_type))
     host_bytes = usable_bytes(free_bytes("cpu")) if device_type == "cuda" else None
     chosen = choose_savings(phases, free, available_bytes=available_bytes, host_bytes=host_bytes)
-    phases = tuple(chosen.of(phase) for phase in phases)
-    plans = [make_plan(phase) for phase in phases]
+    plans = [make_plan(chosen.of(phase)) for phase in phases]
     highest = max(plans, key=lambda plan: plan.total_bytes)
     if available_bytes is not None and highest.total_bytes > available_bytes and not run.force:
-        raise _refused(phases, highest, available_bytes, console)
+        raise _refused(phases, free, highest, available_bytes, console)
     peak = f"{highest.total_bytes / GIB:.2f} GiB at the highest point, {highest.peak.name}"
     return replace(run, **asdict(chosen)), f"learner: {chosen}: chosen by the planner ({peak})" if free else ""
 
 
-def _refused(phases: Phases, highest: Plan, available_bytes: int, console: Console) -> DoesNotFitError:
+def _refused(
+    phases: Phases, free: Collection[str], highest: Plan, available_bytes: int, console: Console
+) -> DoesNotFitError:
     """Print the table of the phase that needs most, and the price of what helps; returns the error that names it."""
     print_plans({"this run": highest}, available_bytes, "memory by phase", console)
-    runs = advise_runs(phases, available_bytes, whole_groups=any(phase.group > 1 for phase in phases))
+    runs = runs_that_fit(phases, free, available_bytes)
     asked = {phase.objective: phase for phase in phases}
     steps = []
     for advised in runs:
-        texts = [changes(asked[phase.objective], phase, OPTIONS[phase.objective]).split(" and ") for phase in advised]
-        told = list(dict.fromkeys(text for one in texts for text in one if text))
-        if len(runs) > 1:
-            told.append(f"set {OTHER[advised[0].objective]} 0")
-        steps.append(" and ".join(told))
+        told = [
+            text
+            for phase in advised
+            for text in changes(asked[phase.objective], phase, OPTIONS[phase.objective], free=free)
+        ]
+        told += [f"set {OTHER[advised[0].objective]} 0"] if len(runs) > 1 else []
+        steps.append(" and ".join(dict.fromkeys(told)))
         for line in (line for phase in advised for line in price_lines(phase)):
             plain_line(console, line)
-    error = refusal(highest, available_bytes, "; then in a run of its own: ".join(steps) or NOTHING_HELPS)
+    error = refusal(highest, available_bytes, "; then, in a run of its own, ".join(steps) or NOTHING_HELPS)
     return DoesNotFitError(f"{error}, or pass --force", error.plan, error.available_bytes)
 
 

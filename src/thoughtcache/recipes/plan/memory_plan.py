@@ -11,7 +11,7 @@ from rich.console import Console
 
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.learner.options import SAVINGS
-from thoughtcache.planning.advice import advise_runs, most_of_run, phases_of
+from thoughtcache.planning.advice import most_of_run, phases_of, runs_that_fit
 from thoughtcache.planning.fit import NOTHING_HELPS, check_fit
 from thoughtcache.planning.model_configs import load_config
 from thoughtcache.planning.model_size import adapter_size, model_size
@@ -211,11 +211,7 @@ def _advice(
     console: Console,
 ) -> list[dict[str, Any]]:
     """What to type so that every phase of the run fits, and how far it could go."""
-    phases = phases_of(setting)
-    chosen = choose_savings(phases, free, available_bytes=device.usable, reserve_bytes=device.reserve)
-    runs = advise_runs(
-        [chosen.of(phase) for phase in phases], device.usable, reserve_bytes=device.reserve, whole_groups=True
-    )
+    runs = runs_that_fit(phases_of(setting), free, device.usable, reserve_bytes=device.reserve)
     if not runs:
         plain_line(console, f"nothing to type: {NOTHING_HELPS}")
         return []
