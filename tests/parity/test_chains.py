@@ -187,9 +187,9 @@ def test_static_shapes_have_room_for_every_link_at_once(batch_size, monkeypatch)
     widths: list[int] = []
     reserve = SlotCache.reserve
 
-    def watched(self, columns):
-        reserve(self, columns)
-        widths.append(self.capacity)
+    def watched(self, rooms):
+        reserve(self, rooms)
+        widths.append(self.columns.capacities[0])
 
     monkeypatch.setattr(SlotCache, "reserve", watched)
     model = tiny_model()
