@@ -129,7 +129,10 @@ def test_even_lists_are_no_budgets():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"eviction_budgets": "cone"}, r"eviction_budgets='cone' is not known; choose one of \['pyramid'\], or give"),
+        (
+            {"eviction_budgets": "cone"},
+            r"eviction_budgets='cone' is not known; choose one of \['even', 'pyramid'\], or give",
+        ),
         ({"eviction_budgets": "pyramid:alpha=3"}, r"'alpha=3' is no setting of 'pyramid'; it has beta=20"),
         ({"eviction_budgets": "pyramid:beta=1"}, r"beta must be at least 2, got 1; at 1 budgets are even"),
         ({"eviction_budgets": [8, 0]}, r"eviction_budgets=\[8, 0\] must be integers of at least 1 thought"),

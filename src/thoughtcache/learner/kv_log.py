@@ -212,6 +212,11 @@ class _Resident:
     def __init__(self, columns: dict[int, Tensor], budgets: LayerBudgets) -> None:
         self.columns, self.budgets = columns, budgets
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of them."""
+        return sum(columns.nbytes for columns in self.columns.values())
+
     def of_layer(self, layer: int, rows: int) -> Tensor:
         """[rows, H, n] thoughts of the first rows in one layer, counted from 0."""
         sizes = self.budgets.sizes

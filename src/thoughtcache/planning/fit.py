@@ -124,7 +124,8 @@ def _remedy(
         if fits(change):
             return text
     for field in ("batch", "group", "window", "max_new_tokens"):
-        if field == "window" and not isinstance(setting.thought.window, int):
+        fixed = isinstance(setting.thought.eviction_budgets, list) or not isinstance(setting.thought.window, int)
+        if field == "window" and fixed:
             continue
         if field == "group" and setting.distills:
             continue

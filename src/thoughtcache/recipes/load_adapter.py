@@ -46,7 +46,7 @@ def settings_to_start_from(folder: str, changes: Mapping[str, Any]) -> ThoughtCo
     Args:
         folder: see `read_adapter`, as for what is raised.
         changes: settings of the cache that are others from now on (window, evict_fraction, positions, eviction,
-            eviction_options).
+            eviction_options, eviction_budgets).
     """
     config, _ = read_adapter(folder)
     return dataclasses.replace(_changed(config, changes), inference_mode=False)
@@ -162,7 +162,7 @@ def load_adapted(
         dtype: dtype of the base model.
         eviction: another eviction policy than the adapter's; None for that one.
         eviction_options: settings of that policy.
-        cache: other settings of the cache than the adapter's: window, evict_fraction, positions.
+        cache: other settings of the cache than the adapter's: window, evict_fraction, positions, eviction_budgets.
 
     Raises:
         ValueError: if the model, the adapter, the eviction policy or the cache cannot be used.

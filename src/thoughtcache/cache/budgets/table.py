@@ -13,7 +13,8 @@ ALLOCATIONS: dict[str, type[BudgetAllocation]] = {PyramidBudgets.name: PyramidBu
 """The allocations of this package."""
 
 Budgets = str | Sequence[int] | None
-"""A name with its settings, `pyramid:beta=8`; the budget of every layer; or None for even budgets."""
+"""A name with its settings, `pyramid:beta=8`; the budget of every layer; "even" or None for the window in all."""
+EVEN = "even"
 
 
 def make_allocation(text: str) -> BudgetAllocation:
@@ -25,8 +26,8 @@ def make_allocation(text: str) -> BudgetAllocation:
     name, _, settings = text.partition(":")
     if name not in ALLOCATIONS:
         raise ValueError(
-            f"eviction_budgets={text!r} is not known; choose one of {sorted(ALLOCATIONS)}, or give the budget of every "
-            "layer as a list of integers"
+            f"eviction_budgets={text!r} is not known; choose one of {[EVEN, *sorted(ALLOCATIONS)]}, or give the budget "
+            "of every layer as a list of integers"
         )
     allocation: Any = ALLOCATIONS[name]
     defaults = {item.name: item.default for item in fields(allocation)}
@@ -50,7 +51,7 @@ def checked_budgets(budgets: Budgets) -> str | list[int] | None:
     Raises:
         ValueError: if a name or a setting is not known, or if a list holds anything but positive integers.
     """
-    if budgets is None:
+    if budgets is None or budgets == EVEN:
         return None
     if isinstance(budgets, str):
         make_allocation(budgets)
@@ -59,7 +60,7 @@ def checked_budgets(budgets: Budgets) -> str | list[int] | None:
     if not sizes or any(type(size) is not int or size < 1 for size in sizes):
         raise ValueError(
             f"eviction_budgets={sizes} must be integers of at least 1 thought, one per layer; or give a name of "
-            f"{sorted(ALLOCATIONS)}"
+            f"{[EVEN, *sorted(ALLOCATIONS)]}"
         )
     return sizes
 

@@ -36,6 +36,7 @@ def opened(run: EvalRun) -> Iterator[tuple[PeftModel, PreTrainedTokenizerBase, T
         positions=run.positions,
         eviction=run.eviction,
         eviction_options=run.eviction_options,
+        eviction_budgets=run.eviction_budgets,
     )
     model, tokenizer, config = bounded.load()
     with nullcontext() if run.adapter is not None else model.disable_adapter():
