@@ -20,6 +20,10 @@ from thoughtcache.cache.budgets.base import on_grid
 from thoughtcache.cache.budgets.pyramid import PyramidBudgets
 from thoughtcache.cache.schedule import evict_count, num_evictions
 from thoughtcache.config import ThoughtConfig
+from thoughtcache.learner.chunk import batch_chunks
+from thoughtcache.learner.chunk_plan import plan_chunks
+from thoughtcache.learner.kv_log import KVLog
+from thoughtcache.policy.batch import batch_rollouts
 
 # Layers of budgets 4 and 8, of which 2 leave: events before thoughts 4, 6, 8, 10, ...; the second layer joins at 8.
 BY_HAND = LayerBudgets(window=6, num_evicted=2, sizes=(4, 8))
@@ -65,6 +69,42 @@ def test_residents_and_positions_by_hand(positions):
     assert [row[1] for row in held] == [1, 2, 3, 4, 5, 6, 7, 8, 7, 8, 7, 8]
     rolling = [2, 3, 4, 5, 6, 7, 8, 9, 8, 9, 8, 9]
     assert placed == (rolling if positions == "rolling" else list(range(2, 14)))
+
+
+def test_resident_sets_by_hand():
+    """Thoughts that leave and stay, counted from 0, in one head of both layers; slots count residents."""
+    slots = [[[1, 2]], [[0, 3]], [[0, 1], [0, 5]], [[2, 3], [1, 7]]]
+    evictions = tuple(
+        tc.records.Eviction(before_token=4 + 2 * event, num_tokens=2, slots=torch.tensor(chosen).unsqueeze(1).short())
+        for event, chosen in enumerate(slots)
+    )
+    settings = tc.records.SamplingSettings(
+        temperature=1.0, max_new_tokens=12, window=6, num_evicted=2, eviction="random", seed=0, ignore_eos=True,
+        budgets=(4, 8),
+    )  # fmt: skip
+    rollout = tc.Rollout(
+        prompt_ids=[5, 5], token_ids=list(range(12)), logprobs=torch.zeros(12), evictions=evictions,
+        finish_reason="length", settings=settings,
+    )  # fmt: skip
+    batch = batch_rollouts([rollout], torch.device("cpu"))
+    assert [event[0, :, 0].tolist() for event in batch.leaving_thoughts] == [
+        [[1, 2]], [[0, 5]], [[3, 4], [0, 5]], [[8, 9], [2, 9]],
+    ]  # fmt: skip
+    found = [
+        [one.of_layer(layer, 1)[0, 0].tolist() for layer in range(2)]
+        for one in KVLog(batch, batch_chunks(batch), "device").resident
+        if one is not None
+    ]
+    assert found == [
+        [[0, 1, 2, 3], [0, 1, 2, 3]],
+        [[0, 3, 4, 5], [0, 1, 2, 3, 4, 5]],
+        [[3, 4, 6, 7], [0, 1, 2, 3, 4, 5, 6, 7]],
+        [[6, 7, 8, 9], [1, 2, 3, 4, 6, 7, 8, 9]],
+    ]
+    chunks = plan_chunks([12], 2, 4, 2, budget=8)
+    assert [(chunk.entry, chunk.evicted, chunk.leaving) for chunk in chunks] == [
+        (0, 0, 6), (6, 0, 8), (8, 0, 10), (10, 2, 10), (10, 2, 9),
+    ]  # fmt: skip
 
 
 @given(

@@ -36,12 +36,12 @@ class LayerBudgets:
     @property
     def smallest(self) -> int:
         """Thoughts before which the first event comes."""
-        return self.distinct[0]
+        return self.window if self.sizes is None else min(self.sizes)
 
     @property
     def largest(self) -> int:
         """Most thoughts that a layer holds."""
-        return self.distinct[-1]
+        return self.window if self.sizes is None else max(self.sizes)
 
     @property
     def num_opening(self) -> int:
