@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import fields
 from pathlib import Path
 
+from thoughtcache.cache.budgets import ALLOCATIONS
 from thoughtcache.cache.eviction import EVICTION_POLICIES, EvictionPolicy, default_options
 from thoughtcache.train.trl.options import NO_MEANING, REFUSED, REFUSED_BY_OTHER_NAME, WORKS
 from thoughtcache_cli import eviction_help
@@ -23,7 +25,7 @@ EVICTION_HELP = "src/thoughtcache_cli/eviction_help.py"
 def command_line_page() -> str:
     """The help of `thoughtcache` and of every command, at a fixed width."""
     os.environ["COLUMNS"] = "100"
-    eviction_help.POLICIES = policies()
+    eviction_help.POLICIES, eviction_help.BUDGETS = policies(), allocations()
     parser = build_parser()
     commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     parts = ["# Command line", "", "Generated from `--help` by `make docs`.", ""]
@@ -37,6 +39,14 @@ def policies() -> tuple[tuple[str, str, str], ...]:
     return tuple((name, policy.summary, settings(policy)) for name, policy in EVICTION_POLICIES.items())
 
 
+def allocations() -> tuple[tuple[str, str, str], ...]:
+    """(name, what is large, settings with their defaults) of every allocation of budgets."""
+    return tuple(
+        (name, one.summary, " ".join(f"{field.name}={field.default}" for field in fields(one)))  # type: ignore[arg-type]
+        for name, one in ALLOCATIONS.items()
+    )
+
+
 def settings(policy: type[EvictionPolicy]) -> str:
     """The settings of a policy as they are written on the command line."""
     return " ".join(f"{key}={str(value).lower()}" for key, value in default_options(policy).items())
@@ -44,9 +54,11 @@ def settings(policy: type[EvictionPolicy]) -> str:
 
 def eviction_module() -> str:
     """The source of `eviction_help.py`."""
-    start = (ROOT / EVICTION_HELP).read_text().split("POLICIES")[0]
-    rows = [["    (", *(f'        "{text}",' for text in policy), "    ),"] for policy in policies()]
-    return "\n".join([f"{start}POLICIES = (", *(line for row in rows for line in row), ")", ""])
+    lines = [(ROOT / EVICTION_HELP).read_text().split("POLICIES")[0].rstrip("\n"), ""]
+    for name, table in (("POLICIES", policies()), ("BUDGETS", allocations())):
+        rows = [["    (", *(f'        "{text}",' for text in row), "    ),"] for row in table]
+        lines += [f"{name} = (", *(line for row in rows for line in row), ")"]
+    return "\n".join([*lines, ""])
 
 
 OPTIONS_INTRODUCTION = """\

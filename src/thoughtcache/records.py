@@ -78,6 +78,7 @@ class CacheSettings:
         eviction: name of the eviction policy.
         positions: "absolute" counts all tokens; "rolling" the prompt and the resident thoughts.
         eviction_options: settings of that policy that are not at their defaults, (name, value) sorted by name.
+        budgets: resident thoughts of every layer, of mean `window`; None where all have `window`.
     """
 
     window: int | None
@@ -85,11 +86,22 @@ class CacheSettings:
     eviction: str
     positions: Literal["absolute", "rolling"] = "absolute"
     eviction_options: tuple[tuple[str, int | float | bool | str], ...] = ()
+    budgets: tuple[int, ...] | None = None
+
+    @property
+    def smallest_budget(self) -> int | None:
+        """Thoughts before which the first eviction comes; None for the full cache."""
+        return self.window if self.budgets is None else min(self.budgets)
+
+    @property
+    def largest_budget(self) -> int | None:
+        """Most thoughts that a layer holds; None for the full cache."""
+        return self.window if self.budgets is None else max(self.budgets)
 
     @property
     def rolling_window(self) -> int | None:
-        """The window inside which positions roll; None where they count all tokens."""
-        return self.window if self.positions == "rolling" else None
+        """The most thoughts inside which positions roll; None where they count all tokens."""
+        return self.largest_budget if self.positions == "rolling" else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +121,7 @@ class SamplingSettings:
         stop_strings: texts that ended a sequence.
         positions: "absolute" counts all tokens; "rolling" the prompt and the resident thoughts.
         eviction_options: settings of the eviction policy that are not at their defaults, as in `CacheSettings`.
+        budgets: resident thoughts of every layer; None where all have `window`.
     """
 
     temperature: float
@@ -122,6 +135,7 @@ class SamplingSettings:
     stop_strings: tuple[str, ...] = ()
     positions: Literal["absolute", "rolling"] = "absolute"
     eviction_options: tuple[tuple[str, int | float | bool | str], ...] = ()
+    budgets: tuple[int, ...] | None = None
 
     @property
     def cache(self) -> CacheSettings:
@@ -132,6 +146,7 @@ class SamplingSettings:
             eviction=self.eviction,
             positions=self.positions,
             eviction_options=self.eviction_options,
+            budgets=self.budgets,
         )
 
     def under_cache(self, cache: CacheSettings) -> SamplingSettings:
@@ -143,15 +158,17 @@ class SamplingSettings:
             eviction=cache.eviction,
             positions=cache.positions,
             eviction_options=cache.eviction_options,
+            budgets=cache.budgets,
         )
 
     def with_full_cache(self) -> SamplingSettings:
         """These settings with the full cache, which evicts nothing; positions then count all tokens."""
-        return self.under_cache(replace(self.cache, window=None, num_evicted=None, positions="absolute"))
+        full = replace(self.cache, window=None, num_evicted=None, positions="absolute", budgets=None)
+        return self.under_cache(full)
 
     @property
     def rolling_window(self) -> int | None:
-        """The window inside which positions roll; None where they count all tokens."""
+        """The most thoughts inside which positions roll; None where they count all tokens."""
         return self.cache.rolling_window
 
     @property
@@ -172,13 +189,13 @@ class Eviction:
     Attributes:
         before_token: index of the thought token whose processing needed the room (0-based).
         num_tokens: thought tokens that left, per layer and head.
-        slots: which resident slots left, ascending, per layer and kv head; None means the oldest ones. Sampling records
-            them in `slot_dtype`.
+        slots: which resident slots left, ascending, per layer and kv head, of the M layers that were full (all of them,
+            unless budgets differ by layer); None means the oldest ones. Sampling records them in `slot_dtype`.
     """
 
     before_token: int
     num_tokens: int
-    slots: Int[Tensor, "L H E"] | None = None
+    slots: Int[Tensor, "M H E"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,7 +20,7 @@ _SHAPE = (
     "initial_state", "absorb", "write_scale", "encoder_start", "read_start",
     "memory", "memory_features", "memory_feature_map", "memory_write", "memory_read", "memory_keys", "memory_weight",
 )  # fmt: skip
-_EVICTING = ("evict_fraction", "eviction", "eviction_options")
+_EVICTING = ("evict_fraction", "eviction", "eviction_options", "eviction_budgets")
 _OF_EVAL = (
     "suite", "data", "limit", "prompt_column", "answer_column", "answer_type", "bad_rows", "model", "adapter", "dtype",
     "tokenizer", "instruction", "system", "samples", "temperature", "top_p", "top_k", "max_new_tokens", "stop",

@@ -1,6 +1,6 @@
-"""Eviction policies for the help of the command line, which must not import the library: (name, what stays, settings).
+"""Eviction policies and budgets for the help of the command line, which must not import the library.
 
-Generated from the table of policies by `make docs`.
+Each is (name, what stays or is large, settings). Generated from the tables by `make docs`.
 """
 
 POLICIES = (
@@ -58,5 +58,12 @@ POLICIES = (
         "keydiff",
         "keys that point elsewhere than their mean (KeyDiff)",
         "max_protected=0",
+    ),
+)
+BUDGETS = (
+    (
+        "pyramid",
+        "lower layers keep more (PyramidKV)",
+        "beta=20",
     ),
 )

@@ -10,11 +10,11 @@ from thoughtcache_cli import eviction_help
 
 
 def add_eviction_options(parser: argparse.ArgumentParser, default: str) -> None:
-    """Add `--eviction` and `--eviction-option`, with a line for every policy.
+    """Add `--eviction`, `--eviction-option` and `--eviction-budgets`, with a line for every policy.
 
     Args:
         parser: parser of a command.
-        default: the policy without the option, for the help.
+        default: the policy without the option, for the help. Budgets are even without theirs, or the adapter's.
     """
     width = max(len(name) for name, _, _ in eviction_help.POLICIES)
     lines = [
@@ -30,6 +30,13 @@ def add_eviction_options(parser: argparse.ArgumentParser, default: str) -> None:
         action=KeyValue,
         metavar="KEY=VALUE",
         help="a setting of the policy; may be given repeatedly",
+    )
+    known = "; ".join(f"{name} ({settings}): {summary}" for name, summary, settings in eviction_help.BUDGETS)
+    group.add_argument(
+        "--eviction-budgets",
+        type=budgets,
+        metavar="BUDGETS",
+        help=f"thoughts of every layer, the window on average: integers between commas, or {known}; even: alike",
     )
 
 
@@ -68,6 +75,12 @@ def value_of(text: str) -> int | float | bool | str:
         except ValueError:
             continue
     return text
+
+
+def budgets(text: str) -> str | list[int]:
+    """Integers between commas, or the name of an allocation."""
+    parts = text.split(",")
+    return [int(part) for part in parts] if all(part.strip().isdigit() for part in parts) else text
 
 
 def modules(text: str) -> str | list[str]:

@@ -32,6 +32,7 @@ MODELS = {
     "full cache": {"window": None},
     "window of the question": {"window": "prompt"},
 }
+UNEVEN = {"window": 4, "evict_fraction": 0.5, "eviction_budgets": [6, 2], "eviction": "random", "positions": "rolling"}
 
 
 def recorded(chains) -> torch.Tensor:
@@ -83,9 +84,9 @@ def test_markovian_chains(kind):
         assert bool(link.evictions) == bool(most and len(link.token_ids) - 1 > most)
 
 
-@pytest.mark.parametrize("kind", ["sliding", "h2o, rolling", "full cache"])
+@pytest.mark.parametrize("kind", ["sliding", "h2o, rolling", "full cache", "budgets by layer"])
 def test_folded_chains_of_a_trace_written_by_hand(kind):
-    model = tiny_model(**MODELS[kind])
+    model = tiny_model(**{**MODELS, "budgets by layer": UNEVEN}[kind])
     chains = tc.given_chains(model, FOLDING, [[3, 1, 4], [6]], [STEPS, STEPS[7:]])
     assert [len(chain.links) for chain in chains] == [4, 3]
     assert [chain.end for chain in chains] == ["stop", "stop"]
@@ -187,9 +188,9 @@ def test_static_shapes_have_room_for_every_link_at_once(batch_size, monkeypatch)
     widths: list[int] = []
     reserve = SlotCache.reserve
 
-    def watched(self, columns):
-        reserve(self, columns)
-        widths.append(self.capacity)
+    def watched(self, rooms):
+        reserve(self, rooms)
+        widths.append(self.columns.capacities[0])
 
     monkeypatch.setattr(SlotCache, "reserve", watched)
     model = tiny_model()

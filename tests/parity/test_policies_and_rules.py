@@ -1,6 +1,8 @@
 """Every eviction policy with everything that learns from what leaves, at absolute and rolling positions.
 
 A policy that is listed in `EVICTION_POLICIES`, a rule in `STATE_RULES` or a write in `WRITE_RULES` is in this product.
+Budgets that differ by layer, those of `ALLOCATIONS` too, meet every policy; every rule meets them with the two kinds of
+records.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ import torch
 import thoughtcache as tc
 from support.compare import assert_close, assert_gradients_match, gradients, padded, weighted_loss
 from support.models import tiny_model, use_norms_without_fp32
-from support.policies import SCORED
+from support.policies import KINDS, SCORED, dealt
 from support.rollouts import PROMPTS
+from thoughtcache.cache.budgets import ALLOCATIONS
 from thoughtcache.cache.eviction import EVICTION_POLICIES
 from thoughtcache.state import STATE_RULES
 from thoughtcache.state.attention.writes import WRITE_RULES
@@ -30,17 +33,45 @@ RULES: dict[str, dict[str, Any]] = {
 }
 LENGTH = 13  # window 8, of which 2 leave: two evictions, before the second of which windows have gaps
 PRODUCT = list(product(sorted(EVICTION_POLICIES), RULES, ("absolute", "rolling")))
+BUDGETS: dict[str, Any] = {"6, 10": [6, 10], "10, 6": [10, 6], **{name: name for name in sorted(ALLOCATIONS)}}
+UNEVEN_LENGTH = 17  # the layer of the larger budget, at most 13, evicts twice
+UNEVEN = [
+    *dealt(KINDS, list(RULES), ("absolute", "rolling"), list(BUDGETS)),
+    *(
+        (eviction, rule, positions, budgets)
+        for eviction, budgets, positions, rule in dealt(
+            sorted({*EVICTION_POLICIES} - {*KINDS}), list(BUDGETS), ("rolling", "absolute"), list(RULES)
+        )
+    ),
+]
 
 
 @pytest.mark.parametrize(("eviction", "rule", "positions"), PRODUCT)
 def test_one_policy(eviction, rule, positions):
     """Values, choices and gradients are those of the naive form; neighbours change nothing."""
-    options = {"window": 8, "evict_fraction": 0.25, "eviction": eviction, "positions": positions, **RULES[rule]}
+    rollouts = _one_policy(LENGTH, eviction, rule, positions=positions)
+    assert [len(rollout.evictions) for rollout in rollouts] == [2, 2]
+
+
+@pytest.mark.parametrize(("eviction", "rule", "positions", "budgets"), UNEVEN)
+def test_one_policy_with_budgets_by_layer(eviction, rule, positions, budgets):
+    """The same where layers hold different numbers of thoughts."""
+    rollouts = _one_policy(UNEVEN_LENGTH, eviction, rule, positions=positions, eviction_budgets=BUDGETS[budgets])
+    sizes = rollouts[0].settings.budgets
+    assert sizes is not None
+    assert max(sizes) + 2 < UNEVEN_LENGTH - 1
+    assert [event.before_token for event in rollouts[0].evictions] == list(range(min(sizes), UNEVEN_LENGTH - 1, 2))
+    for event in rollouts[0].evictions:
+        full = sum(size <= event.before_token for size in sizes)
+        assert event.slots is None or event.slots.shape == (full, 2, 2)
+
+
+def _one_policy(length: int, eviction: str, rule: str, **cache: Any) -> list[tc.Rollout]:
+    options = {"window": 8, "evict_fraction": 0.25, "eviction": eviction, **cache, **RULES[rule]}
     model = tiny_model(base={"initializer_range": 0.6}, **options)
     use_norms_without_fp32(model)
     prompts, seeds = [PROMPTS[1], PROMPTS[3]], [4, 5]
-    rollouts = tc.rollout(model, prompts, max_new_tokens=LENGTH, seed=seeds, ignore_eos=True)
-    assert [len(rollout.evictions) for rollout in rollouts] == [2, 2]
+    rollouts = tc.rollout(model, prompts, max_new_tokens=length, seed=seeds, ignore_eos=True)
     assert max(rollout.states.abs().max().item() for rollout in rollouts if rollout.states is not None) > 0.01
 
     chooses = eviction in SCORED
@@ -49,13 +80,14 @@ def test_one_policy(eviction, rule, positions):
         found = gradients(model, lambda o=replayed: _compared(tc.replay(model, rollouts, **o), rollouts))
         assert_gradients_match(found, expected)
 
-    (alone,) = tc.rollout(model, prompts[1:], max_new_tokens=LENGTH, seed=seeds[1:], ignore_eos=True)
+    (alone,) = tc.rollout(model, prompts[1:], max_new_tokens=length, seed=seeds[1:], ignore_eos=True)
     assert alone.token_ids == rollouts[1].token_ids
     assert_close(alone.logprobs, rollouts[1].logprobs)
     for event, other in zip(alone.evictions, rollouts[1].evictions, strict=True):
         assert (event.slots is None) == (other.slots is None) == (eviction == "sliding")
         assert event.slots is None or torch.equal(event.slots, other.slots)
         assert event.before_token == other.before_token
+    return rollouts
 
 
 def _compared(out: tc.TokenLogProbs, rollouts: list[tc.Rollout]) -> torch.Tensor:

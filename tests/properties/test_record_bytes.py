@@ -49,7 +49,7 @@ def foretold(model, rollouts: list[tc.Rollout], *, keys_values: bool) -> RecordB
         item_bytes(open_policy(model), shared.cache, shared.filters, keys_values=keys_values),
         [len(rollout.prompt_ids) for rollout in rollouts],
         [len(rollout.token_ids) for rollout in rollouts],
-        shared.window,
+        shared.budgets or [shared.window] * 2,
         shared.num_evicted,
     )
 
@@ -84,11 +84,11 @@ def test_the_base_records_no_states():
 
 def test_by_hand():
     items = ItemBytes(state=100, slots=10, token=7, thought=3)
-    # 9 thoughts are 8 inputs: evictions of 2 before inputs 4 and 6. 4 thoughts are 3 inputs: none.
-    found = record_bytes(items, [5, 2], [9, 4], 4, 2)
-    assert found == RecordBytes(states=200, slots=20, keys_values=7 * (5 + 8 + 2 + 3), scores=3 * 13)
-    assert found.total == 200 + 20 + 126 + 39
-    assert record_bytes(items, [5], [9], None, None).states == 0
+    # 9 thoughts are 8 inputs: evictions of 2 before inputs 4 and 6, in the last layer before 6. 4 thoughts: none.
+    found = record_bytes(items, [5, 2], [9, 4], [4, 4, 6], 2)
+    assert found == RecordBytes(states=200, slots=50, keys_values=7 * (5 + 8 + 2 + 3), scores=3 * 13)
+    assert found.total == 200 + 50 + 126 + 39
+    assert record_bytes(items, [5], [9], [None], None).states == 0
 
 
 @pytest.mark.parametrize("name", ["random", "full cache"])

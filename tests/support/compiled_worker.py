@@ -65,7 +65,8 @@ def main() -> None:
     scored = tiny_model(window=8, evict_fraction=0.25, eviction="snapkv", positions="rolling")
     remembers = tiny_model(window=4, evict_fraction=0.5, memory="attention", memory_features=6, memory_write="delta")
     read = tiny_model(window=4, evict_fraction=0.5, state_norm="orthogonal", state_norm_at="read")
-    print(json.dumps([before, after, written_inputs(model), *map(compare, (scored, remembers, read))]))
+    uneven = tiny_model(window=6, evict_fraction=1 / 3, eviction_budgets=[8, 4], eviction="random")
+    print(json.dumps([before, after, written_inputs(model), *map(compare, (scored, remembers, read, uneven))]))
 
 
 if __name__ == "__main__":

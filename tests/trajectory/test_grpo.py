@@ -76,12 +76,17 @@ RUNS: dict[str, dict[str, Any]] = {
     "detached": {"gradient": "detached"},
     "reused_rollouts": {"reuse_rollout": True, "num_iterations": 2, "beta": 0.04},
     "blocks_of_two_segments": {"gradient": "2"},
+    "budgets_by_layer": {"reuse_rollout": True, "beta": 0.04},
 }
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "budgets_by_layer": {"window": 5, "eviction": "h2o", "eviction_budgets": [7, 3], "positions": "rolling"}
+}
+"""Adapters other than the default of a run."""
 
 
 @pytest.mark.parametrize("run", RUNS)
 def test_three_steps(run: str, tmp_path: Path) -> None:
-    trainer = make_trainer(_model(), tmp_path, **RUNS[run])
+    trainer = make_trainer(_model(**ADAPTERS.get(run, {})), tmp_path, **RUNS[run])
     before = _adapter(trainer)
     trainer.train()
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]

@@ -116,7 +116,7 @@ def test_the_other_caches_refuse(method):
     tuner = tiny_model().base_model
     arguments = {"reset": (), "crop": (-1,), "batch_repeat_interleave": (1,)}.get(method, (torch.tensor([0]),))
     slots = SlotCache(
-        num_layers=2, table=SlotTable(1, torch.device("cpu")), capacity=3, initial_states=None,
+        num_layers=2, table=SlotTable(1, torch.device("cpu")), room=(1, 2), initial_states=None,
         reader=tuner.memory().reader(), rules=new_cache(tiny_model()).rules,
     )  # fmt: skip
     for cache in (ReplayCache(2, None, 0, tuner.initial_states(), tuner.memory().reader()), slots):

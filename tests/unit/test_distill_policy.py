@@ -36,6 +36,18 @@ def test_the_student_is_scored_as_it_samples(positions: str, window: int | str |
         assert_close(tc.naive_logprobs(model, student).logprobs, padded(rollouts))
 
 
+@pytest.mark.parametrize("positions", ["absolute", "rolling"])
+def test_the_student_is_scored_under_its_budgets(positions: str) -> None:
+    model = tiny_model(window=6, evict_fraction=1 / 3, eviction_budgets=[8, 4], positions=positions)
+    rollouts = tc.rollout(model, PROMPTS, max_new_tokens=LENGTH, ignore_eos=True)
+    taught = [replace(row, settings=row.settings.with_full_cache(), evictions=(), states=None) for row in rollouts]
+    assert {row.settings.budgets for row in taught} == {None}
+    student = under_window(taught, model.base_model.thought_config)
+    assert [row.settings for row in student] == [row.settings for row in rollouts]
+    with torch.no_grad():
+        assert_close(tc.replay(model, student, anchored=False).logprobs, padded(rollouts))
+
+
 def test_the_teacher_keeps_positions_of_its_own() -> None:
     """Its cache is full, so positions count all tokens, whatever the student's do."""
     model = tiny_model(window=3, positions="rolling")

@@ -36,6 +36,13 @@ CASES = {
     "both, everything kept": cpu_setting(
         "qwen2", thought={"eviction": "random", "positions": "rolling"}, recompute=False
     ),
+    "budgets by layer": cpu_setting("qwen2", thought={"eviction_budgets": "pyramid"}, max_new_tokens=200),
+    "budgets by layer, chosen, chunks": cpu_setting(
+        "qwen2", thought={"eviction_budgets": "pyramid", "eviction": "random"}, dtype="bfloat16", chunk_tokens=16
+    ),
+    "budgets by layer, everything kept": cpu_setting(
+        thought={"eviction_budgets": [96, 32], "positions": "rolling"}, recompute=False, max_new_tokens=150
+    ),
     "no eviction": cpu_setting("qwen2", thought={"window": 200}),
     "few targets": cpu_setting("qwen2", thought={"target_modules": ["q_proj", "v_proj"]}, dtype="bfloat16"),
     "blocks": cpu_setting("qwen2", gradient=2),

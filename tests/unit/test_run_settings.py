@@ -15,7 +15,7 @@ from thoughtcache.recipes.run.settings import adapter_settings, base_identity, d
 
 OTHER: dict[str, Any] = {
     "r": 3, "lora_alpha": 7, "target_modules": ["q_proj"], "num_global_tokens": 5, "window": 4, "evict_fraction": 0.5,
-    "eviction": "random", "eviction_options": {"sinks": 2},
+    "eviction": "random", "eviction_options": {"sinks": 2}, "eviction_budgets": "pyramid",
     "positions": "rolling", "initial_state": "zero", "absorb": False, "state_rule": "delta",
     "state_norm": "none", "state_norm_at": "read", "write_scale": 0.2, "encoder_start": "base", "read_start": 0.5,
     "use_rslora": True, "exclude_modules": ["k_proj"],

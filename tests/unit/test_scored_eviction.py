@@ -57,7 +57,7 @@ def drive(
         return three[:, :, which] if ties else normal(2, HEADS, count, SIZE)
 
     wanted = eviction.num_queries(window, num_evicted)
-    log = QueryLog(eviction, num_layers=1, num_queries=max(1, wanted), window=window, scaling=0.5)
+    log = QueryLog(eviction, num_queries=max(1, wanted), windows=[window], scaling=0.5)
     log.allocate(1, (HEADS * GROUP, HEADS, SIZE), torch.float64, torch.device("cpu"))
     keys, values = tokens(prompt)
     heads: list[NaiveHead] = []
@@ -72,7 +72,7 @@ def drive(
     def sight() -> Any:
         length = keys.shape[1]
         lengths, starts = torch.tensor([length]), torch.tensor([prompt])
-        return log.sight(slice(None), log.unheard.tolist(), length, lengths, starts)
+        return log.sight(slice(None), log.unheard.tolist(), length, lengths, starts, num_thoughts=window)
 
     for _ in range(window + 3 * num_evicted + 1):
         if keys.shape[1] - prompt == window:
@@ -102,7 +102,7 @@ def drive(
                         slow_scores=list(eviction.naive_score(head)),
                     )
                 )
-            log.evict(0, slice(None), torch.tensor([slow]), None)
+            log.evict(0, slice(None), torch.tensor([slow]), None, num_evicted)
             stay = [[i for i in range(window) if i not in gone] for gone in slow]
             for head, kept in zip(heads, stay, strict=True):
                 head.keys, head.values = [head.keys[i] for i in kept], [head.values[i] for i in kept]
@@ -185,13 +185,14 @@ def test_of_equal_scores_the_older_thought_leaves():
 
 def attended(log: QueryLog, keys: Tensor, prompt: int) -> Any:
     length = keys.shape[2]
-    sight = log.sight(slice(None), log.unheard.tolist(), length, torch.tensor([length]), torch.tensor([prompt]))
+    lengths, starts = torch.tensor([length]), torch.tensor([prompt])
+    sight = log.sight(slice(None), log.unheard.tolist(), length, lengths, starts, num_thoughts=log.windows[0])
     return log.attended(0, sight, keys)
 
 
 def logged(eviction: ScoredEviction, num_queries: int, window: int, queries: list[float]) -> QueryLog:
     """One row, one head of size 1."""
-    log = QueryLog(eviction, num_layers=1, num_queries=num_queries, window=window, scaling=1.0)
+    log = QueryLog(eviction, num_queries=num_queries, windows=[window], scaling=1.0)
     log.allocate(1, (1, 1, 1), torch.float64, torch.device("cpu"))
     for query in queries:
         log.observe(0, torch.tensor(query, dtype=torch.float64).view(1, 1, 1, 1))

@@ -99,6 +99,21 @@ def test_outputs_are_those_of_the_policy(case):
     assert shares.given_back.item() == pytest.approx(1 - left / lost, rel=10 * tolerance)
 
 
+@pytest.mark.parametrize("positions", ["absolute", "rolling"])
+@pytest.mark.parametrize("budgets", [[3, 7], [7, 3]], ids=str)
+@pytest.mark.parametrize("eviction", ["sliding", "random"])
+def test_budgets_by_layer(eviction, budgets, positions):
+    """A first layer of the smaller and of the larger budget: what is not full yet loses nothing."""
+    model = memory_model(layers=2, eviction=eviction, eviction_budgets=budgets, positions=positions)
+    rows = texts_that_evict(model, texts(model))
+    shares = attention_shares(model, model, rows)
+    left, lost = naive_shares(model, list(with_own_evictions(model, rows)))
+    tolerance = 1e-6 if positions == "rolling" else 1e-12
+    assert left != pytest.approx(lost, rel=1e-2)
+    assert shares.left[0].item() == pytest.approx(left, rel=tolerance)
+    assert shares.lost[0].item() == pytest.approx(lost, rel=tolerance)
+
+
 def test_every_layer_learns_for_itself():
     """Inputs of a layer are the base's with its full cache, whatever the memories of the others say."""
     model = memory_model(layers=2)

@@ -64,6 +64,7 @@ def test_every_setting_travels_with_the_adapter_or_shows_in_its_shapes() -> None
 
 OTHER_SETTINGS: dict[str, Any] = {
     "eviction_options": {"sinks": 2},
+    "eviction_budgets": [4, 6],
     "lora_alpha": 7,
     "use_rslora": True,
     "alpha_pattern": {"q_proj": 9},

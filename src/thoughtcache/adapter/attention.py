@@ -4,8 +4,9 @@ Attention layers of transformers look up their function by a name in the model's
 configuration another name; blocks may nest, and overlap in threads that share the model.
 
 transformers hands further arguments of a model's forward pass down to the attention function of every layer. Inside
-`thought_attention` the configured function is replaced by one that knows two of ours: it shows its queries to
-`thought_queries` (eviction policies that score look at them), calls the configured function, and gives the output to
+`thought_attention` the configured function is replaced by one that knows three of ours: it shows its queries to
+`thought_queries` (eviction policies that score look at them), calls the configured function, under the mask that
+`thought_masks` has for the layer where layers hold different numbers of tokens, and gives the output to
 `thought_memory`, which adds what it remembers; one that competes with the window is told the window's share as well.
 Passes without these arguments, of other threads too, go as ever.
 """
@@ -27,10 +28,12 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from thoughtcache.cache.base import AttentionRead
+from thoughtcache.cache.layer_masks import LayerMasks
 from thoughtcache.state.attention.window_share import attention_with_share
 
 QUERIES = "thought_queries"
 MEMORY = "thought_memory"
+MASKS = "thought_masks"
 PREFIX = "thoughtcache_around_"
 Form = Callable[[str], str]
 KINDS = ("function", "around")
@@ -127,9 +130,13 @@ def _around(plain: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         *args: Any,
         thought_queries: QueryObserver | None = None,
         thought_memory: AttentionRead | None = None,
+        thought_masks: LayerMasks | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         layer: Any = module
+        if thought_masks is not None:
+            key, value, mask, *others = args
+            args = (key, value, thought_masks.of_layer(layer.layer_idx, mask, key.shape[2]), *others)
         if thought_queries is not None:
             thought_queries.observe(layer.layer_idx, query)
         if plain == "eager":  # no table has it: every family has its own

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PretrainedConfig
 from transformers.utils.generic import ModelOutput
 
-from thoughtcache.adapter.attention import MEMORY, QUERIES, thought_attention
+from thoughtcache.adapter.attention import MASKS, MEMORY, QUERIES, thought_attention
 from thoughtcache.adapter.binding import Wanted
 from thoughtcache.adapter.cache_argument import given_cache
 from thoughtcache.adapter.checkpointing import CACHE_REFUSAL, bind_in_checkpoints, checkpoints_layers
@@ -85,11 +85,17 @@ class ForwardHooks:
             observer = cache.observer
             if observer is not None:
                 kwargs[QUERIES] = observer
+            masks = cache.layer_masks
+            if masks is not None:
+                kwargs[MASKS] = masks
             # Our own sampler changes the attention once for all its passes.
-            if (read is not None or observer is not None) and not cache.is_samplers:
+            if (read is not None or observer is not None or masks is not None) and not cache.is_samplers:
                 self.tuner.binding.change_attention(thought_attention(self.tuner.model.config))
         elif self.tuner.adapter_enabled:
-            window = self.tuner.thought_config.window
+            config = self.tuner.thought_config
+            window = config.window
+            if isinstance(window, int):
+                window = config.resolve_window(None).smallest_budget
             if window is not None:
                 self.other_caches.check(
                     cache,

@@ -43,9 +43,10 @@ from thoughtcache.adapter.support import check_layer, check_model, layer_index
 from thoughtcache.adapter.usage import ModelUse
 from thoughtcache.adapter.variant import ThoughtVariant
 from thoughtcache.cache.base import States
+from thoughtcache.cache.budgets import layer_budgets
 from thoughtcache.cache.eviction import make_eviction_policy
 from thoughtcache.cache.generate_cache import BoundedCache
-from thoughtcache.cache.query_log import QueryLog
+from thoughtcache.cache.query_log import QueryLog, new_query_log
 from thoughtcache.cache.rotation import Rotations, key_rotations
 from thoughtcache.cache.window_rules import WindowRules
 from thoughtcache.config import ThoughtConfig
@@ -121,6 +122,7 @@ class ThoughtModel(RevertibleInjection):
     def _check_before(self, model: nn.Module, config: ThoughtConfig) -> None:
         check_lora_fields(config)
         check_model(getattr(model, "config", None))
+        config.share_out_over(model.config.num_hidden_layers)  # type: ignore[union-attr,arg-type]
 
     def _check_after(self, adapter_name: str, config: ThoughtConfig) -> None:
         for holder in holders_of(config):
@@ -244,7 +246,7 @@ class ThoughtModel(RevertibleInjection):
         if eviction.turns_queries and cache.window is not None:
             turning = key_rotations(self.model.config, self.backbone.rotary_emb, remedy="another eviction policy")
         return WindowRules(
-            size=cache.window,
+            budgets=layer_budgets(cache, self.num_layers),
             num_evicted=cache.num_evicted or 0,
             eviction=eviction,
             absorb=memory.absorber(),
@@ -275,11 +277,8 @@ class ThoughtModel(RevertibleInjection):
 
     def query_log(self, rules: WindowRules) -> QueryLog | None:
         """An empty log for an eviction policy that looks at queries; None for others."""
-        if not rules.num_queries or rules.size is None:
-            return None
         layers: Any = self.backbone.layers
-        sizes = {"num_layers": self.num_layers, "num_queries": rules.num_queries, "window": rules.size}
-        return QueryLog(rules.eviction, scaling=layers[0].self_attn.scaling, **sizes)
+        return new_query_log(rules, self.num_layers, layers[0].self_attn.scaling)
 
     def forward(self, *args: Any, thought_request: Callable[[ThoughtModel], Any] | None = None, **kwargs: Any) -> Any:
         """The base model's forward, or `thought_request(self)`.

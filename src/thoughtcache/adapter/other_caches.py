@@ -57,7 +57,7 @@ class OtherCaches:
         Args:
             cache: cache that the pass was given; None if it was given none.
             num_tokens: tokens of each row.
-            window: window of the adapter.
+            window: window of the adapter, or its smallest budget.
             keeps_cache: whether its keys and values can be used by a later pass.
             wanted: which of its logits are read; None if every position may be.
 

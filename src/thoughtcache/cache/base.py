@@ -14,6 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from thoughtcache.cache.layer_masks import LayerMasks
+
 States = list[Tensor] | None
 """[B or 1, ...] per layer; None for the identity."""
 
@@ -100,6 +102,8 @@ class StatefulCache(Cache):
     layers: Any
     owner: str | None = None
     """Name of the adapter whose states it holds; None where whoever runs it sees to that."""
+    widest = 0
+    """Index of a layer that holds most tokens."""
     is_samplers = False
     """Whether this is the cache of our own sampler, which marks the model as in use before it runs."""
 
@@ -120,12 +124,22 @@ class StatefulCache(Cache):
 
     @property
     def physical_length(self) -> int:
-        """Tokens that are resident now, prompt padding included."""
-        return int(self.layers[0].length)
+        """Tokens that are resident now in the layer that holds most, prompt padding included."""
+        return int(self.layers[self.widest].length)
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
         """Physical offset of the next query: without it a multi-token segment would see its own future."""
-        return int(self.layers[layer_idx].length)
+        return self.physical_length
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Columns of the one mask that transformers makes: those of the layer that holds most."""
+        sizes: tuple[int, int] = self.layers[self.widest].get_mask_sizes(query_length)
+        return sizes
+
+    @property
+    def layer_masks(self) -> LayerMasks | None:
+        """The masks of the coming forward pass by layer; None where one mask serves all layers."""
+        return None
 
     @property
     def is_croppable(self) -> bool:

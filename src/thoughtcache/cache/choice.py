@@ -18,6 +18,7 @@ def choose_layer(
     keys: Float[Tensor, "B H W D"],
     values: Float[Tensor, "B H W D"],
     events: Sequence[tuple[int, int]],
+    stage: int,
     seen: tuple[QueryLog, Sight, Float[Tensor, "B H C D"]] | None,
 ) -> Int[Tensor, "B H E"] | None:
     """Ask the eviction policy for one layer, and move what its log keeps of that layer.
@@ -28,6 +29,7 @@ def choose_layer(
         keys: cached keys of the resident thoughts.
         values: cached values of the resident thoughts.
         events: (seed of the sequence, which of its evictions this is) for every row.
+        stage: an event that says what these say, see `evict_layer`.
         seen: the log of queries, what its last queries saw, and the cached keys of all columns; None where the policy
             wants no queries. Rows may stand there twice, since what is written twice is the same.
 
@@ -51,5 +53,5 @@ def choose_layer(
     slots = rules.eviction.select(view)
     if seen is not None and slots is not None:
         log, sight, _ = seen
-        log.evict(layer_index, sight.rows, slots, rules.rotation(layer_index))
+        log.evict(layer_index, sight.rows, slots, rules.rotation(layer_index), rules.roll(stage))
     return slots

@@ -16,6 +16,7 @@ from thoughtcache.cache.window_rules import WindowRules
 def evict_layer(
     rules: WindowRules,
     layer_index: int,
+    event: int,
     keys: Float[Tensor, "B H W D"],
     values: Float[Tensor, "B H W D"],
     slots: Int[Tensor, "B H E"] | None,
@@ -27,6 +28,7 @@ def evict_layer(
     Args:
         rules: what bounds the cache.
         layer_index: decoder layer, from 0.
+        event: which event of its sequences this is, from 0; any one from `LayerBudgets.num_opening` on says the same.
         keys: cached keys of the resident thoughts.
         values: cached values of the resident thoughts.
         slots: thoughts that leave, ascending; None means the oldest.
@@ -40,7 +42,7 @@ def evict_layer(
     leaving_values, kept_values = split_thoughts(values, slots, rules.num_evicted)
     rotation = rules.rotation(layer_index)
     if rotation is not None:
-        kept_keys = _moved(kept_keys, rotation, slots, keys.shape[2])
+        kept_keys = _moved(kept_keys, rotation, slots, keys.shape[2], rules.roll(event))
     if rules.absorb is not None and state is not None:
         state = rules.absorb(layer_index, state, leaving_keys, leaving_values, positions)
     return kept_keys, kept_values, state
@@ -100,13 +102,18 @@ def split_thoughts(
 
 
 def _moved(
-    kept: Float[Tensor, "B H K D"], rotation: KeyRotation, slots: Int[Tensor, "B H E"] | None, num_resident: int
+    kept: Float[Tensor, "B H K D"],
+    rotation: KeyRotation,
+    slots: Int[Tensor, "B H E"] | None,
+    num_resident: int,
+    roll: int,
 ) -> Float[Tensor, "B H K D"]:
-    """Kept keys at the positions of the slots that they now have."""
+    """Kept keys side by side in front of the next token, which moves down by `roll` positions."""
     num_kept = kept.shape[2]
     if slots is None:
-        return rotation.shift(kept, num_kept - num_resident)
+        return rotation.shift(kept, -roll) if roll else kept
     places = torch.arange(num_resident, device=kept.device)
     before = places.expand(*slots.shape[:2], -1).unsqueeze(-1)
     _, stayed = split_thoughts(before, slots, num_resident - num_kept)
-    return rotation.shift(kept, places[:num_kept] - stayed.squeeze(-1))
+    lift = num_resident - num_kept - roll  # 0, or E while a larger layer still fills up
+    return rotation.shift(kept, places[:num_kept] + lift - stayed.squeeze(-1))

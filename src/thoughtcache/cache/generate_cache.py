@@ -13,6 +13,7 @@ from torch import Tensor
 from thoughtcache.cache.base import ResidentLayer, StatefulCache, StateReader, States
 from thoughtcache.cache.choice import choose_layer
 from thoughtcache.cache.evict import evict_layer, leave_with_gaps, leaving_positions
+from thoughtcache.cache.layer_masks import LayerMasks, WithoutOldest
 from thoughtcache.cache.query_log import QueryLog, Sight
 from thoughtcache.cache.window_rules import WindowRules
 
@@ -62,7 +63,7 @@ class _PreallocatedLayer(ResidentLayer):  # type: ignore[no-untyped-call]
 
 
 class BoundedCache(StatefulCache):
-    """Prompt plus at most `window` thoughts, preallocated; evicts and absorbs by itself before a forward.
+    """Prompt plus the thoughts of each layer's budget, preallocated; evicts and absorbs by itself before a forward.
 
     Args:
         num_layers: decoder layers.
@@ -87,8 +88,10 @@ class BoundedCache(StatefulCache):
         log: QueryLog | None = None,
         owner: str | None = None,
     ) -> None:
-        capacity = max_new_tokens if rules.size is None else min(rules.size, max_new_tokens)
-        super().__init__([_PreallocatedLayer(capacity) for _ in range(num_layers)], states, reader)
+        budgets = rules.budgets
+        sizes = [max_new_tokens if budgets is None else budgets.size(index) for index in range(num_layers)]
+        super().__init__([_PreallocatedLayer(min(size, max_new_tokens)) for size in sizes], states, reader)
+        self.widest = sizes.index(max(sizes))
         self.initial_states = None if states is None else list(states)
         self.rules = rules
         self.seed = seed
@@ -110,7 +113,16 @@ class BoundedCache(StatefulCache):
     @property
     def positions_behind(self) -> int:
         """Number by which rolling positions lag behind the count of all tokens."""
-        return 0 if self.rules.rotations is None else self.num_evictions * self.rules.num_evicted
+        budgets = self.rules.budgets
+        return 0 if self.rules.rotations is None or budgets is None else budgets.rolled(self.num_evictions)
+
+    @property
+    def layer_masks(self) -> LayerMasks | None:
+        """The mask of the layer that holds most, without what others do not hold; None with even budgets."""
+        budgets = self.rules.budgets
+        return (
+            None if budgets is None or budgets.sizes is None else WithoutOldest(num_prompt_columns=self.prompt_length)
+        )
 
     @property
     def linear_states(self) -> States:
@@ -125,8 +137,13 @@ class BoundedCache(StatefulCache):
 
     @property
     def resident_thoughts(self) -> int:
-        """Thought tokens that are resident now."""
+        """Thought tokens that are resident now in the layer that holds most."""
         return self.physical_length - self.prompt_length
+
+    @property
+    def num_thoughts(self) -> int:
+        """Thought tokens so far, those that left included."""
+        return int(self.layers[0].seen) - self.prompt_length
 
     @property
     def observer(self) -> BoundedCache | None:
@@ -144,11 +161,13 @@ class BoundedCache(StatefulCache):
         if self.physical_length == 0:
             self.prompt_length = num_new_tokens
             return
-        window = self.rules.size
-        full = window is not None and self.resident_thoughts + num_new_tokens > window
+        budgets, full = self.rules.budgets, False
+        if budgets is not None:
+            next_event = budgets.smallest + self.num_evictions * self.rules.num_evicted
+            full = self.num_thoughts + num_new_tokens > next_event
         if num_new_tokens > 1 and (full or self.log is not None):
             raise ValueError(
-                f"{num_new_tokens} thought tokens arrived at once at a window of {window}; "
+                f"{num_new_tokens} thought tokens arrived at once at a window of {budgets and budgets.window}; "
                 "feed them one at a time (no prefill chunks, no assistant model)"
             )
         if self.log is not None:
@@ -186,58 +205,75 @@ class BoundedCache(StatefulCache):
                 self._hear(log)
         self._num_observed = 0
 
-    def _sight(self, log: QueryLog) -> Sight:
-        """The columns that the last queries saw."""
-        length, hidden = self.physical_length, self.hidden_prompt
-        keys = self.layers[0].keys
+    def _sight(self, log: QueryLog, layer_index: int) -> Sight:
+        """The columns of a layer that the last queries saw."""
+        layer, hidden = self.layers[layer_index], self.hidden_prompt
+        length, keys = layer.length, layer.keys
         if hidden is not None:
             hidden = torch.nn.functional.pad(hidden, (0, length - self.prompt_length))
         lengths, starts = (
             torch.full(keys.shape[:1], value, device=keys.device) for value in (length, self.prompt_length)
         )
-        return log.sight(slice(None), log.unheard.tolist(), length, lengths, starts, hidden)
+        return log.sight(
+            slice(None),
+            log.unheard.tolist(),
+            length,
+            lengths,
+            starts,
+            hidden,
+            num_thoughts=log.windows[layer_index],
+        )
+
+    def _sights(self, log: QueryLog) -> list[Sight]:
+        """The same for every layer; layers of one budget share it."""
+        by_size = {size: self._sight(log, log.windows.index(size)) for size in dict.fromkeys(log.windows)}
+        return [by_size[size] for size in log.windows]
 
     def _hear(self, log: QueryLog) -> None:
         """Add the new queries to the running scores."""
-        sight = self._sight(log)
+        sights = self._sights(log)
         for index, layer in enumerate(self.layers):
-            log.hear(index, sight, layer.keys[:, :, : layer.length])
+            log.hear(index, sights[index], layer.keys[:, :, : layer.length])
         log.unheard[:] = 0
 
     def _evict(self) -> None:
-        """Remove thoughts from every layer and absorb them."""
-        rules, start, log = self.rules, self.prompt_length, self.log
+        """Remove thoughts from every layer that is full and absorb them."""
+        rules, start, log, event = self.rules, self.prompt_length, self.log, self.num_evictions
+        assert rules.budgets is not None
         if log is not None and log.accumulator is not None:
             self._hear(log)
-        sight = None if log is None else self._sight(log)
-        first = self.first_positions + (self.num_evictions * rules.num_evicted - self.positions_behind)
+        sights = None if log is None else self._sights(log)
+        following = self.first_positions + (self.num_thoughts - self.positions_behind)
         for index, layer in enumerate(self.layers):
+            if not rules.budgets.is_due(index, event):
+                continue
             columns = layer.keys[:, :, : layer.length]
             keys, values = columns[:, :, start:], layer.values[:, :, start : layer.length]
-            events = [(self.seed, self.num_evictions)] * keys.shape[0]
-            seen = None if log is None or sight is None else (log, sight, columns)
-            slots = choose_layer(rules, index, keys, values, events, seen)
+            events = [(self.seed, event)] * keys.shape[0]
+            seen = None if log is None or sights is None else (log, sights[index], columns)
+            slots = choose_layer(rules, index, keys, values, events, event, seen)
             state = None if self.states is None else self.states[index]
-            positions = self._leaving(index, slots, first)
-            kept_keys, kept_values, state = evict_layer(rules, index, keys, values, slots, state, positions)
+            positions = self._leaving(index, slots, following)
+            kept_keys, kept_values, state = evict_layer(rules, index, event, keys, values, slots, state, positions)
             layer.keep(start, kept_keys, kept_values)
             if self.states is not None and state is not None:
                 self.states[index] = state
         self.num_evictions += 1
 
-    def _leaving(self, layer_index: int, slots: Tensor | None, first: Tensor) -> Tensor | None:
-        """[B or 1, H or 1, E] positions of what leaves a layer; `first` is that of a window without gaps."""
+    def _leaving(self, layer_index: int, slots: Tensor | None, following: Tensor) -> Tensor | None:
+        """[B or 1, H or 1, E] positions of what leaves a layer; `following` is that of the next token."""
         rules = self.rules
         if not rules.reads_positions:
             return None
+        assert rules.budgets is not None
+        size = rules.budgets.size(layer_index)
         if slots is None or not rules.numbers_thoughts:
-            return leaving_positions(slots, first, rules.num_evicted)
-        assert rules.size is not None
-        first, kept = first.to(slots.device), self.kept[layer_index]
+            return leaving_positions(slots, following - size, rules.num_evicted)
+        following, kept = following.to(slots.device), self.kept[layer_index]
         if kept is None:
-            start = first[:, None, None] + torch.arange(rules.size - rules.num_evicted, device=slots.device)
-            kept = start.expand(*slots.shape[:2], -1)
-        gone, self.kept[layer_index] = leave_with_gaps(kept, first + rules.size, slots)
+            places = torch.arange(size - rules.num_evicted, device=slots.device)
+            kept = ((following - size)[:, None, None] + places).expand(*slots.shape[:2], -1)
+        gone, self.kept[layer_index] = leave_with_gaps(kept, following, slots)
         return gone
 
     def compact_mask(self, mask: Tensor, num_new_tokens: int) -> Tensor:

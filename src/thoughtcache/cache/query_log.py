@@ -20,6 +20,7 @@ from thoughtcache.cache.eviction.scored import AccumulatedEviction
 from thoughtcache.cache.eviction.view import Attended
 from thoughtcache.cache.host_integers import Integers
 from thoughtcache.cache.rotation import KeyRotation
+from thoughtcache.cache.window_rules import WindowRules
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,12 +32,14 @@ class Sight:
         order: [n] places of the ring, the oldest query first.
         visible: columns that each query saw; none for one that does not count.
         first_thought: column of the oldest resident thought of each row.
+        num_thoughts: W of the layers in question.
     """
 
     rows: Int[Tensor, " b"] | slice
     order: Int[Tensor, " n"]
     visible: Bool[Tensor, "b n C"]
     first_thought: Int[Tensor, " b"]
+    num_thoughts: int
 
 
 class QueryLog:
@@ -44,9 +47,8 @@ class QueryLog:
 
     Args:
         eviction: the policy that wants queries.
-        num_layers: L.
         num_queries: n.
-        window: W.
+        windows: W of every layer.
         scaling: factor of the products of queries and keys in the model's attention.
 
     Attributes:
@@ -57,15 +59,13 @@ class QueryLog:
         place: [1] where the next query goes, on the device.
     """
 
-    def __init__(
-        self, eviction: EvictionPolicy, *, num_layers: int, num_queries: int, window: int, scaling: float
-    ) -> None:
+    def __init__(self, eviction: EvictionPolicy, *, num_queries: int, windows: Sequence[int], scaling: float) -> None:
         self.accumulator = eviction if isinstance(eviction, AccumulatedEviction) else None
         self.num_queries = num_queries
-        self.window = window
+        self.windows = windows
         self.scaling = scaling
-        self.queries: list[Tensor | None] = [None] * num_layers
-        self.scores: list[Tensor | None] = [None] * num_layers
+        self.queries: list[Tensor | None] = [None] * len(windows)
+        self.scores: list[Tensor | None] = [None] * len(windows)
         self.unheard: Integers = np.zeros(0, np.int64)
         self.place = torch.zeros(1, dtype=torch.long)
 
@@ -83,7 +83,7 @@ class QueryLog:
         for index in range(len(self.queries)):
             self.queries[index] = torch.zeros(num_rows, query_heads, self.num_queries, size, dtype=dtype, device=device)
             if self.accumulator is not None:
-                self.scores[index] = torch.zeros(num_rows, heads, self.window, dtype=exact, device=device)
+                self.scores[index] = torch.zeros(num_rows, heads, self.windows[index], dtype=exact, device=device)
         self.unheard = np.zeros(num_rows, np.int64)
         self.place = torch.zeros(1, dtype=torch.long, device=device)
 
@@ -126,8 +126,10 @@ class QueryLog:
         lengths: Int[Tensor, " b"],
         first_thought: Int[Tensor, " b"],
         hidden: Bool[Tensor, "b C"] | None = None,
+        *,
+        num_thoughts: int,
     ) -> Sight:
-        """The columns that the last queries of some rows saw, the same in every layer.
+        """The columns that the last queries of some rows saw, the same in every layer of one budget.
 
         Args:
             rows: the rows.
@@ -136,6 +138,7 @@ class QueryLog:
             lengths: columns that each row has filled.
             first_thought: column at which the thoughts of each row begin.
             hidden: columns that no query sees, such as padding of prompts.
+            num_thoughts: W of these layers.
         """
         device, n = lengths.device, self.num_queries
         behind = torch.arange(n, 0, -1, device=device)  # the newest query is that of the last column
@@ -145,7 +148,7 @@ class QueryLog:
         if hidden is not None:
             visible &= ~hidden.unsqueeze(1)
         order = (self.place + torch.arange(n, device=device)) % n
-        return Sight(rows=rows, order=order, visible=visible, first_thought=first_thought)
+        return Sight(rows=rows, order=order, visible=visible, first_thought=first_thought, num_thoughts=num_thoughts)
 
     def attended(self, layer_index: int, sight: Sight, keys: Float[Tensor, "b H C D"]) -> Attended:
         """The last queries of one layer and what they saw.
@@ -162,7 +165,7 @@ class QueryLog:
             keys=keys,
             visible=sight.visible,
             first_thought=sight.first_thought,
-            num_thoughts=self.window,
+            num_thoughts=sight.num_thoughts,
             scaling=self.scaling,
         )
 
@@ -184,12 +187,28 @@ class QueryLog:
         rows: Int[Tensor, " b"] | slice,
         slots: Int[Tensor, "b H E"],
         rotation: KeyRotation | None,
+        roll: int,
     ) -> None:
-        """Running scores move with the thoughts, and with rolling positions queries as the newest thought does."""
+        """Running scores move with the thoughts, and with rolling positions queries as the next token does."""
         scores, ring, num_evicted = self.scores[layer_index], self.queries[layer_index], slots.shape[2]
         assert ring is not None
         if scores is not None:
             _, kept = split_thoughts(scores[rows].unsqueeze(-1), slots, num_evicted)
             scores[rows] = torch.nn.functional.pad(kept.squeeze(-1), (0, num_evicted))
-        if rotation is not None:
-            ring[rows] = rotation.shift(ring[rows], -num_evicted)
+        if rotation is not None and roll:
+            ring[rows] = rotation.shift(ring[rows], -roll)
+
+
+def new_query_log(rules: WindowRules, num_layers: int, scaling: float) -> QueryLog | None:
+    """An empty log for an eviction policy that looks at queries; None for others.
+
+    Args:
+        rules: what bounds the cache.
+        num_layers: L.
+        scaling: factor of the products of queries and keys in the model's attention.
+    """
+    budgets = rules.budgets
+    if not rules.num_queries or budgets is None:
+        return None
+    windows = [budgets.size(index) for index in range(num_layers)]
+    return QueryLog(rules.eviction, num_queries=rules.num_queries, windows=windows, scaling=scaling)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from thoughtcache.cache.base import ResidentLayer, StatefulCache, StateReader, States
+from thoughtcache.cache.layer_masks import LayerMasks, WithoutOldest
 
 
 class _FunctionalLayer(ResidentLayer):  # type: ignore[no-untyped-call]
@@ -34,7 +35,10 @@ class _FunctionalLayer(ResidentLayer):  # type: ignore[no-untyped-call]
 
 
 class ReplayCache(StatefulCache):
-    """The functional cache of one segment. Evictions are done by the learner between segments."""
+    """The functional cache of one segment. Evictions are done by the learner between segments.
+
+    Layers may hold different numbers of thoughts, behind the same number of prompt columns.
+    """
 
     def __init__(
         self,
@@ -46,9 +50,13 @@ class ReplayCache(StatefulCache):
         *,
         is_initial: bool = False,
         observer: Any = None,
+        num_prompt_columns: int = 0,
     ) -> None:
         pasts = past if past is not None else [None] * num_layers
         super().__init__([_FunctionalLayer(entry, num_seen) for entry in pasts], states, reader)
+        lengths = [layer.length for layer in self.layers]
+        self.widest = lengths.index(max(lengths))
+        self._masks = None if min(lengths) == max(lengths) else WithoutOldest(num_prompt_columns=num_prompt_columns)
         self._is_initial = is_initial
         self._observer = observer
 
@@ -56,6 +64,11 @@ class ReplayCache(StatefulCache):
     def is_initial(self) -> bool:
         """Whether nothing was evicted before this segment."""
         return self._is_initial
+
+    @property
+    def layer_masks(self) -> LayerMasks | None:
+        """The mask of the widest layer, without what others do not hold."""
+        return self._masks
 
     @property
     def observer(self) -> Any:

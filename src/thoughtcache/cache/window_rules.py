@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from thoughtcache.cache.budgets import LayerBudgets
 from thoughtcache.cache.eviction import EvictionPolicy
 from thoughtcache.cache.rotation import KeyRotation, Rotations
 
@@ -22,7 +23,7 @@ class WindowRules:
     """The rules that bound a cache: how many thoughts stay, which ones leave, and what becomes of both.
 
     Attributes:
-        size: resident thoughts; None keeps everything.
+        budgets: resident thoughts of every layer, and at which events they leave; None keeps everything.
         num_evicted: thoughts that leave at once; 0 where everything is kept.
         eviction: chooses which thoughts leave.
         absorb: makes a layer's next state of what leaves; None where the state never changes.
@@ -31,7 +32,7 @@ class WindowRules:
         absorbs_positions: whether `absorb` looks at positions.
     """
 
-    size: int | None
+    budgets: LayerBudgets | None
     num_evicted: int
     eviction: EvictionPolicy
     absorb: AbsorbFn | None = None
@@ -41,8 +42,8 @@ class WindowRules:
 
     @property
     def num_queries(self) -> int:
-        """Last queries that the eviction policy wants to see; 0 for none."""
-        return 0 if self.size is None else self.eviction.num_queries(self.size, self.num_evicted)
+        """Last queries that the eviction policy wants to see, by the smallest budget; 0 for none."""
+        return 0 if self.budgets is None else self.eviction.num_queries(self.budgets.smallest, self.num_evicted)
 
     @property
     def reads_positions(self) -> bool:
@@ -52,11 +53,15 @@ class WindowRules:
     @property
     def numbers_thoughts(self) -> bool:
         """Whether a cache has to keep positions, because somebody asks and its window has gaps."""
-        return self.size is not None and self.reads_positions and self.eviction.chooses and self.rotations is None
+        return self.budgets is not None and self.reads_positions and self.eviction.chooses and self.rotations is None
 
     def rotation(self, layer_index: int) -> KeyRotation | None:
         """Moves the keys of one layer; None where they stay at their positions."""
         return None if self.rotations is None else self.rotations[layer_index]
+
+    def roll(self, event: int) -> int:
+        """Positions by which the next token moves down at an event; 0 with absolute positions."""
+        return 0 if self.rotations is None or self.budgets is None else self.budgets.roll(event)
 
     def query_rotation(self, layer_index: int) -> KeyRotation | None:
         """Turns queries of one layer for the eviction policy; None where it turns none, or has no positions to turn."""

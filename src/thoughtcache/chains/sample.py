@@ -102,7 +102,7 @@ def rollout_chains(
     thinking.check(1, total)  # a longer question may leave no room for a second link: its chain is one link then
     cache = policy.tuner.thought_config.resolve_window(question, window)
     lengths = check_links(thinking, question, total, policy.reach, rolling_window=cache.rolling_window)
-    held, most = cache.window or total, max(thoughts for _, thoughts in lengths)
+    held, most = cache.largest_budget or total, max(thoughts for _, thoughts in lengths)
     columns = max(prompt + min(thoughts, held) for prompt, thoughts in lengths)
     engine = Engine(
         model,

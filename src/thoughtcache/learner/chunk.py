@@ -43,9 +43,9 @@ class Boundary:
 
 
 def batch_chunks(batch: RolloutBatch, chunk_tokens: int | None = None) -> list[Chunk]:
-    """The chunks of a batch in order; see `plan_chunks`."""
-    settings = batch.settings
-    return plan_chunks(batch.lengths, batch.prompts.ids.shape[1], settings.window, settings.num_evicted, chunk_tokens)
+    """The chunks of a batch in order, as the layers of the smallest budget see them; see `plan_chunks`."""
+    cache, width = batch.settings.cache, batch.prompts.ids.shape[1]
+    return plan_chunks(batch.lengths, width, cache.smallest_budget, cache.num_evicted, chunk_tokens)
 
 
 def run_chunk(
@@ -92,7 +92,16 @@ def run_chunk(
         if absorbed is not states and absorbed is not None:
             states = _anchor(absorbed, batch, chunk.segment - 1) if anchored else absorbed
     reader, is_initial = memory.reader(), chunk.is_initial
-    cache = ReplayCache(tuner.num_layers, past, chunk.start, states, reader, is_initial=is_initial, observer=observer)
+    cache = ReplayCache(
+        tuner.num_layers,
+        past,
+        chunk.start,
+        states,
+        reader,
+        is_initial=is_initial,
+        observer=observer,
+        num_prompt_columns=batch.prompts.ids.shape[1],
+    )
     columns = cache.physical_length + chunk.stop - chunk.start
     layers = checkpointed_layers(tuner, cache) if checkpoint_layers else nullcontext()
     with lower_right_attention(tuner.model.config), layers:
@@ -135,9 +144,15 @@ def with_rows(tensor: Tensor, rows: int) -> Tensor:
 
 
 def recorded_slots(batch: RolloutBatch, event: int, rows: int, device: torch.device) -> Tensor | None:
-    """[rows, L, H, E] recorded slots of one eviction; rows that had ended get a valid dummy. None: the oldest."""
+    """[rows, M, H, E] recorded slots of one eviction; rows that had ended get a valid dummy. None: the oldest."""
     slots = batch.recorded_slots(event, rows)
     return None if slots is None else slots.to(device)
+
+
+def slots_of_layer(batch: RolloutBatch, event: int, layer_index: int, slots: Tensor | None) -> Tensor | None:
+    """[rows, H, E] of the recorded slots [rows, M, H, E] of an event, for a layer that is full at it."""
+    assert batch.budgets is not None
+    return None if slots is None else slots[:, batch.budgets.place(layer_index, event)]
 
 
 def recorded_thoughts(batch: RolloutBatch, chunk: Chunk, layer_index: int, slots: Tensor | None) -> Tensor:
@@ -149,26 +164,30 @@ def recorded_thoughts(batch: RolloutBatch, chunk: Chunk, layer_index: int, slots
         layer_index: decoder layer, from 0.
         slots: [rows, H, E] recorded slots of this layer; None for the oldest.
     """
+    event, budgets = chunk.segment - 1, batch.budgets
+    assert budgets is not None
     if slots is not None:
-        return batch.leaving_thoughts[chunk.segment - 1][: chunk.rows, layer_index].to(slots.device)
-    num_evicted = batch.settings.num_evicted or 0
-    oldest = torch.arange(num_evicted, device=batch.prompts.lengths.device)
-    return (oldest + (chunk.segment - 1) * num_evicted)[None, None]
+        place = budgets.place(layer_index, event)
+        return batch.leaving_thoughts[event][: chunk.rows, place].to(slots.device)
+    oldest = torch.arange(budgets.num_evicted, device=batch.prompts.lengths.device)
+    return (oldest + budgets.num_evictions(layer_index, event) * budgets.num_evicted)[None, None]
 
 
 def recorded_positions(batch: RolloutBatch, chunk: Chunk, layer_index: int, slots: Tensor | None) -> Tensor:
     """[rows, H or 1, E] positions of these thoughts; the arguments are those of `recorded_thoughts`."""
-    lengths = batch.prompts.lengths[: chunk.rows]
+    lengths, budgets, event = batch.prompts.lengths[: chunk.rows], batch.budgets, chunk.segment - 1
+    assert budgets is not None
     if batch.settings.positions == "rolling":
-        return leaving_positions(slots, lengths, batch.settings.num_evicted or 0)
+        following = budgets.smallest + event * budgets.num_evicted - budgets.rolled(event)
+        return leaving_positions(slots, lengths + (following - budgets.size(layer_index)), budgets.num_evicted)
     return lengths[:, None, None] + recorded_thoughts(batch, chunk, layer_index, slots)
 
 
 def chunk_positions(batch: RolloutBatch, chunk: Chunk) -> Tensor:
     """[rows, n] positions of the columns of a chunk."""
-    counted = batch.prompts.positions(chunk.start, chunk.stop)[: chunk.rows]
-    if batch.settings.positions == "rolling" and chunk.segment > 0:
-        return counted - chunk.segment * (batch.settings.num_evicted or 0)
+    counted, budgets = batch.prompts.positions(chunk.start, chunk.stop)[: chunk.rows], batch.budgets
+    if batch.settings.positions == "rolling" and budgets is not None:
+        return counted - budgets.rolled(chunk.segment)
     return counted
 
 
@@ -186,15 +205,21 @@ def _evict(
     rules: WindowRules, batch: RolloutBatch, chunk: Chunk, past: Past, slots: Tensor | None, states: States
 ) -> tuple[Past, States]:
     """(what stays: prompt and kept thoughts, the states after), per layer; the same states where nothing absorbs."""
-    stays, after, width = [], [], batch.prompts.ids.shape[1]
+    stays, after, width, event = Past(), list[Tensor | None](), batch.prompts.ids.shape[1], chunk.segment - 1
+    assert rules.budgets is not None
     for layer, (keys, values) in enumerate(past):
-        chosen = None if slots is None else slots[:, layer]
         before = None if states is None else states[layer]
+        if not rules.budgets.is_due(layer, event):
+            # One initial state serves all rows until a layer absorbs; behind an event they are the rows'.
+            stays.append((keys, values))
+            after.append(None if before is None else before.expand(chunk.rows, *before.shape[1:]))
+            continue
+        chosen = slots_of_layer(batch, event, layer, slots)
         where = None
         if rules.reads_positions:
             where = recorded_positions(batch, chunk, layer, chosen)
         kept_keys, kept_values, state = evict_layer(
-            rules, layer, keys[:, :, width:], values[:, :, width:], chosen, before, where
+            rules, layer, event, keys[:, :, width:], values[:, :, width:], chosen, before, where
         )
         stays.append(
             (torch.cat([keys[:, :, :width], kept_keys], dim=2), torch.cat([values[:, :, :width], kept_values], dim=2))

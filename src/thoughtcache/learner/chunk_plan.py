@@ -25,7 +25,8 @@ class Chunk:
         rows: leading rows of the batch that take part.
         first_score: thought token that the first scored column predicts.
         last_score: thought token after the last predicted one; equal to `first_score` inside the prompt.
-        entry: resident tokens that it finds, before its own eviction; 0 at the start.
+        entry: resident tokens that it finds, before its own eviction; 0 at the start. This and the next one are of
+            the layers of one budget.
         evicted: thoughts that leave on entry.
     """
 
@@ -41,7 +42,7 @@ class Chunk:
 
     @property
     def evicts(self) -> bool:
-        """Whether an eviction happens on entry."""
+        """Whether an eviction happens on entry, in some layer."""
         return self.opens and not self.is_initial
 
     @property
@@ -71,16 +72,20 @@ def plan_chunks(
     window: int | None,
     num_evicted: int | None,
     chunk_tokens: int | None = None,
+    *,
+    budget: int | None = None,
 ) -> list[Chunk]:
     """The chunks of a batch in order: its segments, cut into pieces of at most `chunk_tokens` columns.
 
     Args:
         lengths: T of every row, best in falling order.
         prompt_columns: tokens of the longest prompt.
-        window: W, None for the full cache.
+        window: thoughts before the first eviction: W, the smallest budget; None for the full cache.
         num_evicted: E; None with the full cache.
         chunk_tokens: bound on the columns of one chunk (prompt columns count); None keeps segments whole.
+        budget: resident thoughts of the layers that `entry` and `evicted` speak of; `window` by default.
     """
+    late = 0 if budget is None or window is None or num_evicted is None else (budget - window) // num_evicted
     width, chunks, entry = prompt_columns, list[Chunk](), 0
     for index, part in enumerate(segments(max(lengths) - 1, window, num_evicted)):
         begin, end = (0 if index == 0 else width + part.start), width + part.stop
@@ -99,7 +104,7 @@ def plan_chunks(
                 first_score=first,
                 last_score=max(first, stop - width + 1),
                 entry=entry,
-                evicted=(num_evicted or 0) if opens and index > 0 else 0,
+                evicted=(num_evicted or 0) if opens and index > late else 0,
             )
             chunks.append(chunk)
             entry = chunk.leaving

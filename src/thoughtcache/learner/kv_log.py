@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from thoughtcache.cache.budgets import LayerBudgets
 from thoughtcache.cache.evict import split_thoughts
 from thoughtcache.cache.rotation import Rotations
 from thoughtcache.learner.chunk import Past, recorded_slots
@@ -50,7 +51,7 @@ class KVLog:
         self.width = batch.prompts.ids.shape[1]
         self.device = batch.prompts.ids.device
         self.where = HOST if place == "host" else self.device
-        self.window, self.num_evicted = batch.settings.window, batch.settings.num_evicted or 0
+        self.budgets = batch.budgets
         self.rotations = rotations
         self.layout = LogLayout(chunks, self.where)
         self.layers: list[tuple[Tensor, Tensor]] = []
@@ -98,14 +99,15 @@ class KVLog:
         """Keys and values that are resident when chunk `index` begins, before its own eviction; None for the first."""
         if chunk.start == 0:
             return None
-        resident = self.resident[index]
-        if resident is not None and self._is_pinned and self._is_moving:
+        by_budget = self.resident[index]
+        if by_budget is not None and self._is_pinned and self._is_moving:
             torch.cuda.current_stream(self.device).synchronize()  # the host itself reads the log
             self._is_moving = False
         found = []
         for layer, (keys, values) in enumerate(self.layers):
-            tokens = None if resident is None else self.layout.tokens(self.width + resident[: chunk.rows, layer].long())
-            past = self._gather(keys, chunk, tokens), self._gather(values, chunk, tokens)
+            resident = None if by_budget is None else by_budget.of_layer(layer, chunk.rows)
+            tokens = None if resident is None else self.layout.tokens(self.width + resident)
+            past = self._gather(keys, chunk, layer, tokens), self._gather(values, chunk, layer, tokens)
             found.append(past if self.rotations is None else self._rolled(past, chunk, resident, layer))
         return found
 
@@ -115,22 +117,31 @@ class KVLog:
         """Thoughts at the positions of their slots; the log has them where they were when they were written."""
         assert self.rotations is not None
         rotation, keys = self.rotations[layer], past[0]
-        if rotation is None or self.window is None or keys.shape[2] <= self.width:
+        budgets, num_resident = self.budgets, keys.shape[2] - self.width
+        if rotation is None or budgets is None or num_resident <= 0:
             return past
-        places = torch.arange(keys.shape[2] - self.width, device=keys.device)
+        places, num_evicted = torch.arange(num_resident, device=keys.device), budgets.num_evicted
         if resident is None:
-            tokens = (places + self._num_evictions(chunk) * self.num_evicted)[None, None]
+            tokens = (places + self._num_gone(chunk, layer))[None, None]
         else:
-            tokens = resident[: chunk.rows, layer].long().to(keys.device)
-        evictions_before = ((tokens - self.window) // self.num_evicted + 1).clamp_min(0)
-        shift = places - (tokens - evictions_before * self.num_evicted)
+            tokens = resident.to(keys.device)
+        # Thoughts are written behind all that had come, less what positions had fallen by; they stand side by side in
+        # front of the next one.
+        fallen_before = ((tokens - budgets.largest) // num_evicted + 1).clamp_min(0) * num_evicted
+        first = chunk.start - self.width - budgets.rolled(self._num_events(chunk)) - num_resident
+        shift = first + places - (tokens - fallen_before)
         moved = rotation.shift(keys[:, :, self.width :], shift)
         return torch.cat([keys[:, :, : self.width], moved], dim=2), past[1]
 
     @staticmethod
-    def _num_evictions(chunk: Chunk) -> int:
-        """Evictions before the entry of a chunk."""
+    def _num_events(chunk: Chunk) -> int:
+        """Eviction events before the entry of a chunk."""
         return chunk.segment - (1 if chunk.evicts else 0)
+
+    def _num_gone(self, chunk: Chunk, layer: int) -> int:
+        """Thoughts that a layer has evicted before."""
+        budgets = self.budgets
+        return 0 if budgets is None else budgets.num_evictions(layer, self._num_events(chunk)) * budgets.num_evicted
 
     @property
     def _is_pinned(self) -> bool:
@@ -160,13 +171,11 @@ class KVLog:
                 block[:, row, :, begin - chunk.start : end - chunk.start] = part
         return block
 
-    def _gather(self, log: Tensor, chunk: Chunk, tokens: Tensor | None) -> Tensor:
+    def _gather(self, log: Tensor, chunk: Chunk, layer: int, tokens: Tensor | None) -> Tensor:
         """[rows, H, n, D] of the prompt so far and of the resident thoughts, by number if they were chosen."""
         found = self._columns(log, chunk.rows, 0, min(self.width, chunk.start))
         if tokens is None:
-            found += self._columns(
-                log, chunk.rows, self.width + self._num_evictions(chunk) * self.num_evicted, chunk.start
-            )
+            found += self._columns(log, chunk.rows, self.width + self._num_gone(chunk, layer), chunk.start)
         else:
             thoughts = log[tokens, torch.arange(log.shape[1], device=log.device)[:, None]]
             found.append(thoughts.to(self.device, non_blocking=True))
@@ -192,29 +201,55 @@ def _side_by_side(pieces: list[Tensor]) -> Tensor:
     return joined
 
 
-def _resident_columns(batch: RolloutBatch, chunks: list[Chunk], device: torch.device) -> list[Tensor | None]:
-    """[rows, L, H, n] thought columns that each chunk finds resident on entry; None where they are a plain range.
+class _Resident:
+    """Thoughts that a chunk finds resident, by budget.
+
+    Args:
+        columns: [rows, layers of the budget, H, n] by budget; int32.
+        budgets: the budgets of all layers.
+    """
+
+    def __init__(self, columns: dict[int, Tensor], budgets: LayerBudgets) -> None:
+        self.columns, self.budgets = columns, budgets
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of them."""
+        return sum(columns.nbytes for columns in self.columns.values())
+
+    def of_layer(self, layer: int, rows: int) -> Tensor:
+        """[rows, H, n] thoughts of the first rows in one layer, counted from 0."""
+        sizes = self.budgets.sizes
+        place = layer if sizes is None else sizes[:layer].count(sizes[layer])
+        return self.columns[self.budgets.size(layer)][:rows, place].long()
+
+
+def _resident_columns(batch: RolloutBatch, chunks: list[Chunk], device: torch.device) -> list[_Resident | None]:
+    """The thoughts that each chunk finds resident on entry; None where they are a plain range in every layer.
 
     They lie where the log is, because they grow with the rollout as it does.
     """
-    if all(eviction.slots is None for rollout in batch.rollouts for eviction in rollout.evictions):
+    recorded = [e.slots for r in batch.rollouts for e in r.evictions if e.slots is not None]
+    budgets = batch.budgets
+    if not recorded or budgets is None:
         return [None] * len(chunks)
-    width = batch.prompts.ids.shape[1]
-    found: list[Tensor | None] = []
-    resident: Tensor | None = None
+    _, heads, _ = recorded[0].shape
+    # With even budgets all layers are full at every event.
+    num_layers = recorded[0].shape[0] if budgets.sizes is None else len(budgets.sizes)
+    width, found = batch.prompts.ids.shape[1], list[_Resident | None]()
+    resident: dict[int, Tensor] = {}
     for chunk in chunks:
-        found.append(resident)
+        found.append(_Resident(dict(resident), budgets) if resident else None)
         if chunk.evicts:
             slots = recorded_slots(batch, chunk.segment - 1, chunk.rows, device)
             assert slots is not None
-            assert resident is not None
-            columns = resident[: chunk.rows]
-            _, kept = split_thoughts(columns.flatten(1, 2).unsqueeze(-1), slots.flatten(1, 2), slots.shape[-1])
-            resident = kept.view(*columns.shape[:3], -1)
-        if resident is None:
-            example = next(e.slots for r in batch.rollouts for e in r.evictions if e.slots is not None)
-            resident = torch.empty(chunk.rows, *example.shape[:2], 0, dtype=torch.int32, device=device)
-        resident = resident[: chunk.rows]
+            for size, places in budgets.due(chunk.segment - 1, num_layers).items():
+                columns, gone = resident[size][: chunk.rows], slots[:, places]
+                _, kept = split_thoughts(columns.flatten(1, 2).unsqueeze(-1), gone.flatten(1, 2), gone.shape[-1])
+                resident[size] = kept.view(*columns.shape[:3], -1)
         added = torch.arange(max(chunk.start - width, 0), max(chunk.stop - width, 0), dtype=torch.int32, device=device)
-        resident = torch.cat([resident, added.expand(*resident.shape[:3], -1)], dim=-1)
+        for size in budgets.distinct:
+            count = num_layers if budgets.sizes is None else budgets.sizes.count(size)
+            before = resident[size][: chunk.rows] if size in resident else added.new_empty(chunk.rows, count, heads, 0)
+            resident[size] = torch.cat([before, added.expand(*before.shape[:3], -1)], dim=-1)
     return found

@@ -55,6 +55,7 @@ def _checkpointed(forward: Callable[..., Any], tuner: ThoughtModel, cache: Repla
             return forward(hidden_states, *args, **kwargs)
         entry, states = cache.of_layer(index), tuner.binding.states
         reads_attention = cache.reader.reads_attention and not cache.is_initial
+        around = reads_attention or cache.layer_masks is not None
 
         def once(hidden: Tensor) -> tuple[Any, Any]:
             own = entry.of_layer(index)
@@ -62,7 +63,7 @@ def _checkpointed(forward: Callable[..., Any], tuner: ThoughtModel, cache: Repla
             with (
                 tuner.binding.bound(states),
                 lower_right_attention(tuner.model.config),
-                thought_attention(tuner.model.config) if reads_attention else nullcontext(),
+                thought_attention(tuner.model.config) if around else nullcontext(),
             ):
                 output = forward(hidden, *args, **{**kwargs, argument: own})
             return output, own.layers[index]

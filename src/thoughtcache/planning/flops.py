@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, fields
+from statistics import fmean
 
 from torch import nn
 from transformers import PretrainedConfig
@@ -140,8 +141,11 @@ def rollout_flops_per_token(
     """
     if window == OWN_WINDOW and thought is None:
         raise ValueError("window='config' needs an adapter; pass an integer or None")
-    cache = (thought or ThoughtConfig()).resolve_window(prompt_tokens, window)
-    context = mean_context(prompt_tokens, num_tokens, cache.window, cache.num_evicted)
+    layers = _text_config(model_or_config).num_hidden_layers
+    cache = (thought or ThoughtConfig()).resolve_window(prompt_tokens, window, num_layers=layers)
+    # A layer evicts as if its budget were the window of all.
+    sizes = cache.budgets or [cache.window]
+    context = fmean(mean_context(prompt_tokens, num_tokens, size, cache.num_evicted) for size in sizes)
     if thought is None:
         return flops_per_token(model_or_config, context=context)
     absorbs = thought.absorb and cache.num_evicted is not None
@@ -155,7 +159,7 @@ def rollout_flops_per_token(
         reads_state=not thought.is_plain_lora,
         state_rule=thought.state_rule,
         num_evicted=cache.num_evicted or 0,
-        evictions_per_token=num_evictions(steps, cache.window, cache.num_evicted) / steps if absorbs else 0.0,
+        evictions_per_token=fmean(num_evictions(steps, size, cache.num_evicted) for size in sizes) / steps * absorbs,
         memory=memory_of(model_or_config, thought),
     )
 

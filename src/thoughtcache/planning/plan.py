@@ -29,7 +29,7 @@ from thoughtcache.planning.memory.replay import (
 )
 from thoughtcache.planning.memory.rollout import recorded_kv_bytes, rollout_parts
 from thoughtcache.planning.model_size import model_size
-from thoughtcache.planning.setting import PlanSetting, learner_chunks
+from thoughtcache.planning.setting import PlanSetting
 
 GIB = 2**30
 CUDA_RESERVE_BYTES = GIB
@@ -175,5 +175,5 @@ def _host_bytes(setting: PlanSetting) -> int:
     if setting.learner != "replay" or setting.logs_on_device:
         return records
     logged = setting.batch + (setting.completions if setting.reuse else 0)
-    columns = resident_columns_bytes(setting, learner_chunks(setting))
+    columns = resident_columns_bytes(setting)
     return records + columns + kv_bytes(layer_numbers(setting), logged, setting.prompt_tokens + setting.max_new_tokens)

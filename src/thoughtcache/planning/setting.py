@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 from typing import Any, Literal, get_args
@@ -120,12 +121,18 @@ class PlanSetting:
     @property
     def cache(self) -> CacheSettings:
         """The cache of a call with these prompts."""
-        return self.thought.resolve_window(self.prompt_tokens)
+        return self.thought.resolve_window(self.prompt_tokens, num_layers=self.model.num_hidden_layers)
 
     @property
     def window(self) -> int | None:
         """W as an integer ("prompt" is the prompt's length), or None for the full cache."""
         return self.cache.window
+
+    @property
+    def layer_groups(self) -> list[tuple[int | None, int]]:
+        """(resident thoughts, number of layers) of layers with the same budget, the smallest first."""
+        budgets, layers = self.cache.budgets, int(self.model.num_hidden_layers)
+        return [(self.window, layers)] if budgets is None else sorted(Counter(budgets).items())
 
     @property
     def rolls(self) -> bool:
@@ -245,6 +252,7 @@ def plain_lora(thought: ThoughtConfig, window: int | str | None) -> ThoughtConfi
         evict_fraction=thought.evict_fraction,
         eviction=thought.eviction,
         eviction_options=thought.eviction_options,
+        eviction_budgets=None if window is None else thought.eviction_budgets,
         positions="absolute" if window is None else thought.positions,
         initial_state="identity",
         absorb=False,
@@ -267,8 +275,13 @@ def full_cache_lora(setting: PlanSetting) -> PlanSetting:
     return replace(setting, thought=plain_lora(setting.thought, None), learner="checkpointed")
 
 
-def learner_chunks(setting: PlanSetting) -> list[Chunk]:
-    """Chunks that the learner runs of every row: those of the replay, or one whole row with the full cache."""
+def learner_chunks(setting: PlanSetting, budget: int | None = None) -> list[Chunk]:
+    """Chunks that the learner runs of every row: those of the replay, or one whole row with the full cache.
+
+    Args:
+        setting: the run.
+        budget: resident thoughts of the layers that see them, see `plan_chunks`; the smallest budget by default.
+    """
     if setting.learner == "checkpointed":  # TRL's forward pass runs the last thought as well
         count = setting.max_new_tokens
         whole = Chunk(
@@ -283,11 +296,27 @@ def learner_chunks(setting: PlanSetting) -> list[Chunk]:
             evicted=0,
         )
         return [whole]
-    sizes = setting.prompt_tokens, setting.window, setting.num_evicted, setting.chunk_tokens
-    return list(_chunks(setting.max_new_tokens, *sizes))
+    cache = setting.cache
+    return list(
+        _chunks(
+            setting.max_new_tokens,
+            setting.prompt_tokens,
+            cache.smallest_budget,
+            cache.num_evicted,
+            setting.chunk_tokens,
+            budget,
+        )
+    )
 
 
 @lru_cache(maxsize=128)
-def _chunks(tokens: int, prompt: int, window: int | None, evicted: int | None, size: int | None) -> tuple[Chunk, ...]:
+def _chunks(
+    tokens: int, prompt: int, window: int | None, evicted: int | None, size: int | None, budget: int | None
+) -> tuple[Chunk, ...]:
     """Chunks of one row, which a plan asks for again and again."""
-    return tuple(plan_chunks([tokens], prompt, window, evicted, size))
+    return tuple(plan_chunks([tokens], prompt, window, evicted, size, budget=budget))
+
+
+def grouped_chunks(setting: PlanSetting) -> list[tuple[int, list[Chunk]]]:
+    """(number of layers, the chunks as these layers see them) by budget."""
+    return [(count, learner_chunks(setting, size)) for size, count in setting.layer_groups]

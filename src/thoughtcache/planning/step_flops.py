@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from thoughtcache.planning.flops import FlopsPerToken, absorption_flops, flops_per_token, rollout_flops_per_token
 from thoughtcache.planning.memory.distillation import teacher_setting
 from thoughtcache.planning.model_size import model_size
-from thoughtcache.planning.setting import PlanSetting, learner_chunks
+from thoughtcache.planning.setting import PlanSetting, grouped_chunks, learner_chunks
 from thoughtcache.state.attention.read import write_flops
 
 BACKWARD_OF_ATTENTION = 2.5
@@ -59,11 +59,14 @@ def learner_flops_per_row(setting: PlanSetting) -> float:
     """One row through the learner."""
     size = model_size(setting.model)
     replays = setting.learner == "replay"
-    chunks = learner_chunks(setting)
+    groups = grouped_chunks(setting)
+    chunks = groups[0][1]
     tokens = sum(chunk.columns for chunk in chunks)
     one = _forward(setting, context=0.0)
-    attention = 4.0 * size.layers * size.query * sum(chunk.columns * chunk.leaving for chunk in chunks)
-    absorbed = _absorbed(setting, sum(chunk.evicted > 0 for chunk in chunks)) if setting.absorbs else 0.0
+    attended = sum(count * chunk.columns * chunk.leaving for count, seen in groups for chunk in seen)
+    attention = 4.0 * size.query * attended
+    evictions = sum(count * (chunk.evicted > 0) for count, seen in groups for chunk in seen)
+    absorbed = _absorbed(setting, evictions) if setting.absorbs else 0.0
     forwards = 1 if replays and (setting.reuse or not setting.recompute) else 2
     # A checkpointed layer runs once more; what stands between the layers (absorption, head) does not.
     again = 1 if replays and setting.checkpoint_layers else 0
@@ -79,13 +82,13 @@ def learner_flops_per_row(setting: PlanSetting) -> float:
     )
 
 
-def _absorbed(setting: PlanSetting, events: int) -> float:
-    """So many evictions of one row."""
+def _absorbed(setting: PlanSetting, evictions: int) -> float:
+    """So many evictions of single layers of one row."""
     size, thought, evicted = model_size(setting.model), setting.thought, setting.num_evicted or 0
     if setting.attention_memory is not None:
-        return float(events * size.layers * write_flops(setting.attention_memory, evicted))
+        return float(evictions * write_flops(setting.attention_memory, evicted))
     event = absorption_flops(size.kv, evicted, thought.r, thought.num_global_tokens, thought.state_rule)
-    return float(events * size.layers * event)
+    return float(evictions * event)
 
 
 def _teacher_flops_per_row(setting: PlanSetting) -> float:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from thoughtcache.cache.budgets import LayerBudgets, layer_budgets
 from thoughtcache.cache.evict import leave_with_gaps
 from thoughtcache.records import Rollout, SamplingSettings
 
@@ -92,10 +93,16 @@ class RolloutBatch:
         """T of the longest row."""
         return self.token_ids.shape[1]
 
-    def recorded_slots(self, event: int, rows: int) -> Int[Tensor, "R L H E"] | None:
+    @property
+    def budgets(self) -> LayerBudgets | None:
+        """Resident thoughts of every layer; None for the full cache."""
+        return layer_budgets(self.settings.cache)
+
+    def recorded_slots(self, event: int, rows: int) -> Int[Tensor, "R M H E"] | None:
         """Recorded slots of one eviction of the first rows, where the records lie; None means the oldest.
 
-        Rows that had ended get a valid dummy.
+        They are those of the M layers that were full (`LayerBudgets.place` is a layer's place among them). Rows that
+        had ended get a valid dummy.
         """
         recorded = [r.evictions[event].slots if event < len(r.evictions) else None for r in self.rollouts[:rows]]
         example = next((slots for slots in recorded if slots is not None), None)
@@ -105,25 +112,28 @@ class RolloutBatch:
         return torch.stack([dummy if slots is None else slots for slots in recorded])
 
     @cached_property
-    def leaving_thoughts(self) -> list[Int[Tensor, "B L H E"]]:
+    def leaving_thoughts(self) -> list[Int[Tensor, "B M H E"]]:
         """Which thoughts leave at every eviction, counted from 0, where evictions recorded slots; empty elsewhere.
 
         A function of the recorded slots alone, for those who ask where a chosen thought stood. It lies where the
         records do, in four bytes per evicted thought, layer and head.
         """
-        window, num_evicted = self.settings.window, self.settings.num_evicted
-        found: list[Tensor] = []
-        kept: Tensor | None = None
+        budgets, found = self.budgets, list[Tensor]()
+        kept: dict[int, Tensor] = {}  # by budget, of its layers
         for event in range(max(len(rollout.evictions) for rollout in self.rollouts)):
             slots = self.recorded_slots(event, len(self.rollouts))
-            if slots is None or window is None or num_evicted is None:
+            if slots is None or budgets is None:
                 return []
-            if kept is None:
-                first = torch.arange(window - num_evicted, dtype=torch.int32, device=slots.device)
-                kept = first.expand(slots.shape[0] * slots.shape[1], slots.shape[2], -1)
-            following = torch.tensor([window + event * num_evicted], device=slots.device)
-            gone, kept = leave_with_gaps(kept, following, slots.flatten(0, 1))
-            found.append(gone.view(slots.shape))
+            gone = torch.empty_like(slots, dtype=torch.int32)
+            following = torch.tensor([budgets.smallest + event * budgets.num_evicted], device=slots.device)
+            for size, places in budgets.due(event, slots.shape[1]).items():
+                chosen = slots[:, places]
+                if size not in kept:
+                    first = torch.arange(size - budgets.num_evicted, dtype=torch.int32, device=slots.device)
+                    kept[size] = first.expand(chosen.shape[0] * chosen.shape[1], chosen.shape[2], -1)
+                left, kept[size] = leave_with_gaps(kept[size], following, chosen.flatten(0, 1))
+                gone[:, places] = left.view(chosen.shape)
+            found.append(gone)
         return found
 
     def inputs(self, start: int, stop: int) -> Int[Tensor, "B n"]:
@@ -144,7 +154,7 @@ def batch_rollouts(rollouts: Sequence[Rollout], device: torch.device) -> Rollout
         if not rollout.token_ids:
             raise ValueError(f"rollout {row} has no thought tokens")
         theirs = rollout.settings
-        for name in ("window", "num_evicted", "eviction", "eviction_options", "positions", "temperature"):
+        for name in ("window", "num_evicted", "eviction", "eviction_options", "budgets", "positions", "temperature"):
             if getattr(theirs, name) != getattr(first, name):
                 raise ValueError(
                     f"rollout {row} was sampled with {name}={getattr(theirs, name)}, rollout 0 with "

@@ -23,7 +23,7 @@ from thoughtcache.policy.limits import check_rollout_positions
 from thoughtcache.policy.modes import GradientMode
 from thoughtcache.policy.naive_eviction import NaiveEviction
 from thoughtcache.policy.token_ids import check_rollouts
-from thoughtcache.records import Rollout, TokenLogProbs
+from thoughtcache.records import Rollout, SamplingSettings, TokenLogProbs
 from thoughtcache.state.memory import NaiveToken
 
 TokenKV = NaiveToken
@@ -89,18 +89,26 @@ def _one_sequence(
                 thoughts = [[[_cut(kv) for kv in slot] for slot in layer] for layer in thoughts]
             if cut and S is not None:
                 S = [s.detach() for s in S]
-            for layer in layers:
-                slots = None if event.slots is None else event.slots[layer].tolist()
-                frequencies = _frequencies(policy, layer) if settings.positions == "rolling" else None
-                turn = None if frequencies is None else partial(naive_turn, frequencies=frequencies)
+            full = [layer for layer in layers if len(thoughts[layer]) == _budget(settings, layer)]
+            most = max(len(held) for held in thoughts)
+            for place, layer in enumerate(full):
+                slots = None if event.slots is None else event.slots[place].tolist()
                 if chooser is not None:
                     slots = chooser.choose(layer, segment - 1, prompt, thoughts)
-                    chooser.leave(layer, slots, turn)
-                thoughts[layer], leaving = _leave(thoughts[layer], slots, event.num_tokens, turn)
+                    chooser.leave(layer, slots)
+                thoughts[layer], leaving = _leave(thoughts[layer], slots, event.num_tokens)
                 if S is not None:
                     S[layer] = memory.naive_absorb(layer, S[layer], leaving)
+            if settings.positions == "rolling":
+                next_most = max(len(held) for held in thoughts)
+                for layer in full:
+                    frequencies = _frequencies(policy, layer)
+                    turn = _stay if frequencies is None else partial(naive_turn, frequencies=frequencies)
+                    thoughts[layer] = _side_by_side(thoughts[layer], len(rollout.prompt_ids) + next_most, turn)
+                    if chooser is not None and most != next_most:
+                        chooser.turn(layer, turn, next_most - most)
         rolls = settings.positions == "rolling" and t >= 0
-        place = len(rollout.prompt_ids) + len(thoughts[0]) if rolls else position
+        place = len(rollout.prompt_ids) + max(len(held) for held in thoughts) if rolls else position
         past = [_as_tensors(prompt[layer], thoughts[layer]) for layer in layers]
         cache = ReplayCache(
             tuner.num_layers,
@@ -108,6 +116,7 @@ def _one_sequence(
             position,
             None if S is None else [s.unsqueeze(0) for s in S],
             memory.naive_reader(),
+            num_prompt_columns=len(prompt[0]),
         )
         with nullcontext() if chooser is None else thought_attention(tuner.model.config):
             hidden = policy.backbone(
@@ -147,8 +156,16 @@ def _frequencies(policy: PolicyHandle, layer: int) -> Tensor | None:
     return frequencies if has_positions else None
 
 
+def _budget(settings: SamplingSettings, layer: int) -> int | None:
+    return settings.window if settings.budgets is None else settings.budgets[layer]
+
+
+def _stay(key: Tensor, steps: int) -> Tensor:
+    return key
+
+
 def _leave(
-    thoughts: list[list[TokenKV]], slots: list[list[int]] | None, num_tokens: int, turn: Turn | None
+    thoughts: list[list[TokenKV]], slots: list[list[int]] | None, num_tokens: int
 ) -> tuple[list[list[TokenKV]], list[list[TokenKV]]]:
     """(thoughts that stay, [m][H] that leave); `slots[h]` leave in head h, or the oldest in every head."""
     heads = range(len(thoughts[0]))
@@ -156,13 +173,17 @@ def _leave(
     leaving = [[thoughts[gone[h][m]][h] for h in heads] for m in range(num_tokens)]
     stay = [[slot for slot in range(len(thoughts)) if slot not in gone[h]] for h in heads]
     kept = [[thoughts[stay[h][i]][h] for h in heads] for i in range(len(thoughts) - num_tokens)]
-    if turn is not None:  # the thought in slot i stands at position P + i
-        kept = [[_turned(kept[i][h], turn, i - stay[h][i]) for h in heads] for i in range(len(kept))]
     return kept, leaving
 
 
-def _turned(kv: TokenKV, turn: Turn, steps: int) -> TokenKV:
-    return turn(kv[0], steps), kv[1], kv[2] + steps
+def _side_by_side(thoughts: list[list[TokenKV]], following: int, turn: Turn) -> list[list[TokenKV]]:
+    """Thoughts moved to the positions in front of the next token, which stands at `following`."""
+    first = following - len(thoughts)
+    return [[_moved(kv, first + i, turn) for kv in slot] for i, slot in enumerate(thoughts)]
+
+
+def _moved(kv: TokenKV, position: int, turn: Turn) -> TokenKV:
+    return turn(kv[0], position - kv[2]), kv[1], position
 
 
 def _as_tensors(prompt: list[TokenKV], thoughts: list[list[TokenKV]]) -> tuple[Tensor, Tensor]:

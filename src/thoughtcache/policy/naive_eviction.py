@@ -43,7 +43,7 @@ class NaiveEviction:
         self.seed = settings.seed
         self.frequencies = frequencies
         self.num_evicted = settings.num_evicted or 0
-        self.num_wanted = eviction.num_queries(settings.window, self.num_evicted)
+        self.num_wanted = eviction.num_queries(min(settings.budgets or [settings.window]), self.num_evicted)
         layers: Any = policy.backbone.layers
         self.scaling = float(layers[0].self_attn.scaling)
         heads, _ = policy.tuner.kv_shape
@@ -74,14 +74,16 @@ class NaiveEviction:
         heads = self._heads(layer, number, prompt, thoughts)
         return [self.eviction.naive_select(head, self.num_evicted) for head in heads]
 
-    def leave(self, layer: int, chosen: list[list[int]], turn: Callable[[Tensor, int], Tensor] | None) -> None:
-        """Scores leave with their thoughts; with rolling positions queries move by as many places as thoughts leave."""
+    def leave(self, layer: int, chosen: list[list[int]]) -> None:
+        """Scores leave with their thoughts."""
         for h, gone in enumerate(chosen):
             scores = self.scores[layer][h]
             self.scores[layer][h] = [score for slot, score in enumerate(scores) if slot not in gone]
-            if turn is not None:
-                moved = [[turn(query, -self.num_evicted) for query in group] for group in self.queries[layer][h]]
-                self.queries[layer][h] = moved
+
+    def turn(self, layer: int, turn: Callable[[Tensor, int], Tensor], steps: int) -> None:
+        """With rolling positions queries move by as many positions as the next token does."""
+        for h, queries in enumerate(self.queries[layer]):
+            self.queries[layer][h] = [[turn(query, steps) for query in group] for group in queries]
 
     def _heads(
         self, layer: int, number: int, prompt: list[list[TokenKV]], thoughts: list[list[list[TokenKV]]]

@@ -31,6 +31,7 @@ def answer(
     stop: Sequence[str] = (),
     eviction: str | None = None,
     eviction_options: Mapping[str, OptionValue] | None = None,
+    eviction_budgets: str | list[int] | None = None,
     thinking: str | None = None,
     thinking_options: Mapping[str, str] | None = None,
 ) -> str:
@@ -55,6 +56,7 @@ def answer(
         stop: texts that end the completion, which ends with them.
         eviction: another eviction policy than the adapter's.
         eviction_options: settings of that policy.
+        eviction_budgets: other budgets than the adapter's, as in `ThoughtConfig`, or "even".
         thinking: think in links, "markovian" or "folding"; None for one context. `max_new_tokens` bounds all links.
         thinking_options: its settings as texts (`chains/table.py`).
 
@@ -63,7 +65,10 @@ def answer(
             room for a second one, or if the folder holds no adapter, a damaged one, or one for another base model.
     """
     check_thinking(thinking, thinking_options, stop)
-    adapted, tokenizer = load_adapted(model, adapter, dtype, eviction=eviction, eviction_options=eviction_options)
+    cache = {"eviction_budgets": eviction_budgets}
+    adapted, tokenizer = load_adapted(
+        model, adapter, dtype, eviction=eviction, eviction_options=eviction_options, cache=cache
+    )
     message = {"role": "user", "content": prompt}
     prompt_ids = encode_prompt(tokenizer, [message], instruction=saved_instruction(adapter))
     if thinking is not None:

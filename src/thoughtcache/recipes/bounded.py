@@ -31,6 +31,8 @@ class BoundedModel:
         positions: "absolute" or "rolling"; None for the adapter's own, "absolute" for the base.
         eviction: eviction policy; None for the adapter's own, "sliding" for the base.
         eviction_options: settings of that policy.
+        eviction_budgets: thoughts of every layer, as in `ThoughtConfig`, or "even"; None for the adapter's own, "even"
+            for the base.
 
     Raises:
         ValueError: for a setting of evictions where there are none.
@@ -45,10 +47,11 @@ class BoundedModel:
     positions: str | None = None
     eviction: str | None = None
     eviction_options: Mapping[str, OptionValue] | None = None
+    eviction_budgets: str | list[int] | None = None
 
     def __post_init__(self) -> None:
         if self.window is None or (self.adapter is None and self.window == OWN_WINDOW):
-            for name in ("evict_fraction", "positions", "eviction", "eviction_options"):
+            for name in ("evict_fraction", "positions", "eviction", "eviction_options", "eviction_budgets"):
                 value = getattr(self, name)
                 if value:
                     raise ValueError(
@@ -59,7 +62,11 @@ class BoundedModel:
     @property
     def cache_changes(self) -> dict[str, Any]:
         """The settings of the cache that were asked for, but for the full cache, which is chosen when it is used."""
-        changes = {"evict_fraction": self.evict_fraction, "positions": self.positions}
+        changes: dict[str, Any] = {
+            "evict_fraction": self.evict_fraction,
+            "positions": self.positions,
+            "eviction_budgets": self.eviction_budgets,
+        }
         if self.window is not None and self.window != OWN_WINDOW:
             changes["window"] = self.window
         return {name: value for name, value in changes.items() if value is not None}

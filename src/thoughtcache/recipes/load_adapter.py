@@ -46,7 +46,7 @@ def settings_to_start_from(folder: str, changes: Mapping[str, Any]) -> ThoughtCo
     Args:
         folder: see `read_adapter`, as for what is raised.
         changes: settings of the cache that are others from now on (window, evict_fraction, positions, eviction,
-            eviction_options).
+            eviction_options, eviction_budgets).
     """
     config, _ = read_adapter(folder)
     return dataclasses.replace(with_changes(config, changes), inference_mode=False)
@@ -163,7 +163,7 @@ def load_adapted(
         dtype: dtype of the base model.
         eviction: another eviction policy than the adapter's; None for that one.
         eviction_options: settings of that policy.
-        cache: other settings of the cache than the adapter's: window, evict_fraction, positions.
+        cache: other settings of the cache than the adapter's: window, evict_fraction, positions, eviction_budgets.
         base: the base model, where it is loaded already.
 
     Raises:

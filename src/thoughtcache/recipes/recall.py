@@ -152,7 +152,7 @@ def run_recall(run: RecallRun, thought: ThoughtConfig, console: Console | None =
         ValueError, OSError: if the input cannot be used; nothing is overwritten then.
     """
     console = console or Console()
-    if thought.resolve_window(None).window is None:
+    if thought.window_size(None) is None:
         raise ValueError("window=None evicts nothing, so that there is nothing to remember; set a window")
     run.teaching("", 1).check_write_cost(thought.memory)
     described = {name: value for name, value in asdict(run).items() if name not in NOT_DESCRIBED}
@@ -196,7 +196,7 @@ def _check_lengths(
     own_sentences: Sequence[str],
 ) -> None:
     """Refuse texts that are longer than the model's positions before anything is taught."""
-    cache, reach = thought.resolve_window(None), position_reach(config)
+    cache, reach = thought.resolve_window(None, num_layers=config.num_hidden_layers), position_reach(config)
     task = PasscodeTask(
         tokenizer=tokenizer, cache=cache, length=run.code_length, kind=run.kind, own_sentences=own_sentences
     )

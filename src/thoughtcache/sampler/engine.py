@@ -48,8 +48,6 @@ from thoughtcache.sampler.weights.packed_linears import packed_linears, worth_pa
 
 ROUNDS_BETWEEN_LOOKS = 16
 """Rounds between two looks at the device if it is a GPU; elsewhere looking costs nothing."""
-COMPILED_COLUMNS = 64
-"""The columns of a slot are a multiple of this with static shapes."""
 _OPEN = "an engine samples inside its block only: with Engine(model, ...) as engine: ..."
 
 
@@ -115,7 +113,7 @@ class Engine:
             self.table,
             memory,
             timed_absorption(policy.tuner.window_rules(self.settings, memory), None if compile else timer),
-            capacity=self._columns(max_prompt_tokens, max_new_tokens),
+            room=(max_prompt_tokens, max_new_tokens),
             static_shapes=compile,
         )
         self.drawing = Drawing(
@@ -144,7 +142,8 @@ class Engine:
         with ExitStack() as block:
             tuner = self.policy.tuner
             block.enter_context(tuner.sampling())
-            if self.cache.log is not None or self.cache.reader.reads_attention:
+            has_masks = self.cache.columns.num_groups > 1
+            if self.cache.log is not None or self.cache.reader.reads_attention or has_masks:
                 block.enter_context(thought_attention(tuner.model.config))
             # A compiler follows the modules' own calls, and would take new ones for new code.
             if not self.compiled:
@@ -261,12 +260,6 @@ class Engine:
         if self.on_event is not None:
             self.on_event(event)
 
-    def _columns(self, prompt_tokens: int, thoughts: int) -> int:
-        """Columns of a slot that holds a prompt and thoughts."""
-        columns = prompt_tokens + min(thoughts, self.settings.window or thoughts)
-        # Few shapes, few graphs: prompts of many lengths share one.
-        return columns + (-columns % COMPILED_COLUMNS if self.compiled else 0)
-
     def _admit(self) -> None:
         """Fill free slots; a prompt with several completions is processed once."""
         slots = np.flatnonzero(~self.cache.taken)[: len(self.pending)].tolist()
@@ -279,7 +272,7 @@ class Engine:
                 sequence.recorder = KVRecorder(self.cache.device, on_host=self.record_kv == "host")
             self.slots[slot], self.limits[slot] = sequence, sequence.rules.max_new_tokens
             by_prompt.setdefault(sequence.prompt, []).append(slot)
-        self.cache.reserve(max(self._columns(len(one.prompt), one.rules.max_new_tokens) for one in new))
+        self.cache.reserve([(len(one.prompt), one.rules.max_new_tokens) for one in new])
         seeds = {slot: sequence.settings.seed for slot, sequence in zip(slots, new, strict=True)}
         with self.phase("prefill"):
             entries = self.prompts.take(list(by_prompt), [len(places) for places in by_prompt.values()])
@@ -340,11 +333,12 @@ class Engine:
         for slot, sequence in zip(due.tolist(), sequences, strict=True):
             if sequence is not None and sequence.recorder is not None:
                 sequence.recorder.copy_new(self.cache, slot, len(sequence.prompt) + int(self.counts[slot]) - 1)
-        event = self.cache.evict(due, self.move)
-        states = torch.stack(event.states, dim=1) if self.anchors and event.states else None
-        for place, sequence in enumerate(sequences):
-            assert sequence is not None
-            sequence.note_eviction(
-                None if event.chosen is None else event.chosen[place], None if states is None else states[place]
-            )
+        for event in self.cache.evict(due, self.move):
+            states = torch.stack(event.states, dim=1) if self.anchors and event.states else None
+            for place, slot in enumerate(event.slots):
+                evicted = self.slots[slot]
+                assert evicted is not None
+                evicted.note_eviction(
+                    None if event.chosen is None else event.chosen[place], None if states is None else states[place]
+                )
         self._tell(Evicted(requests=numbers))

@@ -32,6 +32,7 @@ def given_text(prompt_ids: Sequence[int], token_ids: Sequence[int], cache: Cache
         eviction=cache.eviction,
         positions=cache.positions,
         eviction_options=cache.eviction_options,
+        budgets=cache.budgets,
         seed=seed,
         ignore_eos=True,
     )
@@ -39,7 +40,7 @@ def given_text(prompt_ids: Sequence[int], token_ids: Sequence[int], cache: Cache
         prompt_ids=list(prompt_ids),
         token_ids=list(token_ids),
         logprobs=torch.zeros(len(token_ids)),
-        evictions=sliding_evictions(len(token_ids) - 1, cache.window, cache.num_evicted),
+        evictions=sliding_evictions(len(token_ids) - 1, cache.smallest_budget, cache.num_evicted),
         finish_reason="length",
         settings=settings,
     )

@@ -20,11 +20,11 @@ from thoughtcache.records import CacheSettings, TokenFilters, slot_dtype
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ItemBytes:
-    """Bytes of one item of every kind, all layers together; 0 for what is not recorded.
+    """Bytes of one item of every kind, all layers together but for slots; 0 for what is not recorded.
 
     Attributes:
         state: the thought state after one eviction.
-        slots: which slots left in one eviction.
+        slots: which slots left one layer in one eviction.
         token: the keys and values of one processed token.
         thought: log-probabilities and entropy of one thought token.
     """
@@ -61,7 +61,7 @@ def record_bytes(
     items: ItemBytes,
     num_prompt_tokens: Sequence[int],
     num_thoughts: Sequence[int],
-    window: int | None,
+    sizes: Sequence[int | None],
     num_evicted: int | None,
 ) -> RecordBytes:
     """Bytes of the records of sequences of given lengths.
@@ -70,14 +70,14 @@ def record_bytes(
         items: bytes of one item of every kind.
         num_prompt_tokens: P of each sequence.
         num_thoughts: T of each; the last thought is drawn and not processed.
-        window: resident thoughts, None for the full cache.
+        sizes: resident thoughts of every layer, None for the full cache.
         num_evicted: thoughts that leave at once.
     """
-    evictions = sum(num_evictions(count - 1, window, num_evicted) for count in num_thoughts)
+    by_layer = [[num_evictions(count - 1, size, num_evicted) for count in num_thoughts] for size in sizes]
     processed = sum(num_prompt_tokens) + sum(num_thoughts) - len(num_thoughts)
     return RecordBytes(
-        states=evictions * items.state,
-        slots=evictions * items.slots,
+        states=max(map(sum, by_layer)) * items.state,  # events are those of the smallest budget
+        slots=sum(map(sum, by_layer)) * items.slots,
         keys_values=processed * items.token,
         scores=sum(num_thoughts) * items.thought,
     )
@@ -102,7 +102,7 @@ def item_bytes(
     num_scores = 1 + filters.active + keys_values
     return ItemBytes(
         state=state,
-        slots=layers * heads * recorded_slot_bytes(cache),
+        slots=heads * recorded_slot_bytes(cache),
         token=2 * layers * heads * head_size * dtype.itemsize if keys_values else 0,
         thought=num_scores * torch.promote_types(dtype, torch.float32).itemsize,
     )
@@ -110,9 +110,9 @@ def item_bytes(
 
 def recorded_slot_bytes(cache: CacheSettings) -> int:
     """Bytes of the slots of one eviction that are recorded per layer and head; 0 where the oldest leave."""
-    if cache.window is None or not find_eviction_policy(cache.eviction).chooses:
+    if cache.largest_budget is None or not find_eviction_policy(cache.eviction).chooses:
         return 0
-    return (cache.num_evicted or 0) * slot_dtype(cache.window).itemsize
+    return (cache.num_evicted or 0) * slot_dtype(cache.largest_budget).itemsize
 
 
 def check_record_bytes(needed: RecordBytes, allowed: int, num_sequences: int) -> None:

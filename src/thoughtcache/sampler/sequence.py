@@ -35,7 +35,8 @@ class RunningSequence:
         recorder: recorder of its keys and values, once it has a slot; None where they are not recorded.
         states: [evictions, L, ...] on the host, with room for all that can come: one piece, so that it does not lie
             between what decoding allocates and frees.
-        chosen: [L, H, E] slots of each eviction so far, on the host; None where the oldest left.
+        chosen: [M, H, E] slots of each eviction so far, in the M layers that were full, on the host; None where the
+            oldest left.
         num_told: tokens that were told in events.
     """
 
@@ -52,7 +53,7 @@ class RunningSequence:
         """Record an eviction; nothing waits until the sequence is taken out.
 
         Args:
-            chosen: [L, H, E] what left, None for the oldest.
+            chosen: [M, H, E] what left the M layers that were full, None for the oldest.
             states: [L, ...] the states after it, None where they are not recorded.
         """
         if states is not None:
@@ -111,7 +112,7 @@ class RunningSequence:
 
     def _points(self, num_thoughts: int) -> tuple[int, ...]:
         """Numbers of the thoughts before which an eviction happens; the last thought is drawn and not processed."""
-        return eviction_points(num_thoughts - 1, self.settings.window, self.settings.num_evicted)
+        return eviction_points(num_thoughts - 1, self.settings.cache.smallest_budget, self.settings.num_evicted)
 
 
 def new_sequence(
@@ -152,6 +153,7 @@ def new_sequence(
         stop_strings=() if texts is None else texts.strings,
         positions=cache.positions,
         eviction_options=cache.eviction_options,
+        budgets=cache.budgets,
     )
     prompt = tuple(request.prompt_ids)
     check_positions(len(prompt), request.max_new_tokens, policy.reach, rolling_window=settings.rolling_window)

@@ -92,7 +92,7 @@ def probe_anatomy(
         looks.append([_look(model, some, part) for part in parts])
         if progress is not None:
             progress(len(some))
-    num_left = sum(eviction.num_tokens for eviction in rollouts[0].evictions)
+    num_left = sum(eviction.num_tokens for eviction in rollouts[0].evictions)  # of a layer of the smallest budget
     states, written = list[StateAnatomy](), {}
     for part, of_batches in zip(parts, zip(*looks, strict=True), strict=True):
         figures = torch.cat([one for one, _ in of_batches], dim=2).double().mean(dim=2)  # [3, N, L, H]
@@ -144,12 +144,16 @@ def _look(
         if not piece.chunk.evicts:
             continue
         figures.append(_figures(piece, part))
-        of_layers = []
+        of_layers = dict[int, Tensor]()
         for layer in range(tuner.num_layers):
             leaving = piece.evicted(layer, piece.chunk.evicted)
+            if leaving is None:
+                continue  # not full yet: nothing of it was written
             found = part.memory.token_weights(layer, leaving.keys, leaving.values, leaving.positions)
-            of_layers.append(by_thought(found, leaving.thoughts.expand(len(texts), heads, -1), size))
-        weights = weights + torch.stack(of_layers, dim=1).double()
+            of_layers[layer] = by_thought(found, leaving.thoughts.expand(len(texts), heads, -1), size)
+        nothing = torch.zeros_like(next(iter(of_layers.values())))
+        by_layer = [of_layers.get(layer, nothing) for layer in range(tuner.num_layers)]
+        weights = weights + torch.stack(by_layer, dim=1).double()
     return torch.stack(figures, dim=1), weights
 
 

@@ -67,6 +67,7 @@ def arms_beside(thought: ThoughtConfig, *, extra_slots: int) -> list[Arm]:
             window=window,
             eviction=thought.eviction,
             eviction_options=thought.eviction_options,
+            eviction_budgets=thought.eviction_budgets,
         ),
     ]
     return [*arms, *wider_arms(thought, extra_slots=extra_slots)]

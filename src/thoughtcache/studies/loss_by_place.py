@@ -73,8 +73,9 @@ def by_position(losses: Sequence[TextLosses], cache: CacheSettings) -> list[Grou
         cache: the cache, resolved.
     """
     longest = max(len(one.kl) for one in losses)
-    # Thought number `window` is predicted with all thoughts before it still there.
-    ends = _doubling(FIRST_GROUP - 1 if cache.window is None else cache.window, longest - 1)
+    # The thought of the number of the first eviction is predicted with all thoughts before it still there.
+    first = cache.smallest_budget
+    ends = _doubling(FIRST_GROUP - 1 if first is None else first, longest - 1)
     return _groups(losses, lambda text, thought: _place(ends, thought), _ranges(0, ends, longest - 1))
 
 
@@ -90,11 +91,11 @@ def by_age(losses: Sequence[TextLosses], ages: Sequence[Sequence[int]], cache: C
         cache: the cache, resolved.
     """
     longest = max(len(one.kl) for one in losses)
-    after = -1 if cache.window is None else cache.window
-    ends = _doubling(cache.window or FIRST_GROUP, longest)
-    if cache.window is not None:
-        # Right after an eviction this many thoughts are there when the next one is predicted.
-        ends = sorted({cache.window - (cache.num_evicted or 0) + 1, *ends})
+    after = -1 if cache.smallest_budget is None else cache.smallest_budget
+    ends = _doubling(cache.smallest_budget or FIRST_GROUP, longest)
+    if cache.smallest_budget is not None:
+        # Right after an eviction this many thoughts are there at least when the next one is predicted.
+        ends = sorted({cache.smallest_budget - (cache.num_evicted or 0) + 1, *ends})
     groups = [*_ranges(1, ends, longest), (PROMPT_NAME, IN_PROMPT, IN_PROMPT), (NEVER_NAME, NEVER, NEVER)]
 
     def group(text: int, thought: int) -> int | None:

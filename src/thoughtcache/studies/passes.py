@@ -26,6 +26,7 @@ from thoughtcache.learner.chunk import (
     recorded_positions,
     recorded_thoughts,
     run_chunk,
+    slots_of_layer,
 )
 from thoughtcache.learner.chunk_plan import Chunk
 from thoughtcache.learner.options import CHUNK_TOKENS
@@ -80,8 +81,8 @@ class Piece:
     queries: list[Tensor]
 
     @cached_property
-    def slots(self) -> Int[Tensor, "B L H E"] | None:
-        """Recorded slots of what left on entry to this piece, which evicts; None for the oldest."""
+    def slots(self) -> Int[Tensor, "B M H E"] | None:
+        """Recorded slots of what left its full layers on entry to this piece, which evicts; None for the oldest."""
         return self.batch.recorded_slots(self.chunk.segment - 1, self.chunk.rows)
 
     @property
@@ -89,11 +90,17 @@ class Piece:
         """Positions of its columns."""
         return chunk_positions(self.batch, self.chunk)
 
-    def evicted(self, layer_index: int, num_evicted: int) -> Leaving:
-        """What left a layer on entry to this piece, which evicts."""
+    def evicted(self, layer_index: int, num_evicted: int) -> Leaving | None:
+        """What left a layer on entry to this piece, which evicts; None for a layer that is not full yet."""
         assert self.entry.past is not None
+        assert self.batch.budgets is not None
+        event = self.chunk.segment - 1
+        if not self.batch.budgets.is_due(layer_index, event):
+            return None
         keys, values = (part[:, :, self.batch.prompts.ids.shape[1] :] for part in self.entry.past[layer_index])
-        slots = None if self.slots is None else self.slots[:, layer_index].to(keys.device)
+        slots = slots_of_layer(
+            self.batch, event, layer_index, None if self.slots is None else self.slots.to(keys.device)
+        )
         return Leaving(
             keys=split_thoughts(keys, slots, num_evicted)[0],
             values=split_thoughts(values, slots, num_evicted)[0],

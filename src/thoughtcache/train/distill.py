@@ -108,7 +108,7 @@ def under_window(samples: Sequence[Rollout], config: ThoughtConfig) -> list[Roll
     cache = config.resolve_window(longest)
     results = []
     for sample in samples:
-        evictions = sliding_evictions(len(sample.token_ids) - 1, cache.window, cache.num_evicted)
+        evictions = sliding_evictions(len(sample.token_ids) - 1, cache.smallest_budget, cache.num_evicted)
         results.append(replace(sample, settings=sample.settings.under_cache(cache), evictions=evictions, states=None))
     return results
 

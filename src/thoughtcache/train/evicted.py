@@ -20,7 +20,7 @@ def check_evicted(samples: Sequence[Rollout]) -> None:
     """
     if any(sample.evictions for sample in samples):
         return
-    window = samples[0].settings.window
+    window = samples[0].settings.cache.smallest_budget
     if window is None:
         raise ValueError(
             "window=None keeps the full cache, which is the teacher's: there is nothing to distil; give a window"

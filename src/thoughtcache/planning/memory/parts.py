@@ -17,6 +17,13 @@ def highest(moments: Iterable[Parts]) -> Parts:
     return max(moments, key=total)
 
 
+def mean(of_groups: Iterable[tuple[int, Parts]]) -> Parts:
+    """The same moment as layers of different budgets see it, each counted for all layers; weighted by their numbers."""
+    weighted = list(of_groups)
+    layers = sum(count for count, _ in weighted)
+    return {name: sum(count * parts[name] for count, parts in weighted) // layers for name in weighted[0][1]}
+
+
 def add(*parts: Parts) -> Parts:
     """Sum by part, without empty ones."""
     names = dict.fromkeys(name for part in parts for name in part)

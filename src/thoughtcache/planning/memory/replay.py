@@ -1,7 +1,8 @@
 """Memory of the replaying learner by phase, in closed form: `learner/reverse.py` chunk by chunk.
 
 In its backward pass two sets of keys and values are held besides the log: those of the chunk that runs again, and the
-gradients that travel from chunk to chunk.
+gradients that travel from chunk to chunk. Where budgets differ by layer, a moment is formed for every budget as if all
+layers had it, and the mean is taken. That is exact for what layers hold, and near for what the running layer needs.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from thoughtcache.planning.memory.layer import (
     reads_memory,
     saved_bytes,
 )
-from thoughtcache.planning.memory.parts import Parts, highest
+from thoughtcache.planning.memory.parts import Parts, highest, mean
 from thoughtcache.planning.model_size import model_size
-from thoughtcache.planning.setting import PlanSetting, learner_chunks
+from thoughtcache.planning.setting import PlanSetting, grouped_chunks
 from thoughtcache.sampler.record_bytes import recorded_slot_bytes
 
 COLUMN_BYTES = 4
@@ -45,7 +46,7 @@ class _Learner:
     """Everything that all phases share."""
 
     numbers: LayerNumbers
-    chunks: list[Chunk]
+    groups: list[tuple[int, list[Chunk]]]
     rows: int
     checkpoint_layers: bool
     adapter_bytes: int
@@ -64,36 +65,54 @@ def forward_parts(setting: PlanSetting, *, keeps_log: bool) -> Parts:
     learner = _learner(setting)
     log = learner.log if keeps_log and not isinstance(setting.gradient, int) else 0
     states = learner.anchors if keeps_log else 0
-    return highest(_forward_chunk(learner, chunk, log, states) for chunk in _distinct(learner.chunks))
+    return highest(
+        mean((count, _forward_chunk(learner, chunk, log, states)) for count, chunk in seen)
+        for seen in _distinct(learner.groups)
+    )
 
 
 def backward_parts(setting: PlanSetting) -> Parts:
     """The highest point of the backward pass (with `recompute=False`: of the one graph)."""
     learner = _learner(setting)
     if not setting.recompute:
-        return _graph(learner, learner.chunks, gradients=0)
+        return _graph(learner, learner.groups, gradients=0)
     if isinstance(setting.gradient, int):
-        blocks = groupby(learner.chunks, key=lambda chunk: chunk.segment // int(setting.gradient))
-        return highest(_graph(learner, list(block), gradients=1) for _, block in blocks)
-    last = learner.chunks[-1]
-    shapes = {(_key(chunk), chunk is last): chunk for chunk in learner.chunks}
-    return highest(_backward_chunk(learner, chunk, is_last=is_last) for (_, is_last), chunk in shapes.items())
+        size = setting.gradient
+        blocks = [
+            [(count, list(block)) for _, block in groupby(chunks, key=lambda chunk: chunk.segment // size)]
+            for count, chunks in learner.groups
+        ]
+        return highest(_graph(learner, list(block), gradients=1) for block in zip(*blocks, strict=True))
+    *before, last = zip(*(chunks for _, chunks in learner.groups), strict=True)
+    counts = [count for count, _ in learner.groups]
+    shapes = {tuple(map(_key, seen)): seen for seen in before}
+    moments = [
+        mean(of_groups)
+        for seen in (*shapes.values(), last)
+        for of_groups in zip(
+            *(
+                [(count, parts) for parts in _backward_chunk(learner, chunk, is_last=seen is last)]
+                for count, chunk in zip(counts, seen, strict=True)
+            ),
+            strict=True,
+        )
+    ]
+    return highest(moments)
 
 
 def _learner(setting: PlanSetting) -> _Learner:
     numbers = layer_numbers(setting)
-    chunks = learner_chunks(setting)
+    groups = grouped_chunks(setting)
     columns = setting.prompt_tokens + setting.max_new_tokens - 1
     return _Learner(
         numbers=numbers,
-        chunks=chunks,
+        groups=groups,
         rows=setting.batch,
         checkpoint_layers=setting.checkpoint_layers,
         adapter_bytes=adapter_bytes(setting),
         states=slot_state_bytes(setting, setting.batch),
-        anchors=_entry_state_bytes(setting, len(chunks)),
-        log=(kv_bytes(numbers, setting.batch, columns) + resident_columns_bytes(setting, chunks))
-        * setting.logs_on_device
+        anchors=_entry_state_bytes(setting, len(groups[0][1])),
+        log=(kv_bytes(numbers, setting.batch, columns) + resident_columns_bytes(setting)) * setting.logs_on_device
         + (0 if setting.device_type == "cuda" else leaving_thought_bytes(setting)),
     )
 
@@ -106,23 +125,27 @@ def _entry_state_bytes(setting: PlanSetting, num_chunks: int) -> int:
     return num_chunks * slot_state_bytes(setting, setting.batch)
 
 
-def resident_columns_bytes(setting: PlanSetting, chunks: list[Chunk]) -> int:
+def resident_columns_bytes(setting: PlanSetting) -> int:
     """Bytes of the lists of the thoughts that every chunk finds resident, where evictions choose.
 
     The lists are int32 by layer and head.
     """
-    if not setting.chooses or num_evictions(setting.max_new_tokens - 1, setting.window, setting.num_evicted) == 0:
+    if not setting.chooses or num_events(setting) == 0:
         return 0
-    thoughts = sum(max(0, chunk.entry - setting.prompt_tokens) for chunk in chunks)
-    return setting.batch * thoughts * layer_heads(setting) * COLUMN_BYTES
+    thoughts = sum(
+        count * max(0, chunk.entry - setting.prompt_tokens)
+        for count, chunks in grouped_chunks(setting)
+        for chunk in chunks
+    )
+    return setting.batch * thoughts * heads_of_layer(setting) * COLUMN_BYTES
 
 
 def leaving_thought_bytes(setting: PlanSetting) -> int:
     """Where the learner counts which thoughts left, to un-rotate their keys; beside the recorded slots."""
     if not setting.numbers_thoughts:
         return 0
-    events = num_evictions(setting.max_new_tokens - 1, setting.window, setting.num_evicted)
-    return events * setting.batch * (setting.num_evicted or 0) * layer_heads(setting) * COLUMN_BYTES
+    leaving = layer_evictions(setting) * (setting.num_evicted or 0)
+    return leaving * setting.batch * heads_of_layer(setting) * COLUMN_BYTES
 
 
 def record_parts(setting: PlanSetting, rows: int) -> Parts:
@@ -136,14 +159,24 @@ def slot_bytes(setting: PlanSetting, rows: int) -> int:
     """Recorded slots of all evictions, where evictions choose them."""
     if not setting.chooses:
         return 0
-    events = num_evictions(setting.max_new_tokens - 1, setting.window, setting.num_evicted)
-    return events * rows * layer_heads(setting) * recorded_slot_bytes(setting.cache)
+    return layer_evictions(setting) * rows * heads_of_layer(setting) * recorded_slot_bytes(setting.cache)
 
 
-def layer_heads(setting: PlanSetting) -> int:
-    """Key-value heads of all layers."""
+def num_events(setting: PlanSetting) -> int:
+    """Eviction events of a row; a layer of a larger budget joins in later."""
+    return num_evictions(setting.max_new_tokens - 1, setting.cache.smallest_budget, setting.num_evicted)
+
+
+def layer_evictions(setting: PlanSetting) -> int:
+    """Evictions of a row, summed over layers."""
+    inputs, evicted = setting.max_new_tokens - 1, setting.num_evicted
+    return sum(count * num_evictions(inputs, size, evicted) for size, count in setting.layer_groups)
+
+
+def heads_of_layer(setting: PlanSetting) -> int:
+    """Key-value heads of a layer."""
     size = model_size(setting.model)
-    return size.layers * size.kv // size.head_size
+    return size.kv // size.head_size
 
 
 def slot_state_bytes(setting: PlanSetting, rows: int) -> int:
@@ -155,8 +188,7 @@ def slot_state_bytes(setting: PlanSetting, rows: int) -> int:
 
 def anchor_bytes(setting: PlanSetting, rows: int) -> int:
     """Thought states after every eviction, of all layers."""
-    events = num_evictions(setting.max_new_tokens - 1, setting.window, setting.num_evicted)
-    return events * slot_state_bytes(setting, rows)
+    return num_events(setting) * slot_state_bytes(setting, rows)
 
 
 def _forward_chunk(learner: _Learner, chunk: Chunk, log: int, states: int) -> Parts:
@@ -174,8 +206,8 @@ def _forward_chunk(learner: _Learner, chunk: Chunk, log: int, states: int) -> Pa
     }
 
 
-def _backward_chunk(learner: _Learner, chunk: Chunk, *, is_last: bool) -> Parts:
-    """One chunk that runs again; the last one is the first to do so."""
+def _backward_chunk(learner: _Learner, chunk: Chunk, *, is_last: bool) -> list[Parts]:
+    """The moments of one chunk that runs again; the last one is the first to do so."""
     numbers, rows, tokens = learner.numbers, learner.rows, learner.rows * chunk.columns
     arriving = 0 if is_last else chunk.leaving
     saved, forward, backward = _kept_and_running(learner, chunk)
@@ -215,7 +247,7 @@ def _backward_chunk(learner: _Learner, chunk: Chunk, *, is_last: bool) -> Parts:
         "resident K/V": kv_bytes(numbers, rows, resident + held + chunk.entry),
         "activations": backward + before,
     }
-    return highest([layers, head, back, end])
+    return [layers, head, back, end]
 
 
 def _kept_and_running(learner: _Learner, chunk: Chunk) -> tuple[int, int, int]:
@@ -237,8 +269,16 @@ def _kept_and_running(learner: _Learner, chunk: Chunk) -> tuple[int, int, int]:
     )
 
 
-def _graph(learner: _Learner, chunks: list[Chunk], *, gradients: int) -> Parts:
-    """All of these chunks under one graph: at the head or in the layers of each, from the last one to the first."""
+def _graph(learner: _Learner, groups: list[tuple[int, list[Chunk]]], *, gradients: int) -> Parts:
+    """All of these chunks under one graph."""
+    of_groups = [
+        [(count, parts) for parts in _graph_moments(learner, chunks, gradients=gradients)] for count, chunks in groups
+    ]
+    return highest(mean(moment) for moment in zip(*of_groups, strict=True))
+
+
+def _graph_moments(learner: _Learner, chunks: list[Chunk], *, gradients: int) -> list[Parts]:
+    """At the head or in the layers of each chunk, from the last one to the first."""
     numbers, rows, last = learner.numbers, learner.rows, chunks[-1]
     saved, norms, resident, made = 0, 0, 0, 0
     moments: list[Parts] = []
@@ -258,17 +298,19 @@ def _graph(learner: _Learner, chunks: list[Chunk], *, gradients: int) -> Parts:
         in_layers = saved + norms - final_norm_bytes(numbers, tokens) + graph_backward_bytes(numbers, tokens)
         moments.append({**common, "activations": at_head, "logits": logits_bytes(numbers, rows, chunk)})
         moments.append({**common, "activations": in_layers, "logits": 0})
-    return highest(moments)
+    return moments
 
 
 def _head_gradient(numbers: LayerNumbers) -> int:
     return numbers.size.hidden * numbers.base
 
 
-def _distinct(chunks: list[Chunk]) -> list[Chunk]:
-    """Chunks of distinct shapes, whatever segment they lie in."""
-    return list({_key(chunk): chunk for chunk in chunks}.values())
+def _distinct(groups: list[tuple[int, list[Chunk]]]) -> list[list[tuple[int, Chunk]]]:
+    """Chunks of distinct shapes, whatever segment they lie in, as the layers of every budget see them."""
+    seen = [[(count, chunk) for chunk in chunks] for count, chunks in groups]
+    of_index = [list(one) for one in zip(*seen, strict=True)]
+    return list({tuple(_key(chunk) for _, chunk in one): one for one in of_index}.values())
 
 
-def _key(chunk: Chunk | None) -> tuple[int, ...]:
-    return () if chunk is None else (chunk.columns, chunk.entry, chunk.evicted, chunk.scored, chunk.is_initial)
+def _key(chunk: Chunk) -> tuple[int, ...]:
+    return (chunk.columns, chunk.entry, chunk.evicted, chunk.scored, chunk.is_initial)

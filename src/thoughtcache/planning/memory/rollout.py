@@ -20,7 +20,7 @@ from thoughtcache.planning.memory.layer import (
     layer_numbers,
 )
 from thoughtcache.planning.memory.parts import Parts, add, highest
-from thoughtcache.planning.memory.replay import COLUMN_BYTES, layer_heads, record_parts, slot_state_bytes
+from thoughtcache.planning.memory.replay import COLUMN_BYTES, heads_of_layer, num_events, record_parts, slot_state_bytes
 from thoughtcache.planning.setting import PlanSetting
 from thoughtcache.sampler.prefill import CHUNK_COLUMNS
 from thoughtcache.sampler.weights.packed_linears import DTYPES, SMALLEST, worth_packing
@@ -33,13 +33,12 @@ DRAW_BYTES = 3 * FP32
 def rollout_parts(setting: PlanSetting) -> dict[str, Parts]:
     """Bytes that are alive at the highest point of every phase of sampling, with all slots in step."""
     numbers, slots, prompt = layer_numbers(setting), setting.decoded_at_once, setting.prompt_tokens
-    window = setting.max_new_tokens if setting.window is None else min(setting.window, setting.max_new_tokens)
     prompts = -(-slots // setting.group)
     waiting = max(0, setting.completions - slots)
     states = slot_state_bytes(setting, slots)
     memory = sampler_memory_bytes(setting, numbers)
     cache = {
-        "rollout K/V": kv_bytes(numbers, slots, prompt + window),
+        "rollout K/V": slot_kv_bytes(setting, numbers),
         "thought states": states + memory + kept_position_bytes(setting),
         "eviction policy": query_log_bytes(setting, numbers),
     }
@@ -48,7 +47,10 @@ def rollout_parts(setting: PlanSetting) -> dict[str, Parts]:
     records = record_parts(setting, slots + waiting)
     during = add(cache, records, {"recorded K/V": recorded_kv_bytes(setting, slots + waiting)})
     token = forward_transient_bytes(numbers, slots, reads=True) + final_norm_bytes(numbers, slots)
-    layer, recorded = _eviction_bytes(setting, numbers), _events(setting) > 1  # room for all is made by the first one
+    layer, recorded = (
+        _eviction_bytes(setting, numbers),
+        num_events(setting) > 1,
+    )  # room for all is made by the first one
     phases: dict[str, Parts] = {
         "prefill": {
             **before,
@@ -78,6 +80,15 @@ def rollout_parts(setting: PlanSetting) -> dict[str, Parts]:
     return {name: add(parts, packed) for name, parts in phases.items()}
 
 
+def slot_kv_bytes(setting: PlanSetting, numbers: LayerNumbers) -> int:
+    """Keys and values of all slots: every layer has room for the prompt and its own budget."""
+    tokens = 0
+    for size, count in setting.layer_groups:
+        held = setting.max_new_tokens if size is None else min(size, setting.max_new_tokens)
+        tokens += count * (setting.prompt_tokens + held)
+    return kv_bytes(numbers, setting.decoded_at_once, tokens) // numbers.size.layers
+
+
 def sampler_memory_bytes(setting: PlanSetting, numbers: LayerNumbers) -> int:
     """What a sampler has of a memory in attention space beside its slots: initial states, and parameters as used."""
     if numbers.memory is None:
@@ -87,15 +98,15 @@ def sampler_memory_bytes(setting: PlanSetting, numbers: LayerNumbers) -> int:
 
 def query_log_bytes(setting: PlanSetting, numbers: LayerNumbers) -> int:
     """The last queries that an eviction policy looks at, and its running scores, of all slots; `QueryLog.allocate`."""
-    window, cache, size = setting.window, setting.cache, numbers.size
-    if window is None:
+    cache, size = setting.cache, numbers.size
+    if cache.window is None or cache.smallest_budget is None:
         return 0
     eviction = make_eviction_policy(cache.eviction, dict(cache.eviction_options))
-    num_queries = eviction.num_queries(window, setting.num_evicted or 0)
+    num_queries = eviction.num_queries(cache.smallest_budget, setting.num_evicted or 0)
     if not num_queries:
         return 0
     queries = num_queries * size.heads * size.head_size * numbers.base
-    scores = window * (size.kv // size.head_size) * max(FP32, numbers.base)
+    scores = cache.window * (size.kv // size.head_size) * max(FP32, numbers.base)
     per_slot = size.layers * (queries + scores * isinstance(eviction, AccumulatedEviction))
     return setting.decoded_at_once * per_slot
 
@@ -105,7 +116,8 @@ def kept_position_bytes(setting: PlanSetting) -> int:
     if not setting.numbers_thoughts:
         return 0
     kept = (setting.window or 0) - (setting.num_evicted or 0)
-    return setting.decoded_at_once * kept * layer_heads(setting) * COLUMN_BYTES
+    layers = setting.model.num_hidden_layers
+    return int(setting.decoded_at_once * kept * layers * heads_of_layer(setting) * COLUMN_BYTES)
 
 
 def packed_bytes(setting: PlanSetting) -> int:
@@ -121,15 +133,13 @@ def packed_bytes(setting: PlanSetting) -> int:
     return numbers.base * sum(size for size in sizes if size >= SMALLEST)
 
 
-def _events(setting: PlanSetting) -> int:
-    return num_evictions(setting.max_new_tokens - 1, setting.window, setting.num_evicted)
-
-
 def _eviction_bytes(setting: PlanSetting, numbers: LayerNumbers) -> int:
     """One eviction of all slots: in one layer, copies of what leaves, and its absorption or the shift of what stays."""
-    window, evicted, slots = setting.window, setting.num_evicted, setting.decoded_at_once
-    if window is None or evicted is None or not _events(setting):
+    evicted, slots, inputs = setting.num_evicted, setting.decoded_at_once, setting.max_new_tokens - 1
+    evicting = [size for size, _ in setting.layer_groups if size is not None and num_evictions(inputs, size, evicted)]
+    if evicted is None or not evicting:
         return 0
+    window = max(evicting)
     tokens = slots * numbers.size.kv
     if numbers.memory is not None:
         # Views, or in a new order where some are chosen: keys and values, and still those of the layer before.

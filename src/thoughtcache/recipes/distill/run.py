@@ -61,13 +61,13 @@ def run_distill(run: DistillRun, thought: ThoughtConfig, console: Console | None
     """
     console = console or Console()
     stages = read_recipe(run.recipe or ("memory" if thought.has_attention_memory else "logits"))
-    cache = thought.resolve_window(None)
-    if cache.window is None:
+    window = thought.window_size(None)
+    if window is None:
         raise ValueError("window=None evicts nothing, so that there is nothing to distil; set a window")
-    if run.max_new_tokens <= cache.window + 1:
+    if run.max_new_tokens <= window + 1:
         raise ValueError(
-            f"max_new_tokens={run.max_new_tokens} is too short for window={cache.window}, which would hold every text; "
-            f"set max_new_tokens above {cache.window + 1}, or a smaller window"
+            f"max_new_tokens={run.max_new_tokens} is too short for window={window}, which would hold every text; "
+            f"set max_new_tokens above {window + 1}, or a smaller window"
         )
     _check_stages(stages, thought)
     described = {name: value for name, value in asdict(run).items() if name not in NOT_DESCRIBED}
@@ -93,7 +93,7 @@ def run_distill(run: DistillRun, thought: ThoughtConfig, console: Console | None
     with writing(folder.path, WRITING_REMEDY):
         samples = texts_of(source, run, model, tokenizer, folder, console)
         held_out, training = samples[: run.held_out], samples[run.held_out :]
-        measure = _Measurement(folder, model, held_out, cache.window, console)
+        measure = _Measurement(folder, model, held_out, window, console)
         beside = [{"arm": f"base, {arm.name}", **measure.arm(arm)} for arm in _arms(run, thought, tokens)]
         with model.disable_adapter():  # a memory that was not trained may do harm, which is no gain when it ends
             table = [{"stage": WINDOW, **measure("0-window")}]

@@ -51,6 +51,7 @@ class EvalRun:
         positions: "absolute" or "rolling"; None for the adapter's own, "absolute" for the base.
         eviction: eviction policy; None for the adapter's own, "sliding" for the base.
         eviction_options: settings of that policy.
+        eviction_budgets: thoughts of every layer; see `BoundedModel`.
         thinking: answer in links, "markovian" or "folding" (`chains/table.py`); `max_new_tokens` then bounds all links
             together. None for one context.
         thinking_options: its settings as texts, by name.
@@ -99,6 +100,7 @@ class EvalRun:
     positions: str | None = None
     eviction: str | None = None
     eviction_options: Mapping[str, OptionValue] | None = None
+    eviction_budgets: str | list[int] | None = None
     thinking: str | None = None
     thinking_options: Mapping[str, str] | None = None
     select: str | None = None

@@ -315,6 +315,7 @@ def _cache(cache: CacheSettings) -> dict[str, Any]:
         "num_evicted": cache.num_evicted,
         "eviction": None if cache.window is None else cache.eviction,
         "eviction_options": {} if cache.window is None else dict(cache.eviction_options),
+        "eviction_budgets": None if cache.budgets is None else list(cache.budgets),
         "positions": cache.positions,
     }
 

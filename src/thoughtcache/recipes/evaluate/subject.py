@@ -36,6 +36,7 @@ def bounded_model(run: EvalRun) -> BoundedModel:
         positions=run.positions,
         eviction=run.eviction,
         eviction_options=run.eviction_options,
+        eviction_budgets=run.eviction_budgets,
     )
 
 

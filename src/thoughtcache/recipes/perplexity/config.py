@@ -26,11 +26,12 @@ class PerplexityRun:
         prompt_tokens: with `text`, first tokens of a piece, which stay in the cache and are not predicted.
         length: thoughts of every piece; texts of token ids are cut to it. None keeps them whole, and makes pieces of
             512.
-        window: see `BoundedModel`, as the next four.
+        window: see `BoundedModel`, as the next five.
         evict_fraction: share of the window that leaves.
         positions: "absolute" or "rolling".
         eviction: eviction policy.
         eviction_options: settings of that policy.
+        eviction_budgets: thoughts of every layer.
         batch_size: texts that a policy that chooses reads at once.
         output_dir: folder for perplexity.json, perplexity.md and perplexity.png.
         seed: seed of eviction policies that draw.
@@ -53,6 +54,7 @@ class PerplexityRun:
     positions: str | None = None
     eviction: str | None = None
     eviction_options: Mapping[str, OptionValue] | None = None
+    eviction_budgets: str | list[int] | None = None
     batch_size: int = 8
     output_dir: str = "runs/perplexity"
     seed: int = 0
@@ -77,4 +79,5 @@ class PerplexityRun:
             positions=self.positions,
             eviction=self.eviction,
             eviction_options=self.eviction_options,
+            eviction_budgets=self.eviction_budgets,
         )

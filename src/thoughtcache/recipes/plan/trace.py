@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from thoughtcache.cache.budgets import layer_budgets
 from thoughtcache.cache.eviction.policies.sliding import sliding_evictions
 from thoughtcache.learner.replay import score_rollouts
 from thoughtcache.measuring.live_bytes import LiveBytes
@@ -73,6 +74,8 @@ def trace_learner(setting: PlanSetting, *, depths: tuple[int, int] | None = None
         setting: the run; its `device_type` is ignored.
         depths: layers of the two models; None: see `depths_to_trace`.
     """
+    if setting.cache.budgets is not None:  # a shallower model shares out other budgets
+        return trace_as_it_is(setting)
     depths = depths or depths_to_trace(setting)
     if setting.model.num_hidden_layers == depths[1]:
         return trace_as_it_is(setting)
@@ -144,10 +147,15 @@ def blank_rollouts(setting: PlanSetting) -> list[Rollout]:
     count, evicted, config = setting.max_new_tokens, setting.num_evicted, setting.model
     size, dtype = model_size(config), getattr(torch, setting.dtype)
     heads = size.kv // size.head_size
-    evictions = sliding_evictions(count - 1, setting.window, evicted)
-    if setting.chooses:
-        slots = torch.arange(evicted or 0, dtype=slot_dtype(setting.window or 0)).expand(size.layers, heads, -1)
-        evictions = tuple(replace(eviction, slots=slots.clone()) for eviction in evictions)
+    cache, budgets = setting.cache, layer_budgets(setting.cache)
+    evictions = sliding_evictions(count - 1, cache.smallest_budget, evicted)
+    if setting.chooses and budgets is not None:
+        one = torch.arange(evicted or 0, dtype=slot_dtype(budgets.largest))
+        full = [sum(budgets.is_due(layer, event) for layer in range(size.layers)) for event in range(len(evictions))]
+        evictions = tuple(
+            replace(eviction, slots=one.expand(layers, heads, -1).clone())
+            for eviction, layers in zip(evictions, full, strict=True)
+        )
     thought = setting.thought
     shape = (len(evictions), config.num_hidden_layers, *setting.state_shape)
     has_states = bool(evictions) and setting.absorbs and not thought.is_plain_lora
@@ -157,7 +165,8 @@ def blank_rollouts(setting: PlanSetting) -> list[Rollout]:
         window=setting.window,
         num_evicted=evicted,
         eviction=setting.thought.eviction,
-        eviction_options=setting.cache.eviction_options,
+        eviction_options=cache.eviction_options,
+        budgets=cache.budgets,
         seed=0,
         ignore_eos=True,
         positions="rolling" if setting.rolls else "absolute",

@@ -119,7 +119,12 @@ def _subject(run: ProbeRun) -> Subject:
     on_recall = [name for name in run.what if name in ON_RECALL]
     sentences = sentences_of(run.text) if on_recall and run.text is not None else []
     model, tokenizer = load_adapted(
-        run.model, run.adapter, run.dtype, eviction=run.eviction, eviction_options=run.eviction_options
+        run.model,
+        run.adapter,
+        run.dtype,
+        eviction=run.eviction,
+        eviction_options=run.eviction_options,
+        cache={"eviction_budgets": run.eviction_budgets},
     )
     texts: list[tuple[list[int], list[int]]] = []
     if any(name in ON_TEXTS for name in run.what):

@@ -49,6 +49,7 @@ class ProbeRun:
         before: of "ages": sentences before a code, in evictions that they are enough for.
         eviction: another eviction policy than the adapter's.
         eviction_options: settings of that policy.
+        eviction_budgets: other budgets than the adapter's, as in `ThoughtConfig`, or "even".
         seed: seed of eviction policies that draw, and of codes.
         overwrite: replace the results of an earlier probe.
 
@@ -76,6 +77,7 @@ class ProbeRun:
     before: Sequence[int] = (0, 4, 16)
     eviction: str | None = None
     eviction_options: Mapping[str, OptionValue] | None = None
+    eviction_budgets: str | list[int] | None = None
     seed: int = 0
     overwrite: bool = False
 

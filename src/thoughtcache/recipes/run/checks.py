@@ -62,7 +62,7 @@ def check_link_window(
         return
     shortest, longest = min(map(len, prompts)), max(map(len, prompts))
     most = max(thoughts for _, thoughts in thinking.longest(longest, run.max_new_tokens))
-    window = thought.resolve_window(shortest).window
+    window = thought.window_size(shortest)
     if window is not None and most <= longest_held(window):
         by_budget = most == run.max_new_tokens
         bound = "--max-new-tokens" if by_budget else f"the thinking option {thinking.bounds_of_links[0]}"

@@ -33,7 +33,7 @@ def check_lengths(
     reach, longest = position_reach(config), max(len(prompt) for prompt in prompts)
     if thinking is not None:
         thinking.check(longest, run.max_new_tokens)
-        rolling_window = thought.resolve_window(longest).rolling_window
+        rolling_window = thought.resolve_window(longest, num_layers=config.num_hidden_layers).rolling_window
         check_links(thinking, longest, run.max_new_tokens, reach, rolling_window=rolling_window)
         if run.max_new_tokens > thinking.total_tokens:
             raise ValueError(
@@ -42,7 +42,11 @@ def check_lengths(
                 f"or raise the thinking option {thinking.bounds_of_links[0]} or the number of links"
             )
         return
-    window = None if run.distill_steps else thought.resolve_window(longest).rolling_window
+    window = (
+        None
+        if run.distill_steps
+        else thought.resolve_window(longest, num_layers=config.num_hidden_layers).rolling_window
+    )
     needed = positions_needed(longest, run.max_new_tokens, window)
     if reach.positions is None or needed <= reach.positions:
         return

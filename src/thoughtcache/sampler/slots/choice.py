@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 from torch import Tensor
 
 from thoughtcache.cache.choice import choose_layer
@@ -15,42 +16,58 @@ if TYPE_CHECKING:
     from thoughtcache.sampler.slots.slot_cache import SlotCache
 
 
-def choose(cache: SlotCache, window: WindowBlock, slots: Integers) -> list[Tensor]:
-    """[n, H, E] per layer: which thoughts leave.
+def choose(cache: SlotCache, windows: list[WindowBlock], slots: Integers, stage: int) -> list[Tensor | None]:
+    """[n, H, E] per layer: which thoughts leave; None for a layer that is not full.
 
     Args:
         cache: the cache of the slots.
-        window: their thoughts.
-        slots: the slots of the window; with static shapes some may stand there twice.
+        windows: their thoughts, for layers of every budget.
+        slots: the slots of the windows; with static shapes some may stand there twice.
+        stage: the event, see `evict_layer`.
     """
+    rules = cache.rules
+    assert rules.budgets is not None
     events = [(cache.seeds[slot], int(cache.num_evictions[slot])) for slot in slots]
     log = cache.log
     if log is not None and log.accumulator is not None:
         hear(cache, log, slots)
-    sight = None if log is None else _sight(cache, log, slots)
-    chosen = []
+    sights = None if log is None else _sights(cache, log, slots)
+    chosen: list[Tensor | None] = []
     for index, layer in enumerate(cache.layers):
-        seen = None if log is None or sight is None else (log, sight, _keys(cache, index, sight))
+        if not rules.budgets.is_due(index, stage):
+            chosen.append(None)
+            continue
+        seen = None
+        if log is not None and sights is not None:
+            sight = sights[layer.group]
+            seen = log, sight, _keys(cache, index, sight)
+        window = windows[layer.group]
         keys, values = window.read(layer.keys), window.read(layer.values)
-        selected = choose_layer(cache.rules, index, keys, values, events, seen)
-        assert selected is not None, f"the policy {cache.rules.eviction.name} chooses"
+        selected = choose_layer(rules, index, keys, values, events, stage, seen)
+        assert selected is not None, f"the policy {rules.eviction.name} chooses"
         chosen.append(selected)
     return chosen
 
 
 def hear(cache: SlotCache, log: QueryLog, slots: Integers) -> None:
     """Add the new queries of these slots to the running scores."""
-    sight = _sight(cache, log, slots)
-    for index in range(len(cache.layers)):
+    sights = _sights(cache, log, slots)
+    for index, layer in enumerate(cache.layers):
+        sight = sights[layer.group]
         log.hear(index, sight, _keys(cache, index, sight))
     log.unheard[slots] = 0
 
 
-def _sight(cache: SlotCache, log: QueryLog, slots: Integers) -> Sight:
-    """The columns that the last queries of these slots saw."""
-    lengths, starts = cache.lengths[slots], cache.prompts[slots]
-    rows, on_device, first = (to_device(values, cache.device) for values in (slots, lengths, starts))
-    return log.sight(rows, log.unheard[slots].tolist(), int(lengths.max()), on_device, first)
+def _sights(cache: SlotCache, log: QueryLog, slots: Integers) -> list[Sight]:
+    """The columns that the last queries of these slots saw, in layers of every budget."""
+    columns, counts = cache.columns, log.unheard[slots].tolist()
+    assert columns.budgets is not None
+    rows, first = (to_device(values, cache.device) for values in (slots, columns.prompts[slots]))
+    sights = []
+    for lengths, size in zip(columns.lengths[slots].T, columns.budgets.distinct, strict=True):
+        on_device = to_device(np.ascontiguousarray(lengths), cache.device)
+        sights.append(log.sight(rows, counts, int(lengths.max()), on_device, first, num_thoughts=size))
+    return sights
 
 
 def _keys(cache: SlotCache, index: int, sight: Sight) -> Tensor:

@@ -33,14 +33,12 @@ class KVRecorder:
 
     def copy_new(self, cache: SlotCache, slot: int, num_processed: int) -> None:
         """Copy what came since the last call; `num_processed` counts all tokens of the sequence so far."""
-        stop = int(cache.lengths[slot])
-        start = stop - (num_processed - self.num_recorded)
-        piece = torch.stack(
-            [
-                torch.stack((layer.keys[slot, :, start:stop], layer.values[slot, :, start:stop]))
-                for layer in cache.layers
-            ]
-        )
+        count, pairs = num_processed - self.num_recorded, []
+        for layer in cache.layers:
+            stop = int(cache.columns.lengths[slot, layer.group])
+            new = slice(stop - count, stop)
+            pairs.append(torch.stack((layer.keys[slot, :, new], layer.values[slot, :, new])))
+        piece = torch.stack(pairs)
         if self.leaves:
             host = torch.empty(piece.shape, dtype=piece.dtype, pin_memory=True)
             piece = host.copy_(piece, non_blocking=True)

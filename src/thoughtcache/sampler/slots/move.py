@@ -13,41 +13,53 @@ from thoughtcache.sampler.slots.window_block import WindowBlock
 if TYPE_CHECKING:
     from thoughtcache.sampler.slots.slot_cache import SlotCache
 
-MoveFn = Callable[["SlotCache", WindowBlock, list[Tensor] | None], list[Tensor] | None]
+MoveFn = Callable[["SlotCache", list[WindowBlock], list[Tensor | None] | None, int], list[Tensor] | None]
 """The form of `move_thoughts`."""
 
 
-def move_thoughts(cache: SlotCache, window: WindowBlock, chosen: list[Tensor] | None) -> list[Tensor] | None:
+def move_thoughts(
+    cache: SlotCache, windows: list[WindowBlock], chosen: list[Tensor | None] | None, stage: int
+) -> list[Tensor] | None:
     """Close the gap that the leaving thoughts make and absorb them; never holds copies of more than one layer.
 
     Args:
         cache: cache of the slots.
-        window: the thoughts of the slots in question.
-        chosen: [n, H, E] which of them leave, per layer; None if the oldest do.
+        windows: the thoughts of the slots in question, for layers of every budget.
+        chosen: [n, H, E] which of them leave, per layer that is full; None if the oldest do.
+        stage: the event, see `evict_layer`.
 
     Returns:
-        The new states [n, ...] per layer; None where nothing absorbs.
+        The states [n, ...] of all layers after it; None where nothing absorbs.
     """
     states, rules = [], cache.rules
-    following = cache.positions[window.rows]
-    oldest = leaving_positions(None, following - window.size, rules.num_evicted) if rules.reads_positions else None
+    assert rules.budgets is not None
+    rows, index_of = windows[0].rows, windows[0].index
+    following = cache.positions[rows]
+    oldest: list[Tensor | None] = [None] * len(windows)
+    if rules.reads_positions:
+        oldest = [leaving_positions(None, following - window.size, rules.num_evicted) for window in windows]
     for index, layer in enumerate(cache.layers):
+        state = None if cache.states is None else cache.states[index][index_of]
+        if not rules.budgets.is_due(index, stage):
+            if rules.absorb is not None and state is not None:
+                states.append(state)
+            continue
+        window = windows[layer.group]
         slots = None if chosen is None else chosen[index]
-        state = None if cache.states is None else cache.states[index][window.index]
         keys, values = window.read(layer.keys), window.read(layer.values)
-        positions = oldest
+        positions = oldest[layer.group]
         if slots is not None and cache.kept:
             kept = cache.kept[index]
-            positions, kept[window.index] = leave_with_gaps(kept[window.index], following, slots)
+            positions, kept[index_of] = leave_with_gaps(kept[index_of], following, slots)
         elif slots is not None and rules.reads_positions:
             positions = leaving_positions(slots, following - window.size, rules.num_evicted)
-        kept_keys, kept_values, state = evict_layer(rules, index, keys, values, slots, state, positions)
+        kept_keys, kept_values, state = evict_layer(rules, index, stage, keys, values, slots, state, positions)
         window.write(layer.keys, kept_keys)
         window.write(layer.values, kept_values)
         if rules.absorb is not None and cache.states is not None and state is not None:
             states.append(state)
-            cache.states[index][window.index] = state
+            cache.states[index][index_of] = state
             read = None if cache.read_states is None else cache.reader.of_linears([state])
             if cache.read_states is not None and read is not None:
-                cache.read_states[index][window.index] = read[0]
+                cache.read_states[index][index_of] = read[0]
     return states or None

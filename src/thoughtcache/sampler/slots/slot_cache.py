@@ -2,8 +2,9 @@
 
 One slot is one row of every layer's buffer, `[prompt | resident thoughts]` from column 0, without padding. Sequences
 come and go by themselves. The host knows all lengths (the schedule is a function of integers) and the device keeps
-counters of its own that only an arrival, an eviction or an end touches, so a decode step neither waits for the device
-nor sends it anything, and costs the host the same for every number of slots.
+counters of its own that only an arrival, an eviction or an end touches (`columns.py`), so a decode step neither waits
+for the device nor sends it anything, and costs the host the same for every number of slots. A layer's buffers are as
+long as its own budget.
 
 Where all slots have the same length the layers hand out plain views and need no mask. With `static_shapes` every step
 attends to the whole buffer under a mask, so that one compiled graph serves all of them (`sampler/decode_step.py`).
@@ -25,10 +26,12 @@ from torch.nn.functional import pad
 from thoughtcache.adapter.model import ThoughtModel
 from thoughtcache.cache.base import ResidentLayer, StatefulCache, StateReader, States
 from thoughtcache.cache.host_integers import Integers, to_device
+from thoughtcache.cache.layer_masks import GivenMasks, LayerMasks
 from thoughtcache.cache.query_log import QueryLog
 from thoughtcache.cache.window_rules import WindowRules
 from thoughtcache.records import slot_dtype
 from thoughtcache.sampler.slots.choice import choose, hear
+from thoughtcache.sampler.slots.columns import Room, SlotColumns
 from thoughtcache.sampler.slots.move import MoveFn, move_thoughts
 from thoughtcache.sampler.slots.table import SlotTable
 from thoughtcache.sampler.slots.window_block import WindowBlock
@@ -37,40 +40,41 @@ from thoughtcache.state.memory import Memory
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SlotEviction:
-    """One eviction of some slots.
+    """One eviction of some slots, the same layers in all of them.
 
     Attributes:
         slots: slots that were evicted from, ascending.
         states: [n, ...] their new states per layer; None where nothing absorbs.
-        chosen: [n, L, H, E] resident thoughts that left; None means the oldest.
+        chosen: [n, M, H, E] resident thoughts that left the M layers that were full; None means the oldest.
     """
 
     slots: list[int]
     states: list[Float[Tensor, "n *state"]] | None
-    chosen: Int[Tensor, "n L H E"] | None
+    chosen: Int[Tensor, "n M H E"] | None
 
 
 class _SlotLayer(ResidentLayer):  # type: ignore[no-untyped-call]
     """One layer's buffers [slots, H, capacity, D]; where to write and what to show is the cache's."""
 
-    def __init__(self, cache: SlotCache) -> None:
+    def __init__(self, cache: SlotCache, group: int) -> None:
         super().__init__()
-        self.cache = cache
+        self.cache, self.group = cache, group
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        cache, visible = self.cache, self.cache.visible
+        cache, columns = self.cache, self.cache.columns
+        visible = columns.visible[self.group]
         for buffer, new in ((self.keys, key_states), (self.values, value_states)):
-            if cache.uniform:
+            if columns.uniform[self.group]:
                 buffer[:, :, visible - 1 : visible] = new
             else:
-                buffer[cache.every, :, cache.columns] = new[:, :, 0]
+                buffer[cache.every, :, columns.next[:, self.group]] = new[:, :, 0]
         return self.keys[:, :, :visible], self.values[:, :, :visible]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.cache.visible, 0
+        return self.cache.columns.visible[self.group], 0
 
     def get_seq_length(self) -> int:
-        return self.cache.visible - 1
+        return self.cache.columns.visible[self.group] - 1
 
 
 class SlotCache(StatefulCache):
@@ -79,7 +83,7 @@ class SlotCache(StatefulCache):
     Args:
         num_layers: decoder layers.
         table: knows all that has a row per slot.
-        capacity: columns of a slot: longest prompt plus the most resident thoughts. `reserve` raises it.
+        room: prompt tokens and thoughts that every slot has room for. `reserve` raises it.
         initial_states: [1, ...] per layer, or None for the identity.
         reader: shows the states to forward passes.
         rules: what bounds every slot.
@@ -87,16 +91,12 @@ class SlotCache(StatefulCache):
         log: keeps the last queries of every slot, where the eviction policy wants them.
 
     Attributes:
-        prompts: prompt tokens of each slot, on the host as the next four.
-        lengths: resident tokens of each slot, prompt included; 0 for a free slot.
-        taken: slots that hold a sequence.
-        num_evictions: evictions of the sequence in each slot so far.
+        columns: where the tokens of each slot stand.
+        taken: slots that hold a sequence, on the host as the next two.
+        num_evictions: eviction events of the sequence in each slot so far.
         seeds: seed of the sequence in each slot, for policies that draw random numbers.
-        visible: columns that the running forward pass attends to.
-        uniform: whether all slots write to the same column.
         read_states: what the linears read where it is not the states themselves, made once per eviction; or None.
-        columns: [slots] where each slot writes next, on the device as the next three.
-        positions: [slots] position of the token that is written next.
+        positions: [slots] position of the token that is written next, on the device as the next two.
         occupied: [slots] 1 where there is a sequence.
         kept: [slots, H, K] per layer, positions of the thoughts that the last eviction left, which are the first ones
             before there was one; empty where nobody asks for them.
@@ -109,7 +109,7 @@ class SlotCache(StatefulCache):
         *,
         num_layers: int,
         table: SlotTable,
-        capacity: int,
+        room: Room,
         initial_states: States,
         reader: StateReader,
         rules: WindowRules,
@@ -118,29 +118,25 @@ class SlotCache(StatefulCache):
     ) -> None:
         num_slots, device = table.num_slots, table.device
         states = _in_every_slot(initial_states, num_slots)
-        super().__init__([_SlotLayer(self) for _ in range(num_layers)], states, reader)
+        columns = SlotColumns(table, rules.budgets, num_layers, static_shapes=static_shapes)
+        super().__init__([_SlotLayer(self, group) for group in columns.group_of], states, reader)
+        self.widest = columns.group_of.index(columns.num_groups - 1)
+        columns.reserve([room])
         initial_read = reader.of_linears(initial_states)
         self.read_states = None if initial_read is initial_states else _in_every_slot(initial_read, num_slots)
         self.table = table
-        self.capacity = capacity
+        self.columns = columns
         self.rules = rules
         self.static_shapes = static_shapes
-        self.prompts: Integers = np.zeros(num_slots, np.int64)
-        self.lengths: Integers = np.zeros(num_slots, np.int64)
         self.num_evictions: Integers = np.zeros(num_slots, np.int64)
         self.taken: NDArray[np.bool_] = np.zeros(num_slots, np.bool_)
         self.seeds = [0] * num_slots
-        self.visible = capacity
-        self.uniform = False
-        self.columns, self.positions, self.occupied = (
-            torch.zeros(num_slots, dtype=torch.long, device=device) for _ in range(3)
-        )
+        self.positions, self.occupied = (torch.zeros(num_slots, dtype=torch.long, device=device) for _ in range(2))
         self._every = torch.arange(num_slots, device=device)
         self._fix_addresses(
-            self.columns, self.positions, self.occupied, self._every, *(states or ()), *(self.read_states or ())
+            columns.next, self.positions, self.occupied, self._every, *(states or ()), *(self.read_states or ())
         )
-        table.own(self, "prompts", "lengths", "num_evictions", "taken", "seeds", initial=0)
-        table.own(self, "columns", "positions", "occupied", initial=0)
+        table.own(self, "num_evictions", "taken", "seeds", "positions", "occupied", initial=0)
         self.kept: list[Any] = [None] * num_layers if rules.numbers_thoughts else []
         table.own(self.kept, *range(len(self.kept)))
         self.log = log
@@ -158,12 +154,18 @@ class SlotCache(StatefulCache):
 
     @property
     def physical_length(self) -> int:
-        """Columns in front of the token that is processed."""
-        return self.visible - 1
+        """Columns in front of the token that is processed, in the layers that hold most."""
+        return self.columns.visible[-1] - 1
 
-    def get_query_offset(self, layer_idx: int = 0) -> int:
-        """The same number as `physical_length`, under the name that transformers asks for."""
-        return self.visible - 1
+    @property
+    def layer_masks(self) -> LayerMasks | None:
+        """Additive masks of the step by layer; None where `step_mask` serves all of them."""
+        columns = self.columns
+        if columns.num_groups == 1:
+            return None
+        dtype = self.layers[0].keys.dtype
+        masks = [columns.mask(group, dtype) for group in range(columns.num_groups)]
+        return GivenMasks(masks=[masks[group] for group in columns.group_of])
 
     @property
     def linear_states(self) -> States:
@@ -198,38 +200,37 @@ class SlotCache(StatefulCache):
         for layer, pair in zip(self.layers, past, strict=True):
             if layer.keys is None:
                 heads, _, size = pair[0].shape
-                layer.keys, layer.values = (t.new_zeros(self.num_slots, heads, self.capacity, size) for t in pair)
+                capacity = self.columns.capacities[layer.group]
+                layer.keys, layer.values = (t.new_zeros(self.num_slots, heads, capacity, size) for t in pair)
                 layer.is_initialized = True
                 self._fix_addresses(layer.keys, layer.values)
             layer.keys[rows, :, :length], layer.values[rows, :, :length] = pair
         if self.kept:
             self._number_first_thoughts(rows, length)
-        self.columns[rows], self.positions[rows], self.occupied[rows] = length, length, 1
-        self.prompts[slots], self.lengths[slots], self.taken[slots] = length, length, True
+        self.columns.fill(slots, rows, length)
+        self.positions[rows], self.occupied[rows], self.taken[slots] = length, 1, True
         for slot, seed in zip(slots, seeds, strict=True):
             self.seeds[slot] = seed
 
     def _number_first_thoughts(self, rows: Int[Tensor, " n"], length: int) -> None:
         """The thoughts that the first eviction finds oldest stand behind the prompt of these slots."""
-        size = (self.rules.size or 0) - self.rules.num_evicted
-        first = torch.arange(length, length + size, dtype=torch.int32, device=self.device)
+        assert self.rules.budgets is not None
         for index, layer in enumerate(self.layers):
+            size = self.rules.budgets.size(index) - self.rules.num_evicted
+            first = torch.arange(length, length + size, dtype=torch.int32, device=self.device)
             if self.kept[index] is None:
                 self.kept[index] = first.new_zeros(self.num_slots, layer.keys.shape[1], size)
                 self._fix_addresses(self.kept[index])
             self.kept[index][rows] = first
 
-    def reserve(self, capacity: int) -> None:
-        """Make room for so many columns in every slot; what is there stays."""
-        missing = capacity - self.capacity
-        if missing <= 0:
-            return
+    def reserve(self, rooms: Sequence[Room]) -> None:
+        """Make room for any of these prompts and thoughts in every slot; what is there stays."""
+        missing = self.columns.reserve(rooms)
         for layer in self.layers:
-            if layer.keys is not None:
-                layer.keys, layer.values = (pad(buffer, (0, 0, 0, missing)) for buffer in (layer.keys, layer.values))
+            more = missing[layer.group]
+            if layer.keys is not None and more:
+                layer.keys, layer.values = (pad(buffer, (0, 0, 0, more)) for buffer in (layer.keys, layer.values))
                 self._fix_addresses(layer.keys, layer.values)
-        self.visible += missing
-        self.capacity = capacity
 
     def _fix_addresses(self, *buffers: Tensor) -> None:
         """Tell the compiler that these stay where they are: a CUDA graph writes only to what it need not copy."""
@@ -239,23 +240,16 @@ class SlotCache(StatefulCache):
 
     def prepare_step(self) -> None:
         """Make ready for one token per slot, whose room must exist."""
-        if not self.static_shapes:
-            self.visible = int(self.lengths.max()) + 1
-            self.uniform = int(self.lengths.min()) + 1 == self.visible
+        self.columns.prepare_step()
 
     def step_mask(self) -> Float[Tensor, "B 1 1 visible"] | None:
-        """Additive mask of the step, or None where every slot sees all visible columns."""
-        if self.uniform:
-            return None
-        hidden = torch.arange(self.visible, device=self.device) > self.columns.unsqueeze(1)
-        dtype = self.layers[0].keys.dtype
-        mask = torch.zeros(hidden.shape, dtype=dtype, device=self.device)
-        return mask.masked_fill(hidden, torch.finfo(dtype).min)[:, None, None]
+        """Additive mask of the step, or None where every slot sees all visible columns, or layers have masks."""
+        return None if self.columns.num_groups > 1 else self.columns.mask(0, self.layers[0].keys.dtype)
 
     def finish_step(self) -> None:
         """Count the token that every slot with a sequence has written."""
-        self.lengths += self.taken
-        self.columns += self.occupied
+        self.columns.lengths += self.taken[:, None]
+        self.columns.next += self.occupied.unsqueeze(1)
         self.positions += self.occupied
         if self.log is not None:
             self.log.advance(self.taken)
@@ -264,42 +258,48 @@ class SlotCache(StatefulCache):
                 hear(self, self.log, np.flatnonzero(full))
 
     def due(self) -> Integers:
-        """Slots whose window is full: they evict before their next token."""
-        if self.rules.size is None:
-            return np.zeros(0, np.int64)
-        return np.flatnonzero(self.taken & (self.lengths - self.prompts == self.rules.size))
+        """Slots in which layers are full: they evict before their next token."""
+        return np.flatnonzero(self.taken & self.columns.full())
 
-    def evict(self, slots: Integers, move: MoveFn | None = None) -> SlotEviction:
-        """Remove thoughts from these slots and absorb them.
+    def evict(self, slots: Integers, move: MoveFn | None = None) -> list[SlotEviction]:
+        """Remove thoughts from due slots and absorb them; slots in which other layers are full are another eviction.
 
-        Args:
-            slots: slots whose window is full.
-            move: another form of `move_thoughts`, such as a compiled one.
+        `move` is another form of `move_thoughts`, such as a compiled one.
         """
-        rules = self.rules
-        assert rules.size is not None
+        assert self.rules.budgets is not None
+        stages = np.minimum(self.num_evictions[slots], self.rules.budgets.num_opening)
+        return [self._evict(slots[stages == stage], int(stage), move or move_thoughts) for stage in np.unique(stages)]
+
+    def _evict(self, slots: Integers, stage: int, move: MoveFn) -> SlotEviction:
+        """One eviction of slots in which the layers are full that are due at the event `stage`."""
+        rules, budgets, columns = self.rules, self.rules.budgets, self.columns
+        assert budgets is not None
         padded = self._padded(slots)
-        _, heads, capacity, _ = self.layers[0].keys.shape
-        window = WindowBlock(
-            padded,
-            self.prompts[padded],
-            rules.size,
-            shape=(heads, capacity),
-            device=self.device,
-            static_shapes=self.static_shapes,
-        )
-        chosen = choose(self, window, padded) if rules.eviction.chooses else None
-        states = (move or move_thoughts)(self, window, chosen)
-        rows = window.rows[: len(slots)]
-        self.columns[rows] -= rules.num_evicted
-        if rules.rotations is not None:
-            self.positions[rows] -= rules.num_evicted
-        self.lengths[slots] -= rules.num_evicted
+        heads = self.layers[0].keys.shape[1]
+        windows = [
+            WindowBlock(
+                padded,
+                columns.prompts[padded],
+                size,
+                shape=(heads, capacity),
+                device=self.device,
+                static_shapes=self.static_shapes,
+            )
+            for size, capacity in zip(budgets.distinct, columns.capacities, strict=True)
+        ]
+        chosen = choose(self, windows, padded, stage) if rules.eviction.chooses else None
+        states = move(self, windows, chosen, stage)
+        rows = windows[0].rows[: len(slots)]
+        groups = [group for index, group in enumerate(columns.group_of) if budgets.is_due(index, stage)]
+        columns.leave(slots, rows, sorted(set(groups)), rules.num_evicted)
+        if rules.roll(stage):
+            self.positions[rows] -= rules.roll(stage)
         self.num_evictions[slots] += 1
+        left = [slots_of for slots_of in chosen or () if slots_of is not None]
         return SlotEviction(
             slots=slots.tolist(),
             states=None if states is None else [state[: len(slots)] for state in states],
-            chosen=torch.stack(chosen, dim=1)[: len(slots)].to(slot_dtype(rules.size)) if chosen else None,
+            chosen=torch.stack(left, dim=1)[: len(slots)].to(slot_dtype(budgets.largest)) if left else None,
         )
 
     def _padded(self, slots: Integers) -> Integers:
@@ -321,7 +321,7 @@ def new_slots(
     memory: Memory,
     rules: WindowRules,
     *,
-    capacity: int,
+    room: Room,
     static_shapes: bool = False,
 ) -> SlotCache:
     """Empty slots, each starting from the active adapter's initial states.
@@ -331,7 +331,7 @@ def new_slots(
         table: knows all that has a row per slot.
         memory: memory of the active adapter.
         rules: what bounds every slot.
-        capacity: columns of a slot.
+        room: prompt tokens and thoughts that every slot has room for.
         static_shapes: attend to the whole buffer in every step.
     """
     log = tuner.query_log(rules)
@@ -341,7 +341,7 @@ def new_slots(
     return SlotCache(
         num_layers=tuner.num_layers,
         table=table,
-        capacity=capacity,
+        room=room,
         initial_states=memory.initial_states(),
         reader=memory.reader(),
         rules=rules,

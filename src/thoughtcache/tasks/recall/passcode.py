@@ -72,6 +72,11 @@ class PasscodeTask:
         """
         if self.cache.window is None or self.cache.num_evicted is None:
             raise ValueError("window=None evicts nothing, so that distances in evictions have no meaning; set a window")
+        if self.cache.budgets is not None:
+            raise ValueError(
+                f"eviction_budgets={list(self.cache.budgets)} evict a code at other times in every layer, so that "
+                "distances in evictions have no meaning; use even budgets"
+            )
         random = Random(f"passcode {seed}")
         code = [token for word in self._code(random) for token in self._tokens(" " + word)]
         told = [*self._tokens(SAID.format(kind=self.kind)), *code, *self._tokens(".")]

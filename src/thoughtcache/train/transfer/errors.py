@@ -17,7 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from thoughtcache.cache.base import AttentionRead, StateReader
 from thoughtcache.cache.evict import evict_layer
 from thoughtcache.cache.window_rules import WindowRules
-from thoughtcache.learner.chunk import chunk_positions, recorded_positions, recorded_slots
+from thoughtcache.learner.chunk import chunk_positions, recorded_positions, recorded_slots, slots_of_layer
 from thoughtcache.learner.chunk_plan import Chunk, plan_chunks
 from thoughtcache.policy.batch import RolloutBatch
 from thoughtcache.state.attention.window_share import attention_with_share
@@ -32,15 +32,13 @@ class Segment:
 
     Attributes:
         chunk: their columns, and the rows that are not over.
-        slots: [rows, L, H, E] thoughts that leave before it; None for the oldest.
+        slots: [rows, M, H, E] thoughts that leave the layers that are full before it; None for the oldest.
         positions: [rows, n] positions of its thoughts.
-        visible: [rows, 1, n, m] which of [prompt | resident and new thoughts] the new ones see.
     """
 
     chunk: Chunk
     slots: Tensor | None
     positions: Tensor
-    visible: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,20 +62,28 @@ class BoundedPass:
     @cached_property
     def segments(self) -> list[Segment]:
         """The segments after the first eviction, which are the same for all layers."""
-        batch, settings = self.batch, self.batch.settings
+        batch, cache = self.batch, self.batch.settings.cache
         width = batch.prompts.ids.shape[1]
-        _, *later = plan_chunks(batch.lengths, width, settings.window, settings.num_evicted, None)
-        sizes = {(chunk.rows, chunk.columns, chunk.leaving) for chunk in later}
-        masks = {size: _visible(batch, *size) for size in sizes}
+        _, *later = plan_chunks(batch.lengths, width, cache.smallest_budget, cache.num_evicted, None)
         return [
             Segment(
                 chunk=chunk,
                 slots=recorded_slots(batch, chunk.segment - 1, chunk.rows, batch.token_ids.device),
                 positions=chunk_positions(batch, chunk),
-                visible=masks[chunk.rows, chunk.columns, chunk.leaving],
             )
             for chunk in later
         ]
+
+    def visible(self, rows: int, new: int, columns: int) -> Bool[Tensor, "B 1 n m"]:
+        """Which of [prompt | resident and new thoughts] the new ones see; the same for layers of one budget."""
+        size = rows, new, columns
+        if size not in self._masks:
+            self._masks[size] = _visible(self.batch, *size)
+        return self._masks[size]
+
+    @cached_property
+    def _masks(self) -> dict[tuple[int, int, int], Tensor]:
+        return {}
 
 
 class LayerErrors(AttentionRead):
@@ -169,28 +175,32 @@ def bounded_outputs(
     start = bounded.segments[0].chunk.start
     kept = keys[:, :, width:start], values[:, :, width:start]
     found = []
+    assert rules.budgets is not None
     for segment in bounded.segments:
         chunk = segment.chunk
-        slots = None if segment.slots is None else segment.slots[:, layer_index]
-        where = None
-        if rules.reads_positions:
-            where = recorded_positions(batch, chunk, layer_index, slots)
-        rows, new = chunk.rows, slice(chunk.start, chunk.stop)
-        stays_keys, stays_values, after = evict_layer(
-            rules,
-            layer_index,
-            kept[0][:rows],
-            kept[1][:rows],
-            slots,
-            state[:rows],  # one initial state serves all rows
-            where,
-        )
-        assert after is not None
-        state = after
+        rows, new, event = chunk.rows, slice(chunk.start, chunk.stop), chunk.segment - 1
+        stays_keys, stays_values = kept[0][:rows], kept[1][:rows]
+        if rules.budgets.is_due(layer_index, event):
+            slots = slots_of_layer(batch, event, layer_index, segment.slots)
+            where = None
+            if rules.reads_positions:
+                where = recorded_positions(batch, chunk, layer_index, slots)
+            stays_keys, stays_values, after = evict_layer(
+                rules,
+                layer_index,
+                event,
+                stays_keys,
+                stays_values,
+                slots,
+                state[:rows],  # one initial state serves all rows
+                where,
+            )
+            assert after is not None
+            state = after
         with torch.no_grad():
             query, key, value = queries[:rows, :, new], keys[:rows, :, new], values[:rows, :, new]
             if rotation is not None:
-                gone = chunk.segment * rules.num_evicted
+                gone = rules.budgets.rolled(chunk.segment)
                 query, key = rotation.shift(query, -gone), rotation.shift(key, -gone)
             kept = torch.cat([stays_keys, key], dim=2), torch.cat([stays_values, value], dim=2)
             seen = (
@@ -201,12 +211,11 @@ def bounded_outputs(
         read = bounded.reader.of_attention(states, segment.positions)
         assert read is not None
         module: Any = bounded.modules[layer_index]
+        visible = bounded.visible(rows, chunk.columns, seen[0].shape[2])
         with torch.no_grad():
-            alone, _ = _attention(module, query, *seen, segment.visible, scaling=module.scaling)
+            alone, _ = _attention(module, query, *seen, visible, scaling=module.scaling)
             if read.wants == "share":
-                bare, share, _ = attention_with_share(
-                    _attention, module, query, *seen, segment.visible, scaling=module.scaling
-                )
+                bare, share, _ = attention_with_share(_attention, module, query, *seen, visible, scaling=module.scaling)
             else:
                 bare, share = alone, None
         found.append((chunk, (alone, read(layer_index, query, bare, share))))
