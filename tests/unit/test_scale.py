@@ -22,7 +22,7 @@ from thoughtcache.recipes.bounded import BoundedModel
 from thoughtcache.recipes.evaluate import cutting
 from thoughtcache.recipes.evaluate.compare import run_compare
 from thoughtcache.recipes.evaluate.config import EvalRun
-from thoughtcache.recipes.evaluate.run import GENERATIONS
+from thoughtcache.recipes.evaluate.run import GENERATIONS, run_eval
 from thoughtcache.recipes.load_model import load_base
 from thoughtcache.recipes.scaling.operations import run_scale_operations
 from thoughtcache.recipes.scaling.points import lengths_of
@@ -241,17 +241,23 @@ def test_chains_that_grow(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("run", "lengths", "message"),
     [
-        ({}, (), "names no length"),
+        ({}, (), "lengths must be different numbers"),
+        ({}, (4, 4), "lengths must be different numbers"),
         ({"max_new_tokens": 9}, (4,), "max_new_tokens=9 is what lengths say here"),
         ({"thinking": "markovian"}, (4, 8), "thinking=markovian cannot be cut"),
         ({"select": "think@n"}, (4, 80), "select=think@n cannot be cut"),
-        ({}, (0, 4), "lengths must be 1 to max_new_tokens=4"),
+        ({}, (0, 4), "lengths must be different numbers of at least 1 token"),
         ({"window": 4}, (4,), "window=4 is the cache of a run"),
     ],
 )
 def test_what_cannot_be_cut_is_refused(run, lengths, message):
     with pytest.raises(ValueError, match=message):
         run_scale(EvalRun(suite=("embedded",), **run), [{}], lengths=lengths, console=QUIET)
+
+
+def test_a_bound_above_the_run_s_own_is_refused():
+    with pytest.raises(ValueError, match="lengths must be 1 to max_new_tokens=56 tokens, got 57; suite embedded"):
+        run_eval(EvalRun(suite=("embedded",)), QUIET, lengths=(20, 57))
 
 
 def test_lengths_and_factors():

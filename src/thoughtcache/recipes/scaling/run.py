@@ -14,7 +14,7 @@ from thoughtcache.recipes.evaluate.config import EvalRun
 from thoughtcache.recipes.evaluate.cutting import check_lengths, folder_of_length
 from thoughtcache.recipes.evaluate.several import run_arms, top_folder
 from thoughtcache.recipes.run.folder import WRITING_REMEDY
-from thoughtcache.recipes.scaling.points import LENGTHS, Point, points_of
+from thoughtcache.recipes.scaling.points import LENGTHS, Point, lengths_of, points_of
 from thoughtcache.recipes.scaling.report import write_report
 from thoughtcache.report.files import writing
 from thoughtcache.scale.crew import open_crew
@@ -49,8 +49,7 @@ def run_scale(
     """
     if run.max_new_tokens is not None:
         raise ValueError(f"max_new_tokens={run.max_new_tokens} is what lengths say here; leave it out")
-    if not lengths:
-        raise ValueError("lengths names no length; give at least one")
+    lengths = lengths_of(lengths, None, base_length)
     run = replace(run, max_new_tokens=max(lengths))
     check_lengths(run, lengths)
     arms = arms_of(run, caches)
@@ -58,8 +57,8 @@ def run_scale(
         console = (console or Console()) if crew.is_first else Console(quiet=True)
         longest = {} if sample_each else {"longest": max(lengths)}
         folder = top_folder(run, arms, "scale", sample_each=sample_each, **longest) if crew.is_first else None
-        asked = [_at(arm, length) for arm in arms for length in sorted(lengths)] if sample_each else arms
-        each = [[length] for _ in arms for length in sorted(lengths)]
+        asked = [_at(arm, length) for arm in arms for length in lengths] if sample_each else arms
+        each = [[length] for _ in arms for length in lengths]
         results = run_arms(asked, folder, console, lengths=each if sample_each else [lengths] * len(arms))
         if folder is None:
             return {}
@@ -67,7 +66,7 @@ def run_scale(
         points = [
             point
             for arm in arms
-            for length in sorted(lengths)
+            for length in lengths
             for point in _points(arm, arms[0], length, found, base_length, sample_each)
         ]
         with writing(folder.path, WRITING_REMEDY):
