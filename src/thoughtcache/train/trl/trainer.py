@@ -24,7 +24,7 @@ from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from thoughtcache.chains.chain import Trace, links_of
+from thoughtcache.chains.chain import links_of
 from thoughtcache.chains.replay import join_links
 from thoughtcache.chains.thinking import Thinking
 from thoughtcache.ends import prompt_token_ids, stop_token_ids
@@ -39,8 +39,6 @@ from thoughtcache.train.checkpoints import ROOT_ADAPTER, load_weights
 from thoughtcache.train.memory_rate import MemoryRate
 from thoughtcache.train.trl.ahead import AheadSampler, backend_metrics
 from thoughtcache.train.trl.chain_turns import (
-    chain_metrics,
-    chain_totals,
     check_turns,
     generation_number,
     sample_traces,
@@ -51,15 +49,15 @@ from thoughtcache.train.trl.encoder_precision import encoders_to_fp32
 from thoughtcache.train.trl.generations import Generation, Scoring, check_same_tokens, scores_reference
 from thoughtcache.train.trl.model_generation import check_model_generation
 from thoughtcache.train.trl.planned_learner import PlannedLearner
-from thoughtcache.train.trl.policy_metrics import cache_metrics, cache_totals, gap_metrics, sampled_log_ratio
-from thoughtcache.train.trl.rollout_log import RolloutLog, logged_rows, rollout_columns
+from thoughtcache.train.trl.policy_log import PolicyLog
+from thoughtcache.train.trl.rollout_log import RolloutLog
 from thoughtcache.train.trl.run_state import RunState
 from thoughtcache.train.trl.weights_version import WeightsCounter
 
 __all__ = ["ThoughtGRPOConfig", "ThoughtGRPOTrainer"]
 
 
-class ThoughtGRPOTrainer(MemoryRate, GRPOTrainer):
+class ThoughtGRPOTrainer(PolicyLog, MemoryRate, GRPOTrainer):
     """`trl.GRPOTrainer` for a model with a `ThoughtConfig` adapter; arguments as there.
 
     Args:
@@ -129,18 +127,8 @@ class ThoughtGRPOTrainer(MemoryRate, GRPOTrainer):
         self.add_callback(PhaseCallback(self._run.timer, self._report_phases))
         self.add_callback(self._run.weights)
 
-    @property
-    def _mode(self) -> str:
-        return "train" if self.model.training else "eval"
-
     def _phase(self, name: str) -> AbstractContextManager[None]:
         return self._run.timer.phase(name) if self.model.training else nullcontext()
-
-    def _report_phases(self, seconds: dict[str, float], peaks: dict[str, float]) -> None:
-        for name, value in seconds.items():
-            self._metrics["train"][f"time/{name}"].append(value)
-        for name, value in peaks.items():
-            self._metrics["train"][f"memory/{name}_mib_max"].append(value)
 
     def _rollout_seed(self) -> int:
         process = self.accelerator.process_index
@@ -173,13 +161,7 @@ class ThoughtGRPOTrainer(MemoryRate, GRPOTrainer):
         rollouts = generation.rollouts
         self._run.generations[self._mode] = generation
         self._run.scoring = Scoring(rollouts=rollouts, on_policy=self._is_on_policy(generation), is_loss=False)
-        totals = self.accelerator.gather(cache_totals(rollouts).to(self.accelerator.device))
-        self._append_metrics(cache_metrics(totals.view(-1, 5).cpu()))
-        if self._turns:
-            totals = self.accelerator.gather(chain_totals(rollouts).to(self.accelerator.device))
-            self._append_metrics(chain_metrics(totals.view(-1, 4).cpu()))
-        for name, values in rollout_columns(rollouts, for_file=self._run.log is not None).items():
-            self._log_completion_extra(name, values)
+        self._log_rollouts(rollouts)
         return [r.token_ids for r in rollouts], [r.logprobs.tolist() for r in rollouts]
 
     def _sample(self, model: nn.Module, prompt_ids: list[list[int]]) -> Generation:
@@ -261,9 +243,7 @@ class ThoughtGRPOTrainer(MemoryRate, GRPOTrainer):
         if not self._is_on_policy(self._run.generations[self._mode]):
             # Stale rollouts: the policy that sampled is the old policy of TRL's importance weights.
             output["old_per_token_logps"] = output["sampling_per_token_logps"]
-        if self._run.log is not None and self.model.training and self.accelerator.is_main_process:
-            count = len(inputs) * self.accelerator.num_processes
-            self._run.log.add(self.state.global_step, logged_rows(self._logs, count))
+        self._write_rollouts(len(inputs))
         output["rollout_index"] = torch.arange(len(inputs), device=self.accelerator.device)
         return output
 
@@ -337,21 +317,3 @@ class ThoughtGRPOTrainer(MemoryRate, GRPOTrainer):
         if scoring.is_loss and scoring.on_policy:
             self._log_gap(joined, scoring.rollouts)
         return joined, torch.cat(entropies) if compute_entropy else None, None
-
-    def _log_gap(self, replayed: Tensor, rollouts: list[Trace]) -> None:
-        """Log the distance between sampled and replayed policy over the tokens of all processes."""
-        log_ratio = sampled_log_ratio(replayed, rollouts)
-        padded = self.accelerator.pad_across_processes(log_ratio, dim=0, pad_index=float("nan"))
-        gathered = self.accelerator.gather(padded)
-        self._append_metrics(gap_metrics(gathered, self.epsilon_low, self.epsilon_high))
-
-    def _append_metrics(self, metrics: dict[str, float]) -> None:
-        for name, value in metrics.items():
-            self._metrics[self._mode][name].append(value)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """TRL logs means over the steps since the last log; of `*_max` metrics of ours the maximum is logged."""
-        for name, values in self._metrics[self._mode].items():
-            if values and (name.endswith("_mib_max") or name in ("policy/gap_max", "state/norm_max")):
-                self._metrics[self._mode][name] = [max(values)]
-        super().log(logs, start_time)
