@@ -15,11 +15,11 @@ from pathlib import Path
 from thoughtcache.cache.budgets import ALLOCATIONS
 from thoughtcache.cache.eviction import EVICTION_POLICIES, EvictionPolicy, default_options
 from thoughtcache.train.trl.options import NO_MEANING, REFUSED, REFUSED_BY_OTHER_NAME, WORKS
-from thoughtcache_cli import eviction_help
 from thoughtcache_cli.arguments import build_parser
+from thoughtcache_cli.options import eviction_help
 
 ROOT = Path(__file__).parents[1]
-EVICTION_HELP = "src/thoughtcache_cli/eviction_help.py"
+EVICTION_HELP = "src/thoughtcache_cli/options/eviction_help.py"
 
 
 def command_line_page() -> str:

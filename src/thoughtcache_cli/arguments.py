@@ -7,28 +7,28 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
-from thoughtcache_cli.compare_options import EXAMPLES as COMPARE_EXAMPLES
-from thoughtcache_cli.compare_options import OUTPUT_DIR as COMPARE_OUTPUT_DIR
-from thoughtcache_cli.compare_options import add_options as add_compare_options
-from thoughtcache_cli.cost_options import EXAMPLES as COST_EXAMPLES
-from thoughtcache_cli.cost_options import OUTPUT_DIR as COST_OUTPUT_DIR
-from thoughtcache_cli.cost_options import add_options as add_cost_options
-from thoughtcache_cli.distill_options import EXAMPLES as DISTILL_EXAMPLES
-from thoughtcache_cli.distill_options import OUTPUT_DIR as DISTILL_OUTPUT_DIR
-from thoughtcache_cli.distill_options import add_options as add_distill_options
-from thoughtcache_cli.eval_options import EXAMPLES as EVAL_EXAMPLES
-from thoughtcache_cli.eval_options import OUTPUT_DIR as EVAL_OUTPUT_DIR
-from thoughtcache_cli.eval_options import add_options as add_eval_options
-from thoughtcache_cli.eviction_options import add_eviction_options
-from thoughtcache_cli.perplexity_options import EXAMPLES as PERPLEXITY_EXAMPLES
-from thoughtcache_cli.perplexity_options import OUTPUT_DIR as PERPLEXITY_OUTPUT_DIR
-from thoughtcache_cli.perplexity_options import add_options as add_perplexity_options
-from thoughtcache_cli.probe_options import EXAMPLES as PROBE_EXAMPLES
-from thoughtcache_cli.probe_options import add_options as add_probe_options
-from thoughtcache_cli.scale_options import EXAMPLES as SCALE_EXAMPLES
-from thoughtcache_cli.scale_options import OUTPUT_DIR as SCALE_OUTPUT_DIR
-from thoughtcache_cli.scale_options import add_options as add_scale_options
-from thoughtcache_cli.shared_options import (
+from thoughtcache_cli.options.compare import EXAMPLES as COMPARE_EXAMPLES
+from thoughtcache_cli.options.compare import OUTPUT_DIR as COMPARE_OUTPUT_DIR
+from thoughtcache_cli.options.compare import add_options as add_compare_options
+from thoughtcache_cli.options.cost import EXAMPLES as COST_EXAMPLES
+from thoughtcache_cli.options.cost import OUTPUT_DIR as COST_OUTPUT_DIR
+from thoughtcache_cli.options.cost import add_options as add_cost_options
+from thoughtcache_cli.options.distill import EXAMPLES as DISTILL_EXAMPLES
+from thoughtcache_cli.options.distill import OUTPUT_DIR as DISTILL_OUTPUT_DIR
+from thoughtcache_cli.options.distill import add_options as add_distill_options
+from thoughtcache_cli.options.eval import EXAMPLES as EVAL_EXAMPLES
+from thoughtcache_cli.options.eval import OUTPUT_DIR as EVAL_OUTPUT_DIR
+from thoughtcache_cli.options.eval import add_options as add_eval_options
+from thoughtcache_cli.options.eviction import add_eviction_options
+from thoughtcache_cli.options.perplexity import EXAMPLES as PERPLEXITY_EXAMPLES
+from thoughtcache_cli.options.perplexity import OUTPUT_DIR as PERPLEXITY_OUTPUT_DIR
+from thoughtcache_cli.options.perplexity import add_options as add_perplexity_options
+from thoughtcache_cli.options.probe import EXAMPLES as PROBE_EXAMPLES
+from thoughtcache_cli.options.probe import add_options as add_probe_options
+from thoughtcache_cli.options.scale import EXAMPLES as SCALE_EXAMPLES
+from thoughtcache_cli.options.scale import OUTPUT_DIR as SCALE_OUTPUT_DIR
+from thoughtcache_cli.options.scale import add_options as add_scale_options
+from thoughtcache_cli.options.shared import (
     adapter_options,
     base_options,
     folder_options,
@@ -37,7 +37,7 @@ from thoughtcache_cli.shared_options import (
     numbers,
     question_options,
 )
-from thoughtcache_cli.thinking_options import add_thinking_options
+from thoughtcache_cli.options.thinking import add_thinking_options
 
 DEFAULT_OUTPUT_DIRS = {
     "train": "runs/train",

@@ -176,7 +176,7 @@ def compare_eviction(options: dict[str, Any]) -> None:
 def cost(options: dict[str, Any]) -> None:
     """`thoughtcache cost`: seconds, memory and arithmetic of a training step beside plain LoRA."""
     from thoughtcache.recipes.cost.run import run_cost
-    from thoughtcache_cli.cost_options import OUTPUT_DIR
+    from thoughtcache_cli.options.cost import OUTPUT_DIR
 
     options = {"output_dir": OUTPUT_DIR, **options}
     steps = options.pop("steps")

@@ -26,7 +26,7 @@ from thoughtcache.recipes.evaluate.run import GENERATIONS, run_eval
 from thoughtcache.recipes.evaluate.several import run_eval_caches
 from thoughtcache.recipes.load_model import load_base
 from thoughtcache_cli import main
-from thoughtcache_cli.shared_options import cache_settings
+from thoughtcache_cli.options.shared import cache_settings
 
 QUIET = Console(quiet=True)
 

@@ -13,7 +13,7 @@ from tests.support.text_model import save_questions, save_text_model
 import thoughtcache as tc
 from thoughtcache.presets import PRESETS, default_preset, preset_settings
 from thoughtcache_cli import commands, main
-from thoughtcache_cli.shared_options import PRESETS as PRESET_NAMES
+from thoughtcache_cli.options.shared import PRESETS as PRESET_NAMES
 
 
 @pytest.mark.parametrize("name", PRESETS)

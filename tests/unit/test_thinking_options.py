@@ -24,8 +24,8 @@ from thoughtcache.recipes.load_model import load_base
 from thoughtcache.recipes.real_model import run_real_model
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.tasks.chat import encode_prompt
-from thoughtcache_cli import thinking_options
 from thoughtcache_cli.arguments import build_parser
+from thoughtcache_cli.options import thinking as thinking_options
 
 FOLDING = {"opening": "w7", "closing": "w11 w12", "step_tokens": "9", "max_steps": "3", "fold": "true"}
 MARKOVIAN = {"context": "6", "keep_first": "1", "keep_last": "2", "max_links": "3"}

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from thoughtcache_cli import eviction_help
+from thoughtcache_cli.options import eviction_help
 
 
 def add_eviction_options(parser: argparse.ArgumentParser, default: str) -> None:

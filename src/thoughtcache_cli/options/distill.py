@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from thoughtcache_cli.shared_options import adapter_options, folder_options
+from thoughtcache_cli.options.shared import adapter_options, folder_options
 
 OUTPUT_DIR = "runs/distill"
 EXAMPLES = """\

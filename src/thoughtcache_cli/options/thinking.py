@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from thoughtcache_cli.eviction_options import KeyValue
+from thoughtcache_cli.options.eviction import KeyValue
 
 THINKING = (
     ("markovian", "the first and the last thoughts", "context=8192 keep_first=100 keep_last=3996 max_links=5"),

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from thoughtcache_cli.shared_options import CACHE_HELP, cache_options, cache_settings, names
-from thoughtcache_cli.thinking_options import add_thinking_options
+from thoughtcache_cli.options.shared import CACHE_HELP, cache_options, cache_settings, names
+from thoughtcache_cli.options.thinking import add_thinking_options
 
 OUTPUT_DIR = "runs/eval"
 EXAMPLES = """\

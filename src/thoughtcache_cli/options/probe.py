@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from thoughtcache_cli.eviction_options import add_eviction_options
-from thoughtcache_cli.shared_options import integers, names
+from thoughtcache_cli.options.eviction import add_eviction_options
+from thoughtcache_cli.options.shared import integers, names
 
 EXAMPLES = """\
 examples:

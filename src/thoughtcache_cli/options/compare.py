@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from thoughtcache_cli import eviction_help
-from thoughtcache_cli.shared_options import integers, names
+from thoughtcache_cli.options import eviction_help
+from thoughtcache_cli.options.shared import integers, names
 
 OUTPUT_DIR = "runs/compare-eviction"
 EXAMPLES = """\

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from thoughtcache_cli.eviction_options import add_eviction_options, modules, value_of
+from thoughtcache_cli.options.eviction import add_eviction_options, modules, value_of
 
 PRESETS = "paper, lora, memory or hybrid"
 

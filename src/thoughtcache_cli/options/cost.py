@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from thoughtcache_cli.shared_options import adapter_options, base_options, learner_options, question_options
+from thoughtcache_cli.options.shared import adapter_options, base_options, learner_options, question_options
 
 OUTPUT_DIR = "runs/cost"
 EXAMPLES = """\

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from thoughtcache_cli.eval_options import answer_options, arm_options, question_options, run_options
-from thoughtcache_cli.shared_options import integers, numbers
+from thoughtcache_cli.options.eval import answer_options, arm_options, question_options, run_options
+from thoughtcache_cli.options.shared import integers, numbers
 
 OUTPUT_DIR = "runs/scale"
 EXAMPLES = """\

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from thoughtcache_cli.shared_options import cache_options
+from thoughtcache_cli.options.shared import cache_options
 
 OUTPUT_DIR = "runs/perplexity"
 EXAMPLES = """\
