@@ -175,6 +175,11 @@ def _train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     add_thinking_options(parser, "GRPO alone does so; --max-new-tokens bounds all links together.")
     group = parser.add_argument_group("run")
     group.add_argument("--profile-memory", action="store_true", help="leave a timeline of the memory in use by GRPO")
+    group.add_argument(
+        "--held-out",
+        type=int,
+        help="questions that are asked before and after and never trained on; by default a tenth, at most 32; 0: none",
+    )
     group.add_argument("--evaluation-size", type=int, help="test problems of the embedded job (1000)")
     folder_options(group, DEFAULT_OUTPUT_DIRS["train"])
     group.add_argument("--allow-no-eviction", action="store_true", help="train even if the window holds every thought")

@@ -13,7 +13,7 @@ ON_TEXTS = ("state-use", "anatomy", "attention-share", "sinks")
 _DISTILLATION = ("distill_batch_size", "distill_learning_rate", "distill_memory_learning_rate")
 _GRPO = (
     "group_size", "grpo_batch_size", "grpo_learning_rate", "grpo_memory_learning_rate", "beta", "reuse_rollout",
-    "profile_memory", "answer_column", "answer_type", "thinking",
+    "profile_memory", "answer_column", "answer_type", "thinking", "held_out",
 )  # fmt: skip
 _SHAPE = (
     "preset", "r", "target_modules", "num_global_tokens", "lora_alpha", "state_rule", "state_norm", "state_norm_at",

@@ -13,8 +13,10 @@ from typing import Any
 from rich.console import Console
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from thoughtcache.adapter.positions import position_reach, positions_needed
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.learner.options import SAVINGS, replay_options
+from thoughtcache.recipes.before_after import START, BeforeAfter, Questions, num_held_out, split_questions
 from thoughtcache.recipes.builders import save_adapter
 from thoughtcache.recipes.distill_phase import distill_phase as _distill
 from thoughtcache.recipes.grpo_phase import grpo_phase as _grpo
@@ -42,6 +44,7 @@ from thoughtcache.recipes.run.settings import (
 )
 from thoughtcache.report.files import writing
 from thoughtcache.report.plots import Panel, plot_curves
+from thoughtcache.report.progress import plain_line
 from thoughtcache.report.results import environment, write_results
 from thoughtcache.tasks.example import Example
 from thoughtcache.tasks.saved_prompt import save_prompt_format
@@ -83,13 +86,17 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     examples, prompts = encode_examples(
         tokenizer, examples, instruction=run.instruction or None, bad_rows=run.bad_rows, report=report
     )
+    asked: Questions = [], []
+    every = prompts
+    if run.grpo_steps:
+        (examples, prompts), asked = split_questions(examples, prompts, num_held_out(run, len(examples)))
     check_questions(run, len(examples))
     thinking = thinking_of(run, tokenizer)
-    check_lengths(prompts, run, thought, config, thinking)
-    check_prompt_window(run, thought, prompts)
-    check_link_window(run, thought, prompts, thinking)
+    check_lengths(every, run, thought, config, thinking)
+    check_prompt_window(run, thought, every)
+    check_link_window(run, thought, every, thinking)
     folder.describe(_identities(run, config, prompts, examples))
-    run, chosen = fitted(run, thought, config, prompts, console)
+    run, chosen = fitted(run, thought, config, every, console)
     assert run.model is not None
     folder.describe({"chosen": {name: getattr(run, name) for name in SAVINGS}})
     model = adapted_model(
@@ -97,12 +104,26 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     )
     if chosen:
         report(chosen)
+    table = BeforeAfter(
+        run=run, thought=thought, folder=folder, examples=asked[0], prompts=asked[1], thinking=thinking,
+        tokenizer=tokenizer, console=console,
+    )  # fmt: skip
+    if asked[0]:
+        plain_line(console, f"held out: {len(asked[0])} questions, chosen by a digest of their prompts (--held-out)")
     with writing(folder.path, WRITING_REMEDY):
-        phases = _phases(run, folder, model, tokenizer, prompts, examples, console)
+        table.ask_base(model, fits_in_full=_fits_in_full(run, config, every))
+        if run.adapter is not None:
+            table.ask(START, model)
+        phases = _phases(run, folder, model, tokenizer, prompts, examples, table, console)
         save_adapter(model, folder.path / "adapter")
         for phase in ("", *phases):
             _save_format(folder.path / phase / "adapter", tokenizer, run)
-        payload = {"run": folder.described, "environment": environment(), "phases": phases}
+        payload = {
+            "run": folder.described,
+            "environment": environment(),
+            "phases": phases,
+            "before_after": table.report(),
+        }
         write_results(folder.path / "results.json", payload)
         if phases:
             plot_curves(folder.path / "curves.png", _panels(phases))
@@ -117,6 +138,7 @@ def _phases(
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[int]],
     examples: list[Example],
+    table: BeforeAfter,
     console: Console,
 ) -> dict[str, PhaseResult]:
     """Run the phases and return the result of each; `model` ends with the adapter of the last one."""
@@ -129,6 +151,7 @@ def _phases(
             num_steps=run.distill_steps,
         )
         load_weights(model, folder.path / "distill" / "adapter")  # the phase may have run in an earlier call
+        table.ask("after distillation", model, run.distill_steps)
     if run.grpo_steps:
         phases["grpo"] = folder.phase(
             "grpo",
@@ -136,7 +159,14 @@ def _phases(
             num_steps=run.grpo_steps,
         )
         load_weights(model, folder.path / "grpo" / "adapter")
+        table.ask("after GRPO", model, run.grpo_steps)
     return phases
+
+
+def _fits_in_full(run: RunConfig, config: PretrainedConfig, prompts: list[list[int]]) -> bool:
+    """Whether the positions of the model reach to the end of the longest answer with nothing evicted."""
+    reach = position_reach(config).positions
+    return reach is None or positions_needed(max(map(len, prompts)), run.max_new_tokens, None) <= reach
 
 
 def _identities(

@@ -62,6 +62,8 @@ class RunConfig:
         profile_memory: leave a timeline of the memory in use during GRPO, as JSON and as a picture.
         reuse_rollout: let GRPO's learner start from the sampler's own keys, values and log-probabilities.
         evaluation_size: problems of the embedded test split.
+        held_out: questions that are asked before and after every stage of a run with GRPO, and never trained on; None
+            for a tenth of them, at most 32; 0 for none.
         seed: seed of all random numbers of the run.
         save_every: optimiser steps between checkpoints.
         resume: go on in `output_dir` where the last run stopped.
@@ -106,6 +108,7 @@ class RunConfig:
     allow_no_eviction: bool = False
     force: bool = False
     evaluation_size: int = 1000
+    held_out: int | None = None
     seed: int = 0
     save_every: int = 50
     resume: bool = False
@@ -135,6 +138,8 @@ class RunConfig:
             for name in (f"{phase}_learning_rate", f"{phase}_memory_learning_rate"):
                 if getattr(self, name) is not None and getattr(self, name) <= 0:
                     raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.held_out is not None and self.held_out < 0:
+            raise ValueError(f"held_out must be at least 0 questions, got {self.held_out}")
         if self.beta < 0:
             raise ValueError(f"beta must be 0 or positive, got {self.beta}")
         if self.grpo_steps and self.group_size < 2:

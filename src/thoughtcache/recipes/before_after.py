@@ -1,0 +1,240 @@
+"""Did it help? Held-out questions, asked before and after every stage of a run, with and without the window.
+
+The questions are chosen by a digest of their prompts, so that the same ones are held out whatever the order of the data
+is and however many rows are read, and nothing is trained on them. Answers are greedy; accuracies have Wilson intervals,
+and every row is compared with the base under the window, question by question.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from peft import PeftModel
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from thoughtcache.chains.thinking import Thinking
+from thoughtcache.config import ThoughtConfig
+from thoughtcache.evaluation.generations import Generation
+from thoughtcache.evaluation.paired import compare
+from thoughtcache.evaluation.sampling import Sampling, Task, sample_answers
+from thoughtcache.evaluation.scores import Share, SuiteScores, score
+from thoughtcache.measuring.peak_memory import PeakMemory, can_measure_resident_bytes
+from thoughtcache.recipes.evaluate.table import percent, points, without_empty
+from thoughtcache.recipes.run.config import RunConfig
+from thoughtcache.recipes.run.folder import PhaseResult, RunFolder
+from thoughtcache.records import TokenFilters
+from thoughtcache.report.files import replace_file
+from thoughtcache.report.progress import plain_line, progress_bar
+from thoughtcache.report.tables import markdown, print_cells
+from thoughtcache.tasks.example import Example
+
+Questions = tuple[list[Example], list[list[int]]]
+"""Examples and the token ids of their prompts."""
+MOST_HELD_OUT, SHARE_HELD_OUT = 32, 0.1
+FULL, WINDOWED, START = "base, full cache", "base, window", "adapter at the start"
+TABLE = "before_after.md"
+HEADER = (
+    "who is asked",
+    "right (95 %)",
+    "less base, window",
+    "cut",
+    "tokens",
+    "evictions",
+    "seconds",
+    "peak MiB",
+)
+
+
+def num_held_out(run: RunConfig, num_questions: int) -> int:
+    """Questions that a run holds out: as many as it says, or a tenth of all, at most `MOST_HELD_OUT`.
+
+    Raises:
+        ValueError: if it says all of them, or more.
+    """
+    if run.held_out is not None:
+        if run.held_out >= num_questions:
+            raise ValueError(
+                f"held_out={run.held_out} leaves nothing to train on: there are {num_questions} questions; hold out "
+                "fewer, or give more"
+            )
+        return run.held_out
+    return min(MOST_HELD_OUT, int(SHARE_HELD_OUT * num_questions))
+
+
+def split_questions(
+    examples: Sequence[Example], prompts: Sequence[list[int]], count: int
+) -> tuple[Questions, Questions]:
+    """(what is trained on, what is held out), each as examples and their prompts, in the order of the data.
+
+    The questions with the smallest digests of their prompts are held out, equal prompts together.
+
+    Args:
+        examples: all questions.
+        prompts: their token ids.
+        count: questions that are held out; more, if the last of them has a prompt like others.
+    """
+
+    def digest(prompt: list[int]) -> bytes:
+        return hashlib.blake2b(repr(prompt).encode(), digest_size=16).digest()
+
+    digests = [digest(prompt) for prompt in prompts]
+    bound = sorted(digests)[count - 1] if count else b""
+    pairs = list(zip(examples, prompts, digests, strict=True))
+    trained = [(example, prompt) for example, prompt, own in pairs if own > bound]
+    held_out = [(example, prompt) for example, prompt, own in pairs if own <= bound]
+    return _unzipped(trained), _unzipped(held_out)
+
+
+def _unzipped(pairs: Sequence[tuple[Example, list[int]]]) -> Questions:
+    return [example for example, _ in pairs], [prompt for _, prompt in pairs]
+
+
+@dataclass(kw_only=True)
+class BeforeAfter:
+    """The rows of the table.
+
+    Attributes:
+        run: the settings of the run.
+        thought: settings of its adapter.
+        folder: keeps what was asked, so that a run that goes on asks nothing twice.
+        examples: the held-out questions.
+        prompts: their token ids.
+        thinking: how the run thinks in links; None for one context.
+        tokenizer: tokenizer of the model.
+        console: where progress and the table go.
+    """
+
+    run: RunConfig
+    thought: ThoughtConfig
+    folder: RunFolder
+    examples: list[Example]
+    prompts: list[list[int]]
+    thinking: Thinking | None
+    tokenizer: PreTrainedTokenizerBase
+    console: Console
+
+    def __post_init__(self) -> None:
+        self.rows: dict[str, PhaseResult] = {}
+
+    def ask_base(self, model: PeftModel, *, fits_in_full: bool) -> None:
+        """Ask the base, with its full cache if its positions reach so far, and under the window of the run."""
+        if not self.examples:
+            return
+        with model.disable_adapter():
+            if fits_in_full:
+                self._ask(FULL, model, None)
+            else:
+                plain_line(self.console, f"{FULL}: not asked, the lengths are beyond the positions of the model")
+            window = self.thought.window_size(max(map(len, self.prompts)))
+            if window is not None:
+                self._ask(WINDOWED, model, window)
+
+    def ask(self, name: str, model: PeftModel, num_steps: int | None = None) -> None:
+        """Ask the adapter as it is now, under its own cache.
+
+        Args:
+            name: name of the row.
+            model: the adapted model.
+            num_steps: steps of the stage that it comes from; with another number it is asked again.
+        """
+        if self.examples:
+            self._ask(name, model, self.thought.window_size(max(map(len, self.prompts))), num_steps)
+
+    def _ask(self, name: str, model: PeftModel, window: int | None, num_steps: int | None = None) -> None:
+        def work(path: Path, resume: bool) -> PhaseResult:
+            return self._answers(name, model, window)
+
+        phase = f"ask-{name.replace(', ', '-').replace(' ', '-')}"
+        self.rows[name] = self.folder.phase(phase, work, num_steps=num_steps)
+
+    def _answers(self, name: str, model: PeftModel, window: int | None) -> PhaseResult:
+        tasks = [
+            Task(
+                suite="held out", example=replace(example, identifier=str(number)), prompt_ids=prompt, sample=0,
+                temperature=0.0, max_new_tokens=self.run.max_new_tokens,
+            )
+            for number, (example, prompt) in enumerate(zip(self.examples, self.prompts, strict=True))
+        ]  # fmt: skip
+        sampling = Sampling(
+            window=window, num_slots=self.run.grpo_batch_size, seed=self.run.seed, filters=TokenFilters(),
+            stop_strings=(), pack_weights=self.run.pack_weights, thinking=self.thinking,
+        )  # fmt: skip
+        device = next(model.parameters()).device
+        memory = PeakMemory(device) if device.type == "cuda" or can_measure_resident_bytes() else None
+        found: list[Generation] = []
+        started = monotonic()
+        with progress_bar(f"held out: {name}", len(tasks), console=self.console) as advance, memory or nullcontext():
+
+            def keep(generation: Generation) -> None:
+                found.append(generation)
+                advance(1)
+
+            was_training = model.training
+            model.eval()
+            sample_answers(model, self.tokenizer, tasks, sampling, keep)
+            model.train(was_training)
+        return {
+            "answers": [asdict(one) for one in sorted(found, key=lambda one: int(one.question))],
+            "seconds": monotonic() - started,
+            "peak_memory_mib": None if memory is None else memory.peak_mib,
+        }
+
+    def report(self) -> dict[str, Any] | None:
+        """Print and write the table; returns its numbers, or None if nothing was asked."""
+        if not self.rows:
+            return None
+        scores = {name: score(answers_of(row)) for name, row in self.rows.items()}
+        body = [self._cells(name, own) for name, own in scores.items()]
+        header, rows = without_empty(HEADER, body)
+        print_cells(f"did it help? n = {len(self.examples)}, greedy", header, rows, self.console)
+        table = replace_file(self.folder.path / TABLE, markdown(header, rows).encode())
+        plain_line(self.console, f"before and after: {table}")
+        return {
+            name: {
+                "accuracy": asdict(own.accuracy),
+                "truncated": own.truncated,
+                "tokens_mean": own.tokens["mean"],
+                "evictions_mean": own.evictions_mean,
+                "reasons": own.reasons,
+                "seconds": self.rows[name]["seconds"],
+                "peak_memory_mib": self.rows[name]["peak_memory_mib"],
+                "less_base_window": self._less_window(name),
+            }
+            for name, own in scores.items()
+        }
+
+    def _less_window(self, name: str) -> dict[str, Any] | None:
+        if name == WINDOWED or WINDOWED not in self.rows:
+            return None
+        found = compare(_right(self.rows[WINDOWED]), _right(self.rows[name]))
+        return {**asdict(found), "difference": found.difference}
+
+    def _cells(self, name: str, own: SuiteScores) -> list[str]:
+        beside = name != WINDOWED and WINDOWED in self.rows
+        peak = self.rows[name]["peak_memory_mib"]
+        return [
+            name,
+            percent(Share(value=own.accuracy.value, low=own.accuracy.low, high=own.accuracy.high)),
+            points(compare(_right(self.rows[WINDOWED]), _right(self.rows[name]))) if beside else "",
+            f"{100 * own.truncated:.1f} %",
+            f"{own.tokens['mean']:,.0f}",
+            f"{own.evictions_mean:.1f}" if own.evictions_mean else "",
+            f"{self.rows[name]['seconds']:,.1f}",
+            "" if peak is None else f"{peak:,.0f}",
+        ]
+
+
+def answers_of(row: PhaseResult) -> list[Generation]:
+    """The answers that a phase has kept."""
+    return [Generation(**one) for one in row["answers"]]
+
+
+def _right(row: PhaseResult) -> dict[str, float]:
+    return {one["question"]: float(one["correct"]) for one in row["answers"]}
