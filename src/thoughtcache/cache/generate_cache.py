@@ -136,11 +136,6 @@ class BoundedCache(StatefulCache):
         return read
 
     @property
-    def resident_thoughts(self) -> int:
-        """Thought tokens that are resident now in the layer that holds most."""
-        return self.physical_length - self.prompt_length
-
-    @property
     def num_thoughts(self) -> int:
         """Thought tokens so far, those that left included."""
         return int(self.layers[0].seen) - self.prompt_length
