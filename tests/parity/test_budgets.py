@@ -12,6 +12,7 @@ from support.compare import assert_close, assert_gradients_match, gradients, pad
 from support.models import FAMILIES, tiny_model, use_norms_without_fp32
 from support.policies import KINDS, dealt
 from support.rollouts import PROMPTS, ragged_rollouts
+from thoughtcache.cache.eviction import make_eviction_policy
 from thoughtcache.learner.chunk import batch_chunks
 from thoughtcache.learner.kv_log import KVLog
 from thoughtcache.policy.batch import batch_rollouts
@@ -49,6 +50,17 @@ def test_families_and_rows_of_unequal_lengths(eviction, family, positions):
     refilled = tc.rollout(model, PROMPTS, max_new_tokens=LENGTH, stop_ids=stop_ids, batch_size=2)
     assert [row.token_ids for row in refilled] == [row.token_ids for row in rollouts]
     assert_close(padded(refilled), expected)
+
+
+@pytest.mark.parametrize("eviction", ["snapkv", "r-kv"])
+def test_logged_queries_turn_with_the_next_token(eviction):
+    """More queries are looked at than come between two events, while the larger layer fills up and afterwards."""
+    cache = {"window": 9, "evict_fraction": 1 / 9, "eviction_budgets": [7, 11], "positions": "rolling"}
+    model = tiny_model(base={"initializer_range": 0.6}, eviction=eviction, **cache)
+    use_norms_without_fp32(model)
+    rollouts = tc.rollout(model, PROMPTS, max_new_tokens=20, ignore_eos=True)
+    assert make_eviction_policy(eviction).num_queries(7, 1) == 3
+    assert_close(tc.naive_logprobs(model, rollouts, choose=True).logprobs, padded(rollouts))
 
 
 @pytest.mark.parametrize("memory_read", ["balanced", "joint", "added"])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from peft import PeftModel
 
 import thoughtcache as tc
+from support.grpo import word_tokenizer
 from support.models import tiny_base, tiny_model
 from support.rollouts import PROMPTS
 from thoughtcache.adapter.cache_argument import cache_keyword
@@ -24,6 +25,8 @@ from thoughtcache.learner.chunk import batch_chunks
 from thoughtcache.learner.chunk_plan import plan_chunks
 from thoughtcache.learner.kv_log import KVLog
 from thoughtcache.policy.batch import batch_rollouts
+from thoughtcache.records import CacheSettings
+from thoughtcache.tasks.recall.passcode import PasscodeTask
 
 # Layers of budgets 4 and 8, of which 2 leave: events before thoughts 4, 6, 8, 10, ...; the second layer joins at 8.
 BY_HAND = LayerBudgets(window=6, num_evicted=2, sizes=(4, 8))
@@ -218,6 +221,15 @@ def test_budgets_of_another_model_are_refused(tmp_path):
     cache = loaded.base_model.thought_config.resolve_window(None)
     assert cache.budgets == resolve_budgets("pyramid", 8, 2, 2)
     assert loaded.base_model.thought_config.behaviour()["eviction_budgets"] == "pyramid"
+
+
+def test_passcodes_are_refused():
+    task = PasscodeTask(
+        tokenizer=word_tokenizer(),
+        cache=CacheSettings(window=8, num_evicted=2, eviction="sliding", budgets=(6, 10)),
+    )
+    with pytest.raises(ValueError, match=r"eviction_budgets=\[6, 10\] evict a code at other times in every layer"):
+        task.episode(0, 1)
 
 
 def test_forward_passes_without_our_cache_stay_below_the_smallest_budget():

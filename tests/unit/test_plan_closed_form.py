@@ -78,6 +78,25 @@ def test_keys_and_values():
     assert make_plan(replace(setting, kv_log="host")).host_bytes >= backward_parts(setting)["K/V log"]
 
 
+def test_budgets_by_layer_hold_as_much_as_even_ones():
+    """Keys, values, scores and positions of full layers; a short rollout fills the small layers only."""
+    options = {"eviction": "h2o", "memory": "attention", "memory_features": 16}
+    even = qwen(thought=ThoughtConfig(**options), batch=4, group=4)
+    uneven = replace(even, thought=ThoughtConfig(**options, eviction_budgets="pyramid"))
+    held = [rollout_parts(setting)["drawing"] for setting in (even, uneven)]
+    for part in ("rollout K/V", "eviction policy"):
+        assert held[0][part] == held[1][part]
+    budgets = uneven.cache.budgets
+    assert sum(budgets) == 36 * 1024
+    short = replace(uneven, max_new_tokens=600)
+    columns = sum(512 + min(size, 600) for size in budgets)
+    assert rollout_parts(short)["drawing"]["rollout K/V"] == 2 * 4 * columns * 256 * 2
+    # A layer is evicted from as often as if its budget were the window.
+    chosen = replace(uneven, batch=3)
+    evictions = sum(-(-max(0, 8191 - size) // 256) for size in budgets)
+    assert slot_bytes(chosen, 3) == evictions * 3 * 256 * 2 * 2
+
+
 def test_states():
     # 8191 inputs, window 1024, 256 leave at once: 28 evictions of [32, 32] in fp32, 36 layers, 3 rows
     assert anchor_bytes(qwen(), 3) == 28 * 3 * 36 * 32 * 32 * 4

@@ -37,9 +37,10 @@ def test_the_learner():
     compare(learner_bytes(setting), measure(setting), live_tolerance=0.05)
 
 
-def test_sampling():
+@pytest.mark.parametrize("budgets", [None, [6, 2]], ids=["even", "by layer"])
+def test_sampling(budgets):
     setting = with_layers(cpu_setting("smollm2", max_new_tokens=8, batch=96, group=96), 2)
-    setting = replace(setting, thought=replace(setting.thought, window=4))
+    setting = replace(setting, thought=replace(setting.thought, window=4, eviction_budgets=budgets))
     compare(total(highest(rollout_parts(setting).values())), measure(setting, "rollout"))
 
 

@@ -131,7 +131,7 @@ class StatefulCache(Cache):
         """Physical offset of the next query: without it a multi-token segment would see its own future."""
         return self.physical_length
 
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
         """Columns of the one mask that transformers makes: those of the layer that holds most."""
         sizes: tuple[int, int] = self.layers[self.widest].get_mask_sizes(query_length)
         return sizes

@@ -136,11 +136,6 @@ class BoundedCache(StatefulCache):
         return read
 
     @property
-    def resident_thoughts(self) -> int:
-        """Thought tokens that are resident now in the layer that holds most."""
-        return self.physical_length - self.prompt_length
-
-    @property
     def num_thoughts(self) -> int:
         """Thought tokens so far, those that left included."""
         return int(self.layers[0].seen) - self.prompt_length
@@ -161,13 +156,13 @@ class BoundedCache(StatefulCache):
         if self.physical_length == 0:
             self.prompt_length = num_new_tokens
             return
-        budgets, full = self.rules.budgets, False
+        budgets, window, full = self.rules.budgets, None, False
         if budgets is not None:
-            next_event = budgets.smallest + self.num_evictions * self.rules.num_evicted
+            window, next_event = budgets.window, budgets.smallest + self.num_evictions * budgets.num_evicted
             full = self.num_thoughts + num_new_tokens > next_event
         if num_new_tokens > 1 and (full or self.log is not None):
             raise ValueError(
-                f"{num_new_tokens} thought tokens arrived at once at a window of {budgets and budgets.window}; "
+                f"{num_new_tokens} thought tokens arrived at once at a window of {window}; "
                 "feed them one at a time (no prefill chunks, no assistant model)"
             )
         if self.log is not None:

@@ -103,6 +103,6 @@ def resolve_budgets(budgets: Budgets, window: int, num_evicted: int, num_layers:
     if sum(sizes) != len(sizes) * window:
         raise ValueError(
             f"{given} have the mean {sum(sizes) / len(sizes):g}, and window={window} is the mean that a cache is "
-            "measured by; change one of them"
+            f"measured by; change one of them, or use eviction_budgets={EVEN!r}"
         )
     return None if len(set(sizes)) == 1 else sizes
