@@ -160,7 +160,7 @@ def test_a_memory_in_attention_agrees_with_the_counter(options, tolerance):
     flops = rollout_flops_per_token(model, thought, prompt_tokens=PROMPT, num_tokens=TOKENS)
     print(f"{options}: counter {measured:.1f}, closed form {flops.total:.1f}")
     assert flops.total == pytest.approx(measured, rel=tolerance)
-    assert min(flops.state_read, flops.absorption) > 0
+    assert min(flops.memory_read, flops.absorption) > 0
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,8 @@ def rollout_parts(setting: PlanSetting) -> dict[str, Parts]:
     before = {"recorded K/V": recorded_kv_bytes(setting, waiting), **record_parts(setting, waiting)}
     records = record_parts(setting, slots + waiting)
     during = add(cache, records, {"recorded K/V": recorded_kv_bytes(setting, slots + waiting)})
-    token = forward_transient_bytes(numbers, slots, reads=True) + final_norm_bytes(numbers, slots)
+    token = forward_transient_bytes(numbers, slots, reads=True, rows=slots) + final_norm_bytes(numbers, slots)
+    sharing = forward_transient_bytes(numbers, slots, reads=True, rows=slots, leaving=prompt + window)
     layer, recorded = _eviction_bytes(setting, numbers), _events(setting) > 1  # room for all is made by the first one
     phases: dict[str, Parts] = {
         "prefill": {
@@ -59,11 +60,13 @@ def rollout_parts(setting: PlanSetting) -> dict[str, Parts]:
         },
         # Each prompt once, and in the slots.
         "filling slots": add(cache, before, {"rollout K/V": kv_bytes(numbers, prompts, prompt), "activations": scores}),
-        "drawing": {
-            **during,
-            "activations": token + scores,
-            "logits": DRAW_BYTES * slots * numbers.size.vocabulary,
-        },
+        # In a layer, which may copy keys and values to tell the window's share, or at the head.
+        "drawing": highest(
+            [
+                {**during, "activations": sharing + scores, "logits": 0},
+                {**during, "activations": token + scores, "logits": DRAW_BYTES * slots * numbers.size.vocabulary},
+            ]
+        ),
         # New states beside the old ones; then the states of all layers in one piece, which is recorded.
         "evicting": highest(
             [
@@ -131,15 +134,17 @@ def _eviction_bytes(setting: PlanSetting, numbers: LayerNumbers) -> int:
     if window is None or evicted is None or not _events(setting):
         return 0
     tokens = slots * numbers.size.kv
+    absorption = 2 * tokens * evicted * 2 * FP32 if setting.absorbs and numbers.has_state else 0
     if numbers.memory is not None:
         # Views, or in a new order where some are chosen: keys and values, and still those of the layer before.
         ordered = (3 if setting.rolls else 4) * tokens * window * numbers.base if setting.chooses else 0
         kept = tokens * (window - evicted) * numbers.base
         moved = 2 * kept if setting.rolls else 0  # keys at their new positions, and those of the layer before
-        return ordered + moved + max(kept, write_running_bytes(numbers.memory, slots, evicted))
+        written = write_running_bytes(numbers.memory, slots, evicted)
+        return ordered + moved + max(kept, written, absorption)
     shift = tokens * (window - evicted) * numbers.base
-    absorption = tokens * evicted * 2 * (numbers.base + 2 * FP32) if setting.absorbs else 0
-    return 2 * tokens * evicted * numbers.base + max(shift, absorption)
+    copied = 2 * tokens * evicted * numbers.base
+    return copied + max(shift, copied + absorption if absorption else 0)
 
 
 def recorded_kv_bytes(setting: PlanSetting, rows: int) -> int:
