@@ -257,7 +257,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     ),
     "plan": (
         Rule(
-            names=("gpu", "reserve", "picture"),
+            names=("gpu", "reserve", "picture", "tokens_per_second"),
             when=lambda options: "paper" in options,
             reason="changes nothing under --paper, which has models and settings of its own; leave out all but --json",
         ),
