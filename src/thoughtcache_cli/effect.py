@@ -280,7 +280,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "cost": (_SPLIT_OF_A_FILE, _OF_AN_ADAPTER, *_CACHE),
     "plan": (
         Rule(
-            names=("gpu", "reserve", "picture"),
+            names=("gpu", "reserve", "picture", "tokens_per_second"),
             when=lambda options: "paper" in options,
             reason="changes nothing under --paper, which has models and settings of its own; leave out all but --json",
         ),

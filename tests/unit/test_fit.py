@@ -15,7 +15,7 @@ from support.plans import cpu_setting
 from thoughtcache.planning.fit import DoesNotFitError, check_fit
 from thoughtcache.planning.model_configs import load_config
 from thoughtcache.planning.plan import make_plan
-from thoughtcache.planning.setting import PlanSetting, nearest_planned, not_planned, side_by_side
+from thoughtcache.planning.setting import PlanSetting, side_by_side
 from thoughtcache.recipes.plan.fit import fitted
 from thoughtcache.recipes.run.config import RunConfig
 
@@ -121,21 +121,3 @@ def test_a_remedy_names_every_change_that_it_takes() -> None:
     with pytest.raises(DoesNotFitError, match="leave out --no-recompute and set --checkpoint-layers") as caught:
         check_fit(setting, available_bytes=available)
     assert "pack" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("settings", "missing"),
-    [
-        ({"memory": "both", "state_rule": "delta"}, "memory='both'"),
-        ({"memory": "attention", "memory_read": "joint"}, "memory_read='joint'"),
-    ],
-)
-def test_what_is_not_planned_is_said(settings: dict[str, str], missing: str) -> None:
-    """A plan refuses it; a run is planned without it, and says so."""
-    thought = tc.ThoughtConfig(r=4, num_global_tokens=32, window=8, memory_features=6, **settings)
-    assert not_planned(thought) == missing
-    nearest = nearest_planned(thought)
-    assert not_planned(nearest) is None
-    assert (nearest.memory, nearest.memory_read, nearest.memory_features, nearest.r) == ("attention", "balanced", 6, 4)
-    with pytest.raises(ValueError, match=f"{missing} is not planned yet"):
-        PlanSetting(model=load_config("Qwen2.5-0.5B"), thought=thought)

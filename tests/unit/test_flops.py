@@ -151,16 +151,18 @@ def test_a_rollout_agrees_with_the_counter(rule, window):
         ({"memory_read": "added", "memory_feature_map": "unit"}, EXACT),
         ({"memory_feature_map": "hedgehog", "memory_write": "decay"}, 0.005),
         ({"memory_write": "delta"}, 0.005),
+        ({"memory_read": "joint"}, EXACT),
+        ({"memory": "both", "num_global_tokens": 5}, EXACT),
     ],
 )
 def test_a_memory_in_attention_agrees_with_the_counter(options, tolerance):
-    model = adapted(memory="attention", memory_features=8, num_global_tokens=32, **options)
+    model = adapted(**{"memory": "attention", "memory_features": 8, "num_global_tokens": 32, **options})
     thought = find_tuner(model).thought_config
     measured = decode_steps_counted(model, WINDOW)
     flops = rollout_flops_per_token(model, thought, prompt_tokens=PROMPT, num_tokens=TOKENS)
     print(f"{options}: counter {measured:.1f}, closed form {flops.total:.1f}")
     assert flops.total == pytest.approx(measured, rel=tolerance)
-    assert min(flops.state_read, flops.absorption) > 0
+    assert min(flops.memory_read, flops.absorption) > 0
 
 
 @pytest.mark.parametrize(

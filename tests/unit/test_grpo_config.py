@@ -18,6 +18,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 import thoughtcache as tc
 from support.grpo import base_with_eos, even_words, make_trainer, prompts, quick_arguments, word_tokenizer
 from support.models import adapt, tiny_base
+from thoughtcache.learner.options import SAVINGS, left_to_the_planner
 from thoughtcache.measuring.phase_timer import PHASES, PhaseTimer
 from thoughtcache.records import SamplingSettings
 from thoughtcache.train.trl.encoder_precision import encoders_to_fp32
@@ -71,6 +72,8 @@ def test_mixed_precision_is_refused_when_the_launcher_asks_for_it(
         ({"gradient": "0"}, "gradient='0' is not known"),
         ({"reference": "half"}, "reference='half' is not known"),
         ({"rollout_batch_size": 0}, "rollout_batch_size must be at least 1"),
+        ({"chunk_tokens": "half"}, "chunk_tokens='half' is not known"),
+        ({"chunk_tokens": "0"}, "chunk_tokens must be at least 1 or None, got 0"),
     ],
 )
 def test_own_fields_are_checked(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -95,6 +98,27 @@ def test_gradient_is_read_from_the_command_line(text: str, mode: str | int, tmp_
     arguments = ["--output_dir", str(tmp_path), "--use_cpu", "--report_to", "none", "--gradient", text]
     (config,) = parser.parse_args_into_dataclasses(arguments)
     assert config.replay_options.gradient == mode
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], (False, 256, "device")),
+        (["--chunk_tokens", "64", "--checkpoint_layers", "True", "--kv_log", "host"], (True, 64, "host")),
+        (["--chunk_tokens", "none", "--checkpoint_layers", "False"], (False, None, "device")),
+        (["--chunk_tokens", "auto", "--kv_log", "auto"], (False, 256, "device")),
+    ],
+)
+def test_savings_are_read_from_the_command_line(
+    words: list[str], expected: tuple[bool, int | None, str], tmp_path: Path
+) -> None:
+    parser = HfArgumentParser(tc.ThoughtGRPOConfig)
+    arguments = ["--output_dir", str(tmp_path), "--use_cpu", "--report_to", "none", *words]
+    (config,) = parser.parse_args_into_dataclasses(arguments)
+    options = config.replay_options
+    assert (options.checkpoint_layers, options.chunk_tokens, options.kv_log) == expected
+    given = {word[2:] for word, value in zip(words[::2], words[1::2], strict=True) if value != "auto"}
+    assert set(left_to_the_planner(config)) == set(SAVINGS) - given
 
 
 def test_gradient_may_be_an_integer(tmp_path: Path) -> None:

@@ -52,6 +52,8 @@ WRONG = {
     "objective": ([*MODEL, "--objective", "sft"], "sft", "choose one of.*distill"),
     "distillation with a KL": ([*MODEL, "--objective", "distill", "--beta", "0.1"], "--beta 0.1", "leave them out"),
     "distillation traced": ([*MODEL, "--objective", "distill", "--trace"], "--trace", "--measure"),
+    "no throughput": ([*MODEL, "--tokens-per-second", "0"], "got 0", "must be above 0"),
+    "paper with a throughput": (["plan", "--paper", "--tokens-per-second", "9"], "--tokens-per-second", "leave out"),
     "paper with a model": ([*MODEL, "--paper"], "--paper", "leave out"),
     "paper with settings": (["plan", "--paper", "--batch", "3"], "--paper", "leave out"),
 }
@@ -69,6 +71,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(folder: Path) -> dict[str, Finished]:
     commands = {name: case[0] for name, case in WRONG.items()}
     commands["plan"] = [*MODEL, "--gpu", "24GB", "--max-new-tokens", "8000", "--json", "plan.json"]
+    commands["tight"] = [
+        "plan", "--model", "Qwen/Qwen2.5-3B-Instruct", "--gpu", "24GB", "--chunk-tokens", "256",
+        "--tokens-per-second", "1000", "--json", "tight.json",
+    ]  # fmt: skip
+    commands["hopeless"] = [*MODEL, "--gpu", "1GB"]
     commands["full cache"] = [*MODEL, "--gpu", "24GB", "--window", "none"]
     commands["long"] = [*MODEL, "--gpu", "24GB", "--max-new-tokens", "40000", "--kv-log", "host"]
     commands["rolling"] = [*commands["long"], "--positions", "rolling"]
@@ -111,6 +118,33 @@ def test_a_plan_has_a_column_per_system_and_says_what_fits(finished: dict[str, F
     for plan in numbers["plans"].values():
         assert plan["total_bytes"] == sum(plan["phases"][plan["highest_in"]].values())
     assert numbers["environment"]["versions"]["torch"]
+
+
+def test_it_ends_with_what_to_type(finished: dict[str, Finished], folder: Path) -> None:
+    """The switch that makes PTE need less than full-cache LoRA is in it, with its price; what was given stays."""
+    assert (finished["tight"].code, finished["tight"].stderr) == (0, "")
+    told = finished["tight"].stdout.split("every phase fits:\n")[1]
+    command, needs, most, *prices = told.splitlines()
+    assert command.startswith("thoughtcache train --model Qwen/Qwen2.5-3B-Instruct --dataset questions.jsonl")
+    assert "--chunk-tokens 256" in command
+    assert "--checkpoint-layers" in command
+    assert re.search(r"needs .* GiB in distillation .*, .* GiB in GRPO", needs)
+    assert re.search(r"thoughts of [\d,]+ tokens, .* completions of GRPO, groups of", most)
+    assert any("price of --checkpoint-layers in GRPO" in price for price in prices)
+    # 100 steps of 8 x 3072 tokens at 1000 a second are 2458 s.
+    assert any(re.search(r"0\.7 hours per 100 steps at 1000 tokens/s, 0\.\d with its savings", line) for line in prices)
+    numbers = json.loads((folder / "tight.json").read_text())
+    assert numbers["savings"]["PTE"]["chunk_tokens"] == 256
+    assert numbers["plans"]["PTE"]["total_bytes"] <= numbers["plans"]["LoRA, full cache"]["total_bytes"]
+    (run,) = numbers["advice"]
+    assert max(phase["total_bytes"] for phase in run["phases"].values()) <= 0.95 * numbers["gpu_bytes"]
+    assert "nothing to type: no setting is enough" in finished["hopeless"].stdout
+
+
+def test_a_cpu_has_no_share_of_a_gpu(finished: dict[str, Finished]) -> None:
+    assert "GPU" not in finished["small"].stdout.split("What fits")[0]
+    assert "host 80" in finished["small"].stdout
+    assert "--kv-log" not in finished["small"].stdout
 
 
 def test_a_memory_in_attention_is_planned_and_its_size_is_said(finished: dict[str, Finished], folder: Path) -> None:

@@ -37,6 +37,16 @@ def test_the_learner():
     compare(learner_bytes(setting), measure(setting), live_tolerance=0.05)
 
 
+@pytest.mark.parametrize(
+    "thought", [{"memory": "attention", "memory_read": "joint", "num_global_tokens": 32}, {"memory": "both"}], ids=str
+)
+def test_the_learner_of_a_memory_in_attention(thought):
+    setting = cpu_setting(
+        "smollm2", thought=thought, prompt_tokens=64, max_new_tokens=150, batch=8, group=8, chunk_tokens=32
+    )
+    compare(learner_bytes(with_layers(setting, 2)), measure(with_layers(setting, 2)), live_tolerance=0.05)
+
+
 @pytest.mark.parametrize("budgets", [None, [6, 2]], ids=["even", "by layer"])
 def test_sampling(budgets):
     setting = with_layers(cpu_setting("smollm2", max_new_tokens=8, batch=96, group=96), 2)

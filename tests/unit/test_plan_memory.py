@@ -96,15 +96,19 @@ def test_what_a_read_and_a_write_keep(features: str, write: str, read: str, dtyp
     made = torch.rand(2, ROWS, TOKENS, QUERIES, SIZE, dtype=dtype, requires_grad=True)
     read_state = memory.reader().of_attention([state], torch.arange(TOKENS).expand(ROWS, -1))
     assert read_state is not None
-    found = kept(lambda: read_state(0, made[0].transpose(1, 2), made[1]), memory, state, made)
+    window = torch.rand(ROWS, TOKENS, QUERIES, 2, dtype=dtype, requires_grad=True) if read == "joint" else None
+    given = [one for one in (state, made, window) if one is not None]
+    found = kept(lambda: read_state(0, made[0].transpose(1, 2), made[1], window), memory, *given)
     assert read_saved_bytes(numbers, ROWS, TOKENS) + shared_bytes(numbers, ROWS, TOKENS) == found
 
 
 @pytest.mark.parametrize("write", WRITE_RULES)
-@pytest.mark.parametrize("read", sorted({*READS} - {"joint"}))  # which is not planned
+@pytest.mark.parametrize("memory", ["attention", "both"])
+@pytest.mark.parametrize("read", sorted(READS))
 @pytest.mark.parametrize("shape", sorted(SHAPES))
-def test_parameters_and_states_are_those_of_the_adapter(shape: str, write: str, read: str) -> None:
-    setting = setting_of(shape, {"memory_write": write, "memory_read": read, "memory_features": 6, "r": 5})
+def test_parameters_and_states_are_those_of_the_adapter(shape: str, write: str, read: str, memory: str) -> None:
+    thought = {"memory": memory, "memory_write": write, "memory_read": read, "memory_features": 6, "r": 5}
+    setting = setting_of(shape, thought)
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(setting.model)
         model = peft.get_peft_model(base, copy.deepcopy(setting.thought), low_cpu_mem_usage=True)
@@ -112,8 +116,14 @@ def test_parameters_and_states_are_those_of_the_adapter(shape: str, write: str, 
     plan = make_plan(setting)
     assert plan.peak.parts["adapter"] == 4 * trainable
     assert plan.peak.parts["optimizer"] == 8 * trainable
-    numbers, tokens = model.base_model.state_size()
-    assert (setting.state_numbers, setting.tokens_worth) == (numbers, tokens)
+    if memory == "both":  # whose first state takes arithmetic, which the meta device has not
+        shape_of_memory = setting.attention_memory
+        assert shape_of_memory is not None
+        numbers = shape_of_memory.state_floats + setting.thought.num_global_tokens * setting.thought.r
+    else:
+        numbers, tokens = model.base_model.state_size()
+        assert setting.tokens_worth == tokens
+    assert setting.state_numbers == numbers
     assert anchor_bytes(replace(setting, max_new_tokens=120), 3) == 2 * 3 * LAYERS * numbers * 4
 
 
@@ -144,6 +154,27 @@ LEARNER = {
     "records of sampling": setting_of(reuse=True, chunk_tokens=32),
     "small window": setting_of(thought={"window": 8, "memory_features": 64}, max_new_tokens=20),
     "no eviction": setting_of(thought={"window": 200}, max_new_tokens=60),
+    "joint": setting_of(thought={"memory_read": "joint"}, chunk_tokens=32),
+    "joint, half precision": setting_of("qwen3", {"memory_read": "joint"}, dtype="bfloat16", chunk_tokens=32),
+    "joint, rotated, delta": setting_of(
+        "smollm2", {"memory_read": "joint", "memory_keys": "rotated", "memory_write": "delta"}, chunk_tokens=16
+    ),
+    "joint, checkpoints of layers": setting_of(
+        thought={"memory_read": "joint"}, checkpoint_layers=True, chunk_tokens=32, dtype="bfloat16"
+    ),
+    "joint, everything kept": setting_of(thought={"memory_read": "joint"}, recompute=False),
+    "both": setting_of(thought={"memory": "both", "num_global_tokens": 16}, chunk_tokens=32),
+    "both, half precision": setting_of(
+        "qwen3", {"memory": "both", "num_global_tokens": 16}, dtype="bfloat16", chunk_tokens=32
+    ),
+    "both, joint, gated": setting_of(
+        thought={"memory": "both", "memory_read": "joint", "state_rule": "gated", "num_global_tokens": 16},
+        chunk_tokens=32,
+    ),
+    "both, everything kept": setting_of(thought={"memory": "both", "num_global_tokens": 16}, recompute=False),
+    "both, small window": setting_of(
+        thought={"memory": "both", "window": 8, "memory_features": 64}, max_new_tokens=20
+    ),
 }  # fmt: skip
 
 
@@ -158,8 +189,9 @@ def test_the_learner(name: str) -> None:
     assert flops == pytest.approx(traced.flops, rel=ARITHMETIC)
 
 
-def test_distillation() -> None:
-    setting = setting_of(objective="distill", max_new_tokens=90, batch=2, chunk_tokens=16)
+@pytest.mark.parametrize("thought", [{}, {"memory_read": "joint"}, {"memory": "both"}], ids=str)
+def test_distillation(thought: dict[str, Any]) -> None:
+    setting = setting_of(thought=thought, objective="distill", max_new_tokens=90, batch=2, chunk_tokens=16)
     model = peft.get_peft_model(AutoModelForCausalLM.from_config(setting.model), copy.deepcopy(setting.thought))
     config = DistillConfig(output_dir="", chunk_tokens=16, max_new_tokens=90)
     with LiveBytes() as live:
@@ -185,6 +217,24 @@ SAMPLING = {
     "chosen, rolling": setting_of(
         "qwen3",
         {"window": 48, "memory_features": 32, "eviction": "random", "positions": "rolling"},
+        max_new_tokens=50,
+        **SMALL,
+    ),
+    "joint": setting_of(
+        "qwen3", {"window": 48, "memory_features": 32, "memory_read": "joint"}, max_new_tokens=90, **SMALL
+    ),
+    "joint, states above all": setting_of(
+        thought={"window": 4, "memory_features": 64, "memory_write": "delta", "memory_read": "joint"},
+        max_new_tokens=40,
+        **SMALL,
+    ),
+    "both": setting_of("qwen3", {"memory": "both", "window": 48, "memory_features": 32}, max_new_tokens=60, **SMALL),
+    "both, states above all": setting_of(
+        thought={"memory": "both", "window": 4, "memory_features": 64}, max_new_tokens=40, **SMALL
+    ),
+    "both, chosen": setting_of(
+        "qwen3",
+        {"memory": "both", "window": 48, "memory_features": 32, "eviction": "random"},
         max_new_tokens=50,
         **SMALL,
     ),

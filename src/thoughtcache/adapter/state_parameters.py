@@ -5,6 +5,7 @@ PEFT saves, loads, moves and deletes what hangs on an adapted linear under a nam
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -156,15 +157,17 @@ def num_parameters(config: ThoughtConfig, heads: tuple[int, int, int]) -> int:
 
 
 def state_shape(config: ThoughtConfig, heads: tuple[int, int, int]) -> tuple[int, ...]:
-    """Shape of the state of one decoder layer of one sequence; (0,) where nothing has one.
+    """Shape of the state of one decoder layer of one sequence; (0,) where nothing has one, flat where two have.
 
     Args:
-        config: settings of the adapter, with one memory.
+        config: settings of the adapter.
         heads: query heads, key-value heads, and the size of one.
     """
-    if config.has_attention_memory:
-        return memory_shape(config, heads).state_shape
-    return (0,) if config.is_plain_lora else (config.num_global_tokens, config.r)
+    of_linears = () if config.has_plain_linears else (config.num_global_tokens, config.r)
+    if not config.has_attention_memory:
+        return of_linears or (0,)
+    shape = memory_shape(config, heads)
+    return (math.prod(of_linears) + shape.state_floats,) if of_linears else shape.state_shape
 
 
 def attach(module: Any, holder: str, adapter_name: str, parameters: StateParameters) -> None:

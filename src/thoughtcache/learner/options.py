@@ -40,6 +40,8 @@ class ReplayOptions:
                 f'gradient={self.gradient!r} is not known; use "exact", "detached" or a positive number of segments'
             )
         check_place(self.kv_log)
+        if not isinstance(self.checkpoint_layers, bool):
+            raise ValueError(f"checkpoint_layers must be True or False, got {self.checkpoint_layers!r}")
         if self.chunk_tokens is not None and self.chunk_tokens < 1:
             raise ValueError(f"chunk_tokens must be at least 1 or None, got {self.chunk_tokens}")
         if self.checkpoint_layers and not self.recompute:

@@ -26,6 +26,7 @@ from thoughtcache.cache.schedule import num_evictions, resident_thoughts
 from thoughtcache.config import OWN_WINDOW, ThoughtConfig
 from thoughtcache.state.attention.read import read_flops, write_flops
 from thoughtcache.state.attention.weights import MemoryShape
+from thoughtcache.state.attention.window_share import EXTRA
 from thoughtcache.state.rules import state_rule as rule_called
 
 Targets = Collection[str] | str | None
@@ -40,7 +41,8 @@ class FlopsPerToken:
         linears: projections and MLP of all decoder layers.
         attention: scores and weighted values over the resident tokens.
         adapter: the two low-rank factors of every targeted linear.
-        state_read: the state between them, or the memory that attention reads; 0 for plain LoRA.
+        state_read: the state between them; 0 for plain LoRA.
+        memory_read: the memory that attention reads, and what a key more costs under "joint"; 0 without.
         absorption: state updates, spread evenly over the tokens.
         head: language-model head.
     """
@@ -49,6 +51,7 @@ class FlopsPerToken:
     attention: float
     adapter: float
     state_read: float
+    memory_read: float
     absorption: float
     head: float
 
@@ -77,15 +80,14 @@ def flops_per_token(
         model_or_config: a model, adapted or not, or its transformers configuration.
         context: tokens attended to, the new one included; may be a mean, since attention is linear in it.
         rank: R of the adapter; 0 means no adapter.
-        num_global_tokens: G of the adapter, inputs of its second factors; R for plain LoRA and beside a memory.
+        num_global_tokens: G of the adapter, inputs of its second factors; R where linears read no state.
         target_modules: names of the targeted linears as in PEFT: "all-linear", a regular expression, or a list; None or
             nothing means none.
-        reads_state: False for plain LoRA, whose state is the identity, and where nothing was evicted so far and a
-            memory is not read.
+        reads_state: whether linears read a state; False for plain LoRA, whose state is the identity.
         state_rule: rule of the absorption.
         num_evicted: E, tokens that are absorbed at once.
         evictions_per_token: evictions per decoded token; 0 if nothing is absorbed.
-        memory: the memory in attention space, which takes the place of the state in the linears; None without.
+        memory: the memory in attention space; None without, or where it is not read yet.
 
     Raises:
         ValueError: if the model type is not covered, the rule is unknown, or a number is negative.
@@ -101,17 +103,18 @@ def flops_per_token(
     targeted = _targeted_shapes(config, target_modules) if rank else []
     query_size = shapes["self_attn.q_proj"][1]
     kv_size = shapes["self_attn.k_proj"][1]
-    read: float = 2 * rank * num_global_tokens * len(targeted) if memory is None else layers * read_flops(memory)
     event = 0
     if evictions_per_token and memory is not None:
-        event = write_flops(memory, num_evicted)
-    elif evictions_per_token:
-        event = absorption_flops(kv_size, num_evicted, rank, num_global_tokens, state_rule)
+        event += write_flops(memory, num_evicted)
+    if evictions_per_token and reads_state:
+        event += absorption_flops(kv_size, num_evicted, rank, num_global_tokens, state_rule)
+    joint = 0.0 if memory is None else 4.0 * share_columns(memory, context)
     return FlopsPerToken(
         linears=float(2 * layers * sum(inputs * outputs for inputs, outputs in shapes.values())),
         attention=4.0 * layers * query_size * context,
         adapter=float(sum(2 * (rank * inputs + num_global_tokens * outputs) for inputs, outputs in targeted)),
-        state_read=float(read) if reads_state else 0.0,
+        state_read=float(2 * rank * num_global_tokens * len(targeted)) if reads_state else 0.0,
+        memory_read=0.0 if memory is None else layers * (read_flops(memory) + joint),
         absorption=layers * event * evictions_per_token,
         head=float(2 * config.hidden_size * config.vocab_size),
     )
@@ -156,7 +159,7 @@ def rollout_flops_per_token(
         rank=thought.r,
         num_global_tokens=thought.num_state_rows,
         target_modules=thought.target_modules,
-        reads_state=not thought.is_plain_lora,
+        reads_state=not thought.has_plain_linears,
         state_rule=thought.state_rule,
         num_evicted=cache.num_evicted or 0,
         evictions_per_token=fmean(num_evictions(steps, size, cache.num_evicted) for size in sizes) / steps * absorbs,
@@ -165,13 +168,23 @@ def rollout_flops_per_token(
 
 
 def memory_of(model_or_config: nn.Module | PretrainedConfig, thought: ThoughtConfig) -> MemoryShape | None:
-    """The memory in attention space of an adapter on a model; None where the state is in the adapted linears."""
-    if thought.memory != "attention":
+    """The memory in attention space of an adapter on a model; None where it has none."""
+    if not thought.has_attention_memory:
         return None
     config = _text_config(model_or_config)
     heads, shapes = config.num_attention_heads, linear_shapes(config)
     head_size = shapes["self_attn.q_proj"][1] // heads
     return memory_shape(thought, (heads, shapes["self_attn.k_proj"][1] // head_size, head_size))
+
+
+def share_columns(memory: MemoryShape, context: float) -> float:
+    """Numbers of scores and outputs that "joint" adds to a token's attention over a context, in one layer.
+
+    Keys, queries and values are longer there, and one more of them stands before the others.
+    """
+    if memory.read != "joint":
+        return 0.0
+    return memory.query_heads * ((memory.head_size + EXTRA) * (context + 1) - memory.head_size * context)
 
 
 def mean_context(prompt_tokens: int, num_tokens: int, window: int | None, num_evicted: int | None) -> float:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from transformers import PretrainedConfig
@@ -16,7 +16,7 @@ from thoughtcache.adapter.state_parameters import state_shape
 from thoughtcache.adapter.support import DTYPES
 from thoughtcache.cache.eviction import find_eviction_policy
 from thoughtcache.checks import at_least_one, one_of
-from thoughtcache.config import STATE_SETTINGS, ThoughtConfig
+from thoughtcache.config import ThoughtConfig
 from thoughtcache.learner.chunk_plan import Chunk, plan_chunks
 from thoughtcache.learner.options import CHUNK_TOKENS, ReplayOptions, learner_options
 from thoughtcache.planning.flops import memory_of
@@ -29,8 +29,8 @@ Objective = Literal["grpo", "distill"]
 Learner = Literal["replay", "checkpointed"]
 Logits = Literal["chunked", "materialised"]
 SYSTEMS = ("LoRA, full cache", "LoRA_c", "PTE")
-WITH_MEMORY = "memory in attention"
-"""What the third system is called where the memory is another one than the paper's."""
+WITH_MEMORY = {"adapter": SYSTEMS[2], "attention": "memory in attention", "both": "PTE and memory"}
+"""What the third system is called, by its memory."""
 DEVICES = ("cuda", "cpu")
 TEACHER_BATCHES = 4
 """Batches of distillation that the teacher samples at once: sampling takes less memory than the learner."""
@@ -108,9 +108,6 @@ class PlanSetting:
                 f"distillation replays and has no reference and no records, got learner={self.learner!r}, "
                 f"beta={self.beta} and reuse={self.reuse}; leave them out, or use objective='grpo'"
             )
-        missing = not_planned(self.thought)
-        if missing:
-            raise ValueError(f"{missing} is not planned yet; plan the adapter without it, which needs a little less")
         _ = self.replay_options
 
     @property
@@ -223,22 +220,8 @@ class PlanSetting:
 
     @property
     def attention_memory(self) -> MemoryShape | None:
-        """The memory in attention space; None where the state is in the adapted linears."""
+        """The memory in attention space; None without."""
         return memory_of(self.model, self.thought)
-
-
-def not_planned(thought: ThoughtConfig) -> str | None:
-    """The setting of an adapter that plans do not cover, as text; None if they cover all."""
-    if thought.memory == "both":
-        return "memory='both'"
-    return "memory_read='joint'" if thought.memory_read == "joint" else None
-
-
-def nearest_planned(thought: ThoughtConfig) -> ThoughtConfig:
-    """The same adapter without what plans do not cover: the memory in attention space alone, with a balanced read."""
-    left_out = STATE_SETTINGS if thought.memory == "both" else frozenset[str]()
-    defaults: dict[str, Any] = {item.name: item.default for item in fields(ThoughtConfig) if item.name in left_out}
-    return replace(thought, memory="attention", memory_read="balanced", **defaults)
 
 
 def plain_lora(thought: ThoughtConfig, window: int | str | None) -> ThoughtConfig:
@@ -263,7 +246,7 @@ def side_by_side(setting: PlanSetting) -> dict[str, PlanSetting]:
     """The setting for LoRA with a full cache (TRL's learner; it needs no distillation), for LoRA_c, and as it is."""
     windowed = {
         SYSTEMS[1]: replace(setting, thought=plain_lora(setting.thought, setting.thought.window)),
-        SYSTEMS[2] if setting.attention_memory is None else WITH_MEMORY: setting,
+        WITH_MEMORY[setting.thought.memory]: setting,
     }
     return windowed if setting.distills else {SYSTEMS[0]: full_cache_lora(setting), **windowed}
 

@@ -9,11 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from thoughtcache.planning.flops import FlopsPerToken, absorption_flops, flops_per_token, rollout_flops_per_token
+from thoughtcache.planning.flops import (
+    FlopsPerToken,
+    absorption_flops,
+    flops_per_token,
+    rollout_flops_per_token,
+    share_columns,
+)
 from thoughtcache.planning.memory.distillation import teacher_setting
 from thoughtcache.planning.model_size import model_size
 from thoughtcache.planning.setting import PlanSetting, grouped_chunks, learner_chunks
-from thoughtcache.state.attention.read import write_flops
+from thoughtcache.state.attention.read import read_flops, write_flops
 
 BACKWARD_OF_ATTENTION = 2.5
 
@@ -46,7 +52,7 @@ def step_flops(setting: PlanSetting) -> StepFlops:
         window=sampler.window,
     ).total
     first = _forward(sampler, context=(prompt + 1) / 2)
-    prefill = first.total - (first.state_read if sampler.attention_memory is not None else 0)  # nothing to read yet
+    prefill = first.total - first.memory_read  # nothing to read yet
     learner = learner_flops_per_row(setting)
     return StepFlops(
         per_token=per_token,
@@ -70,12 +76,15 @@ def learner_flops_per_row(setting: PlanSetting) -> float:
     forwards = 1 if replays and (setting.reuse or not setting.recompute) else 2
     # A checkpointed layer runs once more; what stands between the layers (absorption, head) does not.
     again = 1 if replays and setting.checkpoint_layers else 0
-    reading = tokens
-    if setting.attention_memory is not None:
-        reading = sum(chunk.columns for chunk in chunks if not chunk.is_initial)
+    memory = setting.attention_memory
+    reading = [chunk for chunk in chunks if not chunk.is_initial] if memory is not None else []
+    if memory is not None:
+        longer = sum(chunk.columns * share_columns(memory, float(chunk.leaving)) for chunk in reading)
+        attention += 4.0 * size.layers * longer
+    read = sum(chunk.columns for chunk in reading) * size.layers * (0 if memory is None else read_flops(memory))
     return (
         tokens * one.linears * (forwards + again + 1)
-        + (tokens * one.adapter + reading * one.state_read) * (forwards + again + 2)
+        + (tokens * (one.adapter + one.state_read) + read) * (forwards + again + 2)
         + attention * (forwards + again + BACKWARD_OF_ATTENTION)
         + absorbed * (forwards + 2)
         + one.head * _head_passes(setting) * sum(chunk.scored for chunk in chunks)
@@ -85,9 +94,9 @@ def learner_flops_per_row(setting: PlanSetting) -> float:
 def _absorbed(setting: PlanSetting, evictions: int) -> float:
     """So many evictions of single layers of one row."""
     size, thought, evicted = model_size(setting.model), setting.thought, setting.num_evicted or 0
-    if setting.attention_memory is not None:
-        return float(evictions * write_flops(setting.attention_memory, evicted))
-    event = absorption_flops(size.kv, evicted, thought.r, thought.num_global_tokens, thought.state_rule)
+    event = 0 if setting.attention_memory is None else write_flops(setting.attention_memory, evicted)
+    if not thought.has_plain_linears:
+        event += absorption_flops(size.kv, evicted, thought.r, thought.num_global_tokens, thought.state_rule)
     return float(evictions * event)
 
 
@@ -115,6 +124,6 @@ def _forward(setting: PlanSetting, context: float) -> FlopsPerToken:
         rank=setting.thought.r,
         num_global_tokens=setting.thought.num_state_rows,
         target_modules=setting.thought.target_modules,
-        reads_state=not setting.thought.is_plain_lora,
+        reads_state=not setting.thought.has_plain_linears,
         memory=setting.attention_memory,
     )

@@ -35,6 +35,7 @@ def print_advice(
     console: Console,
     *,
     reserve_bytes: int | None = None,
+    objective: str = "grpo",
     tokens_per_second: float | None = None,
 ) -> list[dict[str, Any]]:
     """The commands, where each phase is highest, how far each could go, and the prices; returns the numbers.
@@ -45,7 +46,8 @@ def print_advice(
         most: how far each could go, see `most_of_run`.
         console: where it goes.
         reserve_bytes: see `make_plan`.
-        tokens_per_second: thought tokens that the learner of GRPO takes per second without any saving, if it is known.
+        objective: the phase whose throughput is known.
+        tokens_per_second: thought tokens that its learner takes per second without any saving; None if it is not known.
     """
     found = []
     for phases, command, limits in zip(runs, commands, most, strict=True):
@@ -55,7 +57,11 @@ def print_advice(
         plain_line(console, f"  needs {', '.join(peaks)}")
         further = ", ".join(MOST[name].format(value) for name, value in limits.items())
         plain_line(console, f"  fits up to, one change at a time and with every saving: {further}")
-        prices = [price for phase in phases for price in price_lines(phase, tokens_per_second)]
+        prices = [
+            price
+            for phase in phases
+            for price in price_lines(phase, tokens_per_second if phase.objective == objective else None)
+        ]
         for price in prices:
             plain_line(console, f"  {price}")
         found.append(
@@ -109,7 +115,7 @@ def price_lines(setting: PlanSetting, tokens_per_second: float | None = None) ->
     if setting.kv_log == "host" and setting.device_type == "cuda":
         moved = make_plan(setting).host_bytes - make_plan(replace(setting, kv_log="device")).host_bytes
         lines.append(f"price of --kv-log host in {name}: no arithmetic; {_gib(moved)} there and back a micro-batch")
-    if tokens_per_second is not None and not setting.distills:
+    if tokens_per_second is not None:
         tokens = HUNDRED * setting.completions * setting.max_new_tokens
         hours = tokens / tokens_per_second / 3600
         slower = flops.learner / before.learner

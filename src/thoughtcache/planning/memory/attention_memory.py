@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from thoughtcache.state.attention.features import FEATURE_MAPS
 from thoughtcache.state.attention.weights import MemoryShape
+from thoughtcache.state.attention.window_share import EXTRA
 from thoughtcache.state.attention.writes import WRITE_RULES
 
 FP32 = 4
@@ -57,7 +58,32 @@ def read_saved_bytes(memory: MemoryNumbers, rows: int, tokens: int) -> int:
     per_query = features_saved(shape) + shape.num_features + size + 1
     per_query += size if memory.copies_queries else 0
     per_query += size if shape.read == "added" else (size + 1) + size + 1
+    if shape.read == "joint":  # the memory's share once more, the denominator before its bound, and the key's share
+        per_query += 2 + (memory.base != FP32)
     return rows * tokens * shape.query_heads * per_query * FP32
+
+
+def share_saved_bytes(memory: MemoryNumbers, rows: int, tokens: int, leaving: int) -> int:
+    """What one layer's attention keeps beside keys, values, queries and output where it tells the window's share.
+
+    Keys and values are copied, longer and one more of each; the output is longer, and so are queries, whose shorter
+    form stays where the read looks at it.
+    """
+    shape, longer = memory.shape, memory.shape.head_size + EXTRA
+    if shape.read != "joint":
+        return 0
+    copied = 2 * shape.kv_heads * (leaving + 1) * longer
+    per_token = shape.query_heads * (EXTRA + (EXTRA if memory.copies_queries else longer))
+    return rows * (copied + tokens * per_token) * memory.base
+
+
+def share_running_bytes(memory: MemoryNumbers, rows: int, tokens: int, leaving: int) -> int:
+    """The same while it runs without a graph."""
+    if memory.shape.read != "joint":
+        return 0
+    longer = memory.shape.head_size + EXTRA
+    copied = 2 * memory.shape.kv_heads * (leaving + 1) * longer
+    return rows * (copied + 2 * tokens * memory.shape.query_heads * longer) * memory.base
 
 
 def read_running_bytes(memory: MemoryNumbers, tokens: int) -> int:

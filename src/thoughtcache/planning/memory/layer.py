@@ -20,6 +20,8 @@ from thoughtcache.planning.memory.attention_memory import (
     read_running_bytes,
     read_saved_bytes,
     scaled_weights_bytes,
+    share_running_bytes,
+    share_saved_bytes,
     shared_bytes,
     write_saved_bytes,
 )
@@ -162,6 +164,7 @@ def _saved_by_layer(numbers: LayerNumbers, rows: int, chunk: Chunk, targeted: se
     if reads_memory(numbers, chunk):
         assert numbers.memory is not None
         total += read_saved_bytes(numbers.memory, rows, chunk.columns)
+        total += share_saved_bytes(numbers.memory, rows, chunk.columns, chunk.leaving)
         if not numbers.mixed and O_PROJ in targeted:  # its input is no longer what attention keeps
             total += rows * chunk.columns * size.query * base
     return total
@@ -182,12 +185,11 @@ def memory_bytes(numbers: LayerNumbers, rows: int, chunk: Chunk) -> int:
 
 def absorption_saved_bytes(numbers: LayerNumbers, rows: int, chunk: Chunk) -> int:
     """Bytes that the update of all states on entry to a chunk keeps: of keys and values that left."""
-    if numbers.memory is not None:
-        return numbers.size.layers * write_saved_bytes(numbers.memory, rows, chunk.evicted)
-    if not (numbers.has_state and numbers.thought.absorb):
-        return 0
-    numbers_per_entry = state_rule(numbers.thought.state_rule).saved_per_entry
-    return numbers.size.layers * rows * chunk.evicted * numbers.size.kv * numbers_per_entry * FP32
+    saved = 0 if numbers.memory is None else write_saved_bytes(numbers.memory, rows, chunk.evicted)
+    if numbers.has_state and numbers.thought.absorb:
+        numbers_per_entry = state_rule(numbers.thought.state_rule).saved_per_entry
+        saved += rows * chunk.evicted * numbers.size.kv * numbers_per_entry * FP32
+    return numbers.size.layers * saved
 
 
 def has_mask(numbers: LayerNumbers, chunk: Chunk) -> bool:
@@ -229,11 +231,14 @@ def _kept_by_down(numbers: LayerNumbers) -> int:
     return numbers.size.inner * (ADAPTER_BYTES if numbers.mixed else numbers.base)
 
 
-def forward_transient_bytes(numbers: LayerNumbers, tokens: int, *, reads: bool = False) -> int:
+def forward_transient_bytes(
+    numbers: LayerNumbers, tokens: int, *, reads: bool = False, rows: int = 1, leaving: int = 0
+) -> int:
     """Activations of one layer of a forward pass without a graph, at the end of `up_proj` or `down_proj`, or between.
 
     Four tensors of the size of the hidden states live all the while: embeddings, the layer's input, the residual and
-    the normalised input of the MLP. With `reads`, attention reads a memory, when there is no residual yet.
+    the normalised input of the MLP. With `reads`, attention reads a memory, when there is no residual yet; `leaving`
+    are the resident tokens of each of the rows then.
     """
     size, base = numbers.size, numbers.base
     local = 4 * size.hidden * base
@@ -242,8 +247,10 @@ def forward_transient_bytes(numbers: LayerNumbers, tokens: int, *, reads: bool =
     product = local + 3 * size.inner * base
     read = 0
     if reads and numbers.memory is not None:
-        read = read_running_bytes(numbers.memory, 1) + (3 * size.hidden + 2 * size.kv) * base
-    return tokens * max(up, down, product, read)
+        read = read_running_bytes(numbers.memory, tokens)
+        read = max(read, share_running_bytes(numbers.memory, rows, tokens // rows, leaving))
+        read += tokens * (3 * size.hidden + 2 * size.kv) * base
+    return max(tokens * max(up, down, product), read)
 
 
 def score_rows(numbers: LayerNumbers, rows: int, chunk: Chunk) -> int:

@@ -194,7 +194,8 @@ def anchor_bytes(setting: PlanSetting, rows: int) -> int:
 def _forward_chunk(learner: _Learner, chunk: Chunk, log: int, states: int) -> Parts:
     numbers, rows, tokens = learner.numbers, learner.rows, learner.rows * chunk.columns
     kept = chunk.entry - chunk.evicted if chunk.evicted else 0
-    layers = forward_transient_bytes(numbers, tokens, reads=reads_memory(numbers, chunk))
+    reads = reads_memory(numbers, chunk)
+    layers = forward_transient_bytes(numbers, tokens, reads=reads, rows=rows, leaving=chunk.leaving)
     head = final_norm_bytes(numbers, tokens) + logits_bytes(numbers, rows, chunk)
     memory = memory_bytes(numbers, rows, chunk)
     return {
@@ -264,7 +265,10 @@ def _kept_and_running(learner: _Learner, chunk: Chunk) -> tuple[int, int, int]:
     given = tokens * numbers.size.hidden * (2 * numbers.base + FP32 if numbers.mixed else numbers.base)
     return (
         inputs + absorption_saved_bytes(numbers, rows, chunk) + memory_bytes(numbers, rows, chunk),
-        mask + forward_transient_bytes(numbers, tokens, reads=reads_memory(numbers, chunk)),
+        mask
+        + forward_transient_bytes(
+            numbers, tokens, reads=reads_memory(numbers, chunk), rows=rows, leaving=chunk.leaving
+        ),
         again + max(mask + graph_forward_bytes(numbers, tokens) + given, backward),
     )
 

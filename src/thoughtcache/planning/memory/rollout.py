@@ -33,6 +33,7 @@ DRAW_BYTES = 3 * FP32
 def rollout_parts(setting: PlanSetting) -> dict[str, Parts]:
     """Bytes that are alive at the highest point of every phase of sampling, with all slots in step."""
     numbers, slots, prompt = layer_numbers(setting), setting.decoded_at_once, setting.prompt_tokens
+    widest = prompt + max(_held(setting, size) for size, _ in setting.layer_groups)
     prompts = -(-slots // setting.group)
     waiting = max(0, setting.completions - slots)
     states = slot_state_bytes(setting, slots)
@@ -46,7 +47,8 @@ def rollout_parts(setting: PlanSetting) -> dict[str, Parts]:
     before = {"recorded K/V": recorded_kv_bytes(setting, waiting), **record_parts(setting, waiting)}
     records = record_parts(setting, slots + waiting)
     during = add(cache, records, {"recorded K/V": recorded_kv_bytes(setting, slots + waiting)})
-    token = forward_transient_bytes(numbers, slots, reads=True) + final_norm_bytes(numbers, slots)
+    token = forward_transient_bytes(numbers, slots, reads=True, rows=slots) + final_norm_bytes(numbers, slots)
+    sharing = forward_transient_bytes(numbers, slots, reads=True, rows=slots, leaving=widest)
     layer, recorded = (
         _eviction_bytes(setting, numbers),
         num_events(setting) > 1,
@@ -61,11 +63,13 @@ def rollout_parts(setting: PlanSetting) -> dict[str, Parts]:
         },
         # Each prompt once, and in the slots.
         "filling slots": add(cache, before, {"rollout K/V": kv_bytes(numbers, prompts, prompt), "activations": scores}),
-        "drawing": {
-            **during,
-            "activations": token + scores,
-            "logits": DRAW_BYTES * slots * numbers.size.vocabulary,
-        },
+        # In a layer, which may copy keys and values to tell the window's share, or at the head.
+        "drawing": highest(
+            [
+                {**during, "activations": sharing + scores, "logits": 0},
+                {**during, "activations": token + scores, "logits": DRAW_BYTES * slots * numbers.size.vocabulary},
+            ]
+        ),
         # New states beside the old ones; then the states of all layers in one piece, which is recorded.
         "evicting": highest(
             [
@@ -141,15 +145,17 @@ def _eviction_bytes(setting: PlanSetting, numbers: LayerNumbers) -> int:
         return 0
     window = max(evicting)
     tokens = slots * numbers.size.kv
+    absorption = 2 * tokens * evicted * 2 * FP32 if setting.absorbs and numbers.has_state else 0
     if numbers.memory is not None:
         # Views, or in a new order where some are chosen: keys and values, and still those of the layer before.
         ordered = (3 if setting.rolls else 4) * tokens * window * numbers.base if setting.chooses else 0
         kept = tokens * (window - evicted) * numbers.base
         moved = 2 * kept if setting.rolls else 0  # keys at their new positions, and those of the layer before
-        return ordered + moved + max(kept, write_running_bytes(numbers.memory, slots, evicted))
+        written = write_running_bytes(numbers.memory, slots, evicted)
+        return ordered + moved + max(kept, written, absorption)
     shift = tokens * (window - evicted) * numbers.base
-    absorption = tokens * evicted * 2 * (numbers.base + 2 * FP32) if setting.absorbs else 0
-    return 2 * tokens * evicted * numbers.base + max(shift, absorption)
+    copied = 2 * tokens * evicted * numbers.base
+    return copied + max(shift, copied + absorption if absorption else 0)
 
 
 def recorded_kv_bytes(setting: PlanSetting, rows: int) -> int:

@@ -15,7 +15,7 @@ from thoughtcache.planning.advice import Phases, runs_that_fit
 from thoughtcache.planning.fit import NOTHING_HELPS, DoesNotFitError, changes, free_bytes, refusal
 from thoughtcache.planning.plan import GIB, Plan, make_plan
 from thoughtcache.planning.savings import choose_savings, usable_bytes
-from thoughtcache.planning.setting import PlanSetting, nearest_planned, not_planned
+from thoughtcache.planning.setting import PlanSetting
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.report.plan import print_plans
 from thoughtcache.report.plan_advice import price_lines
@@ -58,10 +58,6 @@ def fitted(
     if run.thinking is not None:
         plain_line(console, f"plan: --thinking {run.thinking} is not planned, so nothing says whether this run fits")
         return run, ""
-    missing = not_planned(thought)
-    if missing:
-        plain_line(console, f"plan: without what {missing} needs, which is not planned yet")
-        thought = nearest_planned(thought)
     phases = planned_phases(run, thought, model, prompts)
     device_type = phases[0].device_type
     if available_bytes is None and not (run.force and device_type == "cpu"):

@@ -99,7 +99,7 @@ def plan_memory(
         result: dict[str, Any] = _paper(console)
     else:
         if tokens_per_second is not None and not tokens_per_second > 0:
-            raise ValueError(f"tokens_per_second must be positive, got {tokens_per_second}")
+            raise ValueError(f"tokens_per_second must be above 0, got {tokens_per_second:g}")
         device = _Device(bytes=_parse_device(gpu), reserve=None if reserve is None else _parse_reserve(reserve))
         asked = _setting(model, options)
         if trace and asked.distills:
@@ -222,6 +222,7 @@ def _advice(
         [most_of_run(phases, device.usable, reserve_bytes=device.reserve) for phases in runs],
         console,
         reserve_bytes=device.reserve,
+        objective=setting.objective,
         tokens_per_second=tokens_per_second,
     )
 
