@@ -49,10 +49,8 @@ def rollout_parts(setting: PlanSetting) -> dict[str, Parts]:
     during = add(cache, records, {"recorded K/V": recorded_kv_bytes(setting, slots + waiting)})
     token = forward_transient_bytes(numbers, slots, reads=True, rows=slots) + final_norm_bytes(numbers, slots)
     sharing = forward_transient_bytes(numbers, slots, reads=True, rows=slots, leaving=widest)
-    layer, recorded = (
-        _eviction_bytes(setting, numbers),
-        num_events(setting) > 1,
-    )  # room for all is made by the first one
+    layer = _eviction_bytes(setting, numbers)
+    recorded = num_events(setting) > 1  # room for all is made by the first one
     phases: dict[str, Parts] = {
         "prefill": {
             **before,
@@ -88,9 +86,13 @@ def slot_kv_bytes(setting: PlanSetting, numbers: LayerNumbers) -> int:
     """Keys and values of all slots: every layer has room for the prompt and its own budget."""
     tokens = 0
     for size, count in setting.layer_groups:
-        held = setting.max_new_tokens if size is None else min(size, setting.max_new_tokens)
-        tokens += count * (setting.prompt_tokens + held)
+        tokens += count * (setting.prompt_tokens + _held(setting, size))
     return kv_bytes(numbers, setting.decoded_at_once, tokens) // numbers.size.layers
+
+
+def _held(setting: PlanSetting, budget: int | None) -> int:
+    """Thoughts that a layer with this budget holds at most."""
+    return setting.max_new_tokens if budget is None else min(budget, setting.max_new_tokens)
 
 
 def sampler_memory_bytes(setting: PlanSetting, numbers: LayerNumbers) -> int:

@@ -18,7 +18,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.learner.options import learner_options
 from thoughtcache.planning.plan import make_plan
-from thoughtcache.planning.setting import not_planned, plain_lora
+from thoughtcache.planning.setting import plain_lora
 from thoughtcache.planning.step_flops import step_flops
 from thoughtcache.recipes.builders import train_grpo
 from thoughtcache.recipes.grpo_phase import grpo_rows, grpo_settings
@@ -33,7 +33,7 @@ from thoughtcache.report.files import writing
 from thoughtcache.report.phases import PhaseSeconds, print_phase_seconds, step_seconds, write_phase_seconds
 from thoughtcache.report.progress import plain_line
 from thoughtcache.report.results import environment, write_results
-from thoughtcache.report.tables import MISSING, format_flops
+from thoughtcache.report.tables import format_flops
 from thoughtcache.train.rewards import math_correctness
 
 FULL, WINDOWED, ADAPTER = "LoRA, full cache", "LoRA, window", "this adapter"
@@ -89,9 +89,9 @@ def run_cost(run: RunConfig, thought: ThoughtConfig, console: Console | None = N
     longest = max(map(len, prompts))
     planned = [_planned(runs[name], settings, config, prompts) for name, settings in arms.items()]
     more = {
-        "planned peak, GiB": [MISSING if one is None else f"{one['peak_bytes'] / GIB:.2f}" for one in planned],
-        "FLOPs of sampling": [MISSING if one is None else format_flops(one["sampling_flops"]) for one in planned],
-        "FLOPs of the learner": [MISSING if one is None else format_flops(one["learner_flops"]) for one in planned],
+        "planned peak, GiB": [f"{one['peak_bytes'] / GIB:.2f}" for one in planned],
+        "FLOPs of sampling": [format_flops(one["sampling_flops"]) for one in planned],
+        "FLOPs of the learner": [format_flops(one["learner_flops"]) for one in planned],
     }
     print_phase_seconds(measured, console, more)
     payload = {
@@ -148,10 +148,8 @@ def _timed(
 
 def _planned(
     run: RunConfig, thought: ThoughtConfig, model: PretrainedConfig, prompts: list[list[int]]
-) -> dict[str, float] | None:
-    """Peak memory and arithmetic of a step in closed form; None for an adapter that is not planned."""
-    if not_planned(thought):
-        return None
+) -> dict[str, float]:
+    """Peak memory and arithmetic of a step in closed form."""
     (setting,) = planned_phases(run, thought, model, prompts)
     flops = step_flops(setting)
     return {
