@@ -63,8 +63,18 @@ def test_the_choice_is_the_first_that_keeps_to_the_bound(gpu: int, batch: int) -
     setting = planned(batch=batch)
     bound = min(need(full_cache_lora(setting)), gpu * GIB)
     needs = {one: need(setting, one) for one in combinations(setting, SAVINGS)}
-    allowed = [one for one, total in needs.items() if total <= bound] or [min(needs, key=lambda one: needs[one])]
+    least = min(needs.values())
+    if bound < least:  # as near as 2 %, unless not even the least fits
+        bound = min(int(1.02 * least), gpu * GIB) if least <= gpu * GIB else least
+    allowed = [one for one, total in needs.items() if total <= bound]
     assert choose_savings([setting], SAVINGS, available_bytes=gpu * GIB) == allowed[0]
+
+
+def test_no_price_is_paid_for_the_last_of_what_lora_needs_less() -> None:
+    """One row of 512 thoughts, of which none is evicted: chunks of 64 and a log on the host would not win 2 %."""
+    short = planned(tokens=512, batch=1)
+    assert min(need(short, one) for one in combinations(short, SAVINGS)) > need(full_cache_lora(short))
+    assert choose_savings([short], SAVINGS, available_bytes=24 * GIB) == Savings(checkpoint_layers=True)
 
 
 def test_the_order_of_prices() -> None:

@@ -13,7 +13,7 @@ from functools import partial
 
 from thoughtcache.cache.schedule import num_evictions
 from thoughtcache.learner.options import SAVINGS
-from thoughtcache.planning.limits import HIGHEST_BATCH, highest, largest
+from thoughtcache.planning.limits import HIGHEST_BATCH, highest, largest, with_field
 from thoughtcache.planning.plan import make_plan
 from thoughtcache.planning.savings import choose_savings, combinations
 from thoughtcache.planning.setting import PlanSetting
@@ -183,6 +183,10 @@ def _tightest(setting: PlanSetting) -> PlanSetting:
     return combinations(setting, SAVINGS)[-1].of(setting)
 
 
+def _fits_with(setting: PlanSetting, field: str, available: int, reserve: int | None, value: int) -> bool:
+    return _fits(with_field(setting, field, value), available, reserve)
+
+
 def _lowered(phases: Phases, field: str, available: int, reserve: int | None, whole_groups: bool) -> Phases:
     """Each phase with the largest value of a field that fits with all savings, or with the smallest value there is."""
     found = []
@@ -195,11 +199,10 @@ def _lowered(phases: Phases, field: str, available: int, reserve: int | None, wh
         if field == "group" and in_groups:
             found.append(_smaller_groups(phase, tight, available, reserve))
             continue
-        value, _ = largest(tight, field, available, reserve_bytes=reserve)
-        value = min(value, getattr(phase, field))
+        value = highest(partial(_fits_with, tight, field, available, reserve), getattr(phase, field))
         if field == "batch" and in_groups:
             value = max(value - value % phase.group, phase.group)
-        found.append(replace(phase, **{field: max(value, 2 if field == "group" else 1)}))
+        found.append(with_field(phase, field, max(value, 2 if field == "group" else 1)))
     shortest = min(phase.max_new_tokens for phase in found)
     return tuple(replace(phase, max_new_tokens=shortest) for phase in found)
 

@@ -1,8 +1,9 @@
 """Which savings the learner of a run takes: the cheapest with which it needs no more memory than it may.
 
 A run may need what full-cache LoRA needs at the same batch, as TRL trains it with a checkpoint per layer, and no more
-than its device has. If no combination keeps to that, it takes the one that needs least. A learner below `SMALL_BYTES`
-is held to its device alone: there is nothing to be won from it.
+than its device has. If no combination keeps to the first, as on one row of some hundred tokens of which few were
+evicted, it takes the cheapest within `NEAR` of the least; if none keeps to the second, the least. A learner below
+`SMALL_BYTES` is held to its device alone: there is nothing to be won from it.
 
 Prices, the lowest first. Smaller chunks are free of arithmetic, and of time as long as a pass still runs
 `FULL_PASS_TOKENS`. Keys and values on the host travel there and back, behind the computation. Checkpoints of layers
@@ -27,6 +28,8 @@ FULL_PASS_TOKENS = 512
 """Tokens of all rows of a chunk from which on a pass is bound by arithmetic, not by its number of kernels: assumed."""
 SMALL_BYTES = 2**28
 """A learner that needs less than this over the model is not slowed down to need less still."""
+NEAR = 0.02
+"""Share by which a choice may miss the least where even that is more than full-cache LoRA needs."""
 MARGIN = 0.05
 """Share of a device that a plan leaves free, for what it does not count."""
 
@@ -110,10 +113,12 @@ def choose_savings(
         needs[one] = [plan.total_bytes for plan in plans]
         if all(need <= bound for need, bound in zip(needs[one], bounds, strict=True)):
             return one
-    # Nothing keeps to it: as close as any comes, at the lowest price.
-    least = [min(column) for column in zip(*needs.values(), strict=True)]
-    bounds = [max(bound, lowest) for bound, lowest in zip(bounds, least, strict=True)]
-    return min(needs, key=lambda one: max(0, *(need - bound for need, bound in zip(needs[one], bounds, strict=True))))
+    fitting = {one: row for one, row in needs.items() if available_bytes is None or max(row) <= available_bytes}
+    near = NEAR if fitting else 0.0
+    rows = fitting or needs
+    least = [min(column) for column in zip(*rows.values(), strict=True)]
+    bounds = [max(bound, int((1 + near) * lowest)) for bound, lowest in zip(bounds, least, strict=True)]
+    return min(rows, key=lambda one: max(0, *(need - bound for need, bound in zip(rows[one], bounds, strict=True))))
 
 
 def _bound(setting: PlanSetting, available_bytes: int | None, reserve_bytes: int | None) -> int:
