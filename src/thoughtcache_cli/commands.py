@@ -60,9 +60,10 @@ def _settings(adapter: str | None, options: dict[str, Any], default: str = "pape
         return settings_to_start_from(adapter, options)
     settings = dict(options)
     name = settings.pop("preset", None) or default_preset(default, settings)
+    settings = preset_settings(name, settings)
     if name != "paper":
-        print(f"preset: {name} ({', '.join(f'{key}={value}' for key, value in PRESETS[name].items())})", flush=True)
-    return ThoughtConfig(**preset_settings(name, settings))
+        print(f"preset: {name} ({', '.join(f'{key}={settings[key]}' for key in PRESETS[name])})", flush=True)
+    return ThoughtConfig(**settings)
 
 
 def generate(options: dict[str, Any]) -> None:

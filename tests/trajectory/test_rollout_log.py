@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from trl.trainer import grpo_trainer
@@ -109,7 +110,7 @@ def test_a_run_that_goes_on_writes_no_step_twice(tmp_path: Path) -> None:
     assert [line["completion"] for line in _lines(file)] == ["anew"]
 
 
-def test_rows_of_the_logs_by_hand() -> None:
+def test_rows_of_the_logs_by_hand(tmp_path: Path) -> None:
     logs = {
         "prompt": deque(["p0", "p1", "p2"]),
         "completion": deque(["c0", "c1", "c2"]),
@@ -117,9 +118,11 @@ def test_rows_of_the_logs_by_hand() -> None:
         "rewards": defaultdict(deque, right=deque([1.0, 0.0, math.nan])),
         "extra": {"tokens": deque([7, 8, 9])},
     }
-    assert logged_rows(logs, 2) == [
-        {"prompt": "p1", "completion": "c1", "rewards": {"right": 0.0}, "advantage": 0.5, "tokens": 8},
-        {"prompt": "p2", "completion": "c2", "rewards": {"right": None}, "advantage": -0.5, "tokens": 9},
+    log = RolloutLog(tmp_path / "rollouts.jsonl")
+    log.add(7, logged_rows(logs, 2))
+    assert _lines(log.path) == [
+        {"step": 7, "prompt": "p1", "completion": "c1", "rewards": {"right": 0.0}, "advantage": 0.5, "tokens": 8},
+        {"step": 7, "prompt": "p2", "completion": "c2", "rewards": {"right": None}, "advantage": -0.5, "tokens": 9},
     ]
 
 
@@ -131,3 +134,21 @@ def test_rewards_say_why() -> None:
         "recited_answer/reason": ["literal", "different", "no_answer"],
         "recited_answer/answer": ["12", "13", None],
     }
+
+
+def test_what_json_lacks_is_written_as_null_or_text_and_no_column_hides_the_step(tmp_path: Path) -> None:
+    log = RolloutLog(tmp_path / "rollouts.jsonl")
+    log.add(
+        3, [{"step": 99, "n": np.int64(4), "x": float("nan"), "all": [torch.tensor(2.0), (1, None)], "who": Path("a")}]
+    )
+    (line,) = _lines(log.path)
+    assert line == {"step": 3, "n": 4, "x": None, "all": [2.0, [1, None]], "who": "a"}
+
+
+def test_a_second_training_begins_the_file_anew(tmp_path: Path) -> None:
+    file = tmp_path / "rollouts.jsonl"
+    trainer = make_trainer(_model(), tmp_path, rollouts_file=str(file), max_steps=1)
+    trainer.train()
+    count = len(_lines(file))
+    trainer.train()
+    assert len(_lines(file)) == count > 0

@@ -189,3 +189,59 @@ def test_the_command(user: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "--steps must be at least 1" in capsys.readouterr().err
     assert main([*given, "--steps", "1", "--output-dir", str(tmp_path / "cost")]) == 0
     assert "planned peak, GiB" in capsys.readouterr().out
+
+
+def test_seconds_on_a_gpu_are_folded_when_the_device_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mark:
+        now = 0
+
+        def __init__(self, **_: Any) -> None:
+            self.at = -1
+
+        def record(self) -> None:
+            Mark.now += 1
+            self.at = Mark.now
+
+        def query(self) -> bool:
+            return self.at <= passed
+
+        def elapsed_time(self, other: Mark) -> float:
+            return 1000.0 * (other.at - self.at)
+
+    passed = 0
+    monkeypatch.setattr("thoughtcache.measuring.phase_timer.torch.cuda.Event", Mark)
+    monkeypatch.setattr("thoughtcache.measuring.phase_timer.FOLDED_SPANS", 3)
+
+    def synchronize() -> None:
+        nonlocal passed
+        passed = Mark.now
+
+    monkeypatch.setattr("thoughtcache.measuring.phase_timer.torch.cuda.synchronize", synchronize)
+    timer = PhaseTimer(torch.device("cuda"))
+    for _ in range(7):
+        timer.begin("decode")
+        passed = Mark.now - 2  # the device is one span behind
+        timer.end()
+    assert len(timer._spans) < 4
+    assert timer.flush()["decode"] == 7.0
+    assert timer.flush()["decode"] == 0.0
+
+
+def test_an_evaluation_in_two_calls_has_no_seconds(user: Path, tmp_path: Path) -> None:
+    def run(samples: int, **more: Any) -> EvalRun:
+        return EvalRun(
+            suite=(f"own={user / 'questions.jsonl'}",), model=str(user / "model"), answer_type="text", window=4,
+            max_new_tokens=8, samples=samples, temperature=1.0, output_dir=str(tmp_path), **more,
+        )  # fmt: skip
+
+    run_eval(run(1), Console(quiet=True))
+    assert (tmp_path / "time.json").is_file()
+    run_eval(run(2, resume=True), Console(quiet=True))
+    assert not list(tmp_path.glob("time.*"))
+
+
+def test_too_few_questions_are_refused_before_anything_is_timed(user: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="questions"):
+        run_cost(
+            run_config(user, tmp_path, limit=1, grpo_batch_size=8), tc.ThoughtConfig(window=4), Console(quiet=True)
+        )

@@ -24,6 +24,8 @@ OUTERMOST = ("rollout", "rewards", "reference", "replay", "backward", "optimizer
 PHASES = (*OUTERMOST, *(name for inner in INSIDE.values() for name in inner))
 BRIEF = frozenset({"draw", "decode", "hear", "move", "absorb"})
 """Phases of every round or layer, which are too short for a look at memory."""
+FOLDED_SPANS = 4096
+"""Spans on a GPU after which those that are over are added up: an evaluation has millions."""
 Mark = Any
 """A moment: host seconds, or a CUDA event."""
 
@@ -40,6 +42,7 @@ class PhaseTimer:
         self._on_cuda = device.type == "cuda"
         self._memory = memory
         self._open: list[tuple[str, Mark]] = []
+        self._seconds: dict[str, float] = {}
         self._spans: list[tuple[str, Mark, Mark]] = []
 
     def begin(self, name: str) -> None:
@@ -53,8 +56,24 @@ class PhaseTimer:
         name, start = self._open.pop()
         if self._memory is not None and name not in BRIEF:
             self._memory.leave()
-        if count:
-            self._spans.append((name, start, self._mark()))
+        if not count:
+            return
+        if not self._on_cuda:
+            self._seconds[name] = self._seconds.get(name, 0.0) + self._mark() - start
+            return
+        self._spans.append((name, start, self._mark()))
+        if len(self._spans) % FOLDED_SPANS == 0:
+            self._fold()
+
+    def _fold(self) -> None:
+        """Add up the spans that the device has passed; the others wait."""
+        waiting = []
+        for name, start, stop in self._spans:
+            if stop.query():
+                self._seconds[name] = self._seconds.get(name, 0.0) + start.elapsed_time(stop) / 1000.0
+            else:
+                waiting.append((name, start, stop))
+        self._spans = waiting
 
     def _mark(self) -> Mark:
         """This moment."""
@@ -90,13 +109,10 @@ class PhaseTimer:
 
     def flush(self) -> dict[str, float]:
         """Seconds of every phase since the last flush; 0 for a phase that did not run."""
-        seconds = dict.fromkeys(PHASES, 0.0)
-        if self._on_cuda and self._spans:
+        if self._spans:
             torch.cuda.synchronize()
-        for name, start, stop in self._spans:
-            elapsed = start.elapsed_time(stop) / 1000.0 if self._on_cuda else stop - start
-            seconds[name] = seconds.get(name, 0.0) + elapsed
-        self._spans.clear()
+            self._fold()
+        seconds, self._seconds = {**dict.fromkeys(PHASES, 0.0), **self._seconds}, {}
         return seconds
 
 

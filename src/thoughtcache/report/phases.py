@@ -23,6 +23,8 @@ from thoughtcache.report.tables import MISSING, markdown, print_cells
 
 PREFIX = "time/"
 TIME_TABLE = "time.md"
+FILES = (TIME_TABLE, "time.json", "time.png")
+"""What is written into a folder."""
 LABELS = {
     "prefill": "sample: prefill",
     "decode": "sample: decode",

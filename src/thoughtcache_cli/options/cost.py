@@ -31,4 +31,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--grpo-batch-size", type=int, help="completions per step and process (8)")
     group.add_argument("--output-dir", help=f"folder for the results ({OUTPUT_DIR})")
     group.add_argument("--seed", type=int, help="seed of everything (0)")
+    group.add_argument("--allow-no-eviction", action="store_true", help="time even if the window holds every thought")
+    group.add_argument("--force", action="store_true", help="time even if the planner says that it does not fit")
     group.add_argument("--overwrite", action="store_true", help="replace an earlier result")

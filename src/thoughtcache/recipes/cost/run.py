@@ -1,17 +1,20 @@
 """Steps of GRPO with LoRA and its full cache, with LoRA under the window, and with the adapter, one after the other.
 
-Everything but the adapter and its cache is the same: questions, lengths (end-of-sequence tokens end nothing), seeds,
-trainer and options of the learner. All three have this package's sampler and learner; TRL's own are not timed.
+Everything but the adapter and its cache is the same: questions, lengths (end-of-sequence tokens end nothing), seeds and
+trainer, and the learner's options where they are given; what is left to the planner it chooses for each. All arms have
+this package's sampler and learner; TRL's own are not timed.
 """
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -26,7 +29,7 @@ from thoughtcache.recipes.load_adapter import adapted_model
 from thoughtcache.recipes.load_model import load_tokenizer
 from thoughtcache.recipes.plan.fit import fitted, planned_phases
 from thoughtcache.recipes.prompts import encode_examples, examples_of
-from thoughtcache.recipes.run.checks import check_prompt_window, check_window
+from thoughtcache.recipes.run.checks import check_prompt_window, check_questions, check_window
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.recipes.run.lengths import check_lengths
 from thoughtcache.report.files import writing
@@ -72,6 +75,7 @@ def run_cost(run: RunConfig, thought: ThoughtConfig, console: Console | None = N
     examples, prompts = encode_examples(
         tokenizer, examples, instruction=run.instruction or None, bad_rows=run.bad_rows, report=report
     )
+    check_questions(run, len(examples))
     check_lengths(prompts, run, thought, config)
     check_prompt_window(run, thought, prompts)
     rows = grpo_rows(examples, tokenizer, run.instruction)
@@ -81,16 +85,22 @@ def run_cost(run: RunConfig, thought: ThoughtConfig, console: Console | None = N
     arms[ADAPTER] = thought
     measured: list[PhaseSeconds] = []
     runs: dict[str, RunConfig] = {}
+    for name, settings in arms.items():  # all of them before the first one runs, which takes memory and time
+        runs[name], line = fitted(run, settings, config, prompts, console)
+        plain_line(console, f"{name}: {line}" if line else name)
     for name, settings in arms.items():
         plain_line(console, f"{name}: {WARM_STEPS} step to warm up, then {run.grpo_steps}")
-        runs[name], line = fitted(run, settings, config, prompts, console)
-        plain_line(console, line)
         measured.append(_timed(name, runs[name], settings, tokenizer, rows, console))
+        gc.collect()  # a trainer and its model hold each other
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
     longest = max(map(len, prompts))
     planned = [_planned(runs[name], settings, config, prompts) for name, settings in arms.items()]
     more = {
         "planned peak, GiB": [f"{one['peak_bytes'] / GIB:.2f}" for one in planned],
         "FLOPs of sampling": [format_flops(one["sampling_flops"]) for one in planned],
+        "chunk_tokens": [str(one.chunk_tokens) for one in runs.values()],
+        "checkpoint_layers": ["yes" if one.checkpoint_layers else "no" for one in runs.values()],
         "FLOPs of the learner": [format_flops(one["learner_flops"]) for one in planned],
     }
     print_phase_seconds(measured, console, more)

@@ -13,11 +13,11 @@ from thoughtcache.evaluation.scores import Share, SuiteScores
 from thoughtcache.evaluation.thinking.scores import ThinkScores
 from thoughtcache.recipes.evaluate.config import EvalRun
 from thoughtcache.recipes.evaluate.questions import Asked
+from thoughtcache.recipes.evaluate.seconds import write_seconds
 from thoughtcache.recipes.evaluate.table import percent, without_empty
 from thoughtcache.recipes.evaluate.think import print_think
 from thoughtcache.records import CacheSettings
 from thoughtcache.report.files import replace_file
-from thoughtcache.report.phases import PhaseSeconds, write_phase_seconds
 from thoughtcache.report.plots import Panel, plot_curves
 from thoughtcache.report.results import environment, write_results
 from thoughtcache.report.tables import markdown, print_cells
@@ -40,6 +40,8 @@ def write_report(
 ) -> dict[str, Any]:
     """Print the table; write table.md, eval.png, results.json, and where the seconds went: time.md, .png and .json.
 
+    The last three are there only if all answers come from one call: of an earlier one nothing is known.
+
     Args:
         folder: the run folder.
         run: the settings.
@@ -60,8 +62,8 @@ def write_report(
     replace_file(folder / "table.md", text.encode())
     picture = plot_curves(folder / "eval.png", panels(scores))
     last_call = sampled["last_call"]
-    arm = PhaseSeconds(name=cache_text(cache), seconds=sampled["phases"], tokens=float(last_call["tokens"]))
-    write_phase_seconds(folder, [arm])
+    num_answers = sum(own.num_questions * own.num_samples for own in scores.values())
+    write_seconds(folder, {cache_text(cache): (sampled, num_answers)})
     payload: dict[str, Any] = {
         "environment": environment(),
         "run": asdict(run),
@@ -77,7 +79,7 @@ def write_report(
         },
         "suites": {name: as_json(own) for name, own in scores.items()},
         "last_call": last_call,
-        "phases": sampled["phases"],
+        "phases": sampled.get("phases"),
         **(
             {"lengths": {str(n): {name: as_json(s) for name, s in own.items()} for n, own in by_length.items()}}
             if by_length

@@ -211,7 +211,8 @@ def _sample(
     )
     if keep_tokens:
         last = sample_to_cut(folder / GENERATIONS, model, tokenizer, tasks, sampling, crew, console)
-        return {"last_call": last, "phases": sampling_seconds(timer.flush(), monotonic() - started)}
+        assert last["seconds"] is not None
+        return {"last_call": last, "phases": sampling_seconds(timer.flush(), last["seconds"])}
     selection, num_tokens = run.selection, 0
     prefixes: list[Prefix] = []
     if selection is not None:

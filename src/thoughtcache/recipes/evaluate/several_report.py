@@ -14,9 +14,9 @@ from thoughtcache.evaluation.scores import Share
 from thoughtcache.recipes.evaluate.arms import Arm
 from thoughtcache.recipes.evaluate.compare import answers_by_suite, paired_difference
 from thoughtcache.recipes.evaluate.config import EvalRun
+from thoughtcache.recipes.evaluate.seconds import write_seconds
 from thoughtcache.recipes.evaluate.table import percent, points, without_empty
 from thoughtcache.report.files import replace_file
-from thoughtcache.report.phases import PhaseSeconds, write_phase_seconds
 from thoughtcache.report.plots import Panel, Series, plot_curves
 from thoughtcache.report.progress import plain_line
 from thoughtcache.report.results import environment, write_results
@@ -50,13 +50,10 @@ def write_report(
         plain_line(console, f"differences are those to {arms[0].name!r}, question by question, with 95 % intervals")
     replace_file(folder / "table.md", markdown(header, rows).encode())
     picture = plot_curves(folder / "caches.png", panels(arms, results, differences))
-    in_one_call = [
-        PhaseSeconds(name=label, seconds=result["phases"], tokens=float(result["last_call"]["tokens"]))
-        for label, result in zip(labels(arms), results, strict=True)
-        if _seconds(result)
-    ]
-    if in_one_call:
-        write_phase_seconds(folder, in_one_call)
+    write_seconds(
+        folder,
+        {name: (result, _num_answers(result)) for name, result in zip(labels(arms), results, strict=True)},
+    )
     payload: dict[str, Any] = {
         "environment": environment(),
         "run": asdict(run),
@@ -121,9 +118,13 @@ def table(
 
 def _seconds(result: Mapping[str, Any]) -> str:
     """Seconds of sampling; "" for a run that was stopped in between, of which only the last part is known."""
-    wanted = sum(one["num_questions"] * one["num_samples"] for one in result["suites"].values())
     last = result["last_call"]
-    return f"{last['seconds']:,.1f}" if last["answers"] == wanted else ""
+    return f"{last['seconds']:,.1f}" if last["answers"] == _num_answers(result) else ""
+
+
+def _num_answers(result: Mapping[str, Any]) -> int:
+    """Answers of all suites."""
+    return sum(one["num_questions"] * one["num_samples"] for one in result["suites"].values())
 
 
 def labels(arms: Sequence[Arm]) -> list[str]:

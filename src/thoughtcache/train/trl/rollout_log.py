@@ -12,6 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from thoughtcache.chains.chain import Trace, links_of
 
 
@@ -39,25 +42,25 @@ def rollout_columns(traces: Sequence[Trace], *, for_file: bool) -> dict[str, lis
 
 
 def logged_rows(logs: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
-    """The newest completions of TRL's logs as JSON data.
+    """The newest completions of TRL's logs as dictionaries.
 
     Args:
         logs: "prompt", "completion", "advantages", and by name "rewards" and "extra".
         count: how many.
 
     Returns:
-        prompt, completion, advantage, rewards by name, and the extra columns; null for a reward that was not given.
+        prompt, completion, advantage, rewards by name, and the extra columns with other names.
     """
     prompts, completions, advantages = (list(logs[name])[-count:] for name in ("prompt", "completion", "advantages"))
     rewards = {name: list(values)[-count:] for name, values in logs["rewards"].items()}
     extra = {name: list(values)[-count:] for name, values in logs["extra"].items()}
     return [
         {
+            **{name: values[row] for name, values in extra.items() if len(values) == len(prompts)},
             "prompt": prompt,
             "completion": completion,
-            "rewards": {name: _number(values[row]) for name, values in rewards.items()},
-            "advantage": _number(advantage),
-            **{name: values[row] for name, values in extra.items() if len(values) == len(prompts)},
+            "rewards": {name: values[row] for name, values in rewards.items()},
+            "advantage": advantage,
         }
         for row, (prompt, completion, advantage) in enumerate(zip(prompts, completions, advantages, strict=True))
     ]
@@ -77,6 +80,10 @@ class RolloutLog:
         self.path = Path(path)
         self._begun = False
 
+    def restart(self) -> None:
+        """A run begins."""
+        self._begun = False
+
     def add(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write the rollouts of a generation.
 
@@ -91,10 +98,19 @@ class RolloutLog:
             shorter = self.path.with_name(f".{self.path.name}.tmp")
             shorter.write_text("".join(kept))
             shorter.replace(self.path)
-            self._begun = True
+        self._begun = True
         with self.path.open("a") as file:
-            file.writelines(json.dumps({"step": step, **row}, ensure_ascii=True) + "\n" for row in rows)
+            file.writelines(json.dumps(_plain({**row, "step": step}), ensure_ascii=True) + "\n" for row in rows)
 
 
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _plain(value: Any) -> Any:
+    """JSON data: null for numbers that JSON lacks, such as a reward that was not given; text for what is unknown."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, np.ndarray | np.generic | torch.Tensor):
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int | bool) else str(value)

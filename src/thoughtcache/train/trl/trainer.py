@@ -214,6 +214,8 @@ class ThoughtGRPOTrainer(PolicyLog, MemoryRate, GRPOTrainer):
         Raises:
             LostProcess: if another process of the run is gone, at the latest after the time limit of the process group.
         """
+        if self._run.log is not None:
+            self._run.log.restart()
         with lost_in_collectives():
             return super().train(*args, **kwargs)
 
