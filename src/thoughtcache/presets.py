@@ -59,5 +59,6 @@ def preset_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def default_preset(name: str, given: Mapping[str, Any]) -> str:
-    """The preset where none was asked for: this one, or the paper's if the given settings choose a method."""
-    return "paper" if CHOOSES_METHOD & set(given) else name
+    """The preset where none was asked for: this one, or the paper's where a method is chosen or nothing is evicted."""
+    keeps_all = "window" in given and given["window"] is None
+    return "paper" if keeps_all or CHOOSES_METHOD & set(given) else name

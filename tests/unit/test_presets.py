@@ -51,7 +51,8 @@ def test_unknown_names_are_refused() -> None:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [({}, "hybrid"), ({"window": 8, "r": 4, "memory_features": 8}, "hybrid"), ({"memory": "attention"}, "paper"),
-     ({"eviction": "h2o"}, "paper"), ({"absorb": False}, "paper"), ({"state_rule": "delta"}, "paper")],
+     ({"eviction": "h2o"}, "paper"), ({"absorb": False}, "paper"), ({"state_rule": "delta"}, "paper"),
+     ({"window": None}, "paper")],
 )  # fmt: skip
 def test_whoever_chooses_a_method_gets_no_default_preset(given: dict[str, Any], expected: str) -> None:
     assert default_preset("hybrid", given) == expected

@@ -31,6 +31,7 @@ from thoughtcache.recipes.plan.fit import fitted, planned_phases
 from thoughtcache.recipes.prompts import encode_examples, examples_of
 from thoughtcache.recipes.run.checks import check_prompt_window, check_questions, check_window
 from thoughtcache.recipes.run.config import RunConfig
+from thoughtcache.recipes.run.folder import SPACE_REMEDY
 from thoughtcache.recipes.run.lengths import check_lengths
 from thoughtcache.report.files import writing
 from thoughtcache.report.phases import PhaseSeconds, print_phase_seconds, step_seconds, write_phase_seconds
@@ -44,7 +45,6 @@ WARM_STEPS = 1
 """Steps in front of those that count."""
 GIB = 1024**3
 RESULTS = "cost.json"
-WRITING_REMEDY = "free some space or choose another --output-dir"
 
 
 def run_cost(run: RunConfig, thought: ThoughtConfig, console: Console | None = None) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def run_cost(run: RunConfig, thought: ThoughtConfig, console: Console | None = N
         "seed": run.seed,
         "learner": {name: learner_options(one) for name, one in runs.items()},
     }
-    with writing(folder, WRITING_REMEDY):
+    with writing(folder, SPACE_REMEDY):
         table = write_phase_seconds(folder, measured, more)
         write_results(folder / RESULTS, payload)
     plain_line(console, f"table: {table}\npicture: {folder / 'time.png'}\nresults: {folder / RESULTS}")

@@ -13,6 +13,7 @@ from thoughtcache.evaluation.generations import Generation, by_question, read_ge
 from thoughtcache.evaluation.paired import PairedDifference, compare
 from thoughtcache.recipes.evaluate.run import GENERATIONS
 from thoughtcache.recipes.evaluate.table import points
+from thoughtcache.recipes.run.folder import SPACE_REMEDY
 from thoughtcache.report.files import replace_file, writing
 from thoughtcache.report.plots import Panel, plot_curves
 from thoughtcache.report.progress import plain_line
@@ -20,7 +21,6 @@ from thoughtcache.report.results import environment, write_results
 from thoughtcache.report.tables import markdown, print_cells
 
 HEADER = ("suite", "questions", "A", "B", "B - A (95 %)", "B better", "B worse", "detectable")
-WRITING_REMEDY = "free some space or choose another --output-dir"
 
 
 def run_compare(
@@ -54,7 +54,7 @@ def run_compare(
         console,
         "detectable: the smallest true difference that as many questions show with a chance of 80 %, at this spread",
     )
-    with writing(folder, WRITING_REMEDY):
+    with writing(folder, SPACE_REMEDY):
         replace_file(folder / "comparison.md", markdown(HEADER, rows).encode())
         picture = plot_curves(folder / "comparison.png", [_panel(found)])
         payload: dict[str, Any] = {

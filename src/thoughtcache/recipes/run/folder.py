@@ -20,7 +20,8 @@ from thoughtcache.train.checkpoints import checkpoints
 PhaseResult = dict[str, Any]
 STEPS = "steps"
 MOST_SHOWN = 4
-WRITING_REMEDY = "free some space or choose another --output-dir; --resume goes on with what was saved"
+SPACE_REMEDY = "free some space or choose another --output-dir"
+WRITING_REMEDY = f"{SPACE_REMEDY}; --resume goes on with what was saved"
 
 
 class RunFolder:
