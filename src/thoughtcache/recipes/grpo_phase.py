@@ -19,6 +19,7 @@ from thoughtcache.policy.handle import find_tuner
 from thoughtcache.recipes.builders import train_grpo
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.recipes.run.folder import PhaseResult
+from thoughtcache.recipes.run.trouble import troubles
 from thoughtcache.report.phases import TIME_TABLE
 from thoughtcache.report.progress import plain_line
 from thoughtcache.tasks.chat import plain_prompt
@@ -69,6 +70,8 @@ def grpo_phase(
     )
     if (folder / TIME_TABLE).is_file():
         plain_line(console, f"seconds by phase: {folder / TIME_TABLE}")
+    for text in troubles(logged):
+        plain_line(console, f"warning: {text}")
     without = [record["step"] for record in logged if record.get("cache/evictions") == 0]
     links_alone = thinking is not None and find_tuner(model).thought_config.window is None
     if without and not run.allow_no_eviction and not links_alone:
