@@ -86,6 +86,20 @@ def test_longer_prompts_are_looked_at_again(tmp_path: Path, monkeypatch: pytest.
     assert seen == [3, 5]
 
 
+def test_all_completions_of_a_generation_are_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their records wait for the learner, which takes a micro-batch at a time."""
+    seen: dict[str, Any] = {}
+
+    def choose(*arguments: Any, **planned: Any) -> Savings:
+        seen.update(planned)
+        return Savings()
+
+    monkeypatch.setattr(planned_learner, "choose_for", choose)
+    more = {"per_device_train_batch_size": 2, "num_generations": 2, "steps_per_generation": 4, "rollout_batch_size": 2}
+    make_trainer(adapted(), tmp_path, reuse_rollout=True, **more)._learner.look_at([[1] * 3])
+    assert (seen["batch"], seen["group"], seen["rollout_batch"], seen["generation_batch"]) == (2, 2, 2, 8)
+
+
 def test_distillation_takes_what_was_chosen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
