@@ -137,6 +137,14 @@ def test_records_of_a_whole_generation_count() -> None:
         planned(objective="distill", group=1, generation_batch=64)
 
 
+def test_a_host_that_was_given_is_not_taken_back() -> None:
+    """A host too small for what was asked of it: the other savings are chosen all the same."""
+    setting = planned(tokens=16000, kv_log="host")
+    chosen = choose_savings([setting], ("checkpoint_layers", "chunk_tokens"), available_bytes=15 * GIB, host_bytes=GIB)
+    assert chosen.kv_log == "host"
+    assert chosen == choose_savings([setting], ("checkpoint_layers", "chunk_tokens"), available_bytes=15 * GIB)
+
+
 def test_all_phases_have_one_choice() -> None:
     grpo = planned(batch=8)
     distill = replace(grpo, objective="distill", group=1)
