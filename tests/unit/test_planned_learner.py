@@ -14,6 +14,7 @@ from support.grpo import base_with_eos, make_trainer
 from support.models import adapt
 from thoughtcache.learner.options import SAVINGS
 from thoughtcache.planning.savings import Savings
+from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.train import distill as distillation
 from thoughtcache.train import savings
 from thoughtcache.train.trl import planned_learner
@@ -115,3 +116,38 @@ def test_distillation_takes_what_was_chosen(
         assert "chosen by the planner" in capsys.readouterr().out
         assert json.loads((folder / savings.LEARNER_FILE).read_text())["checkpoint_layers"] is (available == 1)
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+def settings_of_a_run(kind: str, folder: Path, changes: dict[str, Any]) -> Any:
+    if kind == "grpo":
+        return tc.ThoughtGRPOConfig(output_dir=str(folder), use_cpu=True, report_to="none", **changes)
+    if kind == "distill":
+        return tc.DistillConfig(output_dir=str(folder), **changes)
+    run = RunConfig()  # the tests' run-time type checks would refuse the text
+    for name, value in changes.items():
+        object.__setattr__(run, name, value)
+    run.__post_init__()
+    return run
+
+
+@pytest.mark.parametrize("kind", ["grpo", "distill", "run"])
+def test_savings_may_be_text(kind: str, tmp_path: Path) -> None:
+    """As from a file or a command line; text that is no saving is refused."""
+    found = settings_of_a_run(kind, tmp_path, {"checkpoint_layers": "False", "chunk_tokens": "64", "kv_log": "host"})
+    assert (found.checkpoint_layers, found.chunk_tokens, found.kv_log) == (False, 64, "host")
+    found = settings_of_a_run(kind, tmp_path, {"checkpoint_layers": "true", "chunk_tokens": "none", "kv_log": "auto"})
+    assert (found.checkpoint_layers, found.chunk_tokens, found.kv_log) == (True, None, "auto")
+    assert settings_of_a_run(kind, tmp_path, {"checkpoint_layers": "Auto"}).checkpoint_layers == "auto"
+    for name, value in (
+        ("checkpoint_layers", "maybe"),
+        ("checkpoint_layers", 1),
+        ("chunk_tokens", "half"),
+        ("chunk_tokens", True),
+        ("chunk_tokens", 2.5),
+        ("kv_log", "disk"),
+        ("kv_log", None),
+    ):
+        with pytest.raises(ValueError, match=f'{name}={value!r} is not known; use "auto"'):
+            settings_of_a_run(kind, tmp_path, {name: value})
+    with pytest.raises(ValueError, match="chunk_tokens must be at least 1 or None, got 0"):
+        settings_of_a_run(kind, tmp_path, {"chunk_tokens": "0"})
