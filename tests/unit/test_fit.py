@@ -37,6 +37,17 @@ def test_a_run_that_fits_says_nothing() -> None:
     assert refuse(RUN, 400 * GIB) == ""
 
 
+def test_the_line_about_the_choice_names_what_was_chosen() -> None:
+    where = (THOUGHT, load_config("Qwen2.5-0.5B"), PROMPTS, Console(file=StringIO(), width=200))
+    lines = [
+        fitted(replace(RUN, **given), *where, available_bytes=400 * GIB)[1]
+        for given in ({}, {"chunk_tokens": 64}, {"chunk_tokens": 64, "kv_log": "device", "checkpoint_layers": True})
+    ]
+    assert lines[0].startswith("learner: checkpoint_layers False, chunk_tokens 256, kv_log device: chosen by the")
+    assert lines[1].startswith("learner: checkpoint_layers False, kv_log device: chosen by the planner (")
+    assert lines[2] == ""
+
+
 def test_a_memory_in_attention_counts() -> None:
     memory = tc.ThoughtConfig(memory="attention", memory_features=256, window=64)
     setting = PlanSetting(model=load_config("Qwen2.5-0.5B"), thought=memory, prompt_tokens=512, max_new_tokens=4096)

@@ -72,6 +72,17 @@ def test_what_is_given_is_not_chosen(
     assert not (tmp_path / savings.LEARNER_FILE).exists()
 
 
+def test_the_line_names_what_was_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_trainer(adapted(), tmp_path, chunk_tokens=3)._learner.look_at([[1, 2, 3]])
+    config = tc.DistillConfig(output_dir=str(tmp_path), num_steps=1, batch_size=1, max_new_tokens=14, kv_log="device")
+    tc.distill(adapted(), [[3, 4, 5]], config)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "planner" in line]
+    assert lines == [
+        "learner: checkpoint_layers False, kv_log device: chosen by the planner",
+        "learner: checkpoint_layers False, chunk_tokens 256: chosen by the planner",
+    ]
+
+
 def test_longer_prompts_are_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
 

@@ -47,7 +47,11 @@ class Savings:
         return replace(setting, **asdict(self))
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {value}" for name, value in asdict(self).items())
+        return self.text_of(asdict(self))
+
+    def text_of(self, names: Collection[str]) -> str:
+        """Names and values of some of them, in their own order."""
+        return ", ".join(f"{name} {value}" for name, value in asdict(self).items() if name in names)
 
 
 def usable_bytes(device_bytes: int) -> int:

@@ -69,7 +69,9 @@ def fitted(
     if available_bytes is not None and highest.total_bytes > available_bytes and not run.force:
         raise _refused(phases, free, highest, available_bytes, console)
     peak = f"{highest.total_bytes / GIB:.2f} GiB at the highest point, {highest.peak.name}"
-    return replace(run, **asdict(chosen)), f"learner: {chosen}: chosen by the planner ({peak})" if free else ""
+    return replace(
+        run, **asdict(chosen)
+    ), f"learner: {chosen.text_of(free)}: chosen by the planner ({peak})" if free else ""
 
 
 def _refused(

@@ -67,5 +67,5 @@ class PlannedLearner:
         )
         before, self.options = self.options, replace(self.options, **asdict(chosen))
         if self._report is not None and (first or self.options != before):
-            self._report(describe(chosen))
+            self._report(describe(chosen, self._free))
             record(chosen, str(args.output_dir))
