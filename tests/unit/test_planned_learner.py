@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,28 @@ def test_distillation_takes_what_was_chosen(
         assert "chosen by the planner" in capsys.readouterr().out
         assert json.loads((folder / savings.LEARNER_FILE).read_text())["checkpoint_layers"] is (available == 1)
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{"memory": "both"}, {"memory": "attention", "memory_read": "joint"}])
+def test_every_memory_is_planned(changes: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One step of distillation and one of GRPO, of adapters with both memories and with the joint read."""
+
+    def fresh() -> Any:
+        return adapt(base_with_eos(dtype=torch.float64), evict_fraction=0.4, memory_features=4, **changes)
+
+    folder = tmp_path / "distill"
+    config = tc.DistillConfig(
+        output_dir=str(folder), num_steps=1, batch_size=2, max_new_tokens=14, log_every=1, warmup_steps=0
+    )
+    losses = [record["loss"] for record in tc.distill(fresh(), [[3, 4, 5], [4, 5]], config).history if "loss" in record]
+    assert len(losses) == 1
+    assert math.isfinite(losses[0])
+    trainer = make_trainer(fresh(), tmp_path / "grpo", max_steps=1)
+    trainer.train()
+    assert math.isfinite(trainer.state.log_history[0]["loss"])
+    assert capsys.readouterr().out.count("chosen by the planner") == 2
+    for name in ("distill", "grpo"):
+        assert set(json.loads((tmp_path / name / savings.LEARNER_FILE).read_text())) == set(SAVINGS)
 
 
 def settings_of_a_run(kind: str, folder: Path, changes: dict[str, Any]) -> Any:
