@@ -193,8 +193,7 @@ def plan(options: dict[str, Any]) -> None:
     """`thoughtcache plan`: print where the memory of a run would go."""
     from thoughtcache.recipes.plan.memory_plan import plan_memory
 
-    name = options.pop("preset", None)
-    plan_memory(**(options if name is None else preset_settings(name, options)))
+    plan_memory(**options)
 
 
 def quieten_libraries() -> None:

@@ -74,6 +74,13 @@ def test_public_names_and_commands_in_the_documents_exist(page: Path) -> None:
     assert commands <= set(command_parsers(build_parser()))
 
 
+def test_the_design_names_every_command_and_public_name() -> None:
+    text = words_of_now(ROOT / "docs" / "design.md")
+    (line,) = (line for line in text.splitlines() if line.startswith("CLI: "))
+    assert set(re.findall(r"`thoughtcache ([\w-]+)`", line)) == set(command_parsers(build_parser()))
+    assert set(tc.__all__) <= set(re.findall(r"\w+", text))
+
+
 def test_the_architecture_names_files_that_exist() -> None:
     text = (ROOT / "docs" / "design.md").read_text()
     tree = text.split("    src/thoughtcache/\n")[1].split("    tests/")[0]

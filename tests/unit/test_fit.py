@@ -37,6 +37,46 @@ def test_a_run_that_fits_says_nothing() -> None:
     assert refuse(RUN, 400 * GIB) == ""
 
 
+def test_the_line_about_the_choice_names_what_was_chosen() -> None:
+    where = (THOUGHT, load_config("Qwen2.5-0.5B"), PROMPTS, Console(file=StringIO(), width=200))
+    lines = [
+        fitted(replace(RUN, **given), *where, available_bytes=400 * GIB)[1]
+        for given in (
+            {},
+            {"chunk_tokens": 64},
+            {"chunk_tokens": 64, "kv_log": "device", "checkpoint_layers": True},
+            {"recompute": False},  # there is nothing to choose
+        )
+    ]
+    assert lines[0].startswith("learner: checkpoint_layers False, chunk_tokens 256, kv_log device: chosen by the")
+    assert lines[1].startswith("learner: checkpoint_layers False, kv_log device: chosen by the planner (")
+    assert lines[2:] == ["", ""]
+
+
+def test_a_run_that_goes_on_keeps_its_choice_where_it_fits() -> None:
+    began = {"checkpoint_layers": True, "chunk_tokens": 128, "kv_log": "device"}
+    where = (THOUGHT, load_config("Qwen2.5-0.5B"), PROMPTS, Console(file=StringIO(), width=200))
+
+    def goes_on(available_gib: float, stored: dict[str, Any], **given: Any) -> tuple[dict[str, Any], str]:
+        run, line = fitted(replace(RUN, **given), *where, available_bytes=int(available_gib * GIB), stored=stored)
+        return {name: getattr(run, name) for name in began}, line
+
+    kept, line = goes_on(400, began)
+    assert kept == began
+    assert line.startswith("learner: checkpoint_layers True, chunk_tokens 128, kv_log device: as the run began (")
+    kept, line = goes_on(400, began, chunk_tokens=64)
+    assert kept == {**began, "chunk_tokens": 64}
+    assert line.startswith("learner: checkpoint_layers True, kv_log device: as the run began (")
+    larger = {"checkpoint_layers": False, "chunk_tokens": None, "kv_log": "device"}
+    kept, line = goes_on(24, larger, group_size=128, grpo_batch_size=128)
+    assert kept != larger
+    assert "the run began with checkpoint_layers False, chunk_tokens None, kv_log device, which does not fit" in line
+    assert "\n" not in line
+    assert goes_on(400, began, recompute=False) == (
+        {"checkpoint_layers": False, "chunk_tokens": 256, "kv_log": "device"}, "",
+    )  # fmt: skip
+
+
 def test_a_memory_in_attention_counts() -> None:
     memory = tc.ThoughtConfig(memory="attention", memory_features=256, window=64)
     setting = PlanSetting(model=load_config("Qwen2.5-0.5B"), thought=memory, prompt_tokens=512, max_new_tokens=4096)

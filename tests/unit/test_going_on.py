@@ -165,6 +165,20 @@ def test_exact_options_are_free_when_a_run_goes_on(
     train(run_config(user, tmp_path, resume=True, recompute=False))
 
 
+def test_a_run_goes_on_with_the_savings_that_it_began_with(
+    user: Path, whole: Path, tmp_path: Path, interrupt_distillation: Interrupt
+) -> None:
+    """Whatever the planner would choose now; else chunks of other sizes change what is computed, by rounding."""
+    interrupt_distillation(run_config(user, tmp_path), 3)
+    marker = tmp_path / "run.json"
+    content = json.loads(marker.read_text())
+    content["chosen"] = {"checkpoint_layers": True, "chunk_tokens": 128, "kv_log": "device"}
+    marker.write_text(json.dumps(content))
+    text = train(run_config(user, tmp_path, resume=True))
+    assert "learner: checkpoint_layers True, chunk_tokens 128, kv_log device: as the run began (" in text
+    assert json.loads(marker.read_text())["chosen"] == content["chosen"]
+
+
 def test_a_checkpoint_that_was_cut_short_is_skipped_and_nothing_else_is_lost(
     user: Path, whole: Path, tmp_path: Path, interrupt_distillation: Interrupt, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -219,6 +219,13 @@ def test_cache_metrics_by_hand() -> None:
     assert cache_metrics(second.unsqueeze(0)) == {"cache/evictions": 0.0}
 
 
+@pytest.mark.parametrize("shape", [(4,), (2, 2), (2, 1, 2)])
+def test_norms_are_of_whole_states_of_any_shape(shape: tuple[int, ...]) -> None:
+    """Three states of two layers, each of four ones, so of norm 2; those of two memories are numbers side by side."""
+    totals = cache_totals([_record([4, 5, 6], [0.0] * 3, torch.ones(3, 2, *shape))])
+    assert totals[2:].tolist() == [6, 12, 2]
+
+
 def test_phase_timer_adds_up_and_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 1.0, 3.0, 10.0, 100.0, 105.0])
     monkeypatch.setattr("thoughtcache.measuring.phase_timer.time.perf_counter", lambda: next(clock))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from rich.console import Console
 from tests.unit.test_plan_savings import GPUS, LENGTHS, MODELS, planned
 
 from support.plans import cpu_setting
@@ -17,7 +18,9 @@ from thoughtcache.planning.advice import Phases, advise, most_of_run, phases_of,
 from thoughtcache.planning.plan import GIB, make_plan
 from thoughtcache.planning.savings import combinations, usable_bytes
 from thoughtcache.planning.setting import PlanSetting
+from thoughtcache.presets import preset_settings
 from thoughtcache.recipes.plan.command import train_commands
+from thoughtcache.recipes.plan.memory_plan import plan_memory
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.report.plan_advice import price_lines
 from thoughtcache_cli.arguments import build_parser
@@ -126,6 +129,32 @@ def test_a_command_asks_for_the_run_that_was_planned(adapter: dict[str, Any]) ->
     on_cpu = cpu_setting(recompute=False, pack_weights=False, batch=6, group=4)
     run, _ = typed(train_commands("m", {}, [phases_of(on_cpu)])[0])
     assert (run.recompute, run.pack_weights, run.grpo_batch_size, run.group_size) == (False, False, 4, 4)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--preset", "lora", "--window", "none"],
+        ["--preset", "paper", "--no-absorb"],
+        ["--preset", "lora", "--r", "8"],
+        ["--preset", "memory", "--window", "256", "--memory-features", "8", "--memory-read", "joint"],
+        ["--preset", "hybrid", "--eviction", "tova", "--evict-fraction", "0.5"],
+        ["--no-absorb", "--window", "512"],
+    ],
+)
+def test_a_command_of_a_preset_names_it_and_what_was_given_beside_it(words: list[str]) -> None:
+    """Both `plan` and the `train` that it prints take the words, and make the same adapter."""
+    model = "Qwen/Qwen2.5-0.5B"
+    options = vars(build_parser().parse_args(["plan", "--model", model, *words]))
+    options.pop("command")
+    refuse_without_effect("plan", options, {option: option for option in options})
+    advice = plan_memory(**options, console=Console(quiet=True))["advice"]
+    assert advice
+    given = {name: value for name, value in options.items() if name != "model"}
+    for one in advice:
+        run, found = typed(one["command"])
+        assert (run.model, found) == (model, given)
+    ThoughtConfig(**preset_settings(given.pop("preset", "paper"), given))
 
 
 def test_without_a_window_there_is_nothing_to_distil() -> None:

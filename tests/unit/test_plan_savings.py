@@ -120,6 +120,31 @@ def test_a_host_that_has_no_room_is_not_used() -> None:
     assert choose_savings([setting], SAVINGS, available_bytes=15 * GIB, host_bytes=on_host - 1).kv_log == "device"
 
 
+def test_records_of_a_whole_generation_count() -> None:
+    """Eight micro-batches of eight rows are sampled before the first is learned from: 64 rows of recorded K/V wait."""
+    one = planned(tokens=16000, reuse=True, rollout_batch=8)
+    eight = replace(one, generation_batch=64)
+    assert (one.completions, eight.completions) == (8, 64)
+    records = [make_plan(setting).peak.parts["recorded K/V"] for setting in (one, eight)]
+    assert records[1] == 8 * records[0]
+    assert need(eight) > need(one) + 7 * records[0]
+    assert make_plan(replace(one, generation_batch=8)) == make_plan(one)
+    available = usable_bytes(48 * GIB)
+    chosen = choose_savings([eight], SAVINGS, available_bytes=available)
+    assert chosen != choose_savings([one], SAVINGS, available_bytes=available)
+    assert need(eight, chosen) <= available
+    with pytest.raises(ValueError, match="generation_batch=64; leave it out"):
+        planned(objective="distill", group=1, generation_batch=64)
+
+
+def test_a_host_that_was_given_is_not_taken_back() -> None:
+    """A host too small for what was asked of it: the other savings are chosen all the same."""
+    setting = planned(tokens=16000, kv_log="host")
+    chosen = choose_savings([setting], ("checkpoint_layers", "chunk_tokens"), available_bytes=15 * GIB, host_bytes=GIB)
+    assert chosen.kv_log == "host"
+    assert chosen == choose_savings([setting], ("checkpoint_layers", "chunk_tokens"), available_bytes=15 * GIB)
+
+
 def test_all_phases_have_one_choice() -> None:
     grpo = planned(batch=8)
     distill = replace(grpo, objective="distill", group=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from support.grpo import base_with_eos, make_trainer
 from support.models import adapt
 from thoughtcache.learner.options import SAVINGS
 from thoughtcache.planning.savings import Savings
+from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.train import distill as distillation
 from thoughtcache.train import savings
 from thoughtcache.train.trl import planned_learner
@@ -71,6 +73,17 @@ def test_what_is_given_is_not_chosen(
     assert not (tmp_path / savings.LEARNER_FILE).exists()
 
 
+def test_the_line_names_what_was_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_trainer(adapted(), tmp_path, chunk_tokens=3)._learner.look_at([[1, 2, 3]])
+    config = tc.DistillConfig(output_dir=str(tmp_path), num_steps=1, batch_size=1, max_new_tokens=14, kv_log="device")
+    tc.distill(adapted(), [[3, 4, 5]], config)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "planner" in line]
+    assert lines == [
+        "learner: checkpoint_layers False, kv_log device: chosen by the planner",
+        "learner: checkpoint_layers False, chunk_tokens 256: chosen by the planner",
+    ]
+
+
 def test_longer_prompts_are_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
 
@@ -84,6 +97,20 @@ def test_longer_prompts_are_looked_at_again(tmp_path: Path, monkeypatch: pytest.
         learner.look_at(prompts)
         assert learner.options.checkpoint_layers is checkpoints
     assert seen == [3, 5]
+
+
+def test_all_completions_of_a_generation_are_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their records wait for the learner, which takes a micro-batch at a time."""
+    seen: dict[str, Any] = {}
+
+    def choose(*arguments: Any, **planned: Any) -> Savings:
+        seen.update(planned)
+        return Savings()
+
+    monkeypatch.setattr(planned_learner, "choose_for", choose)
+    more = {"per_device_train_batch_size": 2, "num_generations": 2, "steps_per_generation": 4, "rollout_batch_size": 2}
+    make_trainer(adapted(), tmp_path, reuse_rollout=True, **more)._learner.look_at([[1] * 3])
+    assert (seen["batch"], seen["group"], seen["rollout_batch"], seen["generation_batch"]) == (2, 2, 2, 8)
 
 
 def test_distillation_takes_what_was_chosen(
@@ -101,3 +128,60 @@ def test_distillation_takes_what_was_chosen(
         assert "chosen by the planner" in capsys.readouterr().out
         assert json.loads((folder / savings.LEARNER_FILE).read_text())["checkpoint_layers"] is (available == 1)
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{"memory": "both"}, {"memory": "attention", "memory_read": "joint"}])
+def test_every_memory_is_planned(changes: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One step of distillation and one of GRPO, of adapters with both memories and with the joint read."""
+
+    def fresh() -> Any:
+        return adapt(base_with_eos(dtype=torch.float64), evict_fraction=0.4, memory_features=4, **changes)
+
+    folder = tmp_path / "distill"
+    config = tc.DistillConfig(
+        output_dir=str(folder), num_steps=1, batch_size=2, max_new_tokens=14, log_every=1, warmup_steps=0
+    )
+    losses = [record["loss"] for record in tc.distill(fresh(), [[3, 4, 5], [4, 5]], config).history if "loss" in record]
+    assert len(losses) == 1
+    assert math.isfinite(losses[0])
+    trainer = make_trainer(fresh(), tmp_path / "grpo", max_steps=1)
+    trainer.train()
+    assert math.isfinite(trainer.state.log_history[0]["loss"])
+    assert capsys.readouterr().out.count("chosen by the planner") == 2
+    for name in ("distill", "grpo"):
+        assert set(json.loads((tmp_path / name / savings.LEARNER_FILE).read_text())) == set(SAVINGS)
+
+
+def settings_of_a_run(kind: str, folder: Path, changes: dict[str, Any]) -> Any:
+    if kind == "grpo":
+        return tc.ThoughtGRPOConfig(output_dir=str(folder), use_cpu=True, report_to="none", **changes)
+    if kind == "distill":
+        return tc.DistillConfig(output_dir=str(folder), **changes)
+    run = RunConfig()  # the tests' run-time type checks would refuse the text
+    for name, value in changes.items():
+        object.__setattr__(run, name, value)
+    run.__post_init__()
+    return run
+
+
+@pytest.mark.parametrize("kind", ["grpo", "distill", "run"])
+def test_savings_may_be_text(kind: str, tmp_path: Path) -> None:
+    """As from a file or a command line; text that is no saving is refused."""
+    found = settings_of_a_run(kind, tmp_path, {"checkpoint_layers": "False", "chunk_tokens": "64", "kv_log": "host"})
+    assert (found.checkpoint_layers, found.chunk_tokens, found.kv_log) == (False, 64, "host")
+    found = settings_of_a_run(kind, tmp_path, {"checkpoint_layers": "true", "chunk_tokens": "none", "kv_log": "auto"})
+    assert (found.checkpoint_layers, found.chunk_tokens, found.kv_log) == (True, None, "auto")
+    assert settings_of_a_run(kind, tmp_path, {"checkpoint_layers": "Auto"}).checkpoint_layers == "auto"
+    for name, value in (
+        ("checkpoint_layers", "maybe"),
+        ("checkpoint_layers", 1),
+        ("chunk_tokens", "half"),
+        ("chunk_tokens", True),
+        ("chunk_tokens", 2.5),
+        ("kv_log", "disk"),
+        ("kv_log", None),
+    ):
+        with pytest.raises(ValueError, match=f'{name}={value!r} is not known; use "auto"'):
+            settings_of_a_run(kind, tmp_path, {name: value})
+    with pytest.raises(ValueError, match="chunk_tokens must be at least 1 or None, got 0"):
+        settings_of_a_run(kind, tmp_path, {"chunk_tokens": "0"})

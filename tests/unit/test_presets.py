@@ -95,7 +95,7 @@ def test_plans_take_presets(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, Any]] = []
     monkeypatch.setattr("thoughtcache.recipes.plan.memory_plan.plan_memory", lambda **options: seen.append(options))
     commands.plan({"model": "m", "preset": "hybrid", "memory_features": 4})
-    assert seen == [{"model": "m", "memory": "attention", "eviction": "h2o", "memory_features": 4}]
+    assert seen == [{"model": "m", "preset": "hybrid", "memory_features": 4}]
 
 
 def test_distillation_of_whoever_says_nothing_teaches_the_memory_first(tmp_path: Path) -> None:

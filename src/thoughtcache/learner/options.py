@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from thoughtcache.policy.modes import GradientMode, Place, check_place
 
@@ -56,6 +56,47 @@ class ReplayOptions:
 
 LEARNER_OPTIONS = ("gradient", "recompute", *SAVINGS)
 """Options of every learner of a run; distillation, GRPO, the planner and a run have them under these names."""
+
+
+def take_savings(settings: object) -> None:
+    """Convert savings that came as text, from a command line or a file, in place.
+
+    Args:
+        settings: settings with all of `SAVINGS`, frozen or not.
+
+    Raises:
+        ValueError: for another text, or a value of another kind.
+    """
+    for name, read in (("checkpoint_layers", _checkpoint_layers), ("chunk_tokens", _chunk_tokens), ("kv_log", _place)):
+        object.__setattr__(settings, name, read(getattr(settings, name)))
+
+
+def _checkpoint_layers(value: object) -> bool | Auto:
+    if isinstance(value, bool):
+        return value
+    found: dict[object, bool | Auto] = {AUTO: AUTO, "true": True, "false": False}
+    text = value.lower() if isinstance(value, str) else None
+    if text not in found:
+        raise ValueError(f'checkpoint_layers={value!r} is not known; use "auto", True or False')
+    return found[text]
+
+
+def _chunk_tokens(value: object) -> int | Auto | None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    text = value.lower() if isinstance(value, str) else ""
+    if text == AUTO:
+        return AUTO
+    if text != "none" and not text.isdecimal():
+        raise ValueError(f'chunk_tokens={value!r} is not known; use "auto", "none" or a number of tokens')
+    return None if text == "none" else int(text)
+
+
+def _place(value: object) -> Place | Auto:
+    for known in (AUTO, *get_args(Place)):
+        if value == known:
+            return cast("Place | Auto", known)
+    raise ValueError(f'kv_log={value!r} is not known; use "auto", "device" or "host"')
 
 
 def learner_options(settings: object) -> dict[str, Any]:

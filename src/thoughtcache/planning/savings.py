@@ -47,7 +47,11 @@ class Savings:
         return replace(setting, **asdict(self))
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {value}" for name, value in asdict(self).items())
+        return self.text_of(asdict(self))
+
+    def text_of(self, names: Collection[str]) -> str:
+        """Names and values of some of them, in their own order."""
+        return ", ".join(f"{name} {value}" for name, value in asdict(self).items() if name in names)
 
 
 def usable_bytes(device_bytes: int) -> int:
@@ -97,18 +101,20 @@ def choose_savings(
         settings: the phases, which have the same learner; their own values are the start.
         free: names of the savings that may change.
         available_bytes: what the device may be filled with; None if it is not known.
-        host_bytes: the same of the host of a GPU; None if it is not known.
+        host_bytes: the same of the host of a GPU; None if it is not known. It limits what is chosen, not a given
+            `kv_log="host"`.
         reserve_bytes: see `make_plan`.
     """
     fewest = min(settings, key=lambda setting: setting.batch)
     tried = combinations(fewest, free)
+    host_limit = 2**63 if host_bytes is None or fewest.kv_log == "host" else host_bytes  # what was asked for stays
     if len(tried) == 1:
         return tried[0]
     bounds = [_bound(setting, available_bytes, reserve_bytes) for setting in settings]
     needs: dict[Savings, list[int]] = {}
     for one in tried:
         plans = [make_plan(one.of(setting), reserve_bytes=reserve_bytes) for setting in settings]
-        if one.kv_log == "host" and host_bytes is not None and max(plan.host_bytes for plan in plans) > host_bytes:
+        if one.kv_log == "host" and max(plan.host_bytes for plan in plans) > host_limit:
             continue
         needs[one] = [plan.total_bytes for plan in plans]
         if all(need <= bound for need, bound in zip(needs[one], bounds, strict=True)):

@@ -51,6 +51,8 @@ class PlanSetting:
         group: completions per prompt.
         rollout_batch: completions decoded at once; None: the larger one of `batch` and `group`, or the teacher's
             `TEACHER_BATCHES` batches.
+        generation_batch: completions that are sampled before the learner takes the first of them, and are kept until it
+            has seen all: several micro-batches of GRPO. None: the larger one of `batch` and `group`.
         dtype: dtype of the base model. The adapter is kept in float32, as PEFT does.
         load_in_4bit: linears of the decoder in bitsandbytes' 4 bits.
         learner: "replay" is this package's; "checkpointed" is one forward pass over whole rows with a checkpoint per
@@ -77,6 +79,7 @@ class PlanSetting:
     batch: int = 8
     group: int = 8
     rollout_batch: int | None = None
+    generation_batch: int | None = None
     dtype: str = "bfloat16"
     load_in_4bit: bool = False
     learner: Learner = "replay"
@@ -94,7 +97,7 @@ class PlanSetting:
 
     def __post_init__(self) -> None:
         at_least_one(self, "prompt_tokens", "max_new_tokens", "batch", "group")
-        at_least_one(self, "rollout_batch", optional=True)
+        at_least_one(self, "rollout_batch", "generation_batch", optional=True)
         allowed = {
             "objective": get_args(Objective), "dtype": DTYPES, "learner": get_args(Learner), "logits": get_args(Logits),
             "device_type": DEVICES,
@@ -103,6 +106,11 @@ class PlanSetting:
             one_of(name, getattr(self, name), values)
         if self.beta < 0:
             raise ValueError(f"beta must be 0 or positive, got {self.beta}")
+        if self.distills and self.generation_batch is not None:
+            raise ValueError(
+                f"distillation keeps no records of what was sampled, got generation_batch={self.generation_batch}; "
+                "leave it out, or use objective='grpo'"
+            )
         if self.distills and (self.beta or self.reuse or self.learner != "replay"):
             raise ValueError(
                 f"distillation replays and has no reference and no records, got learner={self.learner!r}, "
@@ -180,7 +188,7 @@ class PlanSetting:
     @property
     def completions(self) -> int:
         """Completions of a step; their records are kept until the learner has seen them."""
-        return self.batch if self.distills else max(self.batch, self.group)
+        return self.batch if self.distills else self.generation_batch or max(self.batch, self.group)
 
     @property
     def base_bytes(self) -> int:

@@ -96,7 +96,7 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     check_prompt_window(run, thought, every)
     check_link_window(run, thought, every, thinking)
     folder.describe(_identities(run, config, prompts, examples))
-    run, chosen = fitted(run, thought, config, every, console)
+    run, chosen = fitted(run, thought, config, every, console, stored=(folder.stored or {}).get("chosen"))
     assert run.model is not None
     folder.describe({"chosen": {name: getattr(run, name) for name in SAVINGS}})
     model = adapted_model(

@@ -74,7 +74,7 @@ def print_plans(
     print_wide(table, console)
 
 
-def print_state_size(setting: PlanSetting, console: Console) -> dict[str, float] | None:
+def print_state_size(setting: PlanSetting, console: Console) -> dict[str, int | float] | None:
     """How many numbers the state of a layer takes, and tokens whose keys and values take as many; returns both."""
     if not setting.absorbs or not setting.state_numbers:
         return None

@@ -258,7 +258,7 @@ def distill(
         return DistillResult(history=finished)
     model.train()
     chosen = _chosen_for(model, student, config)
-    is_planned = bool(left_to_the_planner(config)) and config.recompute
+    free = left_to_the_planner(config) if config.recompute else ()
     config = replace(config, **asdict(chosen))
     trainer = DistillTrainer(
         distill_config=config,
@@ -270,8 +270,8 @@ def distill(
         data_collator=longest_first,
         callbacks=list(callbacks),
     )
-    if is_planned and trainer.accelerator.is_main_process:
-        trainer.accelerator.print(describe(chosen))
+    if free and trainer.accelerator.is_main_process:
+        trainer.accelerator.print(describe(chosen, free))
         record(chosen, config.output_dir)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     model.eval()

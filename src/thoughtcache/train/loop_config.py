@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from thoughtcache.checks import at_least_one
-from thoughtcache.learner.options import AUTO, Auto, ReplayOptions, replay_options
+from thoughtcache.learner.options import AUTO, Auto, ReplayOptions, replay_options, take_savings
 from thoughtcache.policy.modes import GradientMode, Place
 from thoughtcache.train.memory_rate import check_memory_rate
 
@@ -86,6 +86,7 @@ class ReplayLoopConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         LoopConfig.__post_init__(self)
+        take_savings(self)
         _ = self.replay_options
 
     @property

@@ -67,9 +67,9 @@ def choose_for(
     return choose_savings([setting], free, available_bytes=available_bytes, host_bytes=host_bytes)
 
 
-def describe(chosen: Savings) -> str:
-    """One line about what the planner chose."""
-    return f"learner: {chosen}: chosen by the planner"
+def describe(chosen: Savings, free: Collection[str]) -> str:
+    """One line about what the planner chose, which is what was `free`."""
+    return f"learner: {chosen.text_of(free)}: chosen by the planner"
 
 
 def record(chosen: Savings, output_dir: str) -> None:

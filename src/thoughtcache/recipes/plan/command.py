@@ -18,7 +18,8 @@ def train_commands(model: str, adapter: Mapping[str, Any], runs: Sequence[Phases
 
     Args:
         model: what the model was called.
-        adapter: settings of the adapter that were given, by the names of `ThoughtConfig`.
+        adapter: settings of the adapter that were given, by the names of `ThoughtConfig`; "preset" for a preset under
+            them, which is named instead of what it sets.
         runs: the phases of every run.
     """
     commands = []

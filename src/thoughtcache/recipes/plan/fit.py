@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -14,7 +15,7 @@ from thoughtcache.learner.options import SAVINGS, learner_options, left_to_the_p
 from thoughtcache.planning.advice import Phases, runs_that_fit
 from thoughtcache.planning.fit import NOTHING_HELPS, DoesNotFitError, changes, free_bytes, refusal
 from thoughtcache.planning.plan import GIB, Plan, make_plan
-from thoughtcache.planning.savings import choose_savings, usable_bytes
+from thoughtcache.planning.savings import Savings, choose_savings, usable_bytes
 from thoughtcache.planning.setting import PlanSetting
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.report.plan import print_plans
@@ -36,6 +37,7 @@ def fitted(
     console: Console,
     *,
     available_bytes: int | None = None,
+    stored: Mapping[str, Any] | None = None,
 ) -> tuple[RunConfig, str]:
     """The run with the savings that its settings leave to the planner, and a line about them, "" if none was left.
 
@@ -48,6 +50,8 @@ def fitted(
         prompts: token ids of all prompts; the longest one counts.
         console: where the table goes.
         available_bytes: what may be used; None asks the device, and leaves a margin.
+        stored: the savings with which a run that goes on began; they are taken for what is left to the planner as long
+            as they fit, so that it computes what an uninterrupted one would. None for a new run.
 
     Raises:
         DoesNotFitError: if a phase needs more than is available; the message names the total, what is available, the
@@ -63,13 +67,39 @@ def fitted(
     if available_bytes is None and not (run.force and device_type == "cpu"):
         available_bytes = usable_bytes(free_bytes(device_type))
     host_bytes = usable_bytes(free_bytes("cpu")) if device_type == "cuda" else None
-    chosen = choose_savings(phases, free, available_bytes=available_bytes, host_bytes=host_bytes)
+    began = _as_it_began(phases[0], free, stored) if run.recompute else None
+    keeps = began is not None and (run.force or _fits(began, phases, available_bytes, host_bytes))
+    if began is not None and keeps:
+        chosen, reason = began, "as the run began"
+    else:
+        chosen = choose_savings(phases, free, available_bytes=available_bytes, host_bytes=host_bytes)
+        reason = "chosen by the planner"
     plans = [make_plan(chosen.of(phase)) for phase in phases]
     highest = max(plans, key=lambda plan: plan.total_bytes)
     if available_bytes is not None and highest.total_bytes > available_bytes and not run.force:
         raise _refused(phases, free, highest, available_bytes, console)
     peak = f"{highest.total_bytes / GIB:.2f} GiB at the highest point, {highest.peak.name}"
-    return replace(run, **asdict(chosen)), f"learner: {chosen}: chosen by the planner ({peak})" if free else ""
+    line = f"learner: {chosen.text_of(free)}: {reason} ({peak})"
+    if began is not None and not keeps:
+        line += (
+            f"; the run began with {began.text_of(free)}, which does not fit any more, and is not repeated bit by bit"
+        )
+    return replace(run, **asdict(chosen)), line if free and run.recompute else ""
+
+
+def _as_it_began(setting: PlanSetting, free: Collection[str], stored: Mapping[str, Any] | None) -> Savings | None:
+    """What is given, and for what is free the choice with which a run began; None if it is not known."""
+    if not free or stored is None or set(stored) != set(SAVINGS):
+        return None
+    return Savings(**{name: stored[name] if name in free else getattr(setting, name) for name in SAVINGS})
+
+
+def _fits(savings: Savings, phases: Phases, available_bytes: int | None, host_bytes: int | None) -> bool:
+    """Whether every phase fits the device and, if keys and values are to wait there, the host."""
+    plans = [make_plan(savings.of(phase)) for phase in phases]
+    on_host = max(plan.host_bytes for plan in plans) if savings.kv_log == "host" else 0
+    fits_host = host_bytes is None or on_host <= host_bytes
+    return fits_host and (available_bytes is None or max(plan.total_bytes for plan in plans) <= available_bytes)
 
 
 def _refused(

@@ -20,6 +20,7 @@ from thoughtcache.planning.plan import GIB, Plan, learner_bytes, make_plan
 from thoughtcache.planning.savings import MARGIN, choose_savings, usable_bytes
 from thoughtcache.planning.setting import PlanSetting, side_by_side
 from thoughtcache.planning.step_flops import learner_flops_per_row
+from thoughtcache.presets import preset_settings
 from thoughtcache.recipes.plan.command import DATASET, train_commands
 from thoughtcache.recipes.plan.measure import measure
 from thoughtcache.recipes.plan.measure_distill import DISTILL_CHILD
@@ -60,6 +61,7 @@ def parse_bytes(text: str) -> int:
 def plan_memory(
     *,
     model: str | None = None,
+    preset: str | None = None,
     gpu: str = "80GB",
     reserve: str | None = None,
     paper: bool = False,
@@ -76,6 +78,7 @@ def plan_memory(
 
     Args:
         model: see `load_config`.
+        preset: a key of `PRESETS`, under the settings of the adapter that are given; None for their defaults.
         gpu: memory of the device, such as "80GB".
         reserve: memory for everything that is not a tensor; 1 GiB on CUDA by default.
         paper: print the comparison with the paper instead.
@@ -94,14 +97,14 @@ def plan_memory(
     """
     console = console or Console()
     if paper:
-        if model is not None or options or sweep or trace or measured:
+        if model is not None or preset is not None or options or sweep or trace or measured:
             raise ValueError("--paper has models and settings of its own; leave out everything but --json")
         result: dict[str, Any] = _paper(console)
     else:
         if tokens_per_second is not None and not tokens_per_second > 0:
             raise ValueError(f"tokens_per_second must be above 0, got {tokens_per_second:g}")
         device = _Device(bytes=_parse_device(gpu), reserve=None if reserve is None else _parse_reserve(reserve))
-        asked = _setting(model, options)
+        asked = _setting(model, options if preset is None else preset_settings(preset, options))
         if trace and asked.distills:
             raise ValueError("--trace runs the learner of GRPO; check distillation with --measure")
         free = [name for name in SAVINGS if name not in options]
@@ -115,6 +118,7 @@ def plan_memory(
             lengths = {n: _systems(replace(asked, max_new_tokens=n), free, device) for n in SWEEP_LENGTHS}
             result["sweep"] = print_sweep(lengths, device.bytes, device.usable, device.reserve, picture, console)
         adapter = {name: value for name, value in options.items() if name not in _SETTING_FIELDS}
+        adapter = adapter if preset is None else {"preset": preset, **adapter}
         result["advice"] = _advice(asked, free, device, model or "", adapter, tokens_per_second, console)
     if json is not None:
         file = write_results(json, {"environment": environment(), **result})

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from thoughtcache.adapter.support import DTYPES
 from thoughtcache.chains.table import check_thinking
 from thoughtcache.checks import at_least_one, one_of
-from thoughtcache.learner.options import AUTO, Auto
+from thoughtcache.learner.options import AUTO, Auto, take_savings
 from thoughtcache.policy.modes import GradientMode, Place
 from thoughtcache.tasks.maths.answer_types import ANSWER_TYPES
 
@@ -117,7 +117,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         one_of("task", self.task, ("chains", "multiplication"))
         one_of("dtype", self.dtype, DTYPES)
-        one_of("kv_log", self.kv_log, (*get_args(Place), AUTO))
+        take_savings(self)
         one_of("answer_type", self.answer_type, ANSWER_TYPES)
         one_of("bad_rows", self.bad_rows, ("refuse", "drop"))
         check_thinking(self.thinking, self.thinking_options)

@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 from trl.trainer.grpo_config import GRPOConfig
 
 from thoughtcache.checks import at_least_one, one_of
-from thoughtcache.learner.options import AUTO, ReplayOptions, replay_options
+from thoughtcache.learner.options import AUTO, ReplayOptions, replay_options, take_savings
 from thoughtcache.train.memory_rate import check_memory_rate
 from thoughtcache.train.trl.options import refuse_options
 
@@ -96,8 +96,7 @@ class ThoughtGRPOConfig(GRPOConfig):
             raise ValueError(
                 f'gradient={self.gradient!r} is not known; use "exact", "detached" or a positive number of segments'
             )
-        if isinstance(self.chunk_tokens, str) and self.chunk_tokens != AUTO:
-            self.chunk_tokens = _number_or_none(self.chunk_tokens)
+        take_savings(self)
         _ = self.replay_options
         check_memory_rate(self.memory_learning_rate)
         one_of("reference", self.reference, REFERENCES)
@@ -111,10 +110,3 @@ class ThoughtGRPOConfig(GRPOConfig):
         """Options with which the learner repeats rollouts of its own weights; other passes change single fields."""
         gradient = int(self.gradient) if self.gradient.isdecimal() else self.gradient
         return replay_options(self, gradient=gradient)
-
-
-def _number_or_none(text: str) -> int | None:
-    """A bound on the tokens of a chunk as it is typed."""
-    if text.lower() != "none" and not text.isdecimal():
-        raise ValueError(f'chunk_tokens={text!r} is not known; use "auto", "none" or a number of tokens')
-    return None if text.lower() == "none" else int(text)

@@ -48,6 +48,7 @@ class PlannedLearner:
             return
         first, self._longest = self._longest == 0, longest
         args, rows, group = self._args, self._args.per_device_train_batch_size, self._args.num_generations or 1
+        sampled = rows * (args.steps_per_generation or 1)
         chosen = choose_for(
             self._model,
             args.replay_options,
@@ -57,7 +58,8 @@ class PlannedLearner:
             max_new_tokens=self._length,
             batch=rows,
             group=group,
-            rollout_batch=args.rollout_batch_size or rows * (args.steps_per_generation or 1),
+            rollout_batch=args.rollout_batch_size or sampled,
+            generation_batch=sampled,
             beta=args.beta,
             reuse=args.reuse_rollout,
             pack_weights=args.pack_weights,
@@ -65,5 +67,5 @@ class PlannedLearner:
         )
         before, self.options = self.options, replace(self.options, **asdict(chosen))
         if self._report is not None and (first or self.options != before):
-            self._report(describe(chosen))
+            self._report(describe(chosen, self._free))
             record(chosen, str(args.output_dir))

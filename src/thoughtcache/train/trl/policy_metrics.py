@@ -51,11 +51,13 @@ def gap_metrics(log_ratio: Float[Tensor, " N"], epsilon_low: float, epsilon_high
 def cache_totals(traces: Sequence[Trace]) -> Float[Tensor, " 5"]:
     """(traces, evictions, number of states, sum of their norms, largest norm); all but the last add up.
 
-    The norm is Frobenius, of each [G, R] state after each eviction in each layer. The evictions of a chain are those of
-    all of its links.
+    The norm is Frobenius, over all numbers of each state, whatever its shape, after each eviction in each layer. The
+    evictions of a chain are those of all of its links.
     """
     records = links_of(traces)
-    norms = [record.states.flatten(0, 1).norm(dim=(1, 2)).cpu() for record in records if record.states is not None]
+    norms = [
+        record.states.flatten(0, 1).flatten(1).norm(dim=1).cpu() for record in records if record.states is not None
+    ]
     joined = torch.cat(norms).double() if norms else torch.zeros(0, dtype=torch.float64)
     largest = joined.max().item() if joined.numel() else 0.0
     evictions = sum(len(record.evictions) for record in records)
