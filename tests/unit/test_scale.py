@@ -182,6 +182,14 @@ def test_what_is_written(settings, tmp_path):
     assert table[3].startswith("| full cache | 8 | 2x | 100.0 % (")
 
 
+@pytest.mark.parametrize("sample_each", [False, True])
+def test_a_folder_may_be_written_in_any_way(sample_each, settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = EvalRun(**settings, output_dir=".//all/")
+    found = run_scale(run, [{}], lengths=(2, 4), sample_each=sample_each, console=QUIET)["points"]
+    assert [p["length"] for p in found] == [2, 4]
+
+
 def test_a_run_goes_on_and_takes_more_lengths_and_arms(settings, tmp_path, monkeypatch):
     sampled: list[int] = []
     sample = cutting.sample_token_answers
