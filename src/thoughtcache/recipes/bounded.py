@@ -14,6 +14,7 @@ from thoughtcache.cache.eviction import OptionValue
 from thoughtcache.config import OWN_WINDOW, ThoughtConfig
 from thoughtcache.recipes.load_adapter import load_adapted, read_adapter, with_changes
 from thoughtcache.recipes.load_model import load_base, load_tokenizer, read_tokenizer
+from thoughtcache.records import CacheSettings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,3 +126,11 @@ class BoundedModel:
             base = load_base(self.model, self.dtype) if base is None else base
             model = peft.get_peft_model(base, config).eval()
         return model, tokenizer if self.tokenizer is None else read_tokenizer(self.tokenizer), config
+
+
+def cache_text(cache: CacheSettings) -> str:
+    """A cache in a few words: `window 16, h2o, budgets 4 to 28`."""
+    if cache.window is None:
+        return "full cache"
+    budgets = "" if cache.budgets is None else f", budgets {cache.smallest_budget} to {cache.largest_budget}"
+    return f"window {cache.window}, {cache.eviction}{budgets}"

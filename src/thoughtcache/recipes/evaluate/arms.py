@@ -15,7 +15,7 @@ from thoughtcache.config import OWN_WINDOW
 from thoughtcache.recipes.evaluate.config import EvalRun
 from thoughtcache.recipes.evaluate.subject import bounded_model
 
-CACHE = ("window", "evict_fraction", "positions", "eviction", "eviction_options")
+CACHE = ("window", "evict_fraction", "positions", "eviction", "eviction_options", "eviction_budgets")
 SETTINGS = ("name", "adapter", *CACHE)
 FOLDERS = "arms"
 LONGEST_NAME = 100
@@ -116,6 +116,9 @@ def _name(settings: Mapping[str, Any], adapter: str | None) -> str:
         parts.append(f"evicts {settings['evict_fraction']:g}")
     parts += [str(settings[name]) for name in ("positions", "eviction") if settings.get(name) is not None]
     parts += [f"{key}={value}" for key, value in (settings.get("eviction_options") or {}).items()]
+    budgets = settings.get("eviction_budgets")
+    if budgets is not None:
+        parts.append(f"budgets {budgets if isinstance(budgets, str) else '+'.join(map(str, budgets))}")
     return ", ".join(parts) or "own cache"
 
 
