@@ -73,7 +73,7 @@ def run_cost(run: RunConfig, thought: ThoughtConfig, console: Console | None = N
         tokenizer, examples, instruction=run.instruction or None, bad_rows=run.bad_rows, report=report
     )
     check_lengths(prompts, run, thought, config)
-    check_prompt_window(run, thought, prompts)
+    check_prompt_window(run, thought, prompts, config.num_hidden_layers)
     rows = grpo_rows(examples, tokenizer, run.instruction)
     arms: dict[str, ThoughtConfig] = {FULL: plain_lora(thought, None)}
     if not thought.is_plain_lora:
