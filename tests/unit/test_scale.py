@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,34 @@ def test_what_is_written(settings, tmp_path):
     table = (folder / "table.md").read_text().splitlines()
     assert table[0].startswith("| cache | at most | factor | accuracy (95 %) | less the first (95 %) | cut | tokens")
     assert table[3].startswith("| full cache | 8 | 2x | 100.0 % (")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["scale", "--operations", "3,30"], "suite chains-30: .* give fewer operations, give the cache"),
+        (["scale", "--suite", "embedded", "--lengths", "5,2000"], "suite embedded: .* give shorter lengths, give the"),
+        (
+            ["scale", "--suite", "embedded", "--lengths", "5,2000", "--sample-each"],
+            "take .* positions.*'positions=rolling'",
+        ),
+        (["eval", "--suite", "chains-30"], "lower --max-new-tokens, leave out .* give the cache 'full cache' a window"),
+    ],
+)
+def test_positions_of_all_arms_are_looked_at_before_anything_is_sampled(command, message, tmp_path, capsys):
+    arms = ["--cache", "window=12,positions=rolling", "--cache", "full"]
+    folder = tmp_path / "all"
+    assert main([*command, "--limit", "1", *arms, "--output-dir", str(folder)]) == 2
+    assert re.search(message, " ".join(capsys.readouterr().err.split()))
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("suite", ["chains-30", "chains-3,chains-30"])
+def test_positions_of_a_single_run(suite, tmp_path, capsys):
+    folder = tmp_path / "one"
+    assert main(["eval", "--suite", suite, "--limit", "1", "--output-dir", str(folder)]) == 2
+    assert re.search("suite chains-30: .*use --positions rolling with a window", capsys.readouterr().err)
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("sample_each", [False, True])

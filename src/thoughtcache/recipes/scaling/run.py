@@ -59,7 +59,13 @@ def run_scale(
         folder = top_folder(run, arms, "scale", sample_each=sample_each, **longest) if crew.is_first else None
         asked = [_at(arm, length) for arm in arms for length in lengths] if sample_each else arms
         each = [[length] for _ in arms for length in lengths]
-        results = run_arms(asked, folder, console, lengths=each if sample_each else [lengths] * len(arms))
+        results = run_arms(
+            asked,
+            folder,
+            console,
+            lengths=each if sample_each else [lengths] * len(arms),
+            shorter="give shorter lengths",
+        )
         if folder is None:
             return {}
         found = {Path(one.run.output_dir): result for one, result in zip(asked, results, strict=True)}
