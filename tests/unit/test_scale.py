@@ -308,6 +308,9 @@ def test_lengths_and_factors():
         (((4, 4), None, None), "different numbers"),
         (((0, 4), None, None), "at least 1 token"),
         ((None, (1.0,), 0), "base_length must be at least 1"),
+        ((None, (1.0, float("inf")), 8), "factors must be finite and positive, got inf"),
+        ((None, (float("nan"),), 8), "factors must be finite and positive, got nan"),
+        ((None, (-1.0,), 8), "factors must be finite and positive, got -1"),
     ):
         with pytest.raises(ValueError, match=message):
             lengths_of(*given)
