@@ -24,6 +24,7 @@ from thoughtcache.recipes.evaluate.compare import run_compare
 from thoughtcache.recipes.evaluate.config import EvalRun
 from thoughtcache.recipes.evaluate.run import GENERATIONS, run_eval
 from thoughtcache.recipes.evaluate.several import run_eval_caches
+from thoughtcache.recipes.evaluate.subject import bounded_model
 from thoughtcache.recipes.load_model import load_base
 from thoughtcache.records import CacheSettings
 from thoughtcache_cli import main
@@ -191,6 +192,21 @@ def test_a_run_that_starts_anew_forgets_the_arms_that_it_does_not_reach(settings
         ({}, [{"size": 4}], "'size' is no setting of a cache; choose among name, adapter, window"),
         ({}, [{}, {"window": None}], "'full cache' and 'full cache' are the same"),
         ({}, [{"window": 4}, {"window": 4, "name": "other"}], "'window 4' and 'other' are the same"),
+        ({}, [{"window": 8}, {"window": 8, "eviction": "sliding"}], "'window 8' and 'window 8, sliding' are the same"),
+        ({}, [{"window": 8}, {"window": 8, "positions": "absolute"}], "are the same"),
+        ({}, [{"window": 8}, {"window": 8, "evict_fraction": 0.26}], "are the same"),
+        ({}, [{"window": 8}, {"window": 8, "eviction_budgets": "even"}], "are the same"),
+        ({}, [{"window": 8}, {"window": 8, "eviction_budgets": [8, 8]}], "are the same"),
+        (
+            {},
+            [{"window": 8, "eviction_budgets": budgets} for budgets in ("pyramid", "pyramid:beta=20")],
+            "are the same",
+        ),
+        (
+            {},
+            [{"window": 8, "eviction": "streaming", "eviction_options": own} for own in ({}, {"sinks": 4})],
+            "are the same",
+        ),
         ({}, [{"window": 4, "name": "a b"}, {"name": "a, b"}], "would share the folder 'a-b'"),
         ({}, [{"name": "/"}], "cannot be the name of a folder"),
         ({}, [{"name": "x" * 101}], "cannot be the name of a folder"),
@@ -231,6 +247,17 @@ def test_a_cache_in_words(budgets, text):
     cache = CacheSettings(window=4, num_evicted=1, eviction="h2o", budgets=budgets)
     assert bounded.cache_text(cache) == text
     assert bounded.cache_text(CacheSettings(window=None, num_evicted=None, eviction="h2o")) == "full cache"
+
+
+def test_the_cache_of_an_adapter_may_be_written_out(adapter):
+    """The adapter's own window is 8."""
+    run = EvalRun(suite=("embedded",), adapter=adapter)
+    own = arms_of(run, [{}])[0]
+    assert bounded_model(own.run).config().window == 8
+    for cache in ({"window": 8}, {"adapter": f"{adapter}/"}, {"window": 8, "eviction": "sliding"}):
+        with pytest.raises(ValueError, match="are the same; leave out one of them"):
+            arms_of(run, [{}, cache])
+    assert len(arms_of(run, [{}, {"window": None}, {"window": 5}, {"window": 8, "eviction": "h2o"}])) == 4
 
 
 @pytest.mark.parametrize(

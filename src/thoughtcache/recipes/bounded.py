@@ -84,18 +84,19 @@ class BoundedModel:
             r=1, num_global_tokens=1, initial_state="identity", absorb=False, **{"window": None, **given}
         )
 
-    def check(self) -> None:
-        """Look at the cache and at the adapter's files; the base is not loaded.
+    def config(self) -> ThoughtConfig:
+        """The settings of adapter and cache, from the adapter's files; the base is not loaded.
+
+        The full cache beside an adapter is chosen when it is used, and not among them.
 
         Raises:
             ValueError: if the adapter or the cache cannot be used.
         """
         if self.adapter is None:
-            self.base_config()
-            return
+            return self.base_config()
         policy = {"eviction": self.eviction, "eviction_options": self.eviction_options}
         given = {name: value for name, value in policy.items() if value is not None}
-        with_changes(read_adapter(self.adapter)[0], {**self.cache_changes, **given})
+        return with_changes(read_adapter(self.adapter)[0], {**self.cache_changes, **given})
 
     def load(self, base: Any = None) -> tuple[PeftModel, PreTrainedTokenizerBase, ThoughtConfig]:
         """The model, its tokenizer, and the settings of its adapter and cache.
