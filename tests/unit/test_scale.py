@@ -67,6 +67,7 @@ CACHES: dict[str, dict[str, Any]] = {
     "h2o": {"window": WINDOW, "eviction": "h2o"},
     "random": {"window": WINDOW, "eviction": "random"},
     "rolling": {"window": WINDOW, "positions": "rolling", "eviction": "snapkv"},
+    "budgets": {"window": WINDOW, "evict_fraction": 1 / 3, "eviction_budgets": "pyramid"},
     "adapter": {},
 }
 
@@ -249,10 +250,20 @@ def test_a_run_goes_on_and_takes_more_lengths_and_arms(settings, tmp_path, monke
         run_scale(on, [{}], lengths=(4, 16), console=QUIET)
     with pytest.raises(ValueError, match="sample_each=False then, sample_each=True now"):
         run_scale(on, [{}], lengths=(4, 12), sample_each=True, console=QUIET)
-    # Anew, nothing of the older run is left.
-    fresh = run_scale(replace(run, overwrite=True, seed=1), [{}], lengths=(4, 12), console=QUIET)
-    assert sampled == [4, 4, 1, 4]
-    assert len(fresh["points"]) == 2
+
+
+def test_a_run_that_starts_anew_leaves_nothing_of_the_older_one(settings, tmp_path):
+    """Answers that were cut are kept in folders of their own, and those of another seed are others."""
+    run = EvalRun(**settings, temperature=1.3, output_dir=str(tmp_path / "all"))
+    found = run_scale(run, [{}], lengths=(4, 12), console=QUIET)["points"]
+    older = [answers(Path(point["folder"])) for point in found]
+    other = replace(run, seed=1)
+    again = run_scale(replace(other, overwrite=True), [{}], lengths=(4, 12), console=QUIET)["points"]
+    apart = run_scale(replace(other, output_dir=str(tmp_path / "b")), [{}], lengths=(4, 12), console=QUIET)["points"]
+    for old, one, wanted in zip(older, again, apart, strict=True):
+        assert answers(Path(one["folder"])) == answers(Path(wanted["folder"])) != old
+        named = ("seconds", "peak_memory_mib", "folder")
+        assert {k: v for k, v in one.items() if k not in named} == {k: v for k, v in wanted.items() if k not in named}
 
 
 def test_chains_that_grow(tmp_path, capsys):
