@@ -125,6 +125,49 @@ def test_a_layer_evicts_as_if_its_budget_were_the_window(num_inputs, smallest, s
         assert budgets.num_evictions(layer, events) == num_evictions(num_inputs, size, num_evicted)
 
 
+@given(
+    smallest=st.integers(1, 9), steps=st.lists(st.integers(0, 4), min_size=1, max_size=5), num_evicted=st.integers(1, 9)
+)
+def test_what_is_kept_about_layers_is_its_definition(smallest, steps, num_evicted):
+    sizes = tuple(smallest + num_evicted * step for step in steps)
+    budgets = LayerBudgets(window=max(1, sum(sizes) // len(sizes)), num_evicted=num_evicted, sizes=sizes)
+    for event in range(max(steps) + 2):
+        due = [event >= (size - min(sizes)) / num_evicted for size in sizes]
+        assert [budgets.is_due(layer, event) for layer in range(len(sizes))] == due
+        assert [budgets.place(layer, event) for layer in range(len(sizes))] == [
+            sum(due[:layer]) for layer in range(len(sizes))
+        ]
+
+
+def test_budgets_are_looked_through_once_and_not_at_every_event():
+    walks = 0
+
+    class Counted(tuple[int, ...]):
+        __slots__ = ()
+
+        def __iter__(self):
+            nonlocal walks
+            walks += 1
+            return super().__iter__()
+
+    budgets = LayerBudgets(window=6, num_evicted=2, sizes=Counted((4, 8) * 20))
+    for event in range(30):
+        for layer in range(40):
+            budgets.is_due(layer, event)
+            budgets.place(layer, event)
+            budgets.rolled(event)
+    assert walks <= 3  # smallest, largest, late
+    rollout = tc.Rollout(
+        prompt_ids=[5], token_ids=[1], logprobs=torch.zeros(1), evictions=(), finish_reason="length",
+        settings=tc.records.SamplingSettings(
+            temperature=1.0, max_new_tokens=1, window=6, num_evicted=2, eviction="sliding", seed=0, ignore_eos=True,
+            budgets=(4, 8),
+        ),
+    )  # fmt: skip
+    batch = batch_rollouts([rollout], torch.device("cpu"))
+    assert batch.budgets is batch.budgets
+
+
 @pytest.mark.parametrize("name", sorted(ALLOCATIONS))
 @given(num_layers=st.integers(2, 80), window=st.integers(2, 2048), evict_fraction=st.floats(0.01, 0.9))
 def test_allocations_keep_the_total_and_the_grid(name, num_layers, window, evict_fraction):

@@ -151,6 +151,9 @@ def test_the_base_answers_questions(model, tmp_path):
     recipe = tmp_path / "logits.toml"
     recipe.write_text('[[stage]]\nkind = "logits"\nnum_steps = 1\nbatch_size = 2\n')
     run = run_of(model, tmp_path / "run", dataset=str(questions), recipe=str(recipe))
+    budgets = tc.ThoughtConfig(r=2, num_global_tokens=2, window=8, eviction_budgets=[10, 6])
+    with pytest.raises(ValueError, match="too short for window=8, whose layers hold 6 thoughts at least"):
+        run_distill(run_of(model, tmp_path / "c", text=str(text), max_new_tokens=7), budgets, Console(quiet=True))
     paper = tc.ThoughtConfig(r=2, num_global_tokens=2, window=8)
     result = run_distill(run, paper, Console(quiet=True))
     assert list(result["phases"]) == ["1-logits"]
@@ -215,6 +218,9 @@ def test_bad_settings_are_refused(model, text, tmp_path):
         run_distill(run_of(model, tmp_path / "b", text=str(text)), tc.ThoughtConfig(window=None), Console(quiet=True))
     with pytest.raises(ValueError, match="max_new_tokens=9 is too short for window=8, which would hold every text"):
         run_distill(run_of(model, tmp_path / "c", text=str(text), max_new_tokens=9), thought(), Console(quiet=True))
+    budgets = tc.ThoughtConfig(r=2, num_global_tokens=2, window=8, eviction_budgets=[10, 6])
+    with pytest.raises(ValueError, match="too short for window=8, whose layers hold 6 thoughts at least"):
+        run_distill(run_of(model, tmp_path / "c", text=str(text), max_new_tokens=7), budgets, Console(quiet=True))
     paper = tc.ThoughtConfig(r=2, num_global_tokens=2, window=8)
     with pytest.raises(ValueError, match=r"stage 1 \(transfer\): memory='adapter'"):
         run_distill(run_of(model, tmp_path / "d", text=str(text), recipe="memory"), paper, Console(quiet=True))

@@ -24,7 +24,9 @@ from thoughtcache.recipes.evaluate.compare import run_compare
 from thoughtcache.recipes.evaluate.config import EvalRun
 from thoughtcache.recipes.evaluate.run import GENERATIONS, run_eval
 from thoughtcache.recipes.evaluate.several import run_eval_caches
+from thoughtcache.recipes.evaluate.subject import bounded_model
 from thoughtcache.recipes.load_model import load_base
+from thoughtcache.records import CacheSettings
 from thoughtcache_cli import main
 from thoughtcache_cli.options.shared import cache_settings
 
@@ -185,16 +187,35 @@ def test_a_run_that_starts_anew_forgets_the_arms_that_it_does_not_reach(settings
         ({}, [], "names no cache"),
         ({"window": 4}, [{}], "window=4 is the cache of a run with a single one"),
         ({"eviction": "h2o"}, [{}], "eviction='h2o' is the cache of"),
+        ({"eviction_budgets": "pyramid"}, [{}], "eviction_budgets='pyramid' is the cache of"),
         ({"select": "think@n"}, [{}], "one cache per run"),
         ({}, [{"size": 4}], "'size' is no setting of a cache; choose among name, adapter, window"),
         ({}, [{}, {"window": None}], "'full cache' and 'full cache' are the same"),
         ({}, [{"window": 4}, {"window": 4, "name": "other"}], "'window 4' and 'other' are the same"),
+        ({}, [{"window": 8}, {"window": 8, "eviction": "sliding"}], "'window 8' and 'window 8, sliding' are the same"),
+        ({}, [{"window": 8}, {"window": 8, "positions": "absolute"}], "are the same"),
+        ({}, [{"window": 8}, {"window": 8, "evict_fraction": 0.26}], "are the same"),
+        ({}, [{"window": 8}, {"window": 8, "eviction_budgets": "even"}], "are the same"),
+        ({}, [{"window": 8}, {"window": 8, "eviction_budgets": [8, 8]}], "are the same"),
+        (
+            {},
+            [{"window": 8, "eviction_budgets": budgets} for budgets in ("pyramid", "pyramid:beta=20")],
+            "are the same",
+        ),
+        (
+            {},
+            [{"window": 8, "eviction": "streaming", "eviction_options": own} for own in ({}, {"sinks": 4})],
+            "are the same",
+        ),
         ({}, [{"window": 4, "name": "a b"}, {"name": "a, b"}], "would share the folder 'a-b'"),
         ({}, [{"name": "/"}], "cannot be the name of a folder"),
         ({}, [{"name": "x" * 101}], "cannot be the name of a folder"),
         ({}, [{"eviction": "h2o"}], "changes nothing with the full cache"),
         ({}, [{"window": 4, "eviction": "nothing"}], "eviction='nothing' is not known"),
         ({}, [{"window": 4, "eviction": "h2o", "eviction_options": {"sinks": 1}}], "sinks=1 is not known"),
+        ({}, [{"eviction_budgets": "pyramid"}], "changes nothing with the full cache"),
+        ({}, [{"window": 4, "eviction_budgets": "cone"}], "eviction_budgets='cone' is not known"),
+        ({}, [{"window": 4, "eviction_budgets": [5, 4]}], "have the mean 4.5"),
         ({}, [{"window": 0}], "window must be at least 1"),
         ({}, [{"window": "large"}], "window='large' is not known"),
         ({}, [{"adapter": "nowhere"}], "nowhere holds no adapter"),
@@ -212,6 +233,33 @@ def test_the_adapter_of_the_run_is_that_of_arms_that_name_none(adapter):
     assert [arm.name for arm in arms] == ["own cache", "window 4", "base, window 4"]
 
 
+def test_names_say_budgets():
+    budgets: list[Any] = ["pyramid:beta=8", [5, 3], "even"]
+    arms = arms_of(EvalRun(suite=("embedded",)), [{"window": 4, "eviction_budgets": own} for own in budgets])
+    assert [arm.name for arm in arms] == [
+        "window 4, budgets pyramid:beta=8", "window 4, budgets 5+3", "window 4, budgets even",
+    ]  # fmt: skip
+    assert [arm.run.eviction_budgets for arm in arms] == [arm.settings["eviction_budgets"] for arm in arms] == budgets
+
+
+@pytest.mark.parametrize(("budgets", "text"), [(None, "window 4, h2o"), ((5, 3), "window 4, h2o, budgets 3 to 5")])
+def test_a_cache_in_words(budgets, text):
+    cache = CacheSettings(window=4, num_evicted=1, eviction="h2o", budgets=budgets)
+    assert bounded.cache_text(cache) == text
+    assert bounded.cache_text(CacheSettings(window=None, num_evicted=None, eviction="h2o")) == "full cache"
+
+
+def test_the_cache_of_an_adapter_may_be_written_out(adapter):
+    """The adapter's own window is 8."""
+    run = EvalRun(suite=("embedded",), adapter=adapter)
+    own = arms_of(run, [{}])[0]
+    assert bounded_model(own.run).config().window == 8
+    for cache in ({"window": 8}, {"adapter": f"{adapter}/"}, {"window": 8, "eviction": "sliding"}):
+        with pytest.raises(ValueError, match="are the same; leave out one of them"):
+            arms_of(run, [{}, cache])
+    assert len(arms_of(run, [{}, {"window": None}, {"window": 5}, {"window": 8, "eviction": "h2o"}])) == 4
+
+
 @pytest.mark.parametrize(
     ("text", "settings"),
     [
@@ -221,6 +269,9 @@ def test_the_adapter_of_the_run_is_that_of_arms_that_name_none(adapter):
         ("window=prompt", {"window": "prompt"}),
         ("window=64,eviction=streaming,eviction-option=sinks=2,eviction-option=x=yes,name=my arm",
          {"window": 64, "eviction": "streaming", "eviction_options": {"sinks": 2, "x": "yes"}, "name": "my arm"}),
+        ("window=8,eviction-budgets=10+6", {"window": 8, "eviction_budgets": [10, 6]}),
+        ("window=8,eviction-budgets=pyramid:beta=8", {"window": 8, "eviction_budgets": "pyramid:beta=8"}),
+        ("window=8,eviction-budgets=even", {"window": 8, "eviction_budgets": "even"}),
         ("adapter=a/b,evict-fraction=0.5,positions=rolling",
          {"adapter": "a/b", "evict_fraction": 0.5, "positions": "rolling"}),
     ],
@@ -256,6 +307,8 @@ def test_the_command_is_the_run(settings, tmp_path, capsys):
     assert [one["name"] for one in json.loads((tmp_path / "all" / "results.json").read_text())["caches"]] == [
         "full cache", "mine",
     ]  # fmt: skip
+    assert main([*command, *arms, "--eviction-budgets", "pyramid"]) == 2
+    assert "write it into each one" in capsys.readouterr().err
     assert main([*command, *arms, "--window", "4"]) == 2
     assert "--window is the cache of a run without --cache; leave it out" in capsys.readouterr().err
     assert main([*command, "--cache", "window=4", "--cache", "window=4"]) == 2

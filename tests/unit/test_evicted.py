@@ -99,10 +99,10 @@ def test_a_window_that_holds_everything_is_refused_before_anything_is_read(
 def test_prompts_longer_than_the_answers_are_refused_as_a_window() -> None:
     prompts = [[3] * 70, [3] * 63]
     with pytest.raises(ValueError, match="--window prompt is at least 63 thoughts here"):
-        check_prompt_window(run(), tc.ThoughtConfig(window="prompt"), prompts)
-    check_prompt_window(run(), tc.ThoughtConfig(window="prompt"), [*prompts, [3] * 62])
-    check_prompt_window(run(), tc.ThoughtConfig(window=5), prompts)
-    check_prompt_window(run(allow_no_eviction=True), tc.ThoughtConfig(window="prompt"), prompts)
+        check_prompt_window(run(), tc.ThoughtConfig(window="prompt"), prompts, 4)
+    check_prompt_window(run(), tc.ThoughtConfig(window="prompt"), [*prompts, [3] * 62], 4)
+    check_prompt_window(run(), tc.ThoughtConfig(window=5), prompts, 4)
+    check_prompt_window(run(allow_no_eviction=True), tc.ThoughtConfig(window="prompt"), prompts, 4)
 
 
 @pytest.mark.parametrize(
@@ -124,12 +124,47 @@ def test_prompts_longer_than_the_answers_are_refused_as_a_window() -> None:
 )
 def test_a_window_that_holds_every_link_is_refused(thinking: Any, window: Any, message: str | None) -> None:
     prompts, thought = [[3] * 30, [3] * 45], tc.ThoughtConfig(window=window)
-    check_link_window(run(allow_no_eviction=True), thought, prompts, thinking)
+    check_link_window(run(allow_no_eviction=True), thought, prompts, thinking, 4)
     if message is None:
-        check_link_window(run(), thought, prompts, thinking)
+        check_link_window(run(), thought, prompts, thinking, 4)
     else:
         with pytest.raises(ValueError, match=message):
-            check_link_window(run(), thought, prompts, thinking)
+            check_link_window(run(), thought, prompts, thinking, 4)
+
+
+PYRAMID = tc.ThoughtConfig(window=64, eviction_budgets="pyramid")
+"""In four layers 100, 84, 52 and 20 thoughts."""
+
+
+def test_the_smallest_budget_is_what_must_not_hold_everything() -> None:
+    """The first thought leaves the layer that holds fewest, long before the window is full."""
+    smallest = PYRAMID.resolve_window(None, num_layers=4).smallest_budget
+    assert smallest is not None
+    assert smallest < 60 < 64
+    for length in (60, smallest + 2):
+        own = run(max_new_tokens=length)
+        check_window(own, PYRAMID)
+        check_prompt_window(own, PYRAMID, [[3]], 4)
+    check_window(run(max_new_tokens=smallest + 1), PYRAMID)  # not known yet
+    with pytest.raises(ValueError, match=f"--eviction-budgets is at least {smallest} thoughts here, and holds all"):
+        check_prompt_window(run(max_new_tokens=smallest + 1), PYRAMID, [[3]], 4)
+    listed = tc.ThoughtConfig(window=64, eviction_budgets=[80, 48])
+    check_window(run(max_new_tokens=50), listed)
+    with pytest.raises(ValueError, match="--eviction-budgets is at least 48 thoughts here, and holds all"):
+        check_window(run(max_new_tokens=49), listed)
+
+
+def test_the_smallest_budget_of_prompts_and_of_links() -> None:
+    thought = tc.ThoughtConfig(window="prompt", eviction_budgets="pyramid")
+    prompts = [[3] * 64, [3] * 80, [3] * 2]  # two thoughts cannot be shared out
+    check_prompt_window(run(max_new_tokens=60), thought, prompts, 4)
+    with pytest.raises(ValueError, match="--window prompt with these --eviction-budgets is at least"):
+        check_prompt_window(run(max_new_tokens=5), thought, prompts, 4)
+    thinking = tc.MarkovianThinking(context=60, keep_first=1, keep_last=19)
+    check_link_window(run(max_new_tokens=200), PYRAMID, [[3]], thinking, 4)
+    short = tc.MarkovianThinking(context=10, keep_first=1, keep_last=2)
+    with pytest.raises(ValueError, match="holds all thoughts of a link, which are 10 at most"):
+        check_link_window(run(max_new_tokens=200), PYRAMID, [[3]], short, 4)
 
 
 def test_fewer_questions_than_a_step_takes_are_refused() -> None:

@@ -99,6 +99,20 @@ def test_completions_go_before_thoughts_and_savings_before_both() -> None:
     assert advise([setting], 6 * GIB) is None
 
 
+def test_a_length_at_which_the_smallest_budget_evicts_is_advice() -> None:
+    """The window is 64 thoughts and the smallest budget of the pyramid 20: of 60 thoughts some leave."""
+    even = cpu_setting(max_new_tokens=2000, batch=1, group=1, objective="distill", thought={"evict_fraction": 0.25})
+    pyramid = replace(even, thought=replace(even.thought, eviction_budgets="pyramid"))
+    found = []
+    for setting in (even, pyramid):
+        least = combinations(replace(setting, max_new_tokens=60, pack_weights=False), SAVINGS)[-1]
+        short = least.of(replace(setting, max_new_tokens=60, pack_weights=False))
+        found.append(advise([setting], make_plan(short).total_bytes))
+    assert found[0] is None
+    assert found[1] is not None
+    assert found[1][0].max_new_tokens == 60
+
+
 def test_distillation_goes_first_where_its_teacher_needs_shorter_thoughts() -> None:
     first, second = advised(planned(MODELS[0], 32000, batch=2, group=2), 3 * GIB)
     assert [phase.objective for phase in (*first, *second)] == ["distill", "grpo"]

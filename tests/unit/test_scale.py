@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ CACHES: dict[str, dict[str, Any]] = {
     "h2o": {"window": WINDOW, "eviction": "h2o"},
     "random": {"window": WINDOW, "eviction": "random"},
     "rolling": {"window": WINDOW, "positions": "rolling", "eviction": "snapkv"},
+    "budgets": {"window": WINDOW, "evict_fraction": 1 / 3, "eviction_budgets": "pyramid"},
     "adapter": {},
 }
 
@@ -182,6 +184,42 @@ def test_what_is_written(settings, tmp_path):
     assert table[3].startswith("| full cache | 8 | 2x | 100.0 % (")
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["scale", "--operations", "3,30"], "suite chains-30: .* give fewer operations, give the cache"),
+        (["scale", "--suite", "embedded", "--lengths", "5,2000"], "suite embedded: .* give shorter lengths, give the"),
+        (
+            ["scale", "--suite", "embedded", "--lengths", "5,2000", "--sample-each"],
+            "take .* positions.*'positions=rolling'",
+        ),
+        (["eval", "--suite", "chains-30"], "lower --max-new-tokens, leave out .* give the cache 'full cache' a window"),
+    ],
+)
+def test_positions_of_all_arms_are_looked_at_before_anything_is_sampled(command, message, tmp_path, capsys):
+    arms = ["--cache", "window=12,positions=rolling", "--cache", "full"]
+    folder = tmp_path / "all"
+    assert main([*command, "--limit", "1", *arms, "--output-dir", str(folder)]) == 2
+    assert re.search(message, " ".join(capsys.readouterr().err.split()))
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("suite", ["chains-30", "chains-3,chains-30"])
+def test_positions_of_a_single_run(suite, tmp_path, capsys):
+    folder = tmp_path / "one"
+    assert main(["eval", "--suite", suite, "--limit", "1", "--output-dir", str(folder)]) == 2
+    assert re.search("suite chains-30: .*use --positions rolling with a window", capsys.readouterr().err)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("sample_each", [False, True])
+def test_a_folder_may_be_written_in_any_way(sample_each, settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = EvalRun(**settings, output_dir=".//all/")
+    found = run_scale(run, [{}], lengths=(2, 4), sample_each=sample_each, console=QUIET)["points"]
+    assert [p["length"] for p in found] == [2, 4]
+
+
 def test_a_run_goes_on_and_takes_more_lengths_and_arms(settings, tmp_path, monkeypatch):
     sampled: list[int] = []
     sample = cutting.sample_token_answers
@@ -212,10 +250,20 @@ def test_a_run_goes_on_and_takes_more_lengths_and_arms(settings, tmp_path, monke
         run_scale(on, [{}], lengths=(4, 16), console=QUIET)
     with pytest.raises(ValueError, match="sample_each=False then, sample_each=True now"):
         run_scale(on, [{}], lengths=(4, 12), sample_each=True, console=QUIET)
-    # Anew, nothing of the older run is left.
-    fresh = run_scale(replace(run, overwrite=True, seed=1), [{}], lengths=(4, 12), console=QUIET)
-    assert sampled == [4, 4, 1, 4]
-    assert len(fresh["points"]) == 2
+
+
+def test_a_run_that_starts_anew_leaves_nothing_of_the_older_one(settings, tmp_path):
+    """Answers that were cut are kept in folders of their own, and those of another seed are others."""
+    run = EvalRun(**settings, temperature=1.3, output_dir=str(tmp_path / "all"))
+    found = run_scale(run, [{}], lengths=(4, 12), console=QUIET)["points"]
+    older = [answers(Path(point["folder"])) for point in found]
+    other = replace(run, seed=1)
+    again = run_scale(replace(other, overwrite=True), [{}], lengths=(4, 12), console=QUIET)["points"]
+    apart = run_scale(replace(other, output_dir=str(tmp_path / "b")), [{}], lengths=(4, 12), console=QUIET)["points"]
+    for old, one, wanted in zip(older, again, apart, strict=True):
+        assert answers(Path(one["folder"])) == answers(Path(wanted["folder"])) != old
+        named = ("seconds", "peak_memory_mib", "folder")
+        assert {k: v for k, v in one.items() if k not in named} == {k: v for k, v in wanted.items() if k not in named}
 
 
 def test_chains_that_grow(tmp_path, capsys):
@@ -271,6 +319,9 @@ def test_lengths_and_factors():
         (((4, 4), None, None), "different numbers"),
         (((0, 4), None, None), "at least 1 token"),
         ((None, (1.0,), 0), "base_length must be at least 1"),
+        ((None, (1.0, float("inf")), 8), "factors must be finite and positive, got inf"),
+        ((None, (float("nan"),), 8), "factors must be finite and positive, got nan"),
+        ((None, (-1.0,), 8), "factors must be finite and positive, got -1"),
     ):
         with pytest.raises(ValueError, match=message):
             lengths_of(*given)

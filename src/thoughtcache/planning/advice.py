@@ -216,5 +216,5 @@ def _smaller_groups(phase: PlanSetting, tight: PlanSetting, available: int, rese
 
 
 def _evicts_nothing(phase: PlanSetting) -> bool:
-    events = num_evictions(phase.max_new_tokens - 1, phase.window, phase.num_evicted)
+    events = num_evictions(phase.max_new_tokens - 1, phase.cache.smallest_budget, phase.num_evicted)
     return phase.window is not None and events == 0

@@ -123,7 +123,7 @@ class PlanSetting:
         """Options with which the learner repeats rollouts."""
         return ReplayOptions(**learner_options(self), reuse=self.reuse)
 
-    @property
+    @cached_property
     def cache(self) -> CacheSettings:
         """The cache of a call with these prompts."""
         return self.thought.resolve_window(self.prompt_tokens, num_layers=self.model.num_hidden_layers)

@@ -93,7 +93,7 @@ class RolloutBatch:
         """T of the longest row."""
         return self.token_ids.shape[1]
 
-    @property
+    @cached_property
     def budgets(self) -> LayerBudgets | None:
         """Resident thoughts of every layer; None for the full cache."""
         return layer_budgets(self.settings.cache)

@@ -14,6 +14,7 @@ from thoughtcache.cache.eviction import OptionValue
 from thoughtcache.config import OWN_WINDOW, ThoughtConfig
 from thoughtcache.recipes.load_adapter import load_adapted, read_adapter, with_changes
 from thoughtcache.recipes.load_model import load_base, load_tokenizer, read_tokenizer
+from thoughtcache.records import CacheSettings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,18 +84,19 @@ class BoundedModel:
             r=1, num_global_tokens=1, initial_state="identity", absorb=False, **{"window": None, **given}
         )
 
-    def check(self) -> None:
-        """Look at the cache and at the adapter's files; the base is not loaded.
+    def config(self) -> ThoughtConfig:
+        """The settings of adapter and cache, from the adapter's files; the base is not loaded.
+
+        The full cache beside an adapter is chosen when it is used, and not among them.
 
         Raises:
             ValueError: if the adapter or the cache cannot be used.
         """
         if self.adapter is None:
-            self.base_config()
-            return
+            return self.base_config()
         policy = {"eviction": self.eviction, "eviction_options": self.eviction_options}
         given = {name: value for name, value in policy.items() if value is not None}
-        with_changes(read_adapter(self.adapter)[0], {**self.cache_changes, **given})
+        return with_changes(read_adapter(self.adapter)[0], {**self.cache_changes, **given})
 
     def load(self, base: Any = None) -> tuple[PeftModel, PreTrainedTokenizerBase, ThoughtConfig]:
         """The model, its tokenizer, and the settings of its adapter and cache.
@@ -125,3 +127,11 @@ class BoundedModel:
             base = load_base(self.model, self.dtype) if base is None else base
             model = peft.get_peft_model(base, config).eval()
         return model, tokenizer if self.tokenizer is None else read_tokenizer(self.tokenizer), config
+
+
+def cache_text(cache: CacheSettings) -> str:
+    """A cache in a few words: `window 16, h2o, budgets 4 to 28`."""
+    if cache.window is None:
+        return "full cache"
+    budgets = "" if cache.budgets is None else f", budgets {cache.smallest_budget} to {cache.largest_budget}"
+    return f"window {cache.window}, {cache.eviction}{budgets}"

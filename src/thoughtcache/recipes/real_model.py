@@ -93,8 +93,8 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     check_questions(run, len(examples))
     thinking = thinking_of(run, tokenizer)
     check_lengths(every, run, thought, config, thinking)
-    check_prompt_window(run, thought, every)
-    check_link_window(run, thought, every, thinking)
+    check_prompt_window(run, thought, every, config.num_hidden_layers)
+    check_link_window(run, thought, every, thinking, config.num_hidden_layers)
     folder.describe(_identities(run, config, prompts, examples))
     run, chosen = fitted(run, thought, config, every, console, stored=(folder.stored or {}).get("chosen"))
     assert run.model is not None

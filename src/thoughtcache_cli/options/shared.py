@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from thoughtcache_cli.options.eviction import add_eviction_options, modules, value_of
+from thoughtcache_cli.options.eviction import add_eviction_options, budgets, modules, value_of
 
 PRESETS = "paper, lora, memory or hybrid"
 
@@ -108,6 +108,7 @@ _OF_A_CACHE: dict[str, Callable[[str], Any]] = {
     "evict-fraction": float,
     "positions": str,
     "eviction": str,
+    "eviction-budgets": lambda text: budgets(text.replace("+", ",")),
     "adapter": lambda text: None if text == "none" else text,
     "name": str,
 }
@@ -116,8 +117,8 @@ _WINDOWS = {"full": "none", _OWN: _OWN}
 _OPTION_OF_A_CACHE = "eviction-option"
 CACHE_HELP = (
     "one of several caches, with commas between its settings: full, own (the adapter's), window=64, "
-    "evict-fraction=0.5, positions=rolling, eviction=h2o, eviction-option=KEY=VALUE, adapter=FOLDER (none for the "
-    "base), name=NAME; may be given repeatedly"
+    "evict-fraction=0.5, positions=rolling, eviction=h2o, eviction-option=KEY=VALUE, eviction-budgets=pyramid "
+    "(integers with + between them: 20+12), adapter=FOLDER (none for the base), name=NAME; may be given repeatedly"
 )
 
 

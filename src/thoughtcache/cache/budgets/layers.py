@@ -10,13 +10,17 @@ Proof: tests/unit/test_budgets.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 from thoughtcache.records import CacheSettings
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerBudgets:
     """The thoughts that every layer may hold.
+
+    What follows from them is worked out once: every layer asks at every event.
 
     Attributes:
         window: W, their mean.
@@ -28,25 +32,37 @@ class LayerBudgets:
     num_evicted: int
     sizes: tuple[int, ...] | None = None
 
-    @property
+    @cached_property
     def distinct(self) -> tuple[int, ...]:
         """The different budgets, ascending: layers of one budget are a *group*."""
         return (self.window,) if self.sizes is None else tuple(sorted(set(self.sizes)))
 
-    @property
+    @cached_property
     def smallest(self) -> int:
         """Thoughts before which the first event comes."""
         return self.window if self.sizes is None else min(self.sizes)
 
-    @property
+    @cached_property
     def largest(self) -> int:
         """Most thoughts that a layer holds."""
         return self.window if self.sizes is None else max(self.sizes)
 
-    @property
+    @cached_property
     def num_opening(self) -> int:
         """Events at which some layer is not full yet; from this one on all layers evict."""
         return (self.largest - self.smallest) // self.num_evicted
+
+    @cached_property
+    def late(self) -> tuple[int, ...]:
+        """`num_late` of every layer, m; empty where all budgets are W."""
+        return tuple((size - self.smallest) // self.num_evicted for size in self.sizes or ())
+
+    @cached_property
+    def opening_places(self) -> tuple[tuple[int, ...], ...]:
+        """How many layers below each one evict, at every event at which some do not."""
+        return tuple(
+            tuple(accumulate((event >= late for late in self.late), initial=0)) for event in range(self.num_opening)
+        )
 
     def size(self, layer_index: int) -> int:
         """The budget of a layer."""
@@ -58,7 +74,7 @@ class LayerBudgets:
 
     def num_late(self, layer_index: int) -> int:
         """m, events before the first one at which a layer evicts."""
-        return (self.size(layer_index) - self.smallest) // self.num_evicted
+        return 0 if self.sizes is None else self.late[layer_index]
 
     def is_due(self, layer_index: int, event: int) -> bool:
         """Whether a layer evicts at an event."""
@@ -84,9 +100,7 @@ class LayerBudgets:
 
     def place(self, layer_index: int, event: int) -> int:
         """The place of a layer among those that evict at an event, in whose order slots are recorded."""
-        if self.sizes is None:
-            return layer_index
-        return sum(self.is_due(other, event) for other in range(layer_index))
+        return layer_index if event >= self.num_opening else self.opening_places[event][layer_index]
 
     def roll(self, event: int) -> int:
         """Positions by which rolling positions fall at an event: E, once the layer with the most thoughts evicts."""

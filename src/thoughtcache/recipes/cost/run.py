@@ -77,7 +77,7 @@ def run_cost(run: RunConfig, thought: ThoughtConfig, console: Console | None = N
     )
     check_questions(run, len(examples))
     check_lengths(prompts, run, thought, config)
-    check_prompt_window(run, thought, prompts)
+    check_prompt_window(run, thought, prompts, config.num_hidden_layers)
     rows = grpo_rows(examples, tokenizer, run.instruction)
     arms: dict[str, ThoughtConfig] = {FULL: plain_lora(thought, None)}
     if not thought.is_plain_lora:

@@ -25,7 +25,7 @@ from thoughtcache.recipes.load_adapter import WEIGHTS, adapted_model
 from thoughtcache.recipes.load_model import load_tokenizer
 from thoughtcache.recipes.run.folder import WRITING_REMEDY, PhaseResult, RunFolder
 from thoughtcache.recipes.run.settings import adapter_settings, model_identities
-from thoughtcache.records import Rollout
+from thoughtcache.records import CacheSettings, Rollout
 from thoughtcache.report.files import writing
 from thoughtcache.report.plots import plot_curves
 from thoughtcache.report.progress import progress_bar
@@ -37,6 +37,7 @@ from thoughtcache.studies.held_out import HeldOut, summary
 from thoughtcache.train.checkpoints import load_weights
 from thoughtcache.train.distill import distill, under_window
 from thoughtcache.train.distill_config import DistillConfig
+from thoughtcache.train.evicted import longest_held
 from thoughtcache.train.recall_config import RecallConfig
 from thoughtcache.train.teach_recall import check_teachable, teach_recall
 from thoughtcache.train.transfer.config import TransferConfig
@@ -61,14 +62,10 @@ def run_distill(run: DistillRun, thought: ThoughtConfig, console: Console | None
     """
     console = console or Console()
     stages = read_recipe(run.recipe or ("memory" if thought.has_attention_memory else "logits"))
-    window = thought.window_size(None)
-    if window is None:
+    if thought.window_size(None) is None:
         raise ValueError("window=None evicts nothing, so that there is nothing to distil; set a window")
-    if run.max_new_tokens <= window + 1:
-        raise ValueError(
-            f"max_new_tokens={run.max_new_tokens} is too short for window={window}, which would hold every text; "
-            f"set max_new_tokens above {window + 1}, or a smaller window"
-        )
+    if not isinstance(thought.eviction_budgets, str):  # named ones are known with the layers of the model
+        _smallest_budget(run, thought.resolve_window(None))
     _check_stages(stages, thought)
     described = {name: value for name, value in asdict(run).items() if name not in NOT_DESCRIBED}
     folder = RunFolder(
@@ -82,6 +79,7 @@ def run_distill(run: DistillRun, thought: ThoughtConfig, console: Console | None
         overwrite=run.overwrite,
     )
     config, tokenizer = load_tokenizer(run.model)
+    smallest = _smallest_budget(run, thought.resolve_window(None, num_layers=config.num_hidden_layers))
     weights = None if run.adapter is None else Path(run.adapter) / WEIGHTS
     folder.describe(model_identities(config, run.model, weights))
     source = read_source(run, tokenizer, report=partial(console.print, markup=False, soft_wrap=True))
@@ -93,7 +91,7 @@ def run_distill(run: DistillRun, thought: ThoughtConfig, console: Console | None
     with writing(folder.path, WRITING_REMEDY):
         samples = texts_of(source, run, model, tokenizer, folder, console)
         held_out, training = samples[: run.held_out], samples[run.held_out :]
-        measure = _Measurement(folder, model, held_out, window, console)
+        measure = _Measurement(folder, model, held_out, smallest, console)
         beside = [{"arm": f"base, {arm.name}", **measure.arm(arm)} for arm in _arms(run, thought, tokens)]
         with model.disable_adapter():  # a memory that was not trained may do harm, which is no gain when it ends
             table = [{"stage": WINDOW, **measure("0-window")}]
@@ -135,6 +133,23 @@ def _arms(run: DistillRun, thought: ThoughtConfig, tokens: float) -> list[Arm]:
     return wider_arms(thought, extra_slots=math.ceil(tokens), policies=("sliding", "h2o"))
 
 
+def _smallest_budget(run: DistillRun, cache: CacheSettings) -> int:
+    """The fewest thoughts that a layer holds.
+
+    Raises:
+        ValueError: if no text is longer.
+    """
+    smallest = cache.smallest_budget
+    assert smallest is not None
+    if run.max_new_tokens <= longest_held(smallest):
+        with_budgets = "" if cache.budgets is None else f", whose layers hold {smallest} thoughts at least"
+        raise ValueError(
+            f"max_new_tokens={run.max_new_tokens} is too short for window={cache.window}{with_budgets}, which would "
+            f"hold every text; set max_new_tokens above {longest_held(smallest)}, or a smaller window"
+        )
+    return smallest
+
+
 def _check_stages(stages: Sequence[Stage], thought: ThoughtConfig) -> None:
     """Refuse stages that train what the adapter does not have, before anything is loaded.
 
@@ -156,9 +171,9 @@ class _Measurement:
     """Measures the model of the moment on the held-out texts, once per stage of a run."""
 
     def __init__(
-        self, folder: RunFolder, model: PeftModel, texts: list[Rollout], window: int, console: Console
+        self, folder: RunFolder, model: PeftModel, texts: list[Rollout], smallest: int, console: Console
     ) -> None:
-        self.folder, self.model, self.texts, self.window, self.console = folder, model, texts, window, console
+        self.folder, self.model, self.texts, self.smallest, self.console = folder, model, texts, smallest, console
         self._held_out: HeldOut | None = None
 
     def __call__(self, name: str) -> PhaseResult:
@@ -189,7 +204,7 @@ class _Measurement:
         chosen = (with_own_evictions(self.model, [row])[0] for row in rows)
         with progress_bar("held-out texts", len(self.texts), console=self.console) as advance:
             values = held_out.under(self.model, chosen, advance)
-        return asdict(summary(values, self.window))
+        return asdict(summary(values, self.smallest))
 
 
 def _train(

@@ -9,13 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
+from thoughtcache.cache.budgets.table import make_allocation
+from thoughtcache.cache.schedule import evict_count
 from thoughtcache.config import OWN_WINDOW
 from thoughtcache.recipes.evaluate.config import EvalRun
 from thoughtcache.recipes.evaluate.subject import bounded_model
 
-CACHE = ("window", "evict_fraction", "positions", "eviction", "eviction_options")
+CACHE = ("window", "evict_fraction", "positions", "eviction", "eviction_options", "eviction_budgets")
 SETTINGS = ("name", "adapter", *CACHE)
 FOLDERS = "arms"
 LONGEST_NAME = 100
@@ -58,17 +61,16 @@ def arms_of(run: EvalRun, caches: Sequence[Mapping[str, Any]]) -> list[Arm]:
         raise ValueError('caches names no cache; give at least one, such as {"window": None} for the full cache')
     _refuse_beside(run)
     arms = [_arm(run, cache) for cache in caches]
+    resolved = [_resolved(arm) for arm in arms]
     for index, arm in enumerate(arms):
-        for other in arms[:index]:
-            if _asked(arm) == _asked(other):
+        for place, other in enumerate(arms[:index]):
+            if resolved[index] == resolved[place]:
                 raise ValueError(f"the caches {other.name!r} and {arm.name!r} are the same; leave out one of them")
             if arm.folder == other.folder:
                 raise ValueError(
                     f"the caches {other.name!r} and {arm.name!r} would share the folder {arm.folder!r}; give one of "
                     "them another name=NAME"
                 )
-    for arm in arms:
-        bounded_model(arm.run).check()
     return arms
 
 
@@ -116,12 +118,31 @@ def _name(settings: Mapping[str, Any], adapter: str | None) -> str:
         parts.append(f"evicts {settings['evict_fraction']:g}")
     parts += [str(settings[name]) for name in ("positions", "eviction") if settings.get(name) is not None]
     parts += [f"{key}={value}" for key, value in (settings.get("eviction_options") or {}).items()]
+    budgets = settings.get("eviction_budgets")
+    if budgets is not None:
+        parts.append(f"budgets {budgets if isinstance(budgets, str) else '+'.join(map(str, budgets))}")
     return ", ".join(parts) or "own cache"
 
 
-def _asked(arm: Arm) -> dict[str, Any]:
-    """What tells an arm from others: the base's own cache is the full one."""
-    found = arm.settings
-    if found["adapter"] is None and found["window"] == OWN_WINDOW:
-        found["window"] = None
-    return {**found, "eviction_options": dict(found["eviction_options"] or {})}
+def _resolved(arm: Arm) -> tuple[Any, ...]:
+    """What tells an arm from others: adapter and cache, with the settings that were left out.
+
+    Not told from each other: fractions of a window that come to the same number of thoughts.
+
+    Raises:
+        ValueError: if the adapter or the cache cannot be used.
+    """
+    config, run = bounded_model(arm.run).config(), arm.run
+    adapter = None if run.adapter is None else Path(run.adapter)
+    window = config.window if run.window == OWN_WINDOW else run.window
+    if window is None:
+        return adapter, None
+    fraction, budgets = config.evict_fraction, config.eviction_budgets
+    leave = evict_count(window, fraction) if isinstance(window, int) else fraction
+    layers: Any = None
+    if isinstance(budgets, str):
+        layers = make_allocation(budgets)
+    elif budgets is not None and set(budgets) != {window}:
+        layers = tuple(budgets)
+    policy = (config.eviction, tuple(sorted(config.eviction_options.items())))
+    return adapter, window, leave, config.positions, policy, layers

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from thoughtcache.evaluation.scores import Share, SuiteScores
 from thoughtcache.evaluation.thinking.scores import ThinkScores
+from thoughtcache.recipes.bounded import cache_text
 from thoughtcache.recipes.evaluate.config import EvalRun
 from thoughtcache.recipes.evaluate.questions import Asked
 from thoughtcache.recipes.evaluate.seconds import write_seconds
@@ -112,11 +113,6 @@ def suite_cells(name: str, scores: SuiteScores) -> list[str]:
         f"{scores.tokens['mean']:,.0f}",
         f"{scores.evictions_mean:.1f}" if scores.evictions_mean else "",
     ]
-
-
-def cache_text(cache: CacheSettings) -> str:
-    """The cache in a few words."""
-    return "full cache" if cache.window is None else f"window {cache.window}, {cache.eviction}"
 
 
 def as_json(scores: SuiteScores) -> dict[str, Any]:

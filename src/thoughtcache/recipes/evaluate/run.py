@@ -12,8 +12,6 @@ from typing import Any
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from thoughtcache.chains.table import make_thinking
-from thoughtcache.chains.thinking import Thinking
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.evaluation.generations import Generation, read_generations
 from thoughtcache.evaluation.record_file import read_records
@@ -26,7 +24,8 @@ from thoughtcache.measuring.phase_timer import PhaseTimer, sampling_seconds
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.recipes.evaluate.config import EvalRun
 from thoughtcache.recipes.evaluate.cutting import TOKENS, check_lengths, cut_answers, sample_to_cut
-from thoughtcache.recipes.evaluate.questions import Asked, read_questions, tasks_of
+from thoughtcache.recipes.evaluate.prepare import Prepared, prepare
+from thoughtcache.recipes.evaluate.questions import Asked, read_questions
 from thoughtcache.recipes.evaluate.report import write_report
 from thoughtcache.recipes.evaluate.shared import fill, forget
 from thoughtcache.recipes.evaluate.subject import SharedBase, model_name
@@ -72,16 +71,13 @@ def run_eval(
         console = (console or Console()) if crew.is_first else Console(quiet=True)
         asked = read_questions(run, partial(plain_line, console))
         folder = _folder(run, asked) if crew.is_first else None
-        with (base or SharedBase()).opened(run) as (model, tokenizer, config):
-            tasks, asked = tasks_of(run, asked, tokenizer, partial(plain_line, console))
-            cache = config.resolve_window(max(len(task.prompt_ids) for task in tasks), run.window)
-            thinking = _thinking(run, tasks, tokenizer)
+        with (base or SharedBase()).opened(run) as opened:
+            ready = prepare(run, asked, opened, partial(plain_line, console))
+            (model, tokenizer, config), asked, tasks, cache = opened, ready.asked, ready.tasks, ready.cache
             _check_alike(crew, _prompts_digest(tasks))
 
             def sample(path: Path, resume: bool = False) -> PhaseResult:
-                return _sample(
-                    run, Path(run.output_dir), model, tokenizer, tasks, cache, thinking, bool(lengths), crew, console
-                )
+                return _sample(run, Path(run.output_dir), model, tokenizer, ready, bool(lengths), crew, console)
 
             if folder is None:
                 if crew.from_first(None):
@@ -109,20 +105,6 @@ def _folder(run: EvalRun, asked: list[Asked]) -> RunFolder:
     return RunFolder(
         run.output_dir, described, resume=run.resume, overwrite=run.overwrite, free=("source",), growing=("samples",)
     )
-
-
-def _thinking(run: EvalRun, tasks: list[Task], tokenizer: PreTrainedTokenizerBase) -> Thinking | None:
-    """The links that are answered in, or None for one context.
-
-    Raises:
-        ValueError: for settings that it does not have, or lengths under which no answer has a second link.
-    """
-    if run.thinking is None:
-        return None
-    thinking = make_thinking(run.thinking, run.thinking_options, tokenizer)
-    for task in tasks:
-        thinking.check(len(task.prompt_ids), task.max_new_tokens)
-    return thinking
 
 
 def _sampled(
@@ -190,23 +172,21 @@ def _sample(
     folder: Path,
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    tasks: list[Task],
-    cache: CacheSettings,
-    thinking: Thinking | None,
+    ready: Prepared,
     keep_tokens: bool,
     crew: Crew,
     console: Console,
 ) -> PhaseResult:
     """Sample what is not in the folder yet."""
-    started = monotonic()
+    started, tasks = monotonic(), ready.tasks
     sampling = Sampling(
-        window=cache.window,
+        window=ready.cache.window,
         num_slots=run.batch_size,
         seed=run.seed,
         filters=TokenFilters(top_p=run.top_p, top_k=run.top_k),
         stop_strings=run.stop,
         pack_weights=run.pack_weights,
-        thinking=thinking,
+        thinking=ready.thinking,
         timer=(timer := PhaseTimer(next(model.parameters()).device)),
     )
     if keep_tokens:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from thoughtcache.recipes.evaluate.arms import FOLDERS, Arm, arms_of
 from thoughtcache.recipes.evaluate.config import EvalRun
+from thoughtcache.recipes.evaluate.prepare import SHORTER, Remedies, prepare
 from thoughtcache.recipes.evaluate.questions import read_questions
 from thoughtcache.recipes.evaluate.run import run_eval
 from thoughtcache.recipes.evaluate.several_report import write_report
@@ -70,7 +71,12 @@ def top_folder(run: EvalRun, arms: Sequence[Arm], command: str, **described: Any
 
 
 def run_arms(
-    arms: Sequence[Arm], folder: RunFolder | None, console: Console, *, lengths: Sequence[Sequence[int]] = ()
+    arms: Sequence[Arm],
+    folder: RunFolder | None,
+    console: Console,
+    *,
+    lengths: Sequence[Sequence[int]] = (),
+    shorter: str = SHORTER,
 ) -> list[dict[str, Any]]:
     """The result of every arm, in order; see `run_eval`.
 
@@ -80,12 +86,13 @@ def run_arms(
         console: where progress and tables go.
         lengths: bounds on the tokens at which the answers of each arm are judged, see `run_eval`; empty for the own
             one of each.
+        shorter: how the command makes answers shorter, for errors.
+
+    Raises:
+        ValueError, OSError: if an arm cannot be used; nothing is sampled or written then.
     """
     base, results = SharedBase(), []
-    # What cannot be used is found before anything is written.
-    read_questions(arms[0].run, partial(plain_line, Console(quiet=True)))
-    with base.opened(arms[0].run):
-        pass
+    _check_arms(arms, base, shorter)
     if folder is not None:
         with writing(folder.path, WRITING_REMEDY):
             if arms[0].run.overwrite:
@@ -97,6 +104,24 @@ def run_arms(
         own = replace(arm.run, resume=arm.run.resume and (Path(arm.run.output_dir) / "run.json").is_file())
         results.append(run_eval(own, console, base=base, lengths=lengths[number - 1] if lengths else ()))
     return results
+
+
+def _check_arms(arms: Sequence[Arm], base: SharedBase, shorter: str) -> None:
+    """Look at what every arm asks, once for each cache and suite, at its longest answers."""
+    longest: dict[str, dict[tuple[str, ...], Arm]] = {}
+    for arm in arms:
+        of_cache = longest.setdefault(repr(arm.settings), {})
+        other = of_cache.setdefault(tuple(arm.run.suite), arm)
+        if (arm.run.max_new_tokens or 0) > (other.run.max_new_tokens or 0):
+            of_cache[tuple(arm.run.suite)] = arm
+    report = partial(plain_line, Console(quiet=True))
+    for of_cache in longest.values():
+        with base.opened(next(iter(of_cache.values())).run) as opened:
+            for arm in of_cache.values():
+                remedies = Remedies(
+                    shorter=shorter, rolling=f"give the cache {arm.name!r} a window and 'positions=rolling'"
+                )
+                prepare(arm.run, read_questions(arm.run, report), opened, report, remedies=remedies)
 
 
 def _forget_arms(folder: Path) -> None:

@@ -13,10 +13,11 @@ from rich.console import Console
 from thoughtcache.adapter.positions import check_positions
 from thoughtcache.policy.handle import open_policy
 from thoughtcache.policy.token_ids import check_prompts
+from thoughtcache.recipes.bounded import cache_text
 from thoughtcache.recipes.perplexity.config import PerplexityRun
 from thoughtcache.recipes.run.folder import WRITING_REMEDY
 from thoughtcache.recipes.texts import Text, encoded_file, pieces_of, read_tokens
-from thoughtcache.records import CacheSettings, Rollout
+from thoughtcache.records import Rollout
 from thoughtcache.report.files import replace_file, writing
 from thoughtcache.report.plots import Panel, plot_curves
 from thoughtcache.report.progress import plain_line, progress_bar
@@ -71,7 +72,7 @@ def run_perplexity(run: PerplexityRun, console: Console | None = None) -> dict[s
         ("all thoughts, and by their number", [whole, *places]),
         ("by the age of the last equal pair of tokens, after the first eviction", aged),
     ]
-    who = f"{run.adapter or run.model}, {_cache_text(cache)}"
+    who = f"{run.adapter or run.model}, {cache_text(cache)}"
     for title, groups in tables:
         if groups:
             print_cells(f"{who}: {title}", HEADER, [*map(_cells, groups)], console)
@@ -154,10 +155,6 @@ def _evicted(model: PeftModel, rows: Sequence[Rollout], batch_size: int) -> list
         for start in range(0, len(rows), batch_size)
         for row in with_own_evictions(model, rows[start : start + batch_size])
     ]
-
-
-def _cache_text(cache: CacheSettings) -> str:
-    return "full cache" if cache.window is None else f"window {cache.window}, {cache.eviction}"
 
 
 def _cells(group: GroupLoss) -> list[str]:

@@ -50,7 +50,7 @@ def run_scale_operations(
         folder = top_folder(run, arms, "scale --operations") if crew.is_first else None
         asked = [_at(arm, number) for arm in arms for number in operations]
         bounds = [[one.run.asked(suite_of(one.run.suite[0]))[2]] for one in asked]
-        results = run_arms(asked, folder, console, lengths=bounds)
+        results = run_arms(asked, folder, console, lengths=bounds, shorter="give fewer operations")
         if folder is None:
             return {}
         by_folder = {one.run.output_dir: result for one, result in zip(asked, results, strict=True)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def lengths_of(
         base_length: tokens of factor 1, such as the length that an adapter was trained at.
 
     Raises:
-        ValueError: for both, for none without a base length, or bounds that are not positive and different.
+        ValueError: for both, for none without a base length, bounds that are not positive and different, or factors
+            that are not finite and positive.
     """
     if lengths is not None and factors is not None:
         raise ValueError("lengths and factors say the same in two ways; give one of them")
@@ -56,6 +58,9 @@ def lengths_of(
             raise ValueError(
                 "give lengths in tokens, such as 56,112,224, or the base_length of which factors are multiples"
             )
+        for factor in factors or ():
+            if not (isfinite(factor) and factor > 0):
+                raise ValueError(f"factors must be finite and positive, got {factor}; give numbers such as 1,2,4")
         lengths = [round(factor * base_length) for factor in (MOST_FACTORS if factors is None else factors)]
     if not lengths or min(lengths) < 1 or len(set(lengths)) < len(lengths):
         raise ValueError(f"lengths must be different numbers of at least 1 token, got {list(lengths)}")

@@ -59,10 +59,16 @@ def run_scale(
         folder = top_folder(run, arms, "scale", sample_each=sample_each, **longest) if crew.is_first else None
         asked = [_at(arm, length) for arm in arms for length in lengths] if sample_each else arms
         each = [[length] for _ in arms for length in lengths]
-        results = run_arms(asked, folder, console, lengths=each if sample_each else [lengths] * len(arms))
+        results = run_arms(
+            asked,
+            folder,
+            console,
+            lengths=each if sample_each else [lengths] * len(arms),
+            shorter="give shorter lengths",
+        )
         if folder is None:
             return {}
-        found = {arm.run.output_dir: result for arm, result in zip(asked, results, strict=True)}
+        found = {Path(one.run.output_dir): result for one, result in zip(asked, results, strict=True)}
         points = [
             point
             for arm in arms
@@ -91,18 +97,18 @@ def _points(
     arm: Arm,
     first: Arm,
     length: int,
-    results: Mapping[str, Mapping[str, Any]],
+    results: Mapping[Path, Mapping[str, Any]],
     base_length: int | None,
     sample_each: bool,
 ) -> list[Point]:
     """One point per suite."""
     folder = _folder(arm, length, sample_each)
-    sampled = results.get(str(folder))
+    sampled = results.get(folder)
     return points_of(
         arm.name,
         folder,
         None if arm is first else _folder(first, length, sample_each),
-        {"suites": results[arm.run.output_dir]["lengths"][str(length)]} if sampled is None else sampled,
+        {"suites": results[Path(arm.run.output_dir)]["lengths"][str(length)]} if sampled is None else sampled,
         length=length,
         base_length=base_length,
         is_sampled=sampled is not None,
