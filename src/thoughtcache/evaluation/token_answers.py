@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from thoughtcache.evaluation.generations import Generation
 from thoughtcache.evaluation.record_file import Record
 from thoughtcache.evaluation.sampling import Sampling, Task, evictions_of, judged_tokens, sample_rollouts
+from thoughtcache.records import Rollout
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,21 +75,18 @@ def sample_token_answers(
     report: Callable[[TokenAnswer], None],
 ) -> None:
     """Sample answers, each handed over when it has ended; the arguments are those of `sample_answers`."""
-    sample_rollouts(
-        model,
-        tokenizer,
-        tasks,
-        sampling,
-        lambda task, rollout: report(
-            TokenAnswer(
-                question=task.example.identifier,
-                sample=task.sample,
-                seed=rollout.settings.seed,
-                token_ids=rollout.token_ids,
-                finish_reason=rollout.finish_reason,
-                evictions=evictions_of(rollout),
-            )
-        ),
+    sample_rollouts(model, tokenizer, tasks, sampling, lambda task, rollout: report(token_answer(task, rollout)))
+
+
+def token_answer(task: Task, rollout: Rollout) -> TokenAnswer:
+    """The record of an answer in one link."""
+    return TokenAnswer(
+        question=task.example.identifier,
+        sample=task.sample,
+        seed=rollout.settings.seed,
+        token_ids=rollout.token_ids,
+        finish_reason=rollout.finish_reason,
+        evictions=evictions_of(rollout),
     )
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from thoughtcache.evaluation.sampling import Sampling, Task, evictions_of, sample_rollouts
+from thoughtcache.evaluation.sampling import Sampling, Task, sample_rollouts
 from thoughtcache.evaluation.thinking.deep_tokens import deep_tokens
 from thoughtcache.evaluation.thinking.selection import Prefix, ThinkAtN
+from thoughtcache.evaluation.token_answers import token_answer
 from thoughtcache.records import Rollout
 
 
@@ -37,17 +38,7 @@ def sample_prefixes(
         found = _rollouts(model, tokenizer, group, sampling)
         deep = deep_tokens(model, [rollout for _, rollout in found], selection.definition)
         for (task, rollout), flags in zip(found, deep, strict=True):
-            report(
-                Prefix(
-                    question=task.example.identifier,
-                    sample=task.sample,
-                    seed=rollout.settings.seed,
-                    token_ids=rollout.token_ids,
-                    finish_reason=rollout.finish_reason,
-                    evictions=evictions_of(rollout),
-                    num_deep=sum(flags),
-                )
-            )
+            report(Prefix(**asdict(token_answer(task, rollout)), num_deep=sum(flags)))
 
 
 def _rollouts(

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from thoughtcache.evaluation.record_file import Record
 from thoughtcache.evaluation.thinking.definition import DeepThinking
+from thoughtcache.evaluation.token_answers import TokenAnswer
 
 NUM_SAMPLES = 48
 """n of the paper."""
@@ -58,31 +58,14 @@ class ThinkAtN:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Prefix(Record):
-    """An answer that was begun.
+class Prefix(TokenAnswer):
+    """An answer that was begun: its first tokens, which are all of it where it ended with them.
 
     Attributes:
-        question: identifier of the question.
-        sample: number of the answer among those to its question, from 0.
-        seed: seed of its random numbers.
-        token_ids: its first tokens.
-        finish_reason: "stop" if it ended with them, else "length".
-        evictions: [before_token, num_tokens] of every eviction among them.
         num_deep: deep-thinking tokens among them.
     """
 
-    question: str
-    sample: int
-    seed: int
-    token_ids: list[int]
-    finish_reason: str
-    evictions: list[list[int]]
     num_deep: int
-
-    @property
-    def key(self) -> tuple[str, int]:
-        """Question and number of the sample."""
-        return self.question, self.sample
 
     @property
     def ratio(self) -> float:

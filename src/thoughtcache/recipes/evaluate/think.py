@@ -9,9 +9,10 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from thoughtcache.evaluation.generations import Generation
-from thoughtcache.evaluation.sampling import Task, judged_tokens
+from thoughtcache.evaluation.sampling import Task
 from thoughtcache.evaluation.thinking.scores import ThinkScores
 from thoughtcache.evaluation.thinking.selection import Prefix, ThinkAtN, kept_samples
+from thoughtcache.evaluation.token_answers import judged_answer
 from thoughtcache.recipes.evaluate.table import percent, points
 from thoughtcache.report.progress import plain_line
 from thoughtcache.report.tables import print_cells
@@ -57,14 +58,7 @@ def ended_early(
     for task in tasks:
         prefix = ended.get(task.key)
         if prefix is not None:
-            yield judged_tokens(
-                task,
-                tokenizer,
-                token_ids=prefix.token_ids,
-                seed=prefix.seed,
-                finish_reason=prefix.finish_reason,
-                evictions=prefix.evictions,
-            )
+            yield judged_answer(task, prefix, tokenizer)
 
 
 def print_think(scores: dict[str, ThinkScores], console: Console) -> tuple[Sequence[str], list[list[str]]]:
