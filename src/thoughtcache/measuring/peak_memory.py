@@ -106,6 +106,11 @@ def can_measure_resident_bytes() -> bool:
     return _STATM.exists()
 
 
+def peak_memory_of(device: torch.device) -> PeakMemory | None:
+    """A measurement of the device; None where the system does not tell."""
+    return PeakMemory(device) if device.type == "cuda" or can_measure_resident_bytes() else None
+
+
 def _return_free_memory() -> None:
     """Give free heap memory back to the system, where the C library can."""
     try:

@@ -15,7 +15,7 @@ from thoughtcache.cache.schedule import num_evictions
 from thoughtcache.learner.options import SAVINGS
 from thoughtcache.planning.limits import HIGHEST_BATCH, highest, largest, with_field
 from thoughtcache.planning.plan import make_plan
-from thoughtcache.planning.savings import choose_savings, combinations
+from thoughtcache.planning.savings import choose_savings, combinations, tightest
 from thoughtcache.planning.setting import PlanSetting
 
 Phases = tuple[PlanSetting, ...]
@@ -83,7 +83,7 @@ def most_of_run(phases: Phases, available_bytes: int, *, reserve_bytes: int | No
         return largest(phase, field, available_bytes, reserve_bytes=reserve_bytes, free=SAVINGS)[0]
 
     def group_fits(phase: PlanSetting, size: int) -> bool:
-        return _fits(_tightest(replace(phase, batch=size, group=size)), available_bytes, reserve_bytes)
+        return _fits(tightest(replace(phase, batch=size, group=size), SAVINGS), available_bytes, reserve_bytes)
 
     found = {"max_new_tokens": min(most(phase, "max_new_tokens") for phase in phases)}
     for phase in phases:
@@ -179,10 +179,6 @@ def _fits(setting: PlanSetting, available: int, reserve: int | None) -> bool:
     return make_plan(setting, reserve_bytes=reserve).total_bytes <= available
 
 
-def _tightest(setting: PlanSetting) -> PlanSetting:
-    return combinations(setting, SAVINGS)[-1].of(setting)
-
-
 def _fits_with(setting: PlanSetting, field: str, available: int, reserve: int | None, value: int) -> bool:
     return _fits(with_field(setting, field, value), available, reserve)
 
@@ -191,7 +187,7 @@ def _lowered(phases: Phases, field: str, available: int, reserve: int | None, wh
     """Each phase with the largest value of a field that fits with all savings, or with the smallest value there is."""
     found = []
     for phase in phases:
-        tight = replace(_tightest(phase), pack_weights=False)
+        tight = replace(tightest(phase, SAVINGS), pack_weights=False)
         if _fits(tight, available, reserve) or (field == "group" and phase.distills):
             found.append(phase)
             continue

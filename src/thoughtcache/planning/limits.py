@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from thoughtcache.checks import one_of
 from thoughtcache.planning.plan import make_plan
-from thoughtcache.planning.savings import combinations
+from thoughtcache.planning.savings import tightest
 from thoughtcache.planning.setting import PlanSetting
 
 FIELDS = ("batch", "group", "max_new_tokens", "window")
@@ -49,8 +49,7 @@ def largest(
 
     def fits(value: int) -> bool:
         changed = with_field(setting, field, value)
-        tight = combinations(changed, free)[-1].of(changed)
-        return make_plan(tight, reserve_bytes=reserve_bytes).total_bytes <= available_bytes
+        return make_plan(tightest(changed, free), reserve_bytes=reserve_bytes).total_bytes <= available_bytes
 
     found = highest(fits, bound)
     return found, found == bound

@@ -87,6 +87,11 @@ def combinations(setting: PlanSetting, free: Collection[str]) -> list[Savings]:
     return sorted(found, key=halvings)
 
 
+def tightest(setting: PlanSetting, free: Collection[str]) -> PlanSetting:
+    """The setting with every saving that may change."""
+    return combinations(setting, free)[-1].of(setting)
+
+
 def choose_savings(
     settings: Sequence[PlanSetting],
     free: Collection[str],

@@ -22,10 +22,10 @@ from transformers import PreTrainedTokenizerBase
 from thoughtcache.chains.thinking import Thinking
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.evaluation.generations import Generation
-from thoughtcache.evaluation.paired import compare
+from thoughtcache.evaluation.paired import PairedDifference, compare
 from thoughtcache.evaluation.sampling import Sampling, Task, sample_answers
-from thoughtcache.evaluation.scores import Share, SuiteScores, score
-from thoughtcache.measuring.peak_memory import PeakMemory, can_measure_resident_bytes
+from thoughtcache.evaluation.scores import SuiteScores, score
+from thoughtcache.measuring.peak_memory import peak_memory_of
 from thoughtcache.recipes.evaluate.table import percent, points, without_empty
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.recipes.run.folder import PhaseResult, RunFolder
@@ -166,8 +166,7 @@ class BeforeAfter:
             window=window, num_slots=self.run.grpo_batch_size, seed=self.run.seed, filters=TokenFilters(),
             stop_strings=(), pack_weights=self.run.pack_weights, thinking=self.thinking,
         )  # fmt: skip
-        device = next(model.parameters()).device
-        memory = PeakMemory(device) if device.type == "cuda" or can_measure_resident_bytes() else None
+        memory = peak_memory_of(next(model.parameters()).device)
         found: list[Generation] = []
         started = monotonic()
         with progress_bar(f"held out: {name}", len(tasks), console=self.console) as advance, memory or nullcontext():
@@ -191,7 +190,8 @@ class BeforeAfter:
         if not self.rows:
             return None
         scores = {name: score(answers_of(row)) for name, row in self.rows.items()}
-        body = [self._cells(name, own) for name, own in scores.items()]
+        less = self._less_window()
+        body = [self._cells(name, own, less.get(name)) for name, own in scores.items()]
         header, rows = without_empty(HEADER, body)
         print_cells(f"did it help? n = {len(self.examples)}, greedy", header, rows, self.console)
         table = replace_file(self.folder.path / TABLE, markdown(header, rows).encode())
@@ -205,24 +205,25 @@ class BeforeAfter:
                 "reasons": own.reasons,
                 "seconds": self.rows[name]["seconds"],
                 "peak_memory_mib": self.rows[name]["peak_memory_mib"],
-                "less_base_window": self._less_window(name),
+                "less_base_window": None
+                if name not in less
+                else {**asdict(less[name]), "difference": less[name].difference},
             }
             for name, own in scores.items()
         }
 
-    def _less_window(self, name: str) -> dict[str, Any] | None:
-        if name == WINDOWED or WINDOWED not in self.rows:
-            return None
-        found = compare(_right(self.rows[WINDOWED]), _right(self.rows[name]))
-        return {**asdict(found), "difference": found.difference}
+    def _less_window(self) -> dict[str, PairedDifference]:
+        """Every other row less the base under the window, question by question."""
+        right = {name: {one.question: float(one.correct) for one in answers_of(row)} for name, row in self.rows.items()}
+        beside = right.pop(WINDOWED, None)
+        return {} if beside is None else {name: compare(beside, own) for name, own in right.items()}
 
-    def _cells(self, name: str, own: SuiteScores) -> list[str]:
-        beside = name != WINDOWED and WINDOWED in self.rows
+    def _cells(self, name: str, own: SuiteScores, less: PairedDifference | None) -> list[str]:
         peak = self.rows[name]["peak_memory_mib"]
         return [
             name,
-            percent(Share(value=own.accuracy.value, low=own.accuracy.low, high=own.accuracy.high)),
-            points(compare(_right(self.rows[WINDOWED]), _right(self.rows[name]))) if beside else "",
+            percent(own.accuracy),
+            "" if less is None else points(less),
             f"{100 * own.truncated:.1f} %",
             f"{own.tokens['mean']:,.0f}",
             f"{own.evictions_mean:.1f}" if own.evictions_mean else "",
@@ -234,7 +235,3 @@ class BeforeAfter:
 def answers_of(row: PhaseResult) -> list[Generation]:
     """The answers that a phase has kept."""
     return [Generation(**one) for one in row["answers"]]
-
-
-def _right(row: PhaseResult) -> dict[str, float]:
-    return {one["question"]: float(one["correct"]) for one in row["answers"]}

@@ -99,9 +99,9 @@ def run_cost(run: RunConfig, thought: ThoughtConfig, console: Console | None = N
     more = {
         "planned peak, GiB": [f"{one['peak_bytes'] / GIB:.2f}" for one in planned],
         "FLOPs of sampling": [format_flops(one["sampling_flops"]) for one in planned],
+        "FLOPs of the learner": [format_flops(one["learner_flops"]) for one in planned],
         "chunk_tokens": [str(one.chunk_tokens) for one in runs.values()],
         "checkpoint_layers": ["yes" if one.checkpoint_layers else "no" for one in runs.values()],
-        "FLOPs of the learner": [format_flops(one["learner_flops"]) for one in planned],
     }
     print_phase_seconds(measured, console, more)
     payload = {

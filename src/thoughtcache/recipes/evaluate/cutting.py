@@ -15,7 +15,7 @@ from thoughtcache.evaluation.generations import Generation
 from thoughtcache.evaluation.record_file import read_records
 from thoughtcache.evaluation.sampling import Sampling, Task
 from thoughtcache.evaluation.token_answers import TokenAnswer, cut, judged_answer, sample_token_answers
-from thoughtcache.measuring.peak_memory import PeakMemory, can_measure_resident_bytes
+from thoughtcache.measuring.peak_memory import peak_memory_of
 from thoughtcache.recipes.evaluate.config import EvalRun, suite_of
 from thoughtcache.recipes.evaluate.shared import fill
 from thoughtcache.scale.crew import Crew
@@ -82,9 +82,7 @@ def sample_to_cut(
             None where it cannot be measured.
     """
     started = monotonic()
-    device = next(model.parameters()).device
-    measurable = device.type == "cuda" or can_measure_resident_bytes()
-    memory = PeakMemory(device) if measurable else None
+    memory = peak_memory_of(next(model.parameters()).device)
     with memory or nullcontext():
         kept = fill(
             file.with_name(TOKENS),
