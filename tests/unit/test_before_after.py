@@ -141,6 +141,29 @@ def test_a_run_that_goes_on_asks_nothing_twice_but_after_more_steps(
     assert asked == ["after GRPO"]
 
 
+def test_another_answer_to_a_held_out_question_is_other_data(
+    user: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[str] = []
+
+    def split(examples: Any, prompts: Any, count: int) -> Any:
+        found = split_questions(examples, prompts, count)
+        held.extend(one.messages[0]["content"] for one in found[1][0])
+        return found
+
+    monkeypatch.setattr(real_model, "split_questions", split)
+    data = tmp_path / "questions.jsonl"
+    data.write_text((user / "questions.jsonl").read_text())
+    settings: dict[str, Any] = {"dataset": str(data), "distill_steps": 0}
+    run_real_model(run_config(user, tmp_path / "run", **settings), thought(), Console(quiet=True))
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    changed = [{**row, "answer": "w9"} if row["question"] == held[0] else row for row in rows]
+    assert changed != rows
+    data.write_text("".join(json.dumps(row) + "\n" for row in changed))
+    with pytest.raises(ValueError, match="data_digest"):
+        run_real_model(run_config(user, tmp_path / "run", resume=True, **settings), thought(), Console(quiet=True))
+
+
 def test_nothing_is_asked_without_questions_or_answers(user: Path, tmp_path: Path) -> None:
     found = run_real_model(run_config(user, tmp_path / "a", held_out=0), thought(), Console(quiet=True))
     assert found["before_after"] is None

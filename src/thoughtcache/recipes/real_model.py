@@ -87,7 +87,7 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
         tokenizer, examples, instruction=run.instruction or None, bad_rows=run.bad_rows, report=report
     )
     asked: Questions = [], []
-    every = prompts
+    every, every_example = prompts, examples
     if run.grpo_steps:
         (examples, prompts), asked = split_questions(examples, prompts, num_held_out(run, len(examples)))
     check_questions(run, len(examples))
@@ -95,7 +95,7 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     check_lengths(every, run, thought, config, thinking)
     check_prompt_window(run, thought, every, config.num_hidden_layers)
     check_link_window(run, thought, every, thinking, config.num_hidden_layers)
-    folder.describe(_identities(run, config, prompts, examples))
+    folder.describe(_identities(run, config, every, every_example))
     run, chosen = fitted(run, thought, config, every, console, stored=(folder.stored or {}).get("chosen"))
     assert run.model is not None
     folder.describe({"chosen": {name: getattr(run, name) for name in SAVINGS}})
