@@ -41,8 +41,9 @@ gpu-check: $(STAMP)  ## what only a GPU can show, in eight minutes; on a CPU eve
 peers: $(STAMP)  ## PEFT's own generic test suite (fetched from the registry) with ThoughtConfig in the place of LoraConfig
 	OMP_NUM_THREADS=1 $(BIN)/python -m tools.peers $(PYTEST_ARGS)
 
-reasoner: $(STAMP)  ## train the embedded tiny reasoner again
-	$(BIN)/python -m thoughtcache.tasks.embedded.build_reasoner
+reasoner: $(STAMP)  ## train the embedded reasoners again, into runs/
+	$(BIN)/python -m thoughtcache.tasks.embedded.build_reasoner tiny_reasoner --output runs/tiny_reasoner
+	$(BIN)/python -m thoughtcache.tasks.embedded.build_reasoner long_reasoner --output runs/long_reasoner
 
 docs: $(STAMP)  ## the generated pages
 	$(BIN)/python docs/generate.py

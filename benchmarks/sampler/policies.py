@@ -2,7 +2,8 @@
 
 Choosing is timed from outside: the choice of every eviction, and between evictions what policies add to their running
 scores. The share is that of whole eviction cycles with a full window. Beside it stands the time of these rounds over
-that of `sliding` in turn, which holds everything else too: the queries that are kept, and thoughts that are moved.
+that of `sliding` in turn, which holds everything else too: the queries that are kept, and thoughts that are moved. With
+`case.depth` a round of `generate` of the bare base with transformers' default cache, that deep, is timed next to it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from benchmarks.sampler.case import Case
 from benchmarks.sampler.clock import RoundClock
 from benchmarks.sampler.figures import Figure, Measured, over_repeats, ratios
 from benchmarks.sampler.models import load_base, make_prompts, rollout_options, thought_model
+from benchmarks.sampler.prefilled import generate_round
 from benchmarks.sampler.timing import timed_calls
 from thoughtcache.cache.eviction import EVICTION_POLICIES, make_eviction_policy
 from thoughtcache.policy.handle import find_tuner
@@ -23,6 +25,7 @@ from thoughtcache.sampler.slots import slot_cache
 FEW_QUERIES = 32
 TARGETS = {"few queries": 0.08, "h2o": 0.15, "tova": 0.15}
 """Shares that choosing may take at most, for policies that look at `FEW_QUERIES` or fewer and for two by name."""
+FASTER_THAN_GENERATE = 2.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,14 +43,17 @@ class _Run:
 
 def measure(case: Case) -> Measured:
     """Shares, ratios and bytes of all policies, in uniform slots."""
-    prompts = make_prompts(load_base(case), [case.prompt] * case.batch)
+    base = load_base(case)
+    prompts = make_prompts(base, [case.prompt] * case.batch)
     plain = thought_model(case, eviction="sliding")
     figures, values = [], {}
     for name in sorted(set(EVICTION_POLICIES) - {"sliding"}):
         model = thought_model(case, eviction=name)
-        own, sliding = [], []
+        own, sliding, deep = [], [], []
         for seed in range(case.repeats):
             own.append(_run(case, model, prompts, seed))
+            if case.depth is not None:
+                deep.append(generate_round(base, base, "dynamic", batch=case.batch, depth=case.depth, steps=case.steps))
             sliding.append(_run(case, plain, prompts, seed))
         shares = [ratios([run.choosing[of] for run in own], [run.decoding[of] for run in own]) for of in (0, 1)]
         times = [ratios([run.decoding[of] for run in own], [run.decoding[of] for run in sliding]) for of in (0, 1)]
@@ -57,6 +63,11 @@ def measure(case: Case) -> Measured:
             over_repeats(f"{name}: decoding / sliding", times[0], cpu=times[1], unit="x"),
             Figure(name=f"{name}: queries and scores kept per slot", value=kept / 2**10, unit="KiB"),
         ]
+        if deep:
+            rounds = case.tokens - 1 - case.window  # type: ignore[operator]
+            speeds = [ratios([one[of] for one in deep], [run.decoding[of] / rounds for run in own]) for of in (0, 1)]
+            title = f"{name}: speed / generate at {case.depth}, dynamic cache"
+            figures.append(over_repeats(title, speeds[0], cpu=speeds[1], unit="x", at_least=FASTER_THAN_GENERATE))
         values[f"kept bytes, {name}"] = kept
     return Measured(figures=figures, values=values)
 

@@ -59,7 +59,7 @@ def full() -> Cases:
         ],
         "policies": [
             replace(tiny, kind="policies", tokens=256 + 8 * 64 + 1),
-            replace(real, kind="policies", tokens=256 + 2 * 64 + 1, repeats=1),
+            replace(real, kind="policies", tokens=256 + 2 * 64 + 1, repeats=1, depth=4096),
         ],
         "batching": [replace(tiny, kind="batching", batch=16, tokens=2048)],
         "prefill": [replace(real, kind="prefill", batch=16, prompt=512)],
@@ -82,7 +82,7 @@ def quick() -> Cases:
         ],
         "trl": [replace(case, kind="trl_turn", tokens=64, repeats=2)],
         "absorption": [replace(case, kind="absorption", tokens=64 + 4 * 16 + 1, repeats=2)],
-        "policies": [replace(case, kind="policies", tokens=64 + 2 * 16 + 1, repeats=1)],
+        "policies": [replace(case, kind="policies", tokens=64 + 2 * 16 + 1, repeats=1, depth=256)],
         "batching": [replace(case, kind="batching", tokens=256, mean_length=32, num_prompts=48, repeats=1)],
         "prefill": [replace(case, kind="prefill", batch=16, prompt=400)],
         "batch_window": _batch_window(case, (64,), (4,))[:1],

@@ -28,8 +28,10 @@ from thoughtcache.recipes.evaluate.compare import run_compare
 from thoughtcache.recipes.evaluate.config import EvalRun
 from thoughtcache.recipes.evaluate.questions import read_questions
 from thoughtcache.recipes.evaluate.run import GENERATIONS, run_eval
+from thoughtcache.recipes.evaluate.subject import model_name
 from thoughtcache.recipes.load_model import load_base, load_tokenizer, read_tokenizer
 from thoughtcache.tasks.chat import encode_prompt
+from thoughtcache.tasks.embedded.reasoner import LONG_REASONER_FOLDER, REASONER_FOLDER
 from thoughtcache.tasks.saved_prompt import save_prompt_format
 from thoughtcache_cli import main
 from thoughtcache_cli.arguments import build_parser
@@ -294,15 +296,20 @@ def test_settings_without_a_meaning_are_refused(settings, message):
 
 
 def test_chains_of_any_number_of_operations_are_suites():
-    run = EvalRun(suite=("embedded", "chains-3", "chains-12"), limit=3)
-    own, same, longer = read_questions(run, print)
-    assert [e.prompt for e in own.examples] == [e.prompt for e in same.examples] != [e.prompt for e in longer.examples]
-    assert [one.max_new_tokens for one in (own, same, longer)] == [56, 56, 177]
-    assert [len(str(e.prompt)) for e in longer.examples] == [105] * 3
+    run = EvalRun(suite=("chains-1", "chains-12"), limit=3)
+    short, longer = read_questions(run, print)
+    assert model_name(run) == str(LONG_REASONER_FOLDER)
+    assert model_name(EvalRun(suite=("embedded", "multiplication"))) == str(REASONER_FOLDER)
+    assert [one.max_new_tokens for one in (short, longer)] == [33, 182]
+    assert [len(str(e.prompt)) for e in (*short.examples, *longer.examples)] == [205] * 6
     assert longer.examples[0].identifier == "chains-12/0"
-    for name, message in (("chains-0", "is not known"), ("chains-65", "choose chains-1 to chains-64")):
+    for name, message in (("chains-0", "is not known"), ("chains-17", "choose chains-1 to chains-16")):
         with pytest.raises(ValueError, match=message):
             EvalRun(suite=(name,))
+    several = r"several packaged models \(chains, long_chains\); ask them in runs of their own, or give a model"
+    with pytest.raises(ValueError, match=several):
+        EvalRun(suite=("embedded", "chains-2"))
+    assert EvalRun(suite=("embedded", "chains-2"), model="mine").model == "mine"
 
 
 def test_a_limit_of_each_suite():

@@ -29,6 +29,7 @@ from thoughtcache.recipes.scaling.operations import run_scale_operations
 from thoughtcache.recipes.scaling.points import lengths_of
 from thoughtcache.recipes.scaling.run import run_scale
 from thoughtcache.records import TokenFilters
+from thoughtcache.tasks.embedded.reasoner import load_reasoner
 from thoughtcache.tasks.example import Example
 from thoughtcache_cli import main
 
@@ -184,19 +185,35 @@ def test_what_is_written(settings, tmp_path):
     assert table[3].startswith("| full cache | 8 | 2x | 100.0 % (")
 
 
+@pytest.fixture
+def short_model(tmp_path):
+    """The reasoner of long chains with 300 positions, too few for 16 operations."""
+    model, tokenizer = load_reasoner(task="long_chains")
+    model.config.max_position_embeddings = 300
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "short")
+    return str(tmp_path / "short")
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["scale", "--operations", "3,30"], "suite chains-30: .* give fewer operations, give the cache"),
+        (["scale", "--operations", "3,16", "--model", "short"], "suite chains-16: .* give fewer operations, give the"),
         (["scale", "--suite", "embedded", "--lengths", "5,2000"], "suite embedded: .* give shorter lengths, give the"),
         (
             ["scale", "--suite", "embedded", "--lengths", "5,2000", "--sample-each"],
             "take .* positions.*'positions=rolling'",
         ),
-        (["eval", "--suite", "chains-30"], "lower --max-new-tokens, leave out .* give the cache 'full cache' a window"),
+        (
+            ["eval", "--suite", "chains-16", "--model", "short"],
+            "lower --max-new-tokens, leave out .* give the cache 'full cache' a window",
+        ),
     ],
 )
-def test_positions_of_all_arms_are_looked_at_before_anything_is_sampled(command, message, tmp_path, capsys):
+def test_positions_of_all_arms_are_looked_at_before_anything_is_sampled(
+    command, message, short_model, tmp_path, capsys
+):
+    command = [short_model if word == "short" else word for word in command]
     arms = ["--cache", "window=12,positions=rolling", "--cache", "full"]
     folder = tmp_path / "all"
     assert main([*command, "--limit", "1", *arms, "--output-dir", str(folder)]) == 2
@@ -204,11 +221,11 @@ def test_positions_of_all_arms_are_looked_at_before_anything_is_sampled(command,
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("suite", ["chains-30", "chains-3,chains-30"])
-def test_positions_of_a_single_run(suite, tmp_path, capsys):
+@pytest.mark.parametrize("suite", ["chains-16", "chains-3,chains-16"])
+def test_positions_of_a_single_run(suite, short_model, tmp_path, capsys):
     folder = tmp_path / "one"
-    assert main(["eval", "--suite", suite, "--limit", "1", "--output-dir", str(folder)]) == 2
-    assert re.search("suite chains-30: .*use --positions rolling with a window", capsys.readouterr().err)
+    assert main(["eval", "--suite", suite, "--model", short_model, "--limit", "1", "--output-dir", str(folder)]) == 2
+    assert re.search("suite chains-16: .*use --positions rolling with a window", capsys.readouterr().err)
     assert not folder.exists()
 
 
@@ -267,23 +284,23 @@ def test_a_run_that_starts_anew_leaves_nothing_of_the_older_one(settings, tmp_pa
 
 
 def test_chains_that_grow(tmp_path, capsys):
-    """The packaged reasoner solves the length that it was trained on, and no other."""
-    command = ["scale", "--operations", "6,3", "--limit", "4", "--cache", "full", "--cache", "window=16"]
+    """The packaged reasoner of long chains solves all lengths with its full cache, and none under a window."""
+    command = ["scale", "--operations", "6,2", "--limit", "4", "--cache", "full", "--cache", "window=16"]
     assert main([*command, "--output-dir", str(tmp_path)]) == 0
     assert "operations" in capsys.readouterr().out
     points = json.loads((tmp_path / "results.json").read_text())["points"]
     assert [(p["cache"], p["suite"], p["length"], p["factor"]) for p in points] == [
-        ("full cache", "chains", 3, 1.0), ("full cache", "chains", 6, 2.0),
-        ("window 16", "chains", 3, 1.0), ("window 16", "chains", 6, 2.0),
+        ("full cache", "chains", 2, 2.0), ("full cache", "chains", 6, 6.0),
+        ("window 16", "chains", 2, 2.0), ("window 16", "chains", 6, 6.0),
     ]  # fmt: skip
-    assert [p["accuracy"]["value"] for p in points] == [1.0, 0.0, 0.0, 0.0]
-    assert [p["difference"] for p in points] == [None, None, -1.0, 0.0]
+    assert [p["accuracy"]["value"] for p in points] == [1.0, 1.0, 0.0, 0.0]
+    assert [p["difference"] for p in points] == [None, None, -1.0, -1.0]
     assert all(p["seconds"] > 0 for p in points)
     assert (tmp_path / "scale.png").stat().st_size > 10_000
     assert main([*command, "--output-dir", str(tmp_path), "--resume"]) == 0
     assert json.loads((tmp_path / "results.json").read_text())["points"] == points
-    with pytest.raises(ValueError, match="suite must be chains-N only, with N operations, got chains-3, embedded"):
-        run_scale_operations(EvalRun(suite=("chains-3", "embedded")), [{}], console=QUIET)
+    with pytest.raises(ValueError, match="suite must be chains-N only, with N operations, got chains-3, mine"):
+        run_scale_operations(EvalRun(suite=("chains-3", "mine=a.jsonl"), model="any"), [{}], console=QUIET)
 
 
 @pytest.mark.parametrize(

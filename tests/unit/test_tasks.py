@@ -10,13 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
-from thoughtcache.tasks.embedded import build_reasoner, reasoner
-from thoughtcache.tasks.embedded import chains as chains_task
+from thoughtcache.tasks.embedded import build_reasoner, long_chains, reasoner
 from thoughtcache.tasks.embedded.problem import TASKS, Problem, sample_problems
 from thoughtcache.tasks.embedded.splits import SPLITS, split_of
 from thoughtcache.tasks.example import check
 
-LENGTHS = {"chains": (34, 50), "multiplication": (9, 41)}
+LENGTHS = {"chains": (34, 50), "multiplication": (9, 41), "long_chains": (206, 30)}
 """Task -> (prompt tokens with bos, trace tokens with eos)."""
 
 PINNED_SPLITS = [*["tr"] * 5, "va", *["tr"] * 7, "va", "tr", "tr"]
@@ -30,11 +29,6 @@ seeds = st.integers(min_value=0, max_value=2**40)
 @pytest.fixture(scope="module")
 def tokenizer():
     return reasoner.build_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def packaged():
-    return reasoner.load_reasoner()
 
 
 # --- splits -----------------------------------------------------------------------------------------------------
@@ -83,7 +77,7 @@ def test_seeds_and_empty_samples():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("sums", 1, "train", 0), "task is 'sums', allowed: 'chains', 'multiplication'"),
+        (("sums", 1, "train", 0), "task is 'sums', allowed: 'chains', 'long_chains', 'multiplication'"),
         (("chains", 1, "dev", 0), "split is 'dev', allowed: 'train', 'val', 'test'"),
         (("chains", -1, "train", 0), "num is -1, allowed: 0 or more"),
     ],
@@ -107,31 +101,47 @@ def test_step_markers_summarise_every_chain_and_change_no_problem():
 
 
 @settings(max_examples=25, deadline=None)
-@given(split_names, seeds, st.integers(1, 64))
-def test_chains_of_other_lengths_are_correct(split, seed, num_operations):
-    (problem,) = sample_problems("chains", 1, split, seed, num_operations=num_operations)
-    *traces, recital = problem.trace.split(";")
-    chains = problem.prompt.split(";")[:4]
-    for chain, trace, digit in zip(chains, traces, problem.answer, strict=True):
-        value = int(chain[0])
-        assert trace[0] == chain[0]
-        for step in range(num_operations):
-            operation = chain[2 * step + 1 : 2 * step + 3]
-            value = eval(f"{value}{operation}") % 10
-            assert trace[3 * step + 1 : 3 * step + 4] == f"{operation}{value}"
-        assert digit == str(value)
-    assert recital == f"#{problem.answer}"
+@given(split_names, seeds, st.integers(1, long_chains.MOST_OPERATIONS))
+def test_long_chains_are_correct_and_copied_from_one_distance(split, seed, num_operations):
+    (problem,) = sample_problems("long_chains", 1, split, seed, num_operations=num_operations)
     assert split_of(problem.prompt) == split
-    assert chains_task.prompt_tokens(num_operations) == len(problem.prompt) + 1
-    assert chains_task.trace_tokens(num_operations) == len(problem.trace) + 1
+    assert len(problem.prompt) + 1 == long_chains.PROMPT_TOKENS == 206
+    assert long_chains.trace_tokens(num_operations) == len(problem.trace) + 1
+    worked, recital = problem.trace.split("#")
+    assert recital == problem.answer
+    results = ""
+    size = 3 * num_operations + 3
+    for number in range(4):
+        chain, own = worked[number * size : (number + 1) * size].split(";")
+        assert own == str(number + 1)
+        value = int(chain[0])
+        for step in range(num_operations):
+            operator, operand, result = chain[3 * step + 1 : 3 * step + 4]
+            value = eval(f"{value}{operator}{operand}") % 10
+            assert str(value) == result
+        results += str(value)
+        assert len(chain) == 3 * num_operations + 1
+    assert results == recital
+    # Every token of the trace that is not a result is the prompt's at the same place; `#` answers the first filler.
+    for asked, written in zip(problem.prompt, worked, strict=False):
+        assert asked in (written, "=")
+    blanks = [step for step in range(len(worked)) if step % size % 3 == 0 and 0 < step % size < size - 1]
+    assert [place for place, asked in enumerate(problem.prompt[: len(worked)]) if asked == "="] == blanks
+    assert set(problem.prompt[len(worked) :]) == {"="}
 
 
-def test_the_task_s_own_number_of_operations_changes_nothing():
-    assert sample_problems("chains", 5, "test", 0, num_operations=3) == sample_problems("chains", 5, "test", 0)
-    with pytest.raises(ValueError, match="task 'multiplication' has no number of operations, allowed: 'chains'"):
-        sample_problems("multiplication", 1, "val", 0, num_operations=3)
-    with pytest.raises(ValueError, match="num_operations is 0, allowed: 1 or more"):
-        sample_problems("chains", 1, "val", 0, num_operations=0)
+def test_the_number_of_operations():
+    shortest = sample_problems("long_chains", 5, "test", 0)
+    assert sample_problems("long_chains", 5, "test", 0, num_operations=1) == shortest
+    assert {problem.answer for problem in shortest}.isdisjoint(
+        problem.answer for problem in sample_problems("long_chains", 5, "test", 0, num_operations=2)
+    )
+    for task in ("multiplication", "chains"):
+        with pytest.raises(ValueError, match=f"task '{task}' has no number of operations, allowed: 'long_chains'"):
+            sample_problems(task, 1, "val", 0, num_operations=3)
+    for number in (0, 17):
+        with pytest.raises(ValueError, match=f"num_operations is {number}, allowed: 1 to 16"):
+            sample_problems("long_chains", 1, "val", 0, num_operations=number)
 
 
 # --- arithmetic, recomputed with other means --------------------------------------------------------------------
@@ -179,11 +189,16 @@ def test_multiplications_are_correct(split, seed):
 
 
 def test_worked_examples_of_the_docstrings():
-    from thoughtcache.tasks.embedded import chains, multiplication
+    from thoughtcache.tasks.embedded import chains, long_chains, multiplication
 
     prompt = "9*8+3-7;4+4-1*0;2-7*7*3;1+1+1+1;="
     assert "".join(f"{chains.work_out(chain)[0]};" for chain in prompt.split(";")[:4]) + "#8054" in chains.__doc__
     assert "".join(chains.work_out(chain)[1] for chain in prompt.split(";")[:4]) == "8054"
+    blanks = long_chains.numbered(map(long_chains.with_blanks, prompt.split(";")[:4]))
+    trace = long_chains.numbered(chains.work_out(chain)[0] for chain in prompt.split(";")[:4])
+    without_spaces = long_chains.__doc__.replace(" ", "")
+    assert f"{blanks}=" in without_spaces
+    assert f"{trace}#8054" in without_spaces
     assert multiplication.work_out("347", "682") == ("419060;657372;248202;45482;456632", "236654")
     assert "419060;657372;248202;45482;456632#236654" in multiplication.__doc__
     with pytest.raises(ValueError, match="operator is '/'"):
@@ -273,11 +288,12 @@ def test_prompt_and_trace_lengths(tokenizer, task):
 
 
 def test_steps_take_turns_with_the_operations():
-    settings = build_reasoner.BuildSettings(num_steps=3, num_chains=2, num_multiplications=2, operations=(1, 2))
-    assert settings.num_positions() == 512
-    assert build_reasoner.BuildSettings(operations=(3, 48)).num_positions() == 394 + 663
-    with pytest.raises(ValueError, match="operations is \\(0,\\), allowed"):
-        build_reasoner.BuildSettings(operations=(0,))
+    settings = build_reasoner.BuildSettings(num_steps=3, num_chains=0, num_multiplications=2, num_long_tokens=500)
+    assert settings.batches(0)["long_chains"] == (2, 1)
+    assert settings.batches(15)["long_chains"] == (1, 16)
+    assert settings.batches(16)["long_chains"] == (2, 1)
+    assert build_reasoner.REASONERS["long_reasoner"].batches(3) == {"long_chains": (7680 // 272, 4)}
+    assert list(build_reasoner.REASONERS["tiny_reasoner"].evaluated()) == ["chains", "multiplication"]
     lengths: list[int] = []
     loss = build_reasoner.trace_loss
     with pytest.MonkeyPatch.context() as patch:
@@ -288,7 +304,7 @@ def test_steps_take_turns_with_the_operations():
         )
         torch.manual_seed(0)
         list(build_reasoner.train(LlamaForCausalLM(reasoner.build_config()), settings))
-    assert lengths == [18 + 26, 50, 26 + 38, 50, 18 + 26, 50]
+    assert lengths == [50, 206 + 30, 50, 206 + 42, 50, 206 + 54]
 
 
 def test_learning_rate_schedule():
@@ -319,6 +335,10 @@ def test_trace_loss_ignores_the_prompt_and_counts_eos():
 def test_build_settings_are_checked():
     with pytest.raises(ValueError, match="num_steps is 0, allowed: 1 or more"):
         build_reasoner.BuildSettings(num_steps=0)
+    with pytest.raises(ValueError, match="num_chains is -1, allowed: 0 or more; 0 leaves the task out"):
+        build_reasoner.BuildSettings(num_chains=-1)
+    with pytest.raises(ValueError, match="no task has any problems; give at least one of"):
+        build_reasoner.BuildSettings(num_chains=0, num_multiplications=0)
 
 
 def test_building_is_reproducible_and_training_lowers_the_loss():
@@ -339,32 +359,37 @@ def test_building_is_reproducible_and_training_lowers_the_loss():
 # --- the packaged model -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("task", sorted(TASKS))
-def test_packaged_reasoner_solves_validation_problems(packaged, task):
-    model, tokenizer = packaged
-    problems = sample_problems(task, 20, "val", seed=11)
+@pytest.mark.parametrize(
+    ("task", "number"), [("chains", None), ("multiplication", None), *(("long_chains", n) for n in (1, 5, 16))]
+)
+def test_packaged_reasoners_solve_validation_problems(task, number):
+    model, tokenizer = reasoner.load_reasoner(task=task)
+    problems = sample_problems(task, 20, "val", seed=11, num_operations=number)
     # Measured on 1000: see build.json. At 98 % fewer than 18 of 20 happens in 1 of 140 samples; this one is fixed.
     assert build_reasoner.accuracy(model, tokenizer, problems, temperature=0.0) >= 0.9
 
 
-def test_packaged_folder(packaged):
-    model, tokenizer = packaged
+@pytest.mark.parametrize("task", ["chains", "long_chains"])
+def test_packaged_folders(task):
+    model, tokenizer = reasoner.load_reasoner(task=task)
+    folder = reasoner.FOLDERS[task]
     assert not model.training
     assert model.dtype == torch.float32
     assert tokenizer.get_vocab() == reasoner.VOCABULARY
     assert tokenizer.padding_side == "left"
-    files = {path.name: path.stat().st_size for path in reasoner.REASONER_FOLDER.iterdir()}
+    files = {path.name: path.stat().st_size for path in folder.iterdir()}
     assert {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "build.json"} <= set(files)
     assert sum(files.values()) < 3 * 2**20
-    record = json.loads((reasoner.REASONER_FOLDER / "build.json").read_text(encoding="utf-8"))
+    record = json.loads((folder / "build.json").read_text(encoding="utf-8"))
     assert record["num_parameters"] == sum(parameter.numel() for parameter in model.parameters())
-    for task in TASKS:
-        assert record["val_accuracy_full_cache"][task]["greedy"] >= 0.98
+    evaluated = build_reasoner.REASONERS[folder.name].evaluated()
+    assert list(record["val_accuracy_full_cache"]) == list(evaluated)
+    assert min(shares["greedy"] for shares in record["val_accuracy_full_cache"].values()) >= 0.98
 
 
 def test_load_in_double_precision_and_from_a_missing_folder(monkeypatch, tmp_path):
     model, _ = reasoner.load_reasoner(dtype=torch.float64)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
-    monkeypatch.setattr(reasoner, "REASONER_FOLDER", tmp_path)
+    monkeypatch.setitem(reasoner.FOLDERS, "chains", tmp_path)
     with pytest.raises(ValueError, match=r"no model.safetensors in .*; reinstall the package"):
         reasoner.load_reasoner()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from thoughtcache.checks import one_of
 from thoughtcache.tasks.chat import REASONING_INSTRUCTION
-from thoughtcache.tasks.embedded.chains import most_tokens
+from thoughtcache.tasks.embedded.long_chains import MOST_OPERATIONS, most_tokens
 from thoughtcache.tasks.maths.answer_types import ANSWER_TYPES
 
 PAPER_MAX_NEW_TOKENS = 3072
@@ -112,16 +112,15 @@ SUITES: dict[str, Suite] = {
 
 
 _GROWING = re.compile(r"chains-([1-9]\d*)")
-MOST_OPERATIONS = 64
 
 
 def growing_suite(num_operations: int) -> str:
-    """The name of the suite whose chains have so many operations."""
+    """The name of the suite whose long chains have so many operations."""
     return f"chains-{num_operations}"
 
 
 def find_suite(name: str) -> Suite | None:
-    """The suite of this name: one of the table, or `chains-N`, chains of N operations; None if there is none.
+    """The suite of this name: one of the table, or `chains-N`, long chains of N operations; None if there is none.
 
     Raises:
         ValueError: for more operations than there are suites.
@@ -134,6 +133,7 @@ def find_suite(name: str) -> Suite | None:
         raise ValueError(f"suite={name!r} has too many operations; choose chains-1 to chains-{MOST_OPERATIONS}")
     return replace(
         SUITES["embedded"],
+        embedded="long_chains",
         title=f"chains of {num_operations} operations",
         num_operations=num_operations,
         max_new_tokens=most_tokens(num_operations),

@@ -61,7 +61,7 @@ def question_options(parser: argparse.ArgumentParser) -> None:
         "--suite",
         type=names,
         help="between commas: math500, aime24, aime25, amc23, olympiadbench, minerva, gsm8k, embedded, multiplication, "
-        "chains-N (chains of N operations); or NAME=PATH with a file, folder or hub id",
+        "chains-N (long chains of N operations); or NAME=PATH with a file, folder or hub id",
     )
     group.add_argument("--data", help="folder with a folder per suite (the hub's data sets)")
     group.add_argument(

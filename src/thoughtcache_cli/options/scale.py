@@ -17,8 +17,8 @@ examples:
       1 to 64 times 1024 tokens, sampled once at the longest and cut
   thoughtcache scale --suite math500 --model ./model --base-length 1024 --factors 1,2,4 --window 512 --sample-each
       seconds and memory of every length, each sampled by itself
-  thoughtcache scale --operations 3,6,12 --model ./reasoner --cache full --cache window=16 --cache adapter=mine/adapter
-      the embedded task itself grows; the packaged reasoner solves 3 only
+  thoughtcache scale --operations 1,2,4,8,16 --limit 100 --cache full --cache window=16 --cache adapter=mine/adapter
+      the task itself grows: long chains, for the packaged reasoner that solves them
 """
 
 
@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--operations",
         type=integers,
-        help="operations per chain of the embedded task instead, with commas between them: traces of 12 N + 14 tokens",
+        help="operations per chain of the task long_chains instead, 1 to 16: traces of 12 N + 18 tokens",
     )
     question_options(parser)
     answer_options(parser, "16 for aime and amc, else 1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from thoughtcache.adapter.support import DTYPES
 from thoughtcache.cache.eviction import OptionValue
@@ -13,6 +14,7 @@ from thoughtcache.config import OWN_WINDOW
 from thoughtcache.evaluation.suites import SAMPLED_TEMPERATURE, SUITES, Suite, find_suite, own_suite
 from thoughtcache.evaluation.thinking.definition import DeepThinking
 from thoughtcache.evaluation.thinking.selection import NUM_SAMPLES, ThinkAtN
+from thoughtcache.tasks.embedded.reasoner import FOLDERS
 from thoughtcache.tasks.maths.answer_types import ANSWER_TYPES
 
 THINK = "think@n"
@@ -153,9 +155,26 @@ class EvalRun:
             if not embedded and self.model is None:
                 raise ValueError(f"suite={name!r} needs a model: add --model with a folder or hub id")
 
+        if self.model is None:
+            self.packaged_model()
         self._check_limits(names)
         self._refuse_without_effect()
         self._check_selection()
+
+    def packaged_model(self) -> Path:
+        """Folder of the embedded reasoner that solves the suites of this run.
+
+        Raises:
+            ValueError: if no single one does.
+        """
+        tasks = [str(suite_of(name).embedded) for name, _ in self.named_paths()]
+        folders = {task: FOLDERS[task] for task in tasks}
+        if len(set(folders.values())) > 1:
+            raise ValueError(
+                f"suite names tasks of several packaged models ({', '.join(folders)}); ask them in runs of their own, "
+                "or give a model"
+            )
+        return next(iter(folders.values()))
 
     def _check_limits(self, names: Sequence[str]) -> None:
         """Refuse a number that leaves no question, and one for a suite that is not asked."""

@@ -12,12 +12,11 @@ from transformers import PreTrainedTokenizerBase
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.recipes.bounded import BoundedModel
 from thoughtcache.recipes.evaluate.config import EvalRun
-from thoughtcache.tasks.embedded.reasoner import REASONER_FOLDER
 
 
 def model_name(run: EvalRun) -> str:
     """Folder or hub id of the base model."""
-    return str(REASONER_FOLDER) if run.model is None else run.model
+    return str(run.packaged_model()) if run.model is None else run.model
 
 
 def bounded_model(run: EvalRun) -> BoundedModel:

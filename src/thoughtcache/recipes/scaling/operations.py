@@ -18,15 +18,15 @@ from thoughtcache.recipes.scaling.points import OPERATIONS, points_of
 from thoughtcache.recipes.scaling.report import write_report
 from thoughtcache.report.files import writing
 from thoughtcache.scale.crew import open_crew
-from thoughtcache.tasks.embedded.chains import NUM_OPERATIONS
+from thoughtcache.tasks.embedded.long_chains import NUM_OPERATIONS
 
 
 def run_scale_operations(
     run: EvalRun, caches: Sequence[Mapping[str, Any]], *, console: Console | None = None
 ) -> dict[str, Any]:
-    """Measure every arm on chains of every length, each sampled by itself; returns what is written to results.json.
+    """Measure every arm on long chains, each number of operations by itself.
 
-    Factor 1 is the length that the packaged reasoner was trained on.
+    Factor 1 is one operation per chain.
 
     Args:
         run: what all points share; its suites are `chains-N`, one for every number of operations.

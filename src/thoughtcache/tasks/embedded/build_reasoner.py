@@ -1,7 +1,7 @@
-"""Pre-train the embedded reasoner: `python -m thoughtcache.tasks.embedded.build_reasoner --output DIR`.
+"""Pre-train an embedded reasoner: `python -m thoughtcache.tasks.embedded.build_reasoner tiny_reasoner --output DIR`.
 
-One model for both tasks, trained on fresh random problems of the train split; the loss is on the trace and its
-`<eos>` only. The hidden matrices are trained by Muon (fewer steps than AdamW in one trial), embeddings and norms by
+One model for the tasks of a reasoner, trained on fresh random problems of the train split; the loss is on the trace and
+its `<eos>` only. The hidden matrices are trained by Muon (fewer steps than AdamW in one trial), embeddings and norms by
 AdamW. Accuracies are measured on the val split with a full cache; the test split is never read here. The same
 settings give the same model on the same machine and library versions (one thread by default).
 
@@ -27,12 +27,13 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.nn import functional as F
 
-from thoughtcache.tasks.embedded.chains import NUM_OPERATIONS, most_tokens, prompt_tokens
-from thoughtcache.tasks.embedded.problem import GROWING_TASKS, TASKS, Problem, sample_problems
+from thoughtcache.tasks.embedded.long_chains import MOST_OPERATIONS, PROMPT_TOKENS, most_tokens, trace_tokens
+from thoughtcache.tasks.embedded.problem import Problem, sample_problems
 from thoughtcache.tasks.embedded.reasoner import (
     BOS,
     EOS,
-    MAX_POSITIONS,
+    LONG_REASONER_FOLDER,
+    REASONER_FOLDER,
     VOCABULARY,
     build_config,
     build_tokenizer,
@@ -49,10 +50,10 @@ MAX_NEW_TOKENS = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildSettings:
-    """Settings of the reasoner's training. One step sees one batch of each task; losses are in nats per token.
+    """Settings of a reasoner's training. Every step sees one batch of each task; losses are in nats per token.
 
-    operations: operations of the chains; with several numbers steps take turns.
     num_chains, num_multiplications: problems of each task per step (multiplication is the harder one).
+    num_long_tokens: tokens of long chains per step; steps take turns with the numbers of operations.
     matrix_learning_rate: learning rate of Muon, which trains the projections.
     vector_learning_rate: learning rate of AdamW, which trains embeddings and norms.
     seed: seed of the initial weights and of the training problems.
@@ -60,9 +61,9 @@ class BuildSettings:
 
     seed: int = 0
     num_steps: int = 1200
-    operations: tuple[int, ...] = (NUM_OPERATIONS,)
     num_chains: int = 64
     num_multiplications: int = 128
+    num_long_tokens: int = 0
     matrix_learning_rate: float = 0.02
     vector_learning_rate: float = 4e-3
     num_warmup_steps: int = 100
@@ -72,20 +73,43 @@ class BuildSettings:
     num_threads: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "num_chains", "num_multiplications", "num_eval_problems", "num_threads"):
+        for name in ("num_steps", "num_eval_problems", "num_threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, allowed: 1 or more; pass a positive number.")
-        if not self.operations or min(self.operations) < 1:
-            raise ValueError(f"operations is {self.operations}, allowed: numbers of 1 or more; pass at least one.")
+        for name in ("num_chains", "num_multiplications", "num_long_tokens"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, allowed: 0 or more; 0 leaves the task out.")
+        if not self.batches(0):
+            raise ValueError("no task has any problems; give at least one of num_chains, num_multiplications and "
+                             "num_long_tokens")  # fmt: skip
 
-    def num_positions(self) -> int:
-        """Positions for the longest problem and answer, and not fewer than the packaged reasoner has."""
-        longest = max(self.operations)
-        return max(MAX_POSITIONS, prompt_tokens(longest) + most_tokens(longest))
+    def batches(self, step: int) -> dict[str, tuple[int, int | None]]:
+        """Task name -> (problems of this step, operations of each; None for the task's own)."""
+        operations = 1 + step % MOST_OPERATIONS
+        num_long = self.num_long_tokens and max(1, self.num_long_tokens // (PROMPT_TOKENS + trace_tokens(operations)))
+        found = {
+            "chains": (self.num_chains, None),
+            "multiplication": (self.num_multiplications, None),
+            "long_chains": (num_long, operations),
+        }
+        return {task: batch for task, batch in found.items() if batch[0]}
 
-    def batch_sizes(self) -> dict[str, int]:
-        """Task name -> problems per step."""
-        return {"chains": self.num_chains, "multiplication": self.num_multiplications}
+    def evaluated(self) -> dict[str, tuple[str, int | None]]:
+        """Name -> (task, operations) of what is evaluated."""
+        found: dict[str, tuple[str, int | None]] = {}
+        for task in self.batches(0):
+            numbers = (1, 2, 4, 8, MOST_OPERATIONS) if task == "long_chains" else (None,)
+            found |= {task if number is None else f"{task}-{number}": (task, number) for number in numbers}
+        return found
+
+
+REASONERS = {
+    REASONER_FOLDER.name: BuildSettings(),
+    LONG_REASONER_FOLDER.name: BuildSettings(
+        num_steps=1500, num_chains=0, num_multiplications=0, num_long_tokens=7680, num_warmup_steps=50
+    ),
+}
+"""Packaged reasoner -> how it was made."""
 
 
 def learning_rate_factor(step: int, settings: BuildSettings) -> float:
@@ -141,12 +165,12 @@ def train(model: LlamaForCausalLM, settings: BuildSettings) -> Iterator[tuple[in
     model.train()
     for step in range(settings.num_steps):
         losses: dict[str, float] = {}
-        for task, batch_size in settings.batch_sizes().items():
-            number = settings.operations[step % len(settings.operations)] if task in GROWING_TASKS else None
+        batches = settings.batches(step)
+        for task, (num_problems, number) in batches.items():
             seed = settings.seed * 10**9 + step
-            problems = sample_problems(task, batch_size, "train", seed, num_operations=number)
+            problems = sample_problems(task, num_problems, "train", seed, num_operations=number)
             loss = trace_loss(model, *encode_batch(problems))
-            (loss / len(TASKS)).backward()  # type: ignore[no-untyped-call]
+            (loss / len(batches)).backward()  # type: ignore[no-untyped-call]
             losses[task] = loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
         for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
@@ -192,13 +216,13 @@ def build_reasoner(output: Path, settings: BuildSettings, console: Console) -> d
     torch.set_num_threads(settings.num_threads)
     torch.manual_seed(settings.seed)
     started = time.monotonic()
-    config, tokenizer = build_config(settings.num_positions()), build_tokenizer(settings.num_positions())
+    config, tokenizer = build_config(), build_tokenizer()
     model = LlamaForCausalLM(config)
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=config.bos_token_id,
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,
-        max_new_tokens=max(MAX_NEW_TOKENS, most_tokens(max(settings.operations))),
+        max_new_tokens=most_tokens(MOST_OPERATIONS) if settings.num_long_tokens else MAX_NEW_TOKENS,
     )
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[losses]}"), console=console) as progress:
@@ -211,12 +235,7 @@ def build_reasoner(output: Path, settings: BuildSettings, console: Console) -> d
     training_seconds = time.monotonic() - started
 
     accuracies: dict[str, dict[str, float]] = {}
-    kinds = {task: (task, None) for task in TASKS} | {
-        f"chains-{number}": ("chains", number) for number in settings.operations if number != NUM_OPERATIONS
-    }
-    if NUM_OPERATIONS not in settings.operations:
-        del kinds["chains"]
-    for name, (task, number) in kinds.items():
+    for name, (task, number) in settings.evaluated().items():
         problems = sample_problems(task, settings.num_eval_problems, "val", settings.seed, num_operations=number)
         accuracies[name] = {
             "greedy": accuracy(model, tokenizer, problems, temperature=0.0),
@@ -243,29 +262,19 @@ def build_reasoner(output: Path, settings: BuildSettings, console: Console) -> d
 
 def main() -> None:
     """The command line: see `--help`."""
-    defaults = BuildSettings()
     parser = argparse.ArgumentParser(
-        description="Pre-train the embedded reasoner on chains and multiplication (about 15 minutes on one core).",
-        epilog="example: python -m thoughtcache.tasks.embedded.build_reasoner --output tiny_reasoner --seed 0",
+        description="Pre-train an embedded reasoner (about a quarter of an hour on one core).",
+        epilog="example: python -m thoughtcache.tasks.embedded.build_reasoner long_reasoner --output mine --seed 1",
     )
+    parser.add_argument("reasoner", choices=sorted(REASONERS), help="which one")
     parser.add_argument("--output", type=Path, required=True, help="folder to write (created if missing)")
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="default: %(default)s")
-    parser.add_argument(
-        "--operations",
-        type=lambda text: tuple(map(int, text.split(","))),
-        default=defaults.operations,
-        help="operations of the chains, with commas between several, which take turns (3)",
-    )
-    parser.add_argument("--steps", type=int, default=defaults.num_steps, help="default: %(default)s")
-    parser.add_argument("--threads", type=int, default=defaults.num_threads, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, help="default: as the packaged one")
+    parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
     options = parser.parse_args()
-    settings = replace(
-        defaults,
-        seed=options.seed,
-        num_steps=options.steps,
-        num_threads=options.threads,
-        operations=options.operations,
-    )
+    settings = replace(REASONERS[options.reasoner], seed=options.seed, num_threads=options.threads)
+    if options.steps is not None:
+        settings = replace(settings, num_steps=options.steps)
     build_reasoner(options.output, settings, Console())
 
 

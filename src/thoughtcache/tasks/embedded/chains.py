@@ -14,10 +14,6 @@ multiplications among them are too many to redo inside one forward pass. What le
 
 Lengths in tokens (one per character): prompt 33 (34 with `<bos>`), trace 49 (50 with `<eos>`), always.
 
-Chains of N operations have the same form: prompt 8 N + 10 tokens, trace 12 N + 14. Traces grow, and what must be
-remembered does not: four digits. The packaged reasoner was trained on three operations alone, and solves no problem
-with another number.
-
 With step markers every chain is a step with its result as its summary, between `=` and `;`:
 
     trace    9*82+35-78=8;4+48-17*00=0;2-75*75*35=5;1+12+13+14=4;#8054
@@ -60,21 +56,6 @@ def work_out(chain: str) -> tuple[str, str]:
     return "".join(steps), value
 
 
-def trace_tokens(num_operations: int) -> int:
-    """Tokens of a trace whose chains have so many operations, `<eos>` included."""
-    return NUM_CHAINS * (3 * num_operations + 2) + len("#") + NUM_CHAINS + 1
-
-
-def most_tokens(num_operations: int) -> int:
-    """A bound on the tokens of an answer: an eighth above those of a right one."""
-    return trace_tokens(num_operations) * 9 // 8
-
-
-def prompt_tokens(num_operations: int) -> int:
-    """Tokens of a prompt whose chains have so many operations, `<bos>` included."""
-    return 1 + NUM_CHAINS * (2 * num_operations + 2) + len("=")
-
-
 def draw_chain(rng: random.Random, num_operations: int = NUM_OPERATIONS) -> str:
     """One random chain: uniform digits and uniform operators."""
     chain = str(rng.randrange(10))
@@ -83,9 +64,9 @@ def draw_chain(rng: random.Random, num_operations: int = NUM_OPERATIONS) -> str:
     return chain
 
 
-def draw_problem(rng: random.Random, num_operations: int = NUM_OPERATIONS) -> Problem:
-    """One random problem, from whichever split its prompt falls into; its chains have so many operations each."""
-    chains = [draw_chain(rng, num_operations) for _ in range(NUM_CHAINS)]
+def draw_problem(rng: random.Random) -> Problem:
+    """One random problem, from whichever split its prompt falls into."""
+    chains = [draw_chain(rng) for _ in range(NUM_CHAINS)]
     worked = [work_out(chain) for chain in chains]
     answer = "".join(result for _, result in worked)
     return Problem(

@@ -5,7 +5,8 @@
 
 A task is a module with one function, `draw_problem(rng: random.Random) -> Problem`. To add one: write the module
 and name it in `TASKS`. A task in `STEPPED_TASKS` also has `mark_steps(problem: Problem) -> Problem`, and `draw_problem`
-of one in `GROWING_TASKS` takes the number of operations, `NUM_OPERATIONS` if it is not given.
+of one in `GROWING_TASKS` takes the number of operations, from `NUM_OPERATIONS`, which is meant without one, to
+`MOST_OPERATIONS`.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from thoughtcache.tasks.example import Example
 
 TASKS: dict[str, str] = {
     "chains": "thoughtcache.tasks.embedded.chains",
+    "long_chains": "thoughtcache.tasks.embedded.long_chains",
     "multiplication": "thoughtcache.tasks.embedded.multiplication",
 }
 """Task name -> module that draws its problems (by name: the task modules import `Problem` from here)."""
 STEPPED_TASKS = ("chains",)
 """Tasks whose traces can have step markers."""
-GROWING_TASKS = ("chains",)
+GROWING_TASKS = ("long_chains",)
 """Tasks whose problems can have another number of operations."""
 
 
@@ -56,9 +58,9 @@ def sample_problems(
 
     Problems are drawn independently, so a small task may repeat one. The first `n` problems do not depend on `num`.
     Different seeds, tasks and splits give unrelated lists. `step_markers` closes every step of a trace with a summary;
-    the problems are the same. `num_operations` makes them longer or shorter; None, and the task's own number, are the
+    the problems are the same. `num_operations` makes traces longer; None, and the task's own number, are the
     same. Raises `ValueError` for an unknown task or split, a negative `num`, step markers or operations of a task that
-    has none, or fewer than one operation.
+    has none, or a number of operations that it does not have.
     """
     draw_problem, of = _function(task, "draw_problem"), task
     if num_operations is not None:
@@ -66,9 +68,10 @@ def sample_problems(
             raise ValueError(
                 f"task {task!r} has no number of operations, allowed: {', '.join(map(repr, GROWING_TASKS))}"
             )
-        if num_operations < 1:
-            raise ValueError(f"num_operations is {num_operations}, allowed: 1 or more")
-        if num_operations != importlib.import_module(TASKS[task]).NUM_OPERATIONS:
+        fewest, most = operations_of(task)
+        if not fewest <= num_operations <= most:
+            raise ValueError(f"num_operations is {num_operations}, allowed: {fewest} to {most}")
+        if num_operations != fewest:
             draw_problem, of = partial(draw_problem, num_operations=num_operations), f"{task}-{num_operations}"
     if step_markers and task not in STEPPED_TASKS:
         raise ValueError(f"task {task!r} has no step markers, allowed: {', '.join(map(repr, STEPPED_TASKS))}")
@@ -82,6 +85,12 @@ def sample_problems(
         if split_of(problem.prompt) == wanted:
             problems.append(problem)
     return [*map(_function(task, "mark_steps"), problems)] if step_markers else problems
+
+
+def operations_of(task: str) -> tuple[int, int]:
+    """The smallest and the largest number of operations of a task in `GROWING_TASKS`."""
+    module = importlib.import_module(TASKS[task])
+    return module.NUM_OPERATIONS, module.MOST_OPERATIONS
 
 
 def _function(task: str, name: str) -> Callable[..., Problem]:

@@ -1,8 +1,9 @@
-"""The embedded reasoner: a tiny Llama and its tokenizer, packaged in the folder `tiny_reasoner`.
+"""The embedded reasoners: tiny Llamas and their tokenizer, packaged in the folders `tiny_reasoner` and `long_reasoner`.
 
-A real transformers model (rotary positions, three layers, four heads of 16, SwiGLU) of 152k parameters that solves the
-two tasks of `thoughtcache.tasks` with a full cache, so that every experiment of this project runs end to end on
-two CPU cores without network. It knows nothing else. `build_reasoner.py` makes it.
+Real transformers models (rotary positions, three layers, four heads of 16, SwiGLU) of 152k parameters. The first solves
+the tasks *chains* and *multiplication* with a full cache, so that every experiment of this project runs end to end
+on two CPU cores without network; the second solves *long_chains* of any number of operations, for curves over
+the length. They know nothing else. `build_reasoner.py` makes them.
 
 Text and tokens. One token per character; `<pad>`, `<bos>` and `<eos>` are distinct. `<bos>` is added in front by
 default (`add_special_tokens=True`), `<eos>` never: a training sequence is `encode_prompt(...) + encode_trace(...)`.
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 REASONER_FOLDER = Path(__file__).parent / "tiny_reasoner"
+LONG_REASONER_FOLDER = Path(__file__).parent / "long_reasoner"
+FOLDERS = {"chains": REASONER_FOLDER, "multiplication": REASONER_FOLDER, "long_chains": LONG_REASONER_FOLDER}
+"""Task -> folder of the packaged model that solves it."""
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 CHARACTERS = "0123456789+-*=;#"
 VOCABULARY: dict[str, int] = {token: index for index, token in enumerate((PAD, BOS, EOS, *CHARACTERS))}
@@ -87,20 +91,23 @@ def encode_trace(tokenizer: PreTrainedTokenizerFast, trace: str) -> list[int]:
     return [*token_ids, VOCABULARY[EOS]]
 
 
-def load_reasoner(dtype: torch.dtype | None = None) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """The packaged model (in eval mode, on the CPU, float32 unless `dtype` is given) and its tokenizer.
+def load_reasoner(
+    dtype: torch.dtype | None = None, task: str = "chains"
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """The packaged model of a task (in eval mode, on the CPU, float32 unless `dtype` is given) and its tokenizer.
 
     Raises `ValueError` if the folder is missing from the installation.
     """
     import torch
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-    if not (REASONER_FOLDER / "model.safetensors").is_file():
+    folder = FOLDERS[task]
+    if not (folder / "model.safetensors").is_file():
         raise ValueError(
-            f"no model.safetensors in {REASONER_FOLDER}; reinstall the package, or build the reasoner with "
-            f"`python -m thoughtcache.tasks.embedded.build_reasoner --output {REASONER_FOLDER}`."
+            f"no model.safetensors in {folder}; reinstall the package, or build the reasoner with "
+            f"`python -m thoughtcache.tasks.embedded.build_reasoner {folder.name} --output {folder}`."
         )
-    model = LlamaForCausalLM.from_pretrained(REASONER_FOLDER, dtype=dtype or torch.float32)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(REASONER_FOLDER)
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=dtype or torch.float32)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     model.eval()  # type: ignore[no-untyped-call]
     return model, tokenizer
