@@ -214,16 +214,22 @@ def test_cache_metrics_by_hand() -> None:
     metrics = cache_metrics(torch.stack([first, second]))
     root = math.sqrt(2)
     assert metrics == pytest.approx(
-        {"cache/evictions": 0.25, "state/norm_mean": 2 * root, "state/norm_max": 3 * root}, rel=1e-6
+        {"cache/evictions": 0.25, "state/norm_mean": 2 * root, "state/norm_max": 3 * root, "state/change": 2 / 3},
+        rel=1e-6,
     )
     assert cache_metrics(second.unsqueeze(0)) == {"cache/evictions": 0.0}
+    # One eviction has nothing to change from; two zero states do not change.
+    once = cache_metrics(cache_totals([_record([4, 5], [0.0] * 2, states[:1])]).unsqueeze(0))
+    assert "state/change" not in once
+    still = cache_metrics(cache_totals([_record([4, 5], [0.0] * 2, 0 * states)]).unsqueeze(0))
+    assert still["state/change"] == 0
 
 
 @pytest.mark.parametrize("shape", [(4,), (2, 2), (2, 1, 2)])
 def test_norms_are_of_whole_states_of_any_shape(shape: tuple[int, ...]) -> None:
     """Three states of two layers, each of four ones, so of norm 2; those of two memories are numbers side by side."""
     totals = cache_totals([_record([4, 5, 6], [0.0] * 3, torch.ones(3, 2, *shape))])
-    assert totals[2:].tolist() == [6, 12, 2]
+    assert totals[2:].tolist() == [6, 12, 2, 2, 0]
 
 
 def test_phase_timer_adds_up_and_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,11 +18,13 @@ from thoughtcache.recipes.run.trouble import troubles
 HEALTHY: dict[str, Any] = {
     "reward": 0.4, "frac_reward_zero_std": 0.5, "completions/clipped_ratio": 0.1, "answers/literal": 3.0,
     "answers/different": 4.0, "answers/no_answer": 1.0, "policy/gap_outside_clip": 0.0, "policy/gap_max": 1e-5,
+    "state/change": 0.3,
 }  # fmt: skip
 
 
 def test_a_healthy_run_says_nothing() -> None:
     assert troubles([HEALTHY, {**HEALTHY, "frac_reward_zero_std": 1.0}]) == []
+    assert troubles([{name: value for name, value in HEALTHY.items() if name != "state/change"}]) == []
     assert troubles([]) == []
 
 
@@ -32,6 +34,7 @@ def test_a_healthy_run_says_nothing() -> None:
         ({"frac_reward_zero_std": 1.0}, "in all 2 steps the completions of each question had the same reward (mean"),
         ({"completions/clipped_ratio": 0.9}, "90 % of the completions were cut at --max-new-tokens"),
         ({"answers/unreadable": 9.0}, "in 59 % of the completions no answer was found (no_answer, unreadable)"),
+        ({"state/change": 0.004}, "the state changes by 0.4 % of its norm"),
         ({"policy/gap_outside_clip": 0.02, "policy/gap_max": 0.5}, "2.0 % of the tokens were scored so far"),
     ],
 )  # fmt: skip

@@ -10,6 +10,8 @@ ANSWERS = "answers/"
 UNFOUND = ("no_answer", "unclosed_box", "unreadable")
 MOST_CUT, MOST_UNFOUND, MOST_OUTSIDE = 0.8, 0.5, 0.01
 """Shares above which a warning is given: cut completions, answers that were not found, tokens beyond the clip."""
+LEAST_CHANGE = 0.01
+"""Relative change of the state between the first and the last eviction of a rollout below which it does not move."""
 
 
 def troubles(log: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -39,6 +41,13 @@ def troubles(log: Sequence[Mapping[str, Any]]) -> list[str]:
         found.append(
             f"in {share:.0f} % of the completions no answer was found ({', '.join(unfound)}); ask for one with "
             "--instruction, such as 'Put the final answer in \\boxed{}.', or see docs/answers.md"
+        )
+    change = _mean(log, "state/change")
+    if change < LEAST_CHANGE and any("state/change" in record for record in log):
+        found.append(
+            f"from the first to the last eviction the state changes by {100 * change:.2g} % of its norm, so that it "
+            "hardly depends on what left: raise --grpo-memory-learning-rate or --write-scale, or distil more first; "
+            "`thoughtcache probe` says what it carries"
         )
     outside = _mean(log, "policy/gap_outside_clip")
     if outside > MOST_OUTSIDE:

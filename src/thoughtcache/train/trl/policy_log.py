@@ -8,7 +8,13 @@ from torch import Tensor
 
 from thoughtcache.chains.chain import Trace
 from thoughtcache.train.trl.chain_turns import chain_metrics, chain_totals
-from thoughtcache.train.trl.policy_metrics import cache_metrics, cache_totals, gap_metrics, sampled_log_ratio
+from thoughtcache.train.trl.policy_metrics import (
+    NUM_TOTALS,
+    cache_metrics,
+    cache_totals,
+    gap_metrics,
+    sampled_log_ratio,
+)
 from thoughtcache.train.trl.rollout_log import logged_rows, rollout_columns
 
 
@@ -38,7 +44,7 @@ class PolicyLog:
         """Log what the cache did in all processes, and the columns of TRL's table of completions."""
         device = self.accelerator.device
         self._append_metrics(
-            cache_metrics(self.accelerator.gather(cache_totals(rollouts).to(device)).view(-1, 5).cpu())
+            cache_metrics(self.accelerator.gather(cache_totals(rollouts).to(device)).view(-1, NUM_TOTALS).cpu())
         )
         if self._turns:
             totals = self.accelerator.gather(chain_totals(rollouts).to(device))

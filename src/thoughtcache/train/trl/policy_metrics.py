@@ -14,6 +14,8 @@ from torch import Tensor
 
 from thoughtcache.chains.chain import Trace, links_of
 
+TINY = 1e-30
+
 
 def sampled_log_ratio(replayed: Float[Tensor, "B T"], rollouts: Sequence[Trace]) -> Float[Tensor, " N"]:
     """Replayed minus sampled log-probability of every real thought token, rows joined; padding is left out.
@@ -48,27 +50,45 @@ def gap_metrics(log_ratio: Float[Tensor, " N"], epsilon_low: float, epsilon_high
     }
 
 
-def cache_totals(traces: Sequence[Trace]) -> Float[Tensor, " 5"]:
-    """(traces, evictions, number of states, sum of their norms, largest norm); all but the last add up.
+NUM_TOTALS = 7
 
-    The norm is Frobenius, over all numbers of each state, whatever its shape, after each eviction in each layer. The
-    evictions of a chain are those of all of its links.
+
+def cache_totals(traces: Sequence[Trace]) -> Float[Tensor, " 7"]:
+    """(traces, evictions, states, sum of their norms, largest norm, pairs, sum of their changes).
+
+    All but the largest norm add up. The norm is Frobenius, over all numbers of each state, whatever its shape, after
+    each eviction in each layer. A pair is the first and the last state of a layer, where there are several; its change
+    is the norm of their difference over the larger of their norms. The evictions of a chain are those of all of its
+    links.
     """
     records = links_of(traces)
-    norms = [
-        record.states.flatten(0, 1).flatten(1).norm(dim=1).cpu() for record in records if record.states is not None
-    ]
-    joined = torch.cat(norms).double() if norms else torch.zeros(0, dtype=torch.float64)
-    largest = joined.max().item() if joined.numel() else 0.0
+    rows = [record.states.flatten(2).double().cpu() for record in records if record.states is not None]
+    norms = _joined([states.norm(dim=2) for states in rows])
+    changes = _joined([_change(states[0], states[-1]) for states in rows if len(states) > 1])
+    largest = norms.max().item() if norms.numel() else 0.0
     evictions = sum(len(record.evictions) for record in records)
-    return torch.tensor([len(traces), evictions, joined.numel(), joined.sum().item(), largest])
+    found = (len(traces), evictions, norms.numel(), norms.sum().item(), largest, changes.numel(), changes.sum().item())
+    return torch.tensor(found)
 
 
-def cache_metrics(totals: Float[Tensor, "P 5"]) -> dict[str, float]:
+def _change(first: Float[Tensor, "L size"], last: Float[Tensor, "L size"]) -> Float[Tensor, " L"]:
+    """Relative change of each layer; 0 where both are zero."""
+    larger = torch.maximum(first.norm(dim=1), last.norm(dim=1)).clamp_min(TINY)
+    change: Tensor = (last - first).norm(dim=1) / larger
+    return change
+
+
+def _joined(values: Sequence[Tensor]) -> Tensor:
+    return torch.cat([one.flatten() for one in values]) if values else torch.zeros(0, dtype=torch.float64)
+
+
+def cache_metrics(totals: Float[Tensor, "P 7"]) -> dict[str, float]:
     """Metrics from the totals of P processes; the state's are absent where no state was recorded."""
-    traces, evictions, states, norm_sum, _ = totals.sum(dim=0).tolist()
+    traces, evictions, states, norm_sum, _, pairs, changes = totals.sum(dim=0).tolist()
     metrics = {"cache/evictions": evictions / traces}
     if states:
         metrics["state/norm_mean"] = norm_sum / states
         metrics["state/norm_max"] = totals[:, 4].max().item()
+    if pairs:
+        metrics["state/change"] = changes / pairs
     return metrics
