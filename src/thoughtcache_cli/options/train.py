@@ -1,0 +1,67 @@
+"""Options of `thoughtcache train`."""
+
+from __future__ import annotations
+
+import argparse
+
+from thoughtcache_cli.options.shared import (
+    adapter_options,
+    base_options,
+    folder_options,
+    learner_options,
+    question_options,
+)
+from thoughtcache_cli.options.thinking import add_thinking_options
+
+OUTPUT_DIR = "runs/train"
+EXAMPLES = """\
+examples:
+  thoughtcache train
+      the embedded job: a tiny reasoner, about ten minutes on two cores
+  thoughtcache train --model Qwen/Qwen2.5-3B --dataset BytedTsinghua-SIA/DAPO-Math-17k --window 1024
+  thoughtcache train --model ./model --dataset questions.jsonl --window 128 --max-new-tokens 512 \\
+      --distill-steps 50 --grpo-steps 20 --output-dir runs/mine
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add them to the parser of the command."""
+    group = parser.add_argument_group("model and data")
+    group.add_argument("--model", help="folder or hub id of a transformers model; leave out for the embedded job")
+    group.add_argument("--dataset", help="JSONL, JSON, CSV, TSV or parquet file, folder, or hub id")
+    question_options(group)
+    group.add_argument("--adapter", help="folder of a trained adapter to start from, with its settings")
+    base_options(group, "float32 (default), bfloat16 or float16")
+    group.add_argument("--task", help="embedded task: chains (default) or multiplication")
+    adapter_options(parser)
+    learner_options(parser, reuse_field="reuse_rollout")
+    group = parser.add_argument_group("training")
+    group.add_argument("--distill-steps", type=int, help="steps of cache distillation, 0 to skip (100)")
+    group.add_argument("--distill-batch-size", type=int, help="sequences per distillation step (8)")
+    group.add_argument("--distill-learning-rate", type=float, help="peak learning rate of distillation (1e-3)")
+    group.add_argument(
+        "--distill-memory-learning-rate",
+        type=float,
+        help="the same for what writes and reads the states",
+    )
+    group.add_argument("--grpo-steps", type=int, help="steps of GRPO, 0 to skip (100)")
+    group.add_argument("--group-size", type=int, help="completions per question (8)")
+    group.add_argument("--grpo-batch-size", type=int, help="completions per step and process (8)")
+    group.add_argument("--grpo-learning-rate", type=float, help="learning rate of GRPO (1e-5)")
+    group.add_argument(
+        "--grpo-memory-learning-rate",
+        type=float,
+        help="the same for what writes and reads the states",
+    )
+    add_thinking_options(parser, "GRPO alone does so; --max-new-tokens bounds all links together.")
+    group = parser.add_argument_group("run")
+    group.add_argument("--profile-memory", action="store_true", help="leave a timeline of the memory in use by GRPO")
+    group.add_argument(
+        "--held-out",
+        type=int,
+        help="questions that are asked before and after and never trained on; by default a tenth, at most 32; 0: none",
+    )
+    group.add_argument("--evaluation-size", type=int, help="test problems of the embedded job (1000)")
+    folder_options(group, OUTPUT_DIR)
+    group.add_argument("--allow-no-eviction", action="store_true", help="train even if the window holds every thought")
+    group.add_argument("--force", action="store_true", help="train even if the planner says that it does not fit")
