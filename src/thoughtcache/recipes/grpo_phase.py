@@ -24,6 +24,7 @@ from thoughtcache.report.phases import TIME_TABLE
 from thoughtcache.report.progress import plain_line
 from thoughtcache.tasks.chat import plain_prompt
 from thoughtcache.tasks.example import Example
+from thoughtcache.train.trainer_options.schedules import schedule
 
 
 def grpo_phase(
@@ -97,9 +98,11 @@ def grpo_settings(run: RunConfig, num_steps: int) -> dict[str, Any]:
         "max_completion_length": run.max_new_tokens,
         "learning_rate": run.grpo_learning_rate,
         "memory_learning_rate": run.grpo_memory_learning_rate,
+        "temperature": run.temperature,
         "beta": run.beta,
         "reuse_rollout": run.reuse_rollout,
         "pack_weights": run.pack_weights,
+        **({} if run.learning_rate_scheduler is None else schedule(run.learning_rate_scheduler)),
         **learner_options(run),
     }
 

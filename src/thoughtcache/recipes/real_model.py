@@ -49,6 +49,7 @@ from thoughtcache.report.results import environment, write_results
 from thoughtcache.tasks.example import Example
 from thoughtcache.tasks.saved_prompt import save_prompt_format
 from thoughtcache.train.checkpoints import load_weights
+from thoughtcache.train.trainer_options.reports import check_report
 
 NOT_DESCRIBED = {*TRANSIENT_OPTIONS, "task", "evaluation_size"}
 """Options of one call, and those of the embedded job."""
@@ -70,6 +71,7 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     console = console or Console()
     _ = replay_options(run)
     check_window(run, thought)
+    check_report(run.report_to)
     described = {name: value for name, value in asdict(run).items() if name not in NOT_DESCRIBED}
     folder = RunFolder(
         run.output_dir,

@@ -53,6 +53,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="the same for what writes and reads the states",
     )
+    group.add_argument("--temperature", type=float, help="of what GRPO and the teacher of distillation sample (1.0)")
+    group.add_argument(
+        "--learning-rate-scheduler",
+        help="how both learning rates move, by transformers' name: linear, cosine, constant and others; by default a "
+        "cosine down to 5 %% in distillation, and a line down to 0 in GRPO",
+    )
     add_thinking_options(parser, "GRPO alone does so; --max-new-tokens bounds all links together.")
     group = parser.add_argument_group("run")
     group.add_argument("--profile-memory", action="store_true", help="leave a timeline of the memory in use by GRPO")
@@ -60,6 +66,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--held-out",
         type=int,
         help="questions that are asked before and after and never trained on; by default a tenth, at most 32; 0: none",
+    )
+    group.add_argument(
+        "--report-to", help="where both phases report their logs: none (default), tensorboard, trackio, wandb or mlflow"
     )
     group.add_argument("--evaluation-size", type=int, help="test problems of the embedded job (1000)")
     folder_options(group, OUTPUT_DIR)

@@ -11,6 +11,8 @@ from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.learner.options import AUTO, Auto, take_savings
 from thoughtcache.policy.modes import GradientMode, Place
 from thoughtcache.tasks.maths.answer_types import ANSWER_TYPES
+from thoughtcache.train.trainer_options.reports import REPORTS
+from thoughtcache.train.trainer_options.schedules import SCHEDULERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,10 @@ class RunConfig:
         grpo_batch_size: completions per GRPO step and process, a multiple of `group_size`.
         grpo_learning_rate: learning rate of GRPO (paper: 1e-5).
         grpo_memory_learning_rate: the same for what writes and reads the states; None for no other one.
+        temperature: temperature of what training samples: completions of GRPO, and the teacher's of distillation; both are
+            scored under it. Held-out questions are answered greedily.
+        learning_rate_scheduler: how both learning rates move, one of `SCHEDULERS`; None for the own ones of the phases,
+            a cosine down to 5 % in distillation and a line down to 0 in GRPO.
         beta: weight of the KL term to the cache-consistent reference: the adapter as GRPO begins with it.
         gradient: "exact", "detached" or a number of segments.
         recompute: run segments again in the backward pass, so that memory stays flat in the length; False keeps all
@@ -64,6 +70,7 @@ class RunConfig:
         evaluation_size: problems of the embedded test split.
         held_out: questions that are asked before and after every stage of a run with GRPO, and never trained on; None
             for a tenth of them, at most 32; 0 for none.
+        report_to: where the trainers of both phases report their logs, one of `REPORTS`.
         seed: seed of all random numbers of the run.
         save_every: optimiser steps between checkpoints.
         resume: go on in `output_dir` where the last run stopped.
@@ -94,6 +101,8 @@ class RunConfig:
     grpo_batch_size: int = 8
     grpo_learning_rate: float = 1e-5
     grpo_memory_learning_rate: float | None = None
+    temperature: float = 1.0
+    learning_rate_scheduler: str | None = None
     beta: float = 0.0
     gradient: GradientMode = "exact"
     recompute: bool = True
@@ -109,6 +118,7 @@ class RunConfig:
     force: bool = False
     evaluation_size: int = 1000
     held_out: int | None = None
+    report_to: str = "none"
     seed: int = 0
     save_every: int = 50
     resume: bool = False
@@ -140,6 +150,14 @@ class RunConfig:
                     raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.held_out is not None and self.held_out < 0:
             raise ValueError(f"held_out must be at least 0 questions, got {self.held_out}")
+        one_of("report_to", self.report_to, REPORTS)
+        if self.learning_rate_scheduler is not None:
+            one_of("learning_rate_scheduler", self.learning_rate_scheduler, SCHEDULERS)
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(
+                f"temperature must be positive, got {self.temperature:g}: logits are divided by it, and greedy answers "
+                "to one question are all alike; use 1.0 or something near it"
+            )
         if self.beta < 0:
             raise ValueError(f"beta must be 0 or positive, got {self.beta}")
         if self.grpo_steps and self.group_size < 2:

@@ -1,0 +1,99 @@
+"""Options of a run on a user's model that reach both trainers: temperature, schedule, reports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tests.support.text_model import save_questions, save_text_model
+from transformers import TrainerCallback
+from transformers.integrations import integration_utils
+
+import thoughtcache as tc
+from thoughtcache.recipes.real_model import run_real_model
+from thoughtcache.recipes.run.config import RunConfig
+from thoughtcache.train.trainer_options import reports
+from thoughtcache.train.trainer_options.schedules import SCHEDULERS, schedule
+
+
+@pytest.fixture(scope="module")
+def user(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("user")
+    save_text_model(folder / "model")
+    save_questions(folder / "questions.jsonl")
+    return folder
+
+
+def train(user: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    settings = {
+        "model": str(user / "model"), "dataset": str(user / "questions.jsonl"), "output_dir": str(output),
+        "max_new_tokens": 9, "distill_steps": 3, "distill_batch_size": 2, "grpo_steps": 3, "group_size": 2,
+        "grpo_batch_size": 2, "held_out": 0,
+    }  # fmt: skip
+    thought = tc.ThoughtConfig(r=3, num_global_tokens=5, window=4)
+    return run_real_model(RunConfig(**{**settings, **changes}), thought, Console(quiet=True))
+
+
+def test_a_temperature_is_that_of_the_teacher_and_of_grpo(user: Path, tmp_path: Path) -> None:
+    """Near 0 all completions to a question are the greedy one, and the teacher's samples are as well."""
+    train(user, tmp_path / "cold", temperature=1e-4)
+    rows = [json.loads(line) for line in (tmp_path / "cold" / "grpo" / "rollouts.jsonl").read_text().splitlines()]
+    for first, second in zip(rows[::2], rows[1::2], strict=True):
+        assert first["completion"] == second["completion"]
+    train(user, tmp_path / "warm")
+    cold, warm = ((tmp_path / name / "phases" / "teacher.samples").read_bytes() for name in ("cold", "warm"))
+    assert cold != warm
+    with pytest.raises(ValueError, match=r"other settings \(temperature\)"):
+        train(user, tmp_path / "cold", temperature=0.5, resume=True)
+
+
+def test_a_schedule_moves_the_learning_rate_of_both_phases(user: Path, tmp_path: Path) -> None:
+    train(user, tmp_path, learning_rate_scheduler="constant", save_every=3)
+    for phase, rate in (("distill", 1e-3), ("grpo", 1e-5)):
+        state = json.loads((tmp_path / phase / "checkpoint-3" / "trainer_state.json").read_text())
+        rates = [record["learning_rate"] for record in state["log_history"] if "learning_rate" in record]
+        assert rates == [rate] * 3
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_schedule_can_be_made(name: str) -> None:
+    import torch
+    from transformers import TrainingArguments, get_scheduler
+
+    arguments = TrainingArguments(output_dir="none", **schedule(name))
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+    made = get_scheduler(
+        arguments.lr_scheduler_type, optimizer, 1, 4, scheduler_specific_kwargs=arguments.lr_scheduler_kwargs
+    )
+    assert made.get_last_lr() == [0.0] or name in ("constant", "inverse_sqrt")
+
+
+def test_a_report_gets_the_logs_of_both_phases(user: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str | None, set[str]]] = []
+
+    class Report(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            told.append((args.run_name, set(logs)))
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "trackio", Report)
+    monkeypatch.setitem(reports.AVAILABLE, "trackio", lambda: True)
+    train(user, tmp_path / "mine", report_to="trackio")
+    assert any(name == "mine-distill" and "loss" in keys for name, keys in told)
+    assert any(name == "mine-grpo" and "reward" in keys for name, keys in told)
+    told.clear()
+    train(user, tmp_path / "other")
+    assert told == []
+
+
+def test_a_missing_report_is_refused_before_anything_is_read(
+    user: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(reports.AVAILABLE, "wandb", lambda: False)
+    with pytest.raises(ValueError, match=r"report_to=wandb needs .* pip install wandb"):
+        train(user, tmp_path, dataset="none.jsonl", report_to="wandb")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="pip install wandb"):
+        tc.DistillConfig(output_dir="none", report_to="wandb")
