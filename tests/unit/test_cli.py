@@ -137,6 +137,12 @@ TRAIN = {
     "group of one": (["--group-size", "1"], "got 1", "at least 2"),
     "learning rate": (["--distill-learning-rate", "-1"], "got -1", "must be positive"),
     "learning rate of GRPO": (["--grpo-learning-rate", "0"], "got 0", "must be positive"),
+    "long prompts": (
+        ["--max-prompt-tokens", "2"],
+        "--max-prompt-tokens 2 .* the shortest prompt has 3",
+        "raise it to 3",
+    ),
+    "bound on prompts": (["--max-prompt-tokens", "0"], "got 0", "at least 1"),
     "greedy training": (["--temperature", "0"], "--temperature .*got 0", "use 1.0"),
     "schedule": (["--learning-rate-scheduler", "stairs"], "--learning-rate-scheduler stairs", "choose one of .*cosine"),
     "report": (["--report-to", "paper"], "--report-to paper", "choose one of .*tensorboard"),

@@ -1,4 +1,4 @@
-"""Options of a run on a user's model that reach both trainers: temperature, schedule, reports."""
+"""What a run on a user's model is asked for beside its adapter: temperature, schedule, reports, which questions."""
 
 from __future__ import annotations
 
@@ -27,12 +27,15 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+SMALL: dict[str, Any] = {
+    "max_new_tokens": 9, "distill_steps": 3, "distill_batch_size": 2, "grpo_steps": 3, "group_size": 2,
+    "grpo_batch_size": 2, "held_out": 0,
+}  # fmt: skip
+
+
 def train(user: Path, output: Path, **changes: Any) -> dict[str, Any]:
-    settings = {
-        "model": str(user / "model"), "dataset": str(user / "questions.jsonl"), "output_dir": str(output),
-        "max_new_tokens": 9, "distill_steps": 3, "distill_batch_size": 2, "grpo_steps": 3, "group_size": 2,
-        "grpo_batch_size": 2, "held_out": 0,
-    }  # fmt: skip
+    own = {"model": str(user / "model"), "dataset": str(user / "questions.jsonl"), "output_dir": str(output)}
+    settings = {**SMALL, **own}
     thought = tc.ThoughtConfig(r=3, num_global_tokens=5, window=4)
     return run_real_model(RunConfig(**{**settings, **changes}), thought, Console(quiet=True))
 
@@ -97,3 +100,14 @@ def test_a_missing_report_is_refused_before_anything_is_read(
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="pip install wandb"):
         tc.DistillConfig(output_dir="none", report_to="wandb")
+
+
+def test_long_prompts_are_left_out_and_counted(user: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Prompts are one to four words between two other tokens."""
+    settings = {"max_prompt_tokens": 5, "grpo_steps": 1, "distill_steps": 0, "dataset": str(user / "questions.jsonl")}
+    run = RunConfig(**{**SMALL, **settings, "model": str(user / "model"), "output_dir": str(tmp_path)})
+    run_real_model(run, tc.ThoughtConfig(r=3, num_global_tokens=5, window=4), Console(width=200))
+    assert "left out 1 of 6 questions, whose prompts are longer than 5 tokens (the longest has 6)" in (
+        capsys.readouterr().out
+    )
+    assert json.loads((tmp_path / "run.json").read_text())["max_prompt_tokens"] == 5

@@ -24,7 +24,7 @@ from thoughtcache.recipes.grpo_phase import thinking_of
 from thoughtcache.recipes.load_adapter import WEIGHTS, adapted_model
 from thoughtcache.recipes.load_model import load_tokenizer
 from thoughtcache.recipes.plan.fit import fitted
-from thoughtcache.recipes.prompts import encode_examples, examples_of
+from thoughtcache.recipes.prompts import encode_examples, examples_of, no_longer_than
 from thoughtcache.recipes.run.checks import (
     check_link_window,
     check_more_distillation,
@@ -88,6 +88,7 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     examples, prompts = encode_examples(
         tokenizer, examples, instruction=run.instruction or None, bad_rows=run.bad_rows, report=report
     )
+    examples, prompts = no_longer_than(examples, prompts, run.max_prompt_tokens, report)
     asked: Questions = [], []
     every, every_example = prompts, examples
     if run.grpo_steps:

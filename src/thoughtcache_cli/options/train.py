@@ -30,6 +30,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--model", help="folder or hub id of a transformers model; leave out for the embedded job")
     group.add_argument("--dataset", help="JSONL, JSON, CSV, TSV or parquet file, folder, or hub id")
     question_options(group)
+    group.add_argument(
+        "--max-prompt-tokens", type=int, help="leave out questions with longer prompts, and say how many; none is cut"
+    )
     group.add_argument("--adapter", help="folder of a trained adapter to start from, with its settings")
     base_options(group, "float32 (default), bfloat16 or float16")
     group.add_argument("--task", help="embedded task: chains (default) or multiplication")

@@ -32,6 +32,7 @@ class RunConfig:
         answer_type: how answers are compared, one of `ANSWER_TYPES`; "auto" takes it from each reference.
         instruction: text put after each question, such as "Put the final answer in \boxed{}."; "" for none.
         limit: use only the first rows of the data set; rows that are dropped count.
+        max_prompt_tokens: leave out questions whose prompts are longer; prompts are never cut. None for no bound.
         bad_rows: "refuse" rows without a usable question or reference (by name, before anything is loaded), or "drop".
         adapter: folder of a trained adapter to start from instead of a new one.
         task: embedded task, "chains" or "multiplication".
@@ -47,8 +48,8 @@ class RunConfig:
         grpo_batch_size: completions per GRPO step and process, a multiple of `group_size`.
         grpo_learning_rate: learning rate of GRPO (paper: 1e-5).
         grpo_memory_learning_rate: the same for what writes and reads the states; None for no other one.
-        temperature: temperature of what training samples: completions of GRPO, and the teacher's of distillation; both are
-            scored under it. Held-out questions are answered greedily.
+        temperature: temperature of what training samples, in GRPO and by the teacher of distillation, and of its scores.
+            Held-out questions are answered greedily.
         learning_rate_scheduler: how both learning rates move, one of `SCHEDULERS`; None for the own ones of the phases,
             a cosine down to 5 % in distillation and a line down to 0 in GRPO.
         beta: weight of the KL term to the cache-consistent reference: the adapter as GRPO begins with it.
@@ -86,6 +87,7 @@ class RunConfig:
     answer_type: str = "auto"
     instruction: str = ""
     limit: int | None = None
+    max_prompt_tokens: int | None = None
     bad_rows: Literal["refuse", "drop"] = "refuse"
     adapter: str | None = None
     task: str = "chains"
@@ -140,6 +142,7 @@ class RunConfig:
             raise ValueError("reuse_rollout goes with recompute; leave out --reuse-rollout or --no-recompute")
         if self.chunk_tokens != AUTO:
             at_least_one(self, "chunk_tokens", optional=True)
+        at_least_one(self, "max_prompt_tokens", optional=True)
         at_least_one(self, "max_new_tokens", "distill_batch_size", "group_size", "grpo_batch_size", "evaluation_size")
         for name in ("distill_steps", "grpo_steps", "save_every"):
             if getattr(self, name) < 0:
