@@ -224,7 +224,9 @@ def _plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     group = parser.add_argument_group("run")
     group.add_argument("--objective", help="grpo (default) or distill: cache distillation")
     group.add_argument("--prompt-tokens", type=int, help="longest prompt (512)")
-    group.add_argument("--batch", type=int, help="completions in one micro-batch of the learner (8)")
+    group.add_argument(
+        "--batch", type=int, help="completions in one micro-batch of the learner, also below --group (8)"
+    )
     group.add_argument("--group", type=int, help="completions per prompt (8)")
     group.add_argument(
         "--rollout-batch", type=int, help="completions decoded at once (larger of batch and group; distill: 4 batches)"

@@ -12,7 +12,8 @@ Options = Mapping[str, Any]
 ON_TEXTS = ("state-use", "anatomy", "attention-share", "sinks")
 _DISTILLATION = ("distill_batch_size", "distill_learning_rate", "distill_memory_learning_rate")
 _GRPO = (
-    "group_size", "grpo_batch_size", "grpo_learning_rate", "grpo_memory_learning_rate", "beta", "reuse_rollout",
+    "group_size", "grpo_batch_size", "gradient_accumulation", "grpo_learning_rate", "grpo_memory_learning_rate",
+    "beta", "reuse_rollout",
     "profile_memory", "answer_column", "answer_type", "thinking", "held_out",
 )  # fmt: skip
 _SHAPE = (

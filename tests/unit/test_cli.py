@@ -137,6 +137,11 @@ TRAIN = {
     "group of one": (["--group-size", "1"], "got 1", "at least 2"),
     "learning rate": (["--distill-learning-rate", "-1"], "got -1", "must be positive"),
     "learning rate of GRPO": (["--grpo-learning-rate", "0"], "got 0", "must be positive"),
+    "micro-batches": (
+        ["--gradient-accumulation", "3"],
+        "--gradient-accumulation 3 must divide --grpo-batch-size 8",
+        "one of .*4",
+    ),
     "long prompts": (
         ["--max-prompt-tokens", "2"],
         "--max-prompt-tokens 2 .* the shortest prompt has 3",

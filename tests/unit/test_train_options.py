@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import load_peft_weights
 from rich.console import Console
 from tests.support.text_model import save_questions, save_text_model
 from transformers import TrainerCallback
@@ -15,6 +16,7 @@ from transformers.integrations import integration_utils
 import thoughtcache as tc
 from thoughtcache.recipes.real_model import run_real_model
 from thoughtcache.recipes.run.config import RunConfig
+from thoughtcache.train import rewards
 from thoughtcache.train.trainer_options import reports
 from thoughtcache.train.trainer_options.schedules import SCHEDULERS, schedule
 
@@ -111,3 +113,33 @@ def test_long_prompts_are_left_out_and_counted(user: Path, tmp_path: Path, capsy
         capsys.readouterr().out
     )
     assert json.loads((tmp_path / "run.json").read_text())["max_prompt_tokens"] == 5
+
+
+def test_micro_batches_below_a_group_take_the_step_of_the_whole_batch(
+    user: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same completions and, up to rounding, the same adapter."""
+
+    def ends_early(completions: list[str], **columns: Any) -> list[float]:
+        return [float(len(text)) for text in completions]
+
+    monkeypatch.setattr(rewards, "math_correctness", ends_early)
+    settings = {
+        "group_size": 4,
+        "grpo_batch_size": 4,
+        "grpo_learning_rate": 1e-2,
+        "grpo_steps": 1,
+        "max_new_tokens": 12,
+    }
+    for name, count in (("whole", 1), ("split", 4)):
+        train(user, tmp_path / name, gradient_accumulation=count, **settings)
+    start = load_peft_weights(str(tmp_path / "whole" / "distill" / "adapter"), device="cpu")
+    whole, split = (load_peft_weights(str(tmp_path / n / "adapter"), device="cpu") for n in ("whole", "split"))
+    moved = sum(float((whole[name] - start[name]).square().sum()) for name in whole) ** 0.5
+    apart = sum(float((whole[name] - split[name]).square().sum()) for name in whole) ** 0.5
+    assert moved > 1e-2
+    assert apart < 1e-2 * moved
+    lines = [(tmp_path / n / "grpo" / "rollouts.jsonl").read_text().splitlines() for n in ("whole", "split")]
+    first, second = ([json.loads(line)["completion"] for line in own] for own in lines)
+    assert len(first) == 4
+    assert sorted(first) == sorted(second)

@@ -111,7 +111,8 @@ def train_grpo(
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     save_adapter(model, folder / "adapter")
     records = [record for record in trainer.state.log_history if "reward" in record]
-    seconds = step_seconds("this run", records, settings["per_device_train_batch_size"])
+    completions = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    seconds = step_seconds("this run", records, completions)
     if seconds is not None:
         write_phase_seconds(folder, [seconds])
     if run.profile_memory:

@@ -93,7 +93,8 @@ def grpo_settings(run: RunConfig, num_steps: int) -> dict[str, Any]:
     """The fields of `ThoughtGRPOConfig` that a run sets, for so many optimiser steps."""
     return {
         "max_steps": num_steps,
-        "per_device_train_batch_size": run.grpo_batch_size,
+        "per_device_train_batch_size": run.grpo_batch_size // run.gradient_accumulation,
+        "gradient_accumulation_steps": run.gradient_accumulation,
         "num_generations": run.group_size,
         "max_completion_length": run.max_new_tokens,
         "learning_rate": run.grpo_learning_rate,

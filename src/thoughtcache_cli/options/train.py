@@ -50,6 +50,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--grpo-steps", type=int, help="steps of GRPO, 0 to skip (100)")
     group.add_argument("--group-size", type=int, help="completions per question (8)")
     group.add_argument("--grpo-batch-size", type=int, help="completions per step and process (8)")
+    group.add_argument(
+        "--gradient-accumulation",
+        type=int,
+        help="micro-batches that GRPO's learner takes them in, also below a group: less memory, the same step (1)",
+    )
     group.add_argument("--grpo-learning-rate", type=float, help="learning rate of GRPO (1e-5)")
     group.add_argument(
         "--grpo-memory-learning-rate",

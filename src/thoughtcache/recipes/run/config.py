@@ -46,9 +46,11 @@ class RunConfig:
         grpo_steps: optimiser steps of GRPO, 0 to skip it.
         group_size: completions per question (G of GRPO).
         grpo_batch_size: completions per GRPO step and process, a multiple of `group_size`.
+        gradient_accumulation: micro-batches that the learner takes these completions in; a micro-batch may be smaller
+            than a group. Gradients are those of the whole step, in less memory.
         grpo_learning_rate: learning rate of GRPO (paper: 1e-5).
         grpo_memory_learning_rate: the same for what writes and reads the states; None for no other one.
-        temperature: temperature of what training samples, in GRPO and by the teacher of distillation, and of its scores.
+        temperature: temperature of what training samples, in GRPO and by the teacher of distillation, and scores.
             Held-out questions are answered greedily.
         learning_rate_scheduler: how both learning rates move, one of `SCHEDULERS`; None for the own ones of the phases,
             a cosine down to 5 % in distillation and a line down to 0 in GRPO.
@@ -101,6 +103,7 @@ class RunConfig:
     grpo_steps: int = 100
     group_size: int = 8
     grpo_batch_size: int = 8
+    gradient_accumulation: int = 1
     grpo_learning_rate: float = 1e-5
     grpo_memory_learning_rate: float | None = None
     temperature: float = 1.0
@@ -143,7 +146,15 @@ class RunConfig:
         if self.chunk_tokens != AUTO:
             at_least_one(self, "chunk_tokens", optional=True)
         at_least_one(self, "max_prompt_tokens", optional=True)
-        at_least_one(self, "max_new_tokens", "distill_batch_size", "group_size", "grpo_batch_size", "evaluation_size")
+        at_least_one(
+            self,
+            "gradient_accumulation",
+            "max_new_tokens",
+            "distill_batch_size",
+            "group_size",
+            "grpo_batch_size",
+            "evaluation_size",
+        )
         for name in ("distill_steps", "grpo_steps", "save_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
@@ -170,6 +181,12 @@ class RunConfig:
         if self.grpo_batch_size % self.group_size:
             raise ValueError(
                 f"grpo_batch_size={self.grpo_batch_size} must be a multiple of group_size={self.group_size}"
+            )
+        if self.grpo_batch_size % self.gradient_accumulation:
+            raise ValueError(
+                f"gradient_accumulation={self.gradient_accumulation} must divide "
+                f"grpo_batch_size={self.grpo_batch_size}, which it splits into equal micro-batches; use one of "
+                f"{[n for n in range(1, self.grpo_batch_size + 1) if self.grpo_batch_size % n == 0]}"
             )
         if self.model is not None and self.dataset is None:
             raise ValueError("a model needs data: add --dataset with a file, folder or hub id")
