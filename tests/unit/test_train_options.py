@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
 import thoughtcache as tc
+from thoughtcache.recipes import real_model
 from thoughtcache.recipes.real_model import run_real_model
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.train import rewards
@@ -143,3 +145,28 @@ def test_micro_batches_below_a_group_take_the_step_of_the_whole_batch(
     first, second = ([json.loads(line)["completion"] for line in own] for own in lines)
     assert len(first) == 4
     assert sorted(first) == sorted(second)
+
+
+def test_a_dry_run_shows_prompts_and_plan_and_writes_nothing(
+    user: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*arguments: Any, **settings: Any) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(real_model, "adapted_model", refuse)
+    own = {"model": str(user / "model"), "dataset": str(user / "questions.jsonl"), "output_dir": str(tmp_path / "none")}
+    run = RunConfig(**{**SMALL, **own}, instruction="w7 w8", dry_run=True)
+    shown = run_real_model(run, tc.ThoughtConfig(r=3, num_global_tokens=5, window=4), Console(width=200))
+    assert not (tmp_path / "none").exists()
+    assert len(shown["prompts"]) == 3
+    assert all("w7 w8" in text for text in shown["prompts"])
+    assert set(shown["planned_bytes"]) == {"distillation", "GRPO"}
+    printed = capsys.readouterr().out
+    for text in (*shown["prompts"], "6 questions, prompts of", "answer '0'", "memory by phase", "dry run: nothing was"):
+        assert text in printed
+    with pytest.raises(AssertionError, match="weights were read"):
+        run_real_model(replace(run, dry_run=False), tc.ThoughtConfig(r=3, window=4), Console(quiet=True))
+    with pytest.raises(ValueError, match="the embedded job has its own; add --model"):
+        RunConfig(dry_run=True)
+    with pytest.raises(ValueError, match="quick=True shortens the embedded job"):
+        RunConfig(**own, quick=True)

@@ -29,7 +29,8 @@ def examples_of(run: RunConfig, report: Report) -> list[Example]:
         answer_column=run.answer_column,
         answer_type=run.answer_type,
         limit=run.limit,
-        need_answers=run.grpo_steps > 0,
+        need_answers=run.grpo_steps > 0 and run.reward is None,
+        keep_columns=run.reward is not None,
         bad_rows=run.bad_rows,
         report=report,
     )

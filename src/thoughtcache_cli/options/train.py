@@ -63,6 +63,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--temperature", type=float, help="of what GRPO and the teacher of distillation sample (1.0)")
     group.add_argument(
+        "--reward",
+        action="append",
+        metavar="MODULE:FUNCTION",
+        help="a reward of your own as TRL takes it, found from the working directory; may be given repeatedly; by "
+        "default right answers count 1",
+    )
+    group.add_argument(
+        "--reward-weight", type=float, action="append", metavar="WEIGHT", help="one for each --reward, in their order"
+    )
+    group.add_argument(
         "--learning-rate-scheduler",
         help="how both learning rates move, by transformers' name: linear, cosine, constant and others; by default a "
         "cosine down to 5 %% in distillation, and a line down to 0 in GRPO",
@@ -80,5 +90,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--evaluation-size", type=int, help="test problems of the embedded job (1000)")
     folder_options(group, OUTPUT_DIR)
+    group.add_argument(
+        "--dry-run", action="store_true", help="show the first prompts and the plan; train nothing, write nothing"
+    )
+    group.add_argument(
+        "--quick", action="store_true", help="the embedded job in about a minute, for a first look: shortened"
+    )
     group.add_argument("--allow-no-eviction", action="store_true", help="train even if the window holds every thought")
     group.add_argument("--force", action="store_true", help="train even if the planner says that it does not fit")

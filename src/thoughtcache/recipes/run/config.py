@@ -54,6 +54,9 @@ class RunConfig:
             Held-out questions are answered greedily.
         learning_rate_scheduler: how both learning rates move, one of `SCHEDULERS`; None for the own ones of the phases,
             a cosine down to 5 % in distillation and a line down to 0 in GRPO.
+        reward: reward functions of GRPO, each as `package.module:function`, in TRL's signature; None for
+            `thoughtcache.train.rewards:math_correctness`.
+        reward_weight: weights of the rewards, one each; None weighs all alike.
         beta: weight of the KL term to the cache-consistent reference: the adapter as GRPO begins with it.
         gradient: "exact", "detached" or a number of segments.
         recompute: run segments again in the backward pass, so that memory stays flat in the length; False keeps all
@@ -75,6 +78,8 @@ class RunConfig:
             for a tenth of them, at most 32; 0 for none.
         report_to: where the trainers of both phases report their logs, one of `REPORTS`.
         seed: seed of all random numbers of the run.
+        dry_run: read the data, print the first prompts and the plan, and end there; nothing is written or trained.
+        quick: a shortened embedded job, about a minute, whose figures say nothing about the method.
         save_every: optimiser steps between checkpoints.
         resume: go on in `output_dir` where the last run stopped.
         overwrite: start anew in an `output_dir` that holds another run.
@@ -108,6 +113,8 @@ class RunConfig:
     grpo_memory_learning_rate: float | None = None
     temperature: float = 1.0
     learning_rate_scheduler: str | None = None
+    reward: list[str] | None = None
+    reward_weight: list[float] | None = None
     beta: float = 0.0
     gradient: GradientMode = "exact"
     recompute: bool = True
@@ -125,6 +132,8 @@ class RunConfig:
     held_out: int | None = None
     report_to: str = "none"
     seed: int = 0
+    dry_run: bool = False
+    quick: bool = False
     save_every: int = 50
     resume: bool = False
     overwrite: bool = False
@@ -176,11 +185,20 @@ class RunConfig:
             raise ValueError(f"beta must be 0 or positive, got {self.beta}")
         if self.grpo_steps and self.group_size < 2:
             raise ValueError(f"group_size must be at least 2 to compare answers, got {self.group_size}")
+        if self.quick and self.model is not None:
+            raise ValueError("quick=True shortens the embedded job, and there is a model; set steps of it instead")
+        if self.dry_run and self.model is None:
+            raise ValueError("dry_run=True looks at a model and data, and the embedded job has its own; add --model")
         if self.resume and self.overwrite:
             raise ValueError("resume=True goes on with a run and overwrite=True forgets it; give one of them")
         if self.grpo_batch_size % self.group_size:
             raise ValueError(
                 f"grpo_batch_size={self.grpo_batch_size} must be a multiple of group_size={self.group_size}"
+            )
+        if self.reward_weight is not None and len(self.reward_weight) != len(self.reward or ()):
+            raise ValueError(
+                f"reward_weight={self.reward_weight} is one weight for each reward, of which there are "
+                f"{len(self.reward or ())}; give as many of both"
             )
         if self.grpo_batch_size % self.gradient_accumulation:
             raise ValueError(
