@@ -20,6 +20,7 @@ USER_ERRORS: tuple[type[Exception], ...] = (ValueError, OSError, SafetensorError
 
 _EMBEDDED_FIELDS = {
     "output_dir", "task", "seed", "evaluation_size", "save_every", "resume", "overwrite", "profile_memory",
+    "quick",
 }  # fmt: skip
 _RUN_FIELDS = {field.name for field in dataclasses.fields(RunConfig)}
 

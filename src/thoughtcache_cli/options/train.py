@@ -17,7 +17,7 @@ OUTPUT_DIR = "runs/train"
 EXAMPLES = """\
 examples:
   thoughtcache train
-      the embedded job: a tiny reasoner, about ten minutes on two cores
+      the embedded job: a tiny reasoner, about ten minutes on two cores; with --quick a look at it in about one
   thoughtcache train --model Qwen/Qwen2.5-3B --dataset BytedTsinghua-SIA/DAPO-Math-17k --window 1024
   thoughtcache train --model ./model --dataset questions.jsonl --window 128 --max-new-tokens 512 \\
       --distill-steps 50 --grpo-steps 20 --output-dir runs/mine
