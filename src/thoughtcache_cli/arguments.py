@@ -133,7 +133,7 @@ def _train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def _generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    summary = "answer one question with a trained adapter"
+    summary = "answer a question, a file of questions or a chat with a trained adapter"
     add_generate_options(_command(commands, "generate", summary, GENERATE_EXAMPLES))
 
 

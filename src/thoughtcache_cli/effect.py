@@ -154,6 +154,11 @@ RULES: dict[str, tuple[Rule, ...]] = {
             when=lambda options: options["temperature"] == 0,
             reason="changes nothing at --temperature 0, where nothing is drawn; leave it out, or set a temperature",
         ),
+        Rule(
+            names=("output", "prompt_column", "limit", "batch_size", "resume", "overwrite"),
+            when=lambda options: "questions" not in options,
+            reason="is about a file of questions; leave it out, or add --questions",
+        ),
     ),
     "eval": (
         _OF_THINKING,

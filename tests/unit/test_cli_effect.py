@@ -18,6 +18,8 @@ ASK = ["generate", "q", "--model", "m", "--adapter", "a"]
 CASES: dict[str, tuple[list[str], str, list[str]]] = {
     "task": ([*OWN, "--task", "chains"], "--task", ["train", "--task", "chains"]),
     "evaluation size": ([*OWN, "--evaluation-size", "9"], "--evaluation-size", ["train", "--evaluation-size", "9"]),
+    "output of one question": ([*ASK, "--output", "o"], "--output",
+                               [ASK[0], *ASK[2:], "--questions", "q", "--output", "o"]),
     "quick": ([*OWN, "--quick"], "--quick", ["train", "--quick"]),
     "weight of no reward": ([*OWN, "--reward-weight", "1"], "--reward-weight",
                             [*OWN, "--reward", "a:b", "--reward-weight", "1"]),
