@@ -19,6 +19,8 @@ from thoughtcache_cli.options.distill import add_options as add_distill_options
 from thoughtcache_cli.options.eval import EXAMPLES as EVAL_EXAMPLES
 from thoughtcache_cli.options.eval import OUTPUT_DIR as EVAL_OUTPUT_DIR
 from thoughtcache_cli.options.eval import add_options as add_eval_options
+from thoughtcache_cli.options.export import EXAMPLES as EXPORT_EXAMPLES
+from thoughtcache_cli.options.export import add_options as add_export_options
 from thoughtcache_cli.options.generate import EXAMPLES as GENERATE_EXAMPLES
 from thoughtcache_cli.options.generate import add_options as add_generate_options
 from thoughtcache_cli.options.perplexity import EXAMPLES as PERPLEXITY_EXAMPLES
@@ -82,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _train(commands)
     _generate(commands)
+    _export(commands)
     _eval(commands)
     _scale(commands)
     _perplexity(commands)
@@ -135,6 +138,11 @@ def _train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 def _generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     summary = "answer a question, a file of questions or a chat with a trained adapter"
     add_generate_options(_command(commands, "generate", summary, GENERATE_EXAMPLES))
+
+
+def _export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    summary = "an adapter as a folder for the hub, with a model card that says what is known of it"
+    add_export_options(_command(commands, "export", summary, EXPORT_EXAMPLES))
 
 
 def _eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

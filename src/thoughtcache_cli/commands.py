@@ -114,6 +114,13 @@ def _typed() -> Iterator[str]:
             return
 
 
+def export(options: dict[str, Any]) -> None:
+    """`thoughtcache export`: make a folder for the hub."""
+    from thoughtcache.recipes.export.folder import export_adapter
+
+    export_adapter(**options)
+
+
 def evaluate(options: dict[str, Any]) -> None:
     """`thoughtcache eval`: the suites of a model, or two runs beside each other."""
     if "compare" in options:
@@ -251,6 +258,7 @@ def quieten_libraries() -> None:
 COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {
     "train": train,
     "generate": generate,
+    "export": export,
     "eval": evaluate,
     "scale": scale,
     "perplexity": perplexity,

@@ -160,6 +160,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
             reason="is about a file of questions; leave it out, or add --questions",
         ),
     ),
+    "export": (),
     "eval": (
         _OF_THINKING,
         Rule(
