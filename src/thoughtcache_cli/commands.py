@@ -75,6 +75,7 @@ def generate(options: dict[str, Any]) -> None:
     from thoughtcache.recipes.generate.chat import chat, read_messages
     from thoughtcache.recipes.generate.many import Questions, answer_questions
 
+    options = dict(options)  # an interruption looks at what was given
     given = [name for name in ("prompt", "messages", "questions") if name in options]
     chats = options.pop("chat", False)
     if len(given) > 1 or (chats and given not in ([], ["messages"])) or not (given or chats):

@@ -68,13 +68,18 @@ def test_the_card_has_settings_training_and_figures_of_the_run(place: Path, tmp_
         shown = f"{100 * share['value']:.1f} % ({100 * share['low']:.1f}-{100 * share['high']:.1f})"
         assert f"| {name} | {shown} |" in card.text
     for part in (
-        f"for `{BASE}`", "of the thoughts 4 thoughts", "rule `linear`", "| `r` | `3` |", "2 held-out questions",
+        f"for `{BASE}`", "with it 4 thoughts", "rule `linear`", "| `r` | `3` |", "2 held-out questions",
         "| dataset | questions.jsonl |", "| grpo_steps | 1 |", "| beta | 0.25 |", "| stage | the end of the run |",
-        "| instruction | w7 |", "at most 9 tokens", "import thoughtcache", 'from_pretrained("mine")', "one seed",
+        "| instruction | w7 |", "| seed | 0 |",
+        "| `target_modules` | `['down_proj', 'gate_proj', 'k_proj', 'o_proj', 'q_proj', 'up_proj', 'v_proj']` |",
+        "at most 9 tokens", "import thoughtcache", 'from_pretrained("mine")', "one seed",
         f"torch {torch.__version__}",
     ):  # fmt: skip
         assert part in card.text, part
     assert str(place) not in card.text
+    assert "| split |" not in card.text
+    places = [card.text.index(f"| {name} |") for name in ("base, full cache", "base, window", "after GRPO")]
+    assert places == sorted(places)
 
 
 def test_a_stage_of_a_run_is_named(place: Path, tmp_path: Path) -> None:
@@ -134,7 +139,7 @@ def test_the_command_wants_a_base_that_others_can_find(
     [
         ({"window": None, "initial_state": "identity", "absorb": False}, "it keeps the full cache"),
         ({"window": 8, "initial_state": "identity", "absorb": False}, "this is LoRA under that cache"),
-        ({"window": "prompt", "eviction": "h2o"}, "as many thoughts as the prompt has tokens (eviction policy `h2o`"),
+        ({"window": "prompt", "eviction": "h2o"}, "as many thoughts as it has tokens (eviction policy `h2o`"),
         ({"window": 8, "memory": "attention"}, "written to a memory inside attention (`linear` writes)"),
         ({"window": 8, "memory": "both"}, "(rule `linear`) and a memory inside attention"),
     ],

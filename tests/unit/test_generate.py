@@ -208,3 +208,29 @@ def test_the_command_takes_one_way_of_asking(
         capsys.readouterr()
         assert main(["generate", *arguments, *common]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_an_interruption_keeps_what_was_answered_and_says_how_to_go_on(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add = many.RecordFile.add
+    written: list[int] = []
+
+    def interrupted(self: Any, record: Any) -> None:
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(record.index)
+        add(self, record)
+
+    output = tmp_path / "answers.jsonl"
+    command = [
+        "generate", "--model", str(place / "model"), "--adapter", str(place / "adapter"), "--max-new-tokens", "4",
+        "--questions", str(place / "questions.jsonl"), "--output", str(output), "--batch-size", "1",
+    ]  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(many.RecordFile, "add", interrupted)
+        assert main(command) == 130
+    assert "run the same command with --resume" in capsys.readouterr().err
+    assert [line["index"] for line in lines(output)] == written == [0, 1]
+    assert main([*command, "--resume"]) == 0
+    assert [line["index"] for line in lines(output)] == list(range(6))

@@ -162,7 +162,13 @@ def test_a_dry_run_shows_prompts_and_plan_and_writes_nothing(
     assert all("w7 w8" in text for text in shown["prompts"])
     assert set(shown["planned_bytes"]) == {"distillation", "GRPO"}
     printed = capsys.readouterr().out
-    for text in (*shown["prompts"], "6 questions, prompts of", "answer '0'", "memory by phase", "dry run: nothing was"):
+    for text in (
+        *shown["prompts"],
+        "6 questions to train on, prompts of",
+        "answer '0'",
+        "memory by phase",
+        "dry run: nothing was",
+    ):
         assert text in printed
     with pytest.raises(AssertionError, match="weights were read"):
         run_real_model(replace(run, dry_run=False), tc.ThoughtConfig(r=3, window=4), Console(quiet=True))

@@ -112,7 +112,8 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     shown = print_prompts(prompts, examples, tokenizer, console) if run.dry_run else []
     run, chosen = fitted(run, thought, config, every, console, stored=(folder.stored or {}).get("chosen"))
     if run.dry_run:
-        report(chosen)
+        if chosen:
+            report(chosen)
         available = usable_bytes(free_bytes("cuda" if torch.cuda.is_available() else "cpu"))
         planned = print_run_plan(run, thought, config, every, available, console)
         plain_line(console, "dry run: nothing was trained and nothing was written")

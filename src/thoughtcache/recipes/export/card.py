@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -23,7 +24,7 @@ A ThoughtCache adapter (PEFT type `THOUGHT`) for `{{ base }}`. The model thinks 
 {{ cache }} {{ memory }}
 
 ## How to load it
-It needs `pip install thoughtcache` beside `peft` and `transformers`; without the import PEFT does not know its type.
+It needs the package `thoughtcache` beside `peft` and `transformers`; without the import PEFT does not know its type.
 
 ```python
 {{ code }}
@@ -71,7 +72,7 @@ def make_card(
         license=license_name,
         tags=sorted({*TAGS, "transformers"}),
     )
-    settings = [[f"`{name}`", f"`{value!r}`"] for name, value in adapter_settings(config).items()]
+    settings = [[f"`{name}`", f"`{_shown(value)!r}`"] for name, value in adapter_settings(config).items()]
     rows = [] if record is None else training_rows(record)
     found = None if record is None else measured_rows(record)
     card: ModelCard = ModelCard.from_template(
@@ -94,9 +95,9 @@ def cache_sentence(config: ThoughtConfig) -> str:
     """The window and who leaves it, in a sentence."""
     if config.window is None:
         return "it keeps the full cache, so that the cache grows with the thoughts."
-    size = "as many thoughts as the prompt has tokens" if config.window == "prompt" else f"{config.window} thoughts"
+    size = "as many thoughts as it has tokens" if config.window == "prompt" else f"{config.window} thoughts"
     return (
-        f"the prompt stays, and of the thoughts {size} (eviction policy `{config.eviction}`, "
+        f"the prompt stays, and with it {size} (eviction policy `{config.eviction}`, "
         f"{config.evict_fraction:.0%} leave at once, {config.positions} positions)."
     )
 
@@ -109,6 +110,12 @@ def memory_sentence(config: ThoughtConfig) -> str:
     attention = f"a memory inside attention (`{config.memory_write}` writes)"
     kept = {"adapter": state, "attention": attention, "both": f"{state} and {attention}"}[config.memory]
     return f"What leaves is written to {kept}."
+
+
+def _shown(value: Any) -> Any:
+    """A setting as it is, but layers that are named one by one by the last part of their names."""
+    named = isinstance(value, list) and value and isinstance(value[0], str)
+    return sorted({name.rsplit(".", 1)[-1] for name in value}) if named else value
 
 
 def limits(config: ThoughtConfig, record: RunRecord | None) -> Sequence[str]:

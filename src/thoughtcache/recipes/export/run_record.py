@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from thoughtcache.recipes.before_after import FULL, START, WINDOWED
 from thoughtcache.recipes.load_adapter import WEIGHTS
 from thoughtcache.recipes.run.settings import file_identity
+from thoughtcache.tasks.data.datasets import SUFFIXES
 
 Row = tuple[str, str]
 LAST = "adapter"
+ORDER = (FULL, WINDOWED, START, "after distillation", "after GRPO")
+"""Rows of a table of before and after; results.json sorts them by name."""
 _PLACES = (LAST, "grpo/adapter", "distill/adapter")
 _SHARED = ("dtype", "load_in_4bit", "max_new_tokens", "thinking", "seed")
 _STAGES = {
@@ -22,7 +26,8 @@ _STAGES = {
     "grpo_steps": (
         "GRPO",
         (
-            "grpo_steps", "group_size", "grpo_batch_size", "grpo_learning_rate", "grpo_memory_learning_rate", "beta",
+            "grpo_steps", "group_size", "grpo_batch_size", "gradient_accumulation", "grpo_learning_rate",
+            "grpo_memory_learning_rate", "beta",
             "reward", "reward_weight",
         ),
     ),
@@ -97,12 +102,14 @@ def training_rows(record: RunRecord) -> list[Row]:
     """How it was trained, as (name, value); paths of this machine become the last part of their name."""
     run = record.run
     rows = [("stage", "the end of the run" if record.place == LAST else record.place.split("/")[0])]
-    rows += [
-        (name, _name(run[name])) for name in ("dataset", "text", "recipe", "split", "instruction") if run.get(name)
-    ]
+    rows += [(name, _name(run[name])) for name in ("dataset", "text", "recipe") if run.get(name)]
+    if run.get("dataset") and _name(run["dataset"]) == run["dataset"]:
+        rows.append(("split", str(run.get("split"))))
+    if run.get("instruction"):
+        rows.append(("instruction", str(run["instruction"])))
     stages = [names for steps, (_, names) in _STAGES.items() if run.get(steps)]
     names = [name for own in stages for name in own] + ([*_EITHER] if stages else []) + [*_SHARED]
-    rows += [(name, str(run[name])) for name in names if run.get(name) not in (None, False)]
+    rows += [(name, str(run[name])) for name in names if run.get(name) is not None and run[name] is not False]
     if run.get("adapter"):
         rows.append(("started from", "another adapter"))
     versions = ((record.results or {}).get("environment") or {}).get("versions") or {}
@@ -111,8 +118,9 @@ def training_rows(record: RunRecord) -> list[Row]:
 
 def _name(value: Any) -> str:
     """A file or folder by its name alone; a data set of the hub and any other text as it is."""
-    text = str(value)
-    return Path(text).name if Path(text).expanduser().exists() or Path(text).is_absolute() else text
+    path = Path(str(value))
+    is_file = path.expanduser().exists() or path.is_absolute() or path.suffix in SUFFIXES
+    return path.name if is_file else str(value)
 
 
 def measured_rows(record: RunRecord) -> tuple[str, list[str], list[list[str]]] | None:
@@ -124,7 +132,8 @@ def measured_rows(record: RunRecord) -> tuple[str, list[str], list[list[str]]] |
         told = (
             f"{'Held-out questions' if count is None else f'{count} held-out questions'} of the training data, greedy"
         )
-        rows = [[name, _percent(one["accuracy"]), f"{100 * one['truncated']:.0f} %"] for name, one in asked.items()]
+        order = [name for name in ORDER if name in asked] + sorted(set(asked) - set(ORDER))
+        rows = [[name, _percent(asked[name]["accuracy"]), f"{100 * asked[name]['truncated']:.0f} %"] for name in order]
         return told, ["who is asked", "right (95 %)", "cut"], rows
     texts = results.get("held_out")
     if texts:

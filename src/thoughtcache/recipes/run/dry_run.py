@@ -43,8 +43,8 @@ def print_prompts(
     lengths = [len(prompt) for prompt in prompts]
     plain_line(
         console,
-        f"--- {len(prompts)} questions, prompts of {min(lengths)} to {max(lengths)} tokens, half of them at most "
-        f"{median(lengths):g}",
+        f"--- {len(prompts)} questions to train on, prompts of {min(lengths)} to {max(lengths)} tokens, half of them "
+        f"at most {median(lengths):g}",
     )
     return shown
 
