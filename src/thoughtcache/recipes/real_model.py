@@ -77,7 +77,7 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     _ = replay_options(run)
     check_window(run, thought)
     check_report(run.report_to)
-    rewards = rewards_of(run) if run.grpo_steps else {}
+    own_rewards = rewards_of(run) if run.grpo_steps and run.reward else {}
     described = {name: value for name, value in asdict(run).items() if name not in NOT_DESCRIBED}
     folder = RunFolder(
         run.output_dir,
@@ -102,7 +102,7 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
             examples, prompts, num_held_out(run, len(examples), unjudged(run, examples))
         )
     check_questions(run, len(examples))
-    for name, reward in rewards.items():
+    for name, reward in own_rewards.items():
         try_reward(name, reward, grpo_rows(examples[:NUM_TRIED], tokenizer, run.instruction), tokenizer)
     thinking = thinking_of(run, tokenizer)
     check_lengths(every, run, thought, config, thinking)
