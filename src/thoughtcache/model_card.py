@@ -36,6 +36,19 @@ def write_card(folder: Path, *, base: str | None, settings: dict[str, Any]) -> N
     card.save(file)
 
 
+def loading_code(place: str) -> str:
+    """Python that loads an adapter.
+
+    Args:
+        place: its folder or hub id.
+    """
+    return f"""import thoughtcache  # makes the adapter's type known
+from peft import AutoPeftModelForCausalLM
+
+model = AutoPeftModelForCausalLM.from_pretrained("{place}")
+output = model.generate(**inputs, max_new_tokens=...)  # under the window, with the state"""
+
+
 def _section(base: str | None, settings: dict[str, Any]) -> str:
     named = base or "the base model"
     shown = "\n".join(f"| `{name}` | `{value!r}` |" for name, value in settings.items())
@@ -48,11 +61,7 @@ It needs the package `thoughtcache` beside `peft` and `transformers`; without `i
 the type and refuses to load the adapter.
 
 ```python
-import thoughtcache  # makes the adapter's type known
-from peft import AutoPeftModelForCausalLM
-
-model = AutoPeftModelForCausalLM.from_pretrained("this folder or hub id")
-output = model.generate(**inputs, max_new_tokens=...)  # under the window, with the state
+{loading_code("this folder or hub id")}
 ```
 
 or on a base that is loaded already: `peft.PeftModel.from_pretrained(base, "this folder or hub id")`. Call the loaded

@@ -63,6 +63,8 @@ def _fail(message: str) -> int:
 def _resume_hint(command: str, options: Mapping[str, Any]) -> str:
     """A hint how to go on, if there is anything to go on with."""
     folder = options.get("output_dir", DEFAULT_OUTPUT_DIRS.get(command))
-    if folder is None or not (Path(folder) / "run.json").is_file():
+    begun = folder is not None and (Path(folder) / "run.json").is_file()
+    begun_file = "output" in options and Path(f"{options['output']}.run.json").is_file()
+    if not (begun or begun_file):
         return ""
     return "; run the same command with --resume to go on"

@@ -19,7 +19,10 @@ from thoughtcache_cli.options.distill import add_options as add_distill_options
 from thoughtcache_cli.options.eval import EXAMPLES as EVAL_EXAMPLES
 from thoughtcache_cli.options.eval import OUTPUT_DIR as EVAL_OUTPUT_DIR
 from thoughtcache_cli.options.eval import add_options as add_eval_options
-from thoughtcache_cli.options.eviction import add_eviction_options
+from thoughtcache_cli.options.export import EXAMPLES as EXPORT_EXAMPLES
+from thoughtcache_cli.options.export import add_options as add_export_options
+from thoughtcache_cli.options.generate import EXAMPLES as GENERATE_EXAMPLES
+from thoughtcache_cli.options.generate import add_options as add_generate_options
 from thoughtcache_cli.options.perplexity import EXAMPLES as PERPLEXITY_EXAMPLES
 from thoughtcache_cli.options.perplexity import OUTPUT_DIR as PERPLEXITY_OUTPUT_DIR
 from thoughtcache_cli.options.perplexity import add_options as add_perplexity_options
@@ -35,12 +38,13 @@ from thoughtcache_cli.options.shared import (
     integers,
     learner_options,
     numbers,
-    question_options,
 )
-from thoughtcache_cli.options.thinking import add_thinking_options
+from thoughtcache_cli.options.train import EXAMPLES as TRAIN_EXAMPLES
+from thoughtcache_cli.options.train import OUTPUT_DIR as TRAIN_OUTPUT_DIR
+from thoughtcache_cli.options.train import add_options as add_train_options
 
 DEFAULT_OUTPUT_DIRS = {
-    "train": "runs/train",
+    "train": TRAIN_OUTPUT_DIR,
     "recall": "runs/recall",
     "distill": DISTILL_OUTPUT_DIR,
     "eval": EVAL_OUTPUT_DIR,
@@ -50,22 +54,6 @@ DEFAULT_OUTPUT_DIRS = {
     "cost": COST_OUTPUT_DIR,
 }
 
-_TRAIN_EXAMPLES = """\
-examples:
-  thoughtcache train
-      the embedded job: a tiny reasoner, about ten minutes on two cores
-  thoughtcache train --model Qwen/Qwen2.5-3B --dataset BytedTsinghua-SIA/DAPO-Math-17k --window 1024
-  thoughtcache train --model ./model --dataset questions.jsonl --window 128 --max-new-tokens 512 \\
-      --distill-steps 50 --grpo-steps 20 --output-dir runs/mine
-"""
-_GENERATE_EXAMPLES = """\
-examples:
-  thoughtcache generate --model ./model --adapter runs/mine/adapter "What is 12 * 13?"
-  thoughtcache generate --model ./model --adapter runs/mine/adapter --temperature 0.8 --top-p 0.95 \\
-      --seed 3 --stop "\\boxed" "What is 12 * 13?"
-  thoughtcache generate --model ./model --adapter runs/mine/adapter --max-new-tokens 4096 --thinking markovian \\
-      --thinking-option context=1024 --thinking-option keep_last=412 --thinking-option max_links=7 "What is 12 * 13?"
-"""
 _RECALL_EXAMPLES = """\
 examples:
   thoughtcache recall --model ./model --window 16
@@ -96,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _train(commands)
     _generate(commands)
+    _export(commands)
     _eval(commands)
     _scale(commands)
     _perplexity(commands)
@@ -142,69 +131,18 @@ def _command(
 
 
 def _train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(
-        commands, "train", "distil and train with GRPO; without options, the embedded job", _TRAIN_EXAMPLES
-    )
-    group = parser.add_argument_group("model and data")
-    group.add_argument("--model", help="folder or hub id of a transformers model; leave out for the embedded job")
-    group.add_argument("--dataset", help="JSONL, JSON, CSV, TSV or parquet file, folder, or hub id")
-    question_options(group)
-    group.add_argument("--adapter", help="folder of a trained adapter to start from, with its settings")
-    base_options(group, "float32 (default), bfloat16 or float16")
-    group.add_argument("--task", help="embedded task: chains (default) or multiplication")
-    adapter_options(parser)
-    learner_options(parser, reuse_field="reuse_rollout")
-    group = parser.add_argument_group("training")
-    group.add_argument("--distill-steps", type=int, help="steps of cache distillation, 0 to skip (100)")
-    group.add_argument("--distill-batch-size", type=int, help="sequences per distillation step (8)")
-    group.add_argument("--distill-learning-rate", type=float, help="peak learning rate of distillation (1e-3)")
-    group.add_argument(
-        "--distill-memory-learning-rate",
-        type=float,
-        help="the same for what writes and reads the states",
-    )
-    group.add_argument("--grpo-steps", type=int, help="steps of GRPO, 0 to skip (100)")
-    group.add_argument("--group-size", type=int, help="completions per question (8)")
-    group.add_argument("--grpo-batch-size", type=int, help="completions per step and process (8)")
-    group.add_argument("--grpo-learning-rate", type=float, help="learning rate of GRPO (1e-5)")
-    group.add_argument(
-        "--grpo-memory-learning-rate",
-        type=float,
-        help="the same for what writes and reads the states",
-    )
-    add_thinking_options(parser, "GRPO alone does so; --max-new-tokens bounds all links together.")
-    group = parser.add_argument_group("run")
-    group.add_argument("--profile-memory", action="store_true", help="leave a timeline of the memory in use by GRPO")
-    group.add_argument(
-        "--held-out",
-        type=int,
-        help="questions that are asked before and after and never trained on; by default a tenth, at most 32; 0: none",
-    )
-    group.add_argument("--evaluation-size", type=int, help="test problems of the embedded job (1000)")
-    folder_options(group, DEFAULT_OUTPUT_DIRS["train"])
-    group.add_argument("--allow-no-eviction", action="store_true", help="train even if the window holds every thought")
-    group.add_argument("--force", action="store_true", help="train even if the planner says that it does not fit")
+    summary = "distil and train with GRPO; without options, the embedded job"
+    add_train_options(_command(commands, "train", summary, TRAIN_EXAMPLES))
 
 
 def _generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(commands, "generate", "answer one question with a trained adapter", _GENERATE_EXAMPLES)
-    parser.add_argument("prompt", help="the question")
-    parser.add_argument("--model", required=True, help="folder or hub id of the base model")
-    parser.add_argument("--adapter", required=True, help="folder of the trained adapter")
-    parser.add_argument("--dtype", default="float32", help="float32 (default), bfloat16 or float16")
-    group = parser.add_argument_group("length")
-    group.add_argument("--max-new-tokens", type=int, default=512, help="length of the thoughts (512)")
-    group.add_argument("--min-new-tokens", type=int, help="the first so many tokens do not end the answer (0)")
-    group.add_argument("--stop", action="append", metavar="TEXT", help="end with this text; may be given repeatedly")
-    group = parser.add_argument_group("sampling")
-    group.add_argument("--temperature", type=float, default=0.0, help="0 decodes greedily (0)")
-    group.add_argument("--top-k", type=int, help="draw from so many tokens, the most likely ones; 0 for all (0)")
-    group.add_argument("--top-p", type=float, help="draw from the most likely tokens of this probability together (1)")
-    group.add_argument("--min-p", type=float, help="draw from tokens so likely relative to the most likely one (0)")
-    group.add_argument("--repetition-penalty", type=float, help="above 1 discourages tokens that were there before (1)")
-    group.add_argument("--seed", type=int, help="of the sampling (0)")
-    add_eviction_options(parser, "that of the adapter")
-    add_thinking_options(parser, "--max-new-tokens bounds all links together.")
+    summary = "answer a question, a file of questions or a chat with a trained adapter"
+    add_generate_options(_command(commands, "generate", summary, GENERATE_EXAMPLES))
+
+
+def _export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    summary = "an adapter as a folder for the hub, with a model card that says what is known of it"
+    add_export_options(_command(commands, "export", summary, EXPORT_EXAMPLES))
 
 
 def _eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -294,7 +232,9 @@ def _plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     group = parser.add_argument_group("run")
     group.add_argument("--objective", help="grpo (default) or distill: cache distillation")
     group.add_argument("--prompt-tokens", type=int, help="longest prompt (512)")
-    group.add_argument("--batch", type=int, help="completions in one micro-batch of the learner (8)")
+    group.add_argument(
+        "--batch", type=int, help="completions in one micro-batch of the learner, also below --group (8)"
+    )
     group.add_argument("--group", type=int, help="completions per prompt (8)")
     group.add_argument(
         "--rollout-batch", type=int, help="completions decoded at once (larger of batch and group; distill: 4 batches)"

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from safetensors import SafetensorError
@@ -20,6 +20,7 @@ USER_ERRORS: tuple[type[Exception], ...] = (ValueError, OSError, SafetensorError
 
 _EMBEDDED_FIELDS = {
     "output_dir", "task", "seed", "evaluation_size", "save_every", "resume", "overwrite", "profile_memory",
+    "quick",
 }  # fmt: skip
 _RUN_FIELDS = {field.name for field in dataclasses.fields(RunConfig)}
 
@@ -67,10 +68,58 @@ def _settings(adapter: str | None, options: dict[str, Any], default: str = "pape
 
 
 def generate(options: dict[str, Any]) -> None:
-    """`thoughtcache generate`: print one answer."""
-    from thoughtcache.recipes.answer import answer
+    """`thoughtcache generate`: print one answer, hold a chat, or answer a file of questions."""
+    from rich.console import Console
 
-    print(answer(**options))
+    from thoughtcache.recipes.generate.asking import Asking, Speaker
+    from thoughtcache.recipes.generate.chat import chat, read_messages
+    from thoughtcache.recipes.generate.many import Questions, answer_questions
+
+    options = dict(options)  # an interruption looks at what was given
+    given = [name for name in ("prompt", "messages", "questions") if name in options]
+    chats = options.pop("chat", False)
+    if len(given) > 1 or (chats and given not in ([], ["messages"])) or not (given or chats):
+        raise ValueError(
+            "generate answers one of: a question, --messages FILE, --questions FILE with --output FILE, or --chat, "
+            f"which may follow --messages; got {' and '.join([*given, *(['chat'] if chats else [])]) or 'none of them'}"
+        )
+    names = {field.name for field in dataclasses.fields(Questions)}
+    file = {name: options.pop(name) for name in names if name in options}
+    prompt, messages = options.pop("prompt", None), options.pop("messages", None)
+    asking = Asking(**options)
+    if file:
+        if "output" not in file:
+            raise ValueError("the answers to --questions need a file: add --output FILE, such as answers.jsonl")
+        answer_questions(Questions(**file), asking, Console(stderr=True))
+        return
+    history = [] if messages is None else read_messages(messages)
+    speaker = Speaker(asking)
+    if chats:
+        chat(speaker, _typed(), _say, history=history)
+    else:
+        speaker.answer(history or [{"role": "user", "content": str(prompt)}], _say)
+        _say("\n")
+
+
+def _say(piece: str) -> None:
+    print(piece, end="", flush=True)
+
+
+def _typed() -> Iterator[str]:
+    """What is typed, line by line, until the end of the input; asked for on a terminal only."""
+    shows = sys.stdin.isatty()
+    while True:
+        try:
+            yield input("> " if shows else "")
+        except EOFError:
+            return
+
+
+def export(options: dict[str, Any]) -> None:
+    """`thoughtcache export`: make a folder for the hub."""
+    from thoughtcache.recipes.export.folder import export_adapter
+
+    export_adapter(**options)
 
 
 def evaluate(options: dict[str, Any]) -> None:
@@ -210,6 +259,7 @@ def quieten_libraries() -> None:
 COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {
     "train": train,
     "generate": generate,
+    "export": export,
     "eval": evaluate,
     "scale": scale,
     "perplexity": perplexity,

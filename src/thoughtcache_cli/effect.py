@@ -12,7 +12,8 @@ Options = Mapping[str, Any]
 ON_TEXTS = ("state-use", "anatomy", "attention-share", "sinks")
 _DISTILLATION = ("distill_batch_size", "distill_learning_rate", "distill_memory_learning_rate")
 _GRPO = (
-    "group_size", "grpo_batch_size", "grpo_learning_rate", "grpo_memory_learning_rate", "beta", "reuse_rollout",
+    "group_size", "grpo_batch_size", "gradient_accumulation", "grpo_learning_rate", "grpo_memory_learning_rate",
+    "beta", "reuse_rollout", "reward", "reward_weight",
     "profile_memory", "answer_column", "answer_type", "thinking", "held_out",
 )  # fmt: skip
 _SHAPE = (
@@ -118,7 +119,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "train": (
         _OF_THINKING,
         Rule(
-            names=("task", "evaluation_size"),
+            names=("task", "evaluation_size", "quick"),
             when=lambda options: "model" in options,
             reason="belongs to the embedded job and changes nothing for --model; leave it out",
         ),
@@ -131,6 +132,11 @@ RULES: dict[str, tuple[Rule, ...]] = {
             names=_GRPO,
             when=lambda options: options.get("grpo_steps") == 0,
             reason="changes nothing with --grpo-steps 0; leave it out, or set steps",
+        ),
+        Rule(
+            names=("reward_weight",),
+            when=lambda options: "reward" not in options,
+            reason="weighs what --reward gives, which is not there; leave it out, or add a --reward for each",
         ),
         _SPLIT_OF_A_FILE,
         _OF_AN_ADAPTER,
@@ -148,7 +154,13 @@ RULES: dict[str, tuple[Rule, ...]] = {
             when=lambda options: options["temperature"] == 0,
             reason="changes nothing at --temperature 0, where nothing is drawn; leave it out, or set a temperature",
         ),
+        Rule(
+            names=("output", "prompt_column", "limit", "batch_size", "resume", "overwrite"),
+            when=lambda options: "questions" not in options,
+            reason="is about a file of questions; leave it out, or add --questions",
+        ),
     ),
+    "export": (),
     "eval": (
         _OF_THINKING,
         Rule(

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import thoughtcache as tc
 from support.smollm2 import smollm2_folder
 from thoughtcache.config import ThoughtConfig
-from thoughtcache.recipes.answer import answer
+from thoughtcache.recipes.generate.answer import answer
 from thoughtcache.recipes.real_model import run_real_model
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.tasks.chat import encode_prompt

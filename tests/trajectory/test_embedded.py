@@ -15,9 +15,9 @@ from thoughtcache.recipes.run.config import RunConfig
 
 @pytest.fixture
 def small_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    task = dataclasses.replace(embedded.EMBEDDED_TASKS["chains"], distill_steps=2, grpo_steps=1)
+    task = dataclasses.replace(embedded.EMBEDDED_TASKS["chains"], distill_steps=2, grpo_steps=1, teacher_samples=64)
     monkeypatch.setitem(embedded.EMBEDDED_TASKS, "chains", task)
-    for name, value in {"TEACHER_SAMPLES": 64, "VALIDATION_SIZE": 4, "GRPO_PROMPTS": 2, "GRPO_GROUP": 2}.items():
+    for name, value in {"VALIDATION_SIZE": 4, "GRPO_PROMPTS": 2, "GRPO_GROUP": 2}.items():
         monkeypatch.setattr(embedded, name, value)
 
 
@@ -42,6 +42,23 @@ def test_leaves_table_curves_results_and_adapters(tmp_path: Path) -> None:
     assert "PTE, paper's rule" in (tmp_path / "table.md").read_text()
     for arm in ("lora_window", "thought_paper", "thought_best", "grpo_lora_window", "grpo_thought_best"):
         assert (tmp_path / arm / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.usefixtures("small_budget")
+def test_a_quick_job_is_shorter_and_says_so_beside_its_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert embedded.QUICK["distill_steps"] < 400
+    shorter = {**embedded.QUICK, "distill_steps": 1, "grpo_steps": 1, "teacher_samples": 32}
+    monkeypatch.setattr(embedded, "QUICK", shorter)
+    results = embedded.run_embedded(run_config(tmp_path, quick=True), Console(width=300))
+    assert set(results["systems"]) == {"base_full", "base_window", "thought_best"}
+    assert set(results["grpo"]) == {"thought_best"}
+    assert [step for step, _ in results["systems"]["thought_best"]["curve"]] == [1]
+    for text in (results["note"], (tmp_path / "table.md").read_text(), capsys.readouterr().out):
+        assert "shortened job" in text
+    with pytest.raises(ValueError, match=r"other settings \(quick\)"):
+        embedded.run_embedded(run_config(tmp_path, resume=True), Console(quiet=True))
 
 
 @pytest.mark.usefixtures("small_budget")

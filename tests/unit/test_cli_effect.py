@@ -18,6 +18,11 @@ ASK = ["generate", "q", "--model", "m", "--adapter", "a"]
 CASES: dict[str, tuple[list[str], str, list[str]]] = {
     "task": ([*OWN, "--task", "chains"], "--task", ["train", "--task", "chains"]),
     "evaluation size": ([*OWN, "--evaluation-size", "9"], "--evaluation-size", ["train", "--evaluation-size", "9"]),
+    "output of one question": ([*ASK, "--output", "o"], "--output",
+                               [ASK[0], *ASK[2:], "--questions", "q", "--output", "o"]),
+    "quick": ([*OWN, "--quick"], "--quick", ["train", "--quick"]),
+    "weight of no reward": ([*OWN, "--reward-weight", "1"], "--reward-weight",
+                            [*OWN, "--reward", "a:b", "--reward-weight", "1"]),
     "distil batch": ([*OWN, "--distill-steps", "0", "--distill-batch-size", "9"], "--distill-batch-size",
                      [*OWN, "--distill-batch-size", "9"]),
     "distil rate": ([*OWN, "--distill-steps", "0", "--distill-learning-rate", "1"], "--distill-learning-rate",
@@ -26,6 +31,7 @@ CASES: dict[str, tuple[list[str], str, list[str]]] = {
         option: ([*OWN, "--grpo-steps", "0", option, *value], option, [*OWN, "--distill-steps", "0", option, *value])
         for option, value in {
             "--group-size": ["2"], "--grpo-batch-size": ["2"], "--grpo-learning-rate": ["1"], "--beta": ["1"],
+            "--gradient-accumulation": ["2"], "--reward": ["a:b"],
             "--reuse-rollout": [], "--profile-memory": [], "--answer-column": ["a"],
             "--answer-type": ["aime"],
         }.items()

@@ -15,9 +15,9 @@ from support.grpo import BOS, EOS, base_with_eos, even_words, make_trainer, prom
 from support.models import adapt
 from thoughtcache.ends import prompt_token_ids, stop_token_ids
 from thoughtcache.evaluation.accuracy import exact_match_accuracy
-from thoughtcache.recipes import answer as answer_module
 from thoughtcache.recipes import grpo_phase, real_model
-from thoughtcache.recipes.answer import answer
+from thoughtcache.recipes.generate import asking as asking_module
+from thoughtcache.recipes.generate.answer import answer
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.tasks.chat import encode_prompt
 from thoughtcache.tasks.embedded import reasoner
@@ -123,13 +123,13 @@ def test_a_prompt_has_the_same_tokens_in_both_stages_of_train_and_in_generate(
     monkeypatch.setattr(trainer, "_tokenizer", tokenizer)
     (learned,), _, _ = trainer._tokenize_prompts([row["prompt"]])
     asked: list[list[int]] = []
-    original = answer_module.rollout
+    original = asking_module.rollout
 
     def spy(model: Any, prompt_ids: list[list[int]], **options: Any) -> Any:
         asked.extend(prompt_ids)
         return original(model, prompt_ids, **options)
 
-    monkeypatch.setattr(answer_module, "rollout", spy)
+    monkeypatch.setattr(asking_module, "rollout", spy)
     _save(tmp_path, tokenizer, instruction)
     _ask(tmp_path)
     assert distilled == learned == asked[0]

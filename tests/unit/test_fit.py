@@ -94,7 +94,8 @@ def test_a_run_that_does_not_fit_names_the_setting_that_helps(capsys: pytest.Cap
         refuse(RUN, 3 * GIB)
     assert caught.value.plan.total_bytes > 3 * GIB
     remedy = str(caught.value)
-    assert any(name in remedy for name in ("--chunk-tokens", "--kv-log", "--grpo-batch-size", "--distill-batch-size"))
+    named = ("--chunk-tokens", "--kv-log", "--grpo-batch-size", "--distill-batch-size", "--gradient-accumulation")
+    assert any(name in remedy for name in named)
 
 
 @pytest.mark.parametrize(
@@ -118,10 +119,12 @@ def named_settings(message: str) -> dict[str, Any]:
             ("group-size to", "group_size"),
             ("grpo-batch-size to", "grpo_batch_size"),
             ("distill-batch-size to", "distill_batch_size"),
+            ("gradient-accumulation", "gradient_accumulation"),
             ("max-new-tokens to", "max_new_tokens"),
         )
         for value in re.findall(rf"--{option} (\d+)", message)
     }
+    found |= {"pack_weights": False} if "set --no-pack-weights" in message else {}
     found |= {"kv_log": "host"} if "--kv-log host" in message else {}
     return found | ({"checkpoint_layers": True} if "set --checkpoint-layers" in message else {})
 
@@ -137,10 +140,11 @@ def test_distillation_is_planned_as_distillation() -> None:
     assert "teacher" in {phase.name for phase in caught.value.plan.phases}
 
 
-def test_a_group_never_splits() -> None:
+def test_a_step_is_split_before_it_loses_completions() -> None:
     run = replace(RUN, distill_steps=0, grpo_batch_size=64, chunk_tokens=64)
-    with pytest.raises(DoesNotFitError, match=r"lower --grpo-batch-size to (16|32|48), or"):
+    with pytest.raises(DoesNotFitError, match=r"; set --gradient-accumulation 2, or"):
         refuse(run, 8 * GIB)
+    refuse(replace(run, gradient_accumulation=2), 8 * GIB)
 
 
 def test_on_a_cpu_the_packed_copy_goes_first_if_that_is_enough() -> None:

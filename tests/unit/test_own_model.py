@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import thoughtcache as tc
 from thoughtcache.recipes import real_model
-from thoughtcache.recipes.answer import answer
+from thoughtcache.recipes.generate.answer import answer
 from thoughtcache.recipes.load_model import load_base
 from thoughtcache.recipes.real_model import run_real_model
 from thoughtcache.recipes.run.config import RunConfig

@@ -55,10 +55,26 @@ def again(run: RunConfig, setting: PlanSetting) -> list[PlanSetting]:
     phases = []
     if run.distill_steps:
         phases.append(
-            replace(shared, objective="distill", batch=run.distill_batch_size, group=1, beta=0.0, reuse=False)
+            replace(
+                shared,
+                objective="distill",
+                batch=run.distill_batch_size,
+                group=1,
+                beta=0.0,
+                reuse=False,
+                generation_batch=None,
+            )
         )
     if run.grpo_steps:
-        phases.append(replace(shared, batch=run.grpo_batch_size, group=run.group_size, beta=run.beta))
+        phases.append(
+            replace(
+                shared,
+                batch=run.grpo_batch_size // run.gradient_accumulation,
+                generation_batch=run.grpo_batch_size,
+                group=run.group_size,
+                beta=run.beta,
+            )
+        )
     return phases
 
 
@@ -97,6 +113,23 @@ def test_completions_go_before_thoughts_and_savings_before_both() -> None:
     assert fewer.max_new_tokens == 16000
     assert make_plan(fewer).total_bytes <= 10 * GIB
     assert advise([setting], 6 * GIB) is None
+
+
+def test_micro_batches_of_the_same_step_go_before_fewer_completions() -> None:
+    setting = planned(tokens=16000)
+    available = min(_needs(replace(setting, batch=2, generation_batch=8)))
+    (_, grpo) = phases_of(setting)
+    ((grpo,),) = runs_that_fit((grpo,), SAVINGS, available)
+    assert (grpo.batch, grpo.completions, grpo.group, grpo.max_new_tokens) == (2, 8, 8, 16000)
+    run, _ = typed(train_commands("m", {}, [(grpo,)])[0])
+    assert (run.grpo_batch_size, run.gradient_accumulation, run.group_size) == (8, 4, 8)
+
+
+def test_a_plan_of_micro_batches_below_a_group_is_typed_as_it_was_planned() -> None:
+    whole, small = (make_plan(phases_of(planned(batch=batch, group=8))[1]) for batch in (8, 2))
+    assert small.total_bytes < whole.total_bytes
+    run, _ = typed(train_commands("m", {}, [phases_of(planned(batch=2, group=8))])[0])
+    assert (run.grpo_batch_size, run.gradient_accumulation) == (8, 4)
 
 
 def test_a_length_at_which_the_smallest_budget_evicts_is_advice() -> None:
@@ -173,7 +206,7 @@ def test_a_command_of_a_preset_names_it_and_what_was_given_beside_it(words: list
 
 def test_without_a_window_there_is_nothing_to_distil() -> None:
     (grpo,) = phases_of(planned(thought=ThoughtConfig(window=None), batch=4, group=8))
-    assert (grpo.objective, grpo.batch) == ("grpo", 8)
+    assert (grpo.objective, grpo.batch, grpo.completions) == ("grpo", 4, 8)
 
 
 def test_the_most_fits_and_one_more_does_not() -> None:

@@ -17,9 +17,9 @@ from support.grpo import word_tokenizer
 from thoughtcache.chains.table import THINKING, make_thinking
 from thoughtcache.evaluation.generations import read_generations
 from thoughtcache.evaluation.sampling import sample_seed
-from thoughtcache.recipes.answer import answer
 from thoughtcache.recipes.evaluate.config import EvalRun
 from thoughtcache.recipes.evaluate.run import GENERATIONS, run_eval
+from thoughtcache.recipes.generate.answer import answer
 from thoughtcache.recipes.load_model import load_base
 from thoughtcache.recipes.real_model import run_real_model
 from thoughtcache.recipes.run.config import RunConfig

@@ -1,7 +1,8 @@
 """The smallest change that makes a run fit: its savings first, then fewer completions at once, then shorter thoughts.
 
 All phases of a run are asked at once: they share their savings and their length. A saving changes no result, fewer
-completions change the gradient's noise, and shorter thoughts the task. A length at which nothing would be evicted is no
+completions change the gradient's noise, and shorter thoughts the task. Smaller micro-batches of the same step come
+between: they change nothing but time. A length at which nothing would be evicted is no
 advice.
 """
 
@@ -29,18 +30,30 @@ def phases_of(setting: PlanSetting) -> Phases:
     """
     if setting.distills:
         return (setting,)
-    rows = max(setting.group, setting.batch - setting.batch % setting.group)
-    grpo = replace(setting, batch=rows, rollout_batch=None)
+    rows = max(setting.group, setting.completions - setting.completions % setting.group)
+    grpo = in_micro_batches(replace(setting, rollout_batch=None), rows, setting.batch)
     if setting.window is None:
         return (grpo,)
     distill = replace(
-        setting, objective="distill", batch=min(setting.batch, rows), group=1, rollout_batch=None, beta=0.0, reuse=False
-    )
+        setting, objective="distill", batch=min(setting.batch, rows), group=1, rollout_batch=None,
+        generation_batch=None, beta=0.0, reuse=False,
+    )  # fmt: skip
     return distill, grpo
 
 
+def in_micro_batches(setting: PlanSetting, completions: int, most: int) -> PlanSetting:
+    """The setting with so many completions in a step, in the largest equal micro-batches of at most `most` of them."""
+    size = max(size for size in range(1, min(most, completions) + 1) if completions % size == 0)
+    return replace(setting, batch=size, generation_batch=None if size == completions else completions)
+
+
 def advise(
-    phases: Sequence[PlanSetting], available_bytes: int, *, reserve_bytes: int | None = None, whole_groups: bool = False
+    phases: Sequence[PlanSetting],
+    available_bytes: int,
+    *,
+    reserve_bytes: int | None = None,
+    whole_groups: bool = False,
+    splits: bool = False,
 ) -> Phases | None:
     """The same phases, changed as little as makes them fit; None if nothing does.
 
@@ -48,14 +61,23 @@ def advise(
         phases: the phases of a run.
         available_bytes: what the device may be filled with.
         reserve_bytes: see `make_plan`.
-        whole_groups: whether a micro-batch of GRPO must hold whole groups.
+        whole_groups: whether what GRPO samples at once must hold whole groups, and is decoded at once.
+        splits: whether a step of GRPO may be split into micro-batches smaller than a group.
     """
     changed = tuple(phases)
-    for changed in _cheaper(tuple(phases)):
+    for changed in _cheaper(tuple(phases), whole_groups):
         fitted = _saving(changed, available_bytes, reserve_bytes)
         if fitted is not None:
             return fitted
+    if splits:
+        split = _split(changed, available_bytes, reserve_bytes)
+        fitted = _saving(split, available_bytes, reserve_bytes)
+        if fitted is not None:
+            return fitted
+        changed = tuple(_whole_unless_it_fits(phase, available_bytes, reserve_bytes) for phase in split)
     for field in ("batch", "group", "max_new_tokens"):
+        if splits and field == "max_new_tokens":
+            changed = _split(changed, available_bytes, reserve_bytes)
         changed = _lowered(changed, field, available_bytes, reserve_bytes, whole_groups)
         if field == "max_new_tokens" and any(_evicts_nothing(phase) for phase in changed):
             return None
@@ -68,7 +90,7 @@ def advise(
 def most_of_run(phases: Phases, available_bytes: int, *, reserve_bytes: int | None = None) -> dict[str, int]:
     """The longest thoughts of all phases, the largest batch of each, and the largest group; one change at a time.
 
-    Every saving may be used. A group is a micro-batch of its own; batches of GRPO hold whole groups.
+    Every saving may be used. A group is a micro-batch of its own; batches of GRPO hold whole groups and are not split.
 
     Args:
         phases: the phases of a run.
@@ -87,6 +109,7 @@ def most_of_run(phases: Phases, available_bytes: int, *, reserve_bytes: int | No
 
     found = {"max_new_tokens": min(most(phase, "max_new_tokens") for phase in phases)}
     for phase in phases:
+        phase = phase if phase.distills else replace(phase, generation_batch=None)
         rows = most(phase, "batch")
         if phase.distills:
             found["distill_batch_size"] = rows
@@ -118,12 +141,17 @@ def runs_that_fit(
     as_asked = chosen(phases)
     if all(_fits(phase, available_bytes, reserve_bytes) for phase in as_asked):
         return (as_asked,)
-    advised = advise_runs(phases, available_bytes, reserve_bytes=reserve_bytes, whole_groups=True)
+    advised = advise_runs(phases, available_bytes, reserve_bytes=reserve_bytes, whole_groups=True, splits=True)
     return tuple(chosen(some) for some in advised)
 
 
 def advise_runs(
-    phases: Sequence[PlanSetting], available_bytes: int, *, reserve_bytes: int | None = None, whole_groups: bool = False
+    phases: Sequence[PlanSetting],
+    available_bytes: int,
+    *,
+    reserve_bytes: int | None = None,
+    whole_groups: bool = False,
+    splits: bool = False,
 ) -> tuple[Phases, ...]:
     """The phases of every run that is to be made: one run of all, or a run each where only that leaves the length.
 
@@ -134,13 +162,14 @@ def advise_runs(
         available_bytes: what the device may be filled with.
         reserve_bytes: see `make_plan`.
         whole_groups: see `advise`.
+        splits: see there.
 
     Returns:
         Nothing, if nothing fits.
     """
 
     def advised(some: Sequence[PlanSetting]) -> Phases | None:
-        return advise(some, available_bytes, reserve_bytes=reserve_bytes, whole_groups=whole_groups)
+        return advise(some, available_bytes, reserve_bytes=reserve_bytes, whole_groups=whole_groups, splits=splits)
 
     together = advised(phases)
     if len(phases) == 1 or (together is not None and together[0].max_new_tokens == phases[0].max_new_tokens):
@@ -151,11 +180,16 @@ def advise_runs(
     return () if together is None else (together,)
 
 
-def _cheaper(phases: Phases) -> Iterator[Phases]:
-    """The phases as they are, sampling fewer completions at once, and with a learner that recomputes."""
+def _cheaper(phases: Phases, at_once: bool) -> Iterator[Phases]:
+    """The phases as they are, sampling fewer completions at once, and with a learner that recomputes.
+
+    Args:
+        phases: the phases of a run.
+        at_once: whether the run decodes all completions of a step at once, whatever they are.
+    """
     yield phases
     fewer = tuple(
-        one if one.distills or one.decoded_at_once <= one.batch else replace(one, rollout_batch=one.batch)
+        one if at_once or one.distills or one.decoded_at_once <= one.batch else replace(one, rollout_batch=one.batch)
         for one in phases
     )
     if fewer != phases:
@@ -187,7 +221,7 @@ def _lowered(phases: Phases, field: str, available: int, reserve: int | None, wh
     """Each phase with the largest value of a field that fits with all savings, or with the smallest value there is."""
     found = []
     for phase in phases:
-        tight = replace(tightest(phase, SAVINGS), pack_weights=False)
+        tight = _tight(phase)
         if _fits(tight, available, reserve) or (field == "group" and phase.distills):
             found.append(phase)
             continue
@@ -201,6 +235,33 @@ def _lowered(phases: Phases, field: str, available: int, reserve: int | None, wh
         found.append(with_field(phase, field, max(value, 2 if field == "group" else 1)))
     shortest = min(phase.max_new_tokens for phase in found)
     return tuple(replace(phase, max_new_tokens=shortest) for phase in found)
+
+
+def _split(phases: Phases, available: int, reserve: int | None) -> Phases:
+    """Each phase of GRPO that does not fit in the largest micro-batches of the same step that do, or in single rows."""
+    found = []
+    for phase in phases:
+        tight = _tight(phase)
+        if phase.distills or _fits(tight, available, reserve):
+            found.append(phase)
+            continue
+        count = phase.completions
+        sizes = [size for size in range(phase.batch, 0, -1) if count % size == 0]
+        fitting = (size for size in sizes if _fits(in_micro_batches(tight, count, size), available, reserve))
+        found.append(in_micro_batches(phase, count, next(fitting, 1)))
+    return tuple(found)
+
+
+def _whole_unless_it_fits(phase: PlanSetting, available: int, reserve: int | None) -> PlanSetting:
+    """The phase as it is if it fits or distils, else with its whole step as one micro-batch."""
+    if phase.distills or _fits(_tight(phase), available, reserve):
+        return phase
+    return in_micro_batches(phase, phase.completions, phase.completions)
+
+
+def _tight(phase: PlanSetting) -> PlanSetting:
+    """The phase with every saving."""
+    return replace(tightest(phase, SAVINGS), pack_weights=False)
 
 
 def _smaller_groups(phase: PlanSetting, tight: PlanSetting, available: int, reserve: int | None) -> PlanSetting:

@@ -26,6 +26,7 @@ OPTION_NAMES = {
     "group": "--group",
     "max_new_tokens": "--max-new-tokens",
 }
+ACCUMULATION = "gradient_accumulation"
 NOTHING_HELPS = "no setting is enough; use a smaller model, 4-bit weights or a larger device"
 _MEMINFO = Path("/proc/meminfo")
 
@@ -105,13 +106,19 @@ def changes(
     Args:
         before: the run.
         after: what it is to be.
-        option_names: what the caller calls the settings in its own options (see `OPTION_NAMES`).
+        option_names: what the caller calls the settings in its own options (see `OPTION_NAMES`). With a name for
+            `ACCUMULATION` its batches are the completions of a step, which may be split into micro-batches.
         free: settings that are not told, since the planner chooses them.
     """
     names = OPTION_NAMES | dict(option_names or {})
     texts = []
     for name, option in names.items():
+        if name == ACCUMULATION:
+            continue
         value = getattr(after, name)
+        if name == "batch" and ACCUMULATION in names and not after.distills:
+            texts += _steps(before, after, names)
+            continue
         if name in free or value == getattr(before, name):
             continue
         if name in ("batch", "group", "max_new_tokens"):
@@ -120,6 +127,16 @@ def changes(
             texts.append(f"leave out {option}")
         else:
             texts.append(f"set {option}" if isinstance(value, bool) else f"set {option} {value}")
+    return texts
+
+
+def _steps(before: PlanSetting, after: PlanSetting, names: Mapping[str, str]) -> list[str]:
+    """What differs between the steps of two runs: completions, and micro-batches."""
+    texts = []
+    if after.completions != before.completions:
+        texts.append(f"lower {names['batch']} to {after.completions}")
+    if after.micro_batches != before.micro_batches:
+        texts.append(f"set {names[ACCUMULATION]} {after.micro_batches}")
     return texts
 
 

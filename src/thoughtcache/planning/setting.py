@@ -191,6 +191,11 @@ class PlanSetting:
         return self.batch if self.distills else self.generation_batch or max(self.batch, self.group)
 
     @property
+    def micro_batches(self) -> int:
+        """Micro-batches of a step of GRPO, the last one of which may be smaller."""
+        return -(-self.completions // self.batch)
+
+    @property
     def base_bytes(self) -> int:
         """Bytes of one number of the base model's computation."""
         dtype: torch.dtype = getattr(torch, self.dtype)

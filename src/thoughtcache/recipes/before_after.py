@@ -33,6 +33,7 @@ from thoughtcache.records import TokenFilters
 from thoughtcache.report.files import replace_file
 from thoughtcache.report.progress import plain_line, progress_bar
 from thoughtcache.report.tables import markdown, print_cells
+from thoughtcache.tasks.data.references import reference_fault
 from thoughtcache.tasks.example import Example
 
 Questions = tuple[list[Example], list[list[int]]]
@@ -52,12 +53,31 @@ HEADER = (
 )
 
 
-def num_held_out(run: RunConfig, num_questions: int) -> int:
+def unjudged(run: RunConfig, examples: Sequence[Example]) -> str | None:
+    """Why some answer cannot be judged, as a clause; None if all can, as where the reward compares with references."""
+    if run.reward is None:
+        return None
+    return next((fault for one in examples if (fault := reference_fault(one.answer, run.answer_type))), None)
+
+
+def num_held_out(run: RunConfig, num_questions: int, fault: str | None = None) -> int:
     """Questions that a run holds out: as many as it says, or a tenth of all, at most `MOST_HELD_OUT`.
 
+    Args:
+        run: its settings.
+        num_questions: all questions.
+        fault: see `unjudged`; with one nothing is held out by default.
+
     Raises:
-        ValueError: if it says all of them, or more.
+        ValueError: if it says all of them, or more, or if they cannot be judged.
     """
+    if fault is not None:
+        if run.held_out:
+            raise ValueError(
+                f"held_out={run.held_out} questions are judged by reference answers, and a row has one {fault}; "
+                "leave it out, or add answers"
+            )
+        return 0
     if run.held_out is not None:
         if run.held_out >= num_questions:
             raise ValueError(

@@ -18,6 +18,7 @@ from thoughtcache.report.phases import step_seconds, write_phase_seconds
 from thoughtcache.report.progress import plain_line
 from thoughtcache.report.trainer_progress import RichProgressCallback
 from thoughtcache.train.checkpoints import history_at_end, load_weights, newest_whole
+from thoughtcache.train.trainer_options.reports import reporting
 
 
 def find_checkpoint(folder: Path, console: Console) -> Path | None:
@@ -59,7 +60,7 @@ def train_grpo(
         tokenizer: its tokenizer.
         rows: "prompt" and "answer" of every question.
         reward: reward function as TRL takes it.
-        run: `save_every`, `seed` and `profile_memory` are used.
+        run: `save_every`, `seed`, `report_to` and `profile_memory` are used.
         folder: folder for checkpoints and the adapter.
         resume: continue from the newest whole checkpoint in the folder, if there is one.
         title: text in front of the progress bar.
@@ -90,7 +91,7 @@ def train_grpo(
         save_steps=run.save_every or 500,
         save_total_limit=2,
         seed=run.seed,
-        report_to=[],
+        **reporting(run.report_to, folder),
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         **settings,
@@ -110,7 +111,8 @@ def train_grpo(
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     save_adapter(model, folder / "adapter")
     records = [record for record in trainer.state.log_history if "reward" in record]
-    seconds = step_seconds("this run", records, settings["per_device_train_batch_size"])
+    completions = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    seconds = step_seconds("this run", records, completions)
     if seconds is not None:
         write_phase_seconds(folder, [seconds])
     if run.profile_memory:

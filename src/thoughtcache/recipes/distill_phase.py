@@ -20,6 +20,7 @@ from thoughtcache.recipes.teacher_samples import kept_samples
 from thoughtcache.records import Rollout
 from thoughtcache.report.progress import plain_line, progress_bar
 from thoughtcache.report.trainer_progress import RichProgressCallback
+from thoughtcache.train.trainer_options.schedules import WITH_MINIMUM
 
 
 def distill_phase(
@@ -54,10 +55,13 @@ def distill_phase(
         batch_size=run.distill_batch_size,
         learning_rate=run.distill_learning_rate,
         memory_learning_rate=run.distill_memory_learning_rate,
+        scheduler=run.learning_rate_scheduler or WITH_MINIMUM,
         warmup_steps=min(20, run.distill_steps // 5),
         max_new_tokens=run.max_new_tokens,
         sample_batch_size=run.distill_batch_size * TEACHER_BATCHES,
+        temperature=run.temperature,
         pack_weights=run.pack_weights,
+        report_to=run.report_to,
         seed=run.seed,
         save_every=run.save_every,
         log_every=1,

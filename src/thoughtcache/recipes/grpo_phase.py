@@ -19,11 +19,21 @@ from thoughtcache.policy.handle import find_tuner
 from thoughtcache.recipes.builders import train_grpo
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.recipes.run.folder import PhaseResult
+from thoughtcache.recipes.run.own_rewards import Reward, load_reward
 from thoughtcache.recipes.run.trouble import troubles
 from thoughtcache.report.phases import TIME_TABLE
 from thoughtcache.report.progress import plain_line
 from thoughtcache.tasks.chat import plain_prompt
 from thoughtcache.tasks.example import Example
+from thoughtcache.train.trainer_options.schedules import schedule
+
+TAKEN = frozenset(
+    {
+        "prompts", "completion", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric",
+        "environments", "image", "images", "rollout_index",
+    }
+)  # fmt: skip
+"""Names that columns of a data set may not have where TRL calls rewards; such columns are left out."""
 
 
 def grpo_phase(
@@ -46,20 +56,19 @@ def grpo_phase(
         resume: whether the folder may hold checkpoints to go on from.
         console: where progress goes.
     """
-    from thoughtcache.train.folding_reward import Reward, folding_reward
-    from thoughtcache.train.rewards import math_correctness
+    from thoughtcache.train.folding_reward import folding_reward
 
     started = time.perf_counter()
     thinking = thinking_of(run, tokenizer)
-    reward: Reward = math_correctness
+    rewards = list(rewards_of(run).values())
     if isinstance(thinking, StepFolding):
         stop_ids = stop_token_ids(find_tuner(model).model.generation_config.eos_token_id, tokenizer)
-        reward = folding_reward(math_correctness, thinking, stop_ids)
+        rewards = [folding_reward(reward, thinking, stop_ids) for reward in rewards]
     logged = train_grpo(
         model,
         tokenizer,
         grpo_rows(examples, tokenizer, run.instruction),
-        reward,
+        rewards,
         run,
         folder=folder,
         resume=resume,
@@ -92,16 +101,31 @@ def grpo_settings(run: RunConfig, num_steps: int) -> dict[str, Any]:
     """The fields of `ThoughtGRPOConfig` that a run sets, for so many optimiser steps."""
     return {
         "max_steps": num_steps,
-        "per_device_train_batch_size": run.grpo_batch_size,
+        "per_device_train_batch_size": run.grpo_batch_size // run.gradient_accumulation,
+        "gradient_accumulation_steps": run.gradient_accumulation,
         "num_generations": run.group_size,
         "max_completion_length": run.max_new_tokens,
         "learning_rate": run.grpo_learning_rate,
         "memory_learning_rate": run.grpo_memory_learning_rate,
+        "temperature": run.temperature,
+        "reward_weights": run.reward_weight,
         "beta": run.beta,
         "reuse_rollout": run.reuse_rollout,
         "pack_weights": run.pack_weights,
+        **({} if run.learning_rate_scheduler is None else schedule(run.learning_rate_scheduler)),
         **learner_options(run),
     }
+
+
+def rewards_of(run: RunConfig) -> dict[str, Reward]:
+    """The reward functions of a run by name.
+
+    Raises:
+        ValueError: if one of its own cannot be found.
+    """
+    from thoughtcache.train.rewards import math_correctness
+
+    return {"math_correctness": math_correctness} if run.reward is None else {n: load_reward(n) for n in run.reward}
 
 
 def thinking_of(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Thinking | None:
@@ -119,11 +143,15 @@ def grpo_rows(
     """The rows that TRL sees; the same prompt tokens as `encode_prompt` gives.
 
     Args:
-        examples: questions with answers.
+        examples: questions with answers, and other columns, which a reward may ask for.
         tokenizer: its chat template, if it has one, is applied by TRL.
         instruction: text after each question; "" for none.
     """
-    return [_row(example, tokenizer, instruction) for example in examples]
+    names = sorted({name for example in examples for name in example.columns} - TAKEN)
+    return [
+        {name: example.columns.get(name) for name in names} | _row(example, tokenizer, instruction)
+        for example in examples
+    ]
 
 
 def _row(example: Example, tokenizer: PreTrainedTokenizerBase, instruction: str) -> dict[str, Any]:

@@ -29,7 +29,8 @@ def examples_of(run: RunConfig, report: Report) -> list[Example]:
         answer_column=run.answer_column,
         answer_type=run.answer_type,
         limit=run.limit,
-        need_answers=run.grpo_steps > 0,
+        need_answers=run.grpo_steps > 0 and run.reward is None,
+        keep_columns=run.reward is not None,
         bad_rows=run.bad_rows,
         report=report,
     )
@@ -69,3 +70,33 @@ def encode_examples(
             kept.append(example)
     settle_bad_rows(bad, len(examples), bad_rows, report)
     return kept, prompts
+
+
+def no_longer_than(
+    examples: Sequence[Example], prompts: Sequence[list[int]], most: int | None, report: Report
+) -> tuple[list[Example], list[list[int]]]:
+    """The examples whose prompts have at most so many tokens, with their prompts; none of them is cut.
+
+    Args:
+        examples: questions, at least one.
+        prompts: their token ids.
+        most: tokens of the longest prompt that stays; None keeps all.
+        report: gets one sentence about what was left out.
+
+    Raises:
+        ValueError: if nothing is left.
+    """
+    kept = [(one, prompt) for one, prompt in zip(examples, prompts, strict=True) if most is None or len(prompt) <= most]
+    lengths = sorted(map(len, prompts))
+    if not kept:
+        raise ValueError(
+            f"max_prompt_tokens={most} leaves no question: the shortest prompt has {lengths[0]} tokens, with its "
+            f"template and instruction; raise it to {lengths[0]} or more"
+        )
+    left_out = len(prompts) - len(kept)
+    if left_out:
+        report(
+            f"left out {left_out} of {len(prompts)} questions, whose prompts are longer than {most} tokens "
+            f"(the longest has {lengths[-1]})"
+        )
+    return [one for one, _ in kept], [prompt for _, prompt in kept]

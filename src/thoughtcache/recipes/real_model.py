@@ -10,21 +10,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from thoughtcache.adapter.positions import position_reach, positions_needed
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.learner.options import SAVINGS, replay_options
-from thoughtcache.recipes.before_after import START, BeforeAfter, Questions, num_held_out, split_questions
+from thoughtcache.planning.fit import free_bytes
+from thoughtcache.planning.savings import usable_bytes
+from thoughtcache.recipes.before_after import START, BeforeAfter, Questions, num_held_out, split_questions, unjudged
 from thoughtcache.recipes.builders import save_adapter
 from thoughtcache.recipes.distill_phase import distill_phase as _distill
 from thoughtcache.recipes.grpo_phase import grpo_phase as _grpo
-from thoughtcache.recipes.grpo_phase import thinking_of
+from thoughtcache.recipes.grpo_phase import grpo_rows, rewards_of, thinking_of
 from thoughtcache.recipes.load_adapter import WEIGHTS, adapted_model
 from thoughtcache.recipes.load_model import load_tokenizer
 from thoughtcache.recipes.plan.fit import fitted
-from thoughtcache.recipes.prompts import encode_examples, examples_of
+from thoughtcache.recipes.prompts import encode_examples, examples_of, no_longer_than
 from thoughtcache.recipes.run.checks import (
     check_link_window,
     check_more_distillation,
@@ -33,8 +36,10 @@ from thoughtcache.recipes.run.checks import (
     check_window,
 )
 from thoughtcache.recipes.run.config import RunConfig
+from thoughtcache.recipes.run.dry_run import print_prompts, print_run_plan
 from thoughtcache.recipes.run.folder import WRITING_REMEDY, PhaseResult, RunFolder
 from thoughtcache.recipes.run.lengths import check_lengths
+from thoughtcache.recipes.run.own_rewards import NUM_TRIED, try_reward
 from thoughtcache.recipes.run.settings import (
     EXACT_OPTIONS,
     TRANSIENT_OPTIONS,
@@ -49,13 +54,14 @@ from thoughtcache.report.results import environment, write_results
 from thoughtcache.tasks.example import Example
 from thoughtcache.tasks.saved_prompt import save_prompt_format
 from thoughtcache.train.checkpoints import load_weights
+from thoughtcache.train.trainer_options.reports import check_report
 
-NOT_DESCRIBED = {*TRANSIENT_OPTIONS, "task", "evaluation_size"}
+NOT_DESCRIBED = {*TRANSIENT_OPTIONS, "task", "evaluation_size", "quick"}
 """Options of one call, and those of the embedded job."""
 
 
 def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | None = None) -> dict[str, Any]:
-    """Distil and train with GRPO; returns what is written to results.json.
+    """Distil and train with GRPO; returns what is written to results.json, or what a dry run showed.
 
     Args:
         run: the settings; `model` and `dataset` are needed.
@@ -70,6 +76,8 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     console = console or Console()
     _ = replay_options(run)
     check_window(run, thought)
+    check_report(run.report_to)
+    own_rewards = rewards_of(run) if run.grpo_steps and run.reward else {}
     described = {name: value for name, value in asdict(run).items() if name not in NOT_DESCRIBED}
     folder = RunFolder(
         run.output_dir,
@@ -86,17 +94,30 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     examples, prompts = encode_examples(
         tokenizer, examples, instruction=run.instruction or None, bad_rows=run.bad_rows, report=report
     )
+    examples, prompts = no_longer_than(examples, prompts, run.max_prompt_tokens, report)
     asked: Questions = [], []
     every, every_example = prompts, examples
     if run.grpo_steps:
-        (examples, prompts), asked = split_questions(examples, prompts, num_held_out(run, len(examples)))
+        (examples, prompts), asked = split_questions(
+            examples, prompts, num_held_out(run, len(examples), unjudged(run, examples))
+        )
     check_questions(run, len(examples))
+    for name, reward in own_rewards.items():
+        try_reward(name, reward, grpo_rows(examples[:NUM_TRIED], tokenizer, run.instruction), tokenizer)
     thinking = thinking_of(run, tokenizer)
     check_lengths(every, run, thought, config, thinking)
     check_prompt_window(run, thought, every, config.num_hidden_layers)
     check_link_window(run, thought, every, thinking, config.num_hidden_layers)
     folder.describe(_identities(run, config, every, every_example))
+    shown = print_prompts(prompts, examples, tokenizer, console) if run.dry_run else []
     run, chosen = fitted(run, thought, config, every, console, stored=(folder.stored or {}).get("chosen"))
+    if run.dry_run:
+        if chosen:
+            report(chosen)
+        available = usable_bytes(free_bytes("cuda" if torch.cuda.is_available() else "cpu"))
+        planned = print_run_plan(run, thought, config, every, available, console)
+        plain_line(console, "dry run: nothing was trained and nothing was written")
+        return {"prompts": shown, "planned_bytes": planned}
     assert run.model is not None
     folder.describe({"chosen": {name: getattr(run, name) for name in SAVINGS}})
     model = adapted_model(
@@ -176,7 +197,10 @@ def _identities(
     assert run.model is not None
     answers = [example.answer for example in examples]
     weights = None if run.adapter is None else Path(run.adapter) / WEIGHTS
-    digest = data_identity(zip(prompts, answers, strict=True))
+    columns = [[example.columns] if example.columns else [] for example in examples]
+    digest = data_identity(
+        (prompt, answer, *more) for prompt, answer, more in zip(prompts, answers, columns, strict=True)
+    )
     return {**model_identities(config, run.model, weights), "data_digest": digest}
 
 

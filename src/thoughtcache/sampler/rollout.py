@@ -54,6 +54,7 @@ def rollout(
     pack_weights: bool = True,
     rows: Sequence[int] | None = None,
     on_event: Callable[[Event], None] | None = None,
+    stream: bool = False,
     timer: PhaseTimer | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Rollout]:
@@ -94,6 +95,7 @@ def rollout(
         rows: sample only these prompts, by number; seeds, the resolved window and all checks are those of the whole
             call, so that a call can be split over several processes. All of them by default.
         on_event: called with every event of the engine (`events.py`) when it happens.
+        stream: tell it new tokens as well, at every look at the device.
         timer: adds up the seconds of the phases of sampling.
         progress: called with the number of rows that were finished.
 
@@ -161,6 +163,7 @@ def rollout(
         anchors=anchors,
         compile=compile,
         pack_weights=pack_weights,
+        stream=stream,
         on_event=tell,
         timer=timer,
     )

@@ -5,10 +5,11 @@ Rewards and evaluation both call `check`, so that what is trained is what is mea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from thoughtcache.tasks.embedded.recitation import recitation
 from thoughtcache.tasks.maths.answer_types import ANSWER_TYPES
@@ -25,6 +26,7 @@ class Example:
         prompt: chat messages, each with "role" and "content"; or the text itself for a model without a chat.
         answer: the final answer alone (`72`, `\frac{1}{2}`), or None if there is none to compare with.
         identifier: unique inside its data set: `gsm8k/test/17`.
+        columns: what else its row says, by column; empty unless somebody asked for it.
         kind: how answers are compared, a key of `CHECKS`: "maths" takes the type of answer from the reference,
             the others declare one of `maths/answer_types.py`.
     """
@@ -33,6 +35,7 @@ class Example:
     answer: str | None
     identifier: str
     kind: str = "maths"
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def messages(self) -> list[dict[str, str]]:

@@ -10,6 +10,8 @@ from transformers import TrainingArguments
 
 from thoughtcache.train.checkpoints import newest_whole
 from thoughtcache.train.loop_config import LoopConfig
+from thoughtcache.train.trainer_options.reports import reporting
+from thoughtcache.train.trainer_options.schedules import schedule
 
 
 def last_checkpoint(config: LoopConfig) -> Path | None:
@@ -46,8 +48,7 @@ def training_arguments(config: LoopConfig, *, evaluate_every: int = 0) -> Traini
         per_device_train_batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         warmup_steps=config.warmup_steps,
-        lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": config.min_learning_rate_ratio},
+        **schedule(config.scheduler, config.min_learning_rate_ratio),
         adam_beta1=config.betas[0],
         adam_beta2=config.betas[1],
         weight_decay=0.0,
@@ -59,7 +60,7 @@ def training_arguments(config: LoopConfig, *, evaluate_every: int = 0) -> Traini
         save_steps=config.save_every or 500,
         save_total_limit=2,
         logging_steps=config.log_every,
-        report_to=[],
+        **reporting(config.report_to, config.output_dir),
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),

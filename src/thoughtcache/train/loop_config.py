@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from thoughtcache.checks import at_least_one
+from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.learner.options import AUTO, Auto, ReplayOptions, replay_options, take_savings
 from thoughtcache.policy.modes import GradientMode, Place
 from thoughtcache.train.memory_rate import check_memory_rate
+from thoughtcache.train.trainer_options.reports import NONE, REPORTS, check_report
+from thoughtcache.train.trainer_options.schedules import MINIMUM_RATIO, SCHEDULERS, WITH_MINIMUM
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,15 +20,17 @@ class LoopConfig:
         output_dir: folder for checkpoints and logs.
         num_steps: optimiser steps.
         batch_size: sequences per step and process.
-        learning_rate: peak, after `warmup_steps`; cosine down to `min_learning_rate_ratio` of it.
+        learning_rate: peak, after `warmup_steps`.
+        scheduler: how it moves from there, one of `SCHEDULERS`; by default a cosine down to `min_learning_rate_ratio`.
         memory_learning_rate: the same for what writes and reads the states; None takes `learning_rate`.
         warmup_steps: linear warm-up.
-        min_learning_rate_ratio: where the cosine ends.
+        min_learning_rate_ratio: where a `cosine_with_min_lr` ends, as a share of the peak.
         betas: betas of Adam.
         max_grad_norm: gradient clipping.
         seed: seed of the data, their order and the trainer.
         save_every: steps between checkpoints, 0 for none.
         log_every: steps between log lines.
+        report_to: where they are reported, one of `REPORTS`.
         resume: continue from the newest whole checkpoint in `output_dir`, or from the checkpoint whose folder this is.
 
     Raises:
@@ -38,17 +42,22 @@ class LoopConfig:
     batch_size: int = 8
     learning_rate: float = 5e-3
     memory_learning_rate: float | None = None
+    scheduler: str = WITH_MINIMUM
     warmup_steps: int = 20
-    min_learning_rate_ratio: float = 0.05
+    min_learning_rate_ratio: float = MINIMUM_RATIO
     betas: tuple[float, float] = (0.9, 0.98)
     max_grad_norm: float = 1.0
     seed: int = 0
     save_every: int = 0
     log_every: int = 10
+    report_to: str = NONE
     resume: bool | str = False
 
     def __post_init__(self) -> None:
         check_memory_rate(self.memory_learning_rate)
+        one_of("scheduler", self.scheduler, SCHEDULERS)
+        one_of("report_to", self.report_to, REPORTS)
+        check_report(self.report_to)
         at_least_one(self, "num_steps", "batch_size", "log_every")
         for name in ("learning_rate", "max_grad_norm"):
             if not 0 < getattr(self, name) < float("inf"):

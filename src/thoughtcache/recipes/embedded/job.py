@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from thoughtcache.recipes.run.settings import EXACT_OPTIONS, TRANSIENT_OPTIONS
 from thoughtcache.recipes.teacher_samples import kept_samples
 from thoughtcache.records import Rollout
 from thoughtcache.report.files import writing
-from thoughtcache.report.progress import progress_bar
+from thoughtcache.report.progress import plain_line, progress_bar
 from thoughtcache.report.trainer_progress import RichProgressCallback
 from thoughtcache.tasks.embedded.problem import Problem, sample_problems
 from thoughtcache.tasks.embedded.reasoner import encode_prompt, load_reasoner
@@ -54,6 +54,9 @@ class EmbeddedTask:
         max_new_tokens: bound on the thoughts.
         distill_steps: budget of each distilled arm.
         grpo_steps: budget of each GRPO arm.
+        arms: systems that are distilled, keys of `ARMS`.
+        grpo_arms: those of them that are trained with GRPO.
+        teacher_samples: samples of the teacher, which all arms share.
     """
 
     window: int
@@ -62,6 +65,9 @@ class EmbeddedTask:
     max_new_tokens: int
     distill_steps: int
     grpo_steps: int
+    arms: tuple[str, ...] = tuple(ARMS)
+    grpo_arms: tuple[str, ...] = ("lora_window", "thought_best")
+    teacher_samples: int = 4096
 
 
 EMBEDDED_TASKS = {
@@ -72,13 +78,20 @@ EMBEDDED_TASKS = {
         window=20, prompt_tokens=9, trace_tokens=41, max_new_tokens=46, distill_steps=400, grpo_steps=60,
     ),
 }  # fmt: skip
+QUICK: dict[str, Any] = {
+    "distill_steps": 110, "grpo_steps": 3, "arms": ("thought_best",), "grpo_arms": ("thought_best",),
+    "teacher_samples": 1024,
+}  # fmt: skip
+"""What a shortened job changes: about a minute on one core."""
+QUICK_NOTE = (
+    f"shortened job: one system, {QUICK['distill_steps']} steps of distillation and {QUICK['grpo_steps']} of GRPO; its "
+    "figures are those of a job that was cut short, not of the method"
+)
 RANK = 8
 PARTLY_DISTILLED = "partly_distilled"
 LORA_ALPHA = 32  # 8 instead of 32 trained the gated rule to 58 % instead of 98 % or so: docs/lab-log.md
-TEACHER_SAMPLES = 4096
 VALIDATION_SIZE = 100
 EVALUATE_EVERY = 10
-GRPO_ARMS = ("lora_window", "thought_best")
 GRPO_PROMPTS, GRPO_GROUP, GRPO_LEARNING_RATE = 16, 8, 3e-4
 
 
@@ -116,7 +129,9 @@ class _Job:
 
         if self._samples is None:
             model = self.new_model(lora_window(self.task.window, RANK, lora_alpha=LORA_ALPHA))
-            prompts = [encode_prompt(self.tokenizer, p.prompt) for p in self.problems(TEACHER_SAMPLES, "train")]
+            prompts = [
+                encode_prompt(self.tokenizer, p.prompt) for p in self.problems(self.task.teacher_samples, "train")
+            ]
             config = DistillConfig(
                 output_dir="", max_new_tokens=self.task.max_new_tokens, seed=self.run.seed, sample_batch_size=512
             )
@@ -159,14 +174,18 @@ def run_embedded(run: RunConfig, console: Console | None = None) -> dict[str, An
     """The whole job. Returns what is written to results.json.
 
     Args:
-        run: `task`, `seed`, `evaluation_size`, `output_dir`, `save_every`, `resume` and `overwrite` are used.
+        run: `task`, `quick`, `seed`, `evaluation_size`, `output_dir`, `save_every`, `resume` and `overwrite` are used.
         console: where progress and the table go.
     """
     console = console or Console()
     described = {name: value for name, value in asdict(run).items() if name not in TRANSIENT_OPTIONS}
     folder = RunFolder(run.output_dir, described, resume=run.resume, overwrite=run.overwrite, free=EXACT_OPTIONS)
     samples = folder.samples_file("teacher")
-    job = _Job(run=run, task=EMBEDDED_TASKS[run.task], samples_file=samples, console=console)
+    task = EMBEDDED_TASKS[run.task]
+    if run.quick:
+        task = replace(task, **QUICK)
+        plain_line(console, QUICK_NOTE)
+    job = _Job(run=run, task=task, samples_file=samples, console=console)
     with writing(folder.path, WRITING_REMEDY):
         return _run_phases(run, folder, job, console)
 
@@ -177,14 +196,15 @@ def _run_phases(run: RunConfig, folder: RunFolder, job: _Job, console: Console) 
         "base_full": folder.phase("base_full", lambda *_: _evaluate_base(job, None)),
         "base_window": folder.phase("base_window", lambda *_: _evaluate_base(job, job.task.window)),
     }
-    for arm in ARMS:
+    for arm in job.task.arms:
         rows[arm] = folder.phase(arm, lambda path, resume, arm=arm: _distil_arm(job, arm, path, resume))  # type: ignore[misc]
     grpo = {
         arm: folder.phase(f"grpo_{arm}", lambda path, resume, arm=arm: _grpo_arm(job, arm, path, resume))  # type: ignore[misc]
-        for arm in GRPO_ARMS
+        for arm in job.task.grpo_arms
     }
     elapsed = time.perf_counter() - started
-    return write_report(folder.path, run, rows, grpo, TITLES, elapsed, console)
+    note = QUICK_NOTE if run.quick else None
+    return write_report(folder.path, run, rows, grpo, TITLES, elapsed, console, note=note)
 
 
 def _evaluate_base(job: _Job, window: int | None) -> PhaseResult:

@@ -12,6 +12,7 @@ from thoughtcache.evaluation.accuracy import Accuracy
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.report.files import replace_file
 from thoughtcache.report.plots import Panel, plot_curves
+from thoughtcache.report.progress import plain_line
 from thoughtcache.report.results import environment, write_results
 from thoughtcache.report.tables import ResultRow, markdown_table, print_table
 
@@ -24,6 +25,8 @@ def write_report(
     titles: dict[str, str],
     elapsed_seconds: float,
     console: Console,
+    *,
+    note: str | None = None,
 ) -> dict[str, Any]:
     """Write table.md, curves.png and results.json into the folder and print the table.
 
@@ -35,6 +38,7 @@ def write_report(
         titles: names for people, by system; GRPO runs under `grpo_NAME`.
         elapsed_seconds: wall-clock time of this call, phases from an earlier call not included.
         console: where the table goes.
+        note: what a reader has to know about the figures; it stands beside them everywhere.
     """
     table = [_row(titles[name], result) for name, result in rows.items()]
     for name, result in grpo.items():
@@ -44,10 +48,13 @@ def write_report(
         table.append(_row(f"{title}, start of GRPO", {**start, **shared, "peak_memory_mib": None}))
         table.append(_row(f"{title}, after GRPO", {**result, **shared}))
     print_table(table, title=f"{run.task}, test split, n = {run.evaluation_size}, seed {run.seed}", console=console)
-    replace_file(folder / "table.md", markdown_table(table).encode())
+    if note is not None:
+        plain_line(console, note)
+    replace_file(folder / "table.md", (markdown_table(table) + (f"\n{note}\n" if note else "")).encode())
     curves = plot_curves(folder / "curves.png", _panels(rows, grpo, titles))
     payload = {
         "run": asdict(run),
+        **({} if note is None else {"note": note}),
         "environment": environment(),
         "systems": rows,
         "grpo": grpo,

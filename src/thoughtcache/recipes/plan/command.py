@@ -52,7 +52,8 @@ def _run_options(phases: Phases) -> list[str]:
         if phase.distills:
             words += ["--distill-batch-size", str(phase.batch)]
             continue
-        words += ["--group-size", str(phase.group), "--grpo-batch-size", str(phase.batch)]
+        words += ["--group-size", str(phase.group), "--grpo-batch-size", str(phase.completions)]
+        words += ["--gradient-accumulation", str(phase.micro_batches)] if phase.micro_batches > 1 else []
         words += ["--beta", str(phase.beta)] if phase.beta else []
         words += ["--reuse-rollout"] if phase.reuse else []
     words += [] if "distill" in names else ["--distill-steps", "0"]

@@ -12,8 +12,8 @@ from transformers import PretrainedConfig
 
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.learner.options import SAVINGS, learner_options, left_to_the_planner, replay_options
-from thoughtcache.planning.advice import Phases, runs_that_fit
-from thoughtcache.planning.fit import NOTHING_HELPS, DoesNotFitError, changes, free_bytes, refusal
+from thoughtcache.planning.advice import Phases, in_micro_batches, runs_that_fit
+from thoughtcache.planning.fit import ACCUMULATION, NOTHING_HELPS, DoesNotFitError, changes, free_bytes, refusal
 from thoughtcache.planning.plan import GIB, Plan, make_plan
 from thoughtcache.planning.savings import Savings, choose_savings, usable_bytes
 from thoughtcache.planning.setting import PlanSetting
@@ -23,7 +23,7 @@ from thoughtcache.report.plan_advice import price_lines
 from thoughtcache.report.progress import plain_line
 
 OPTIONS = {
-    "grpo": {"batch": "--grpo-batch-size", "group": "--group-size"},
+    "grpo": {"batch": "--grpo-batch-size", "group": "--group-size", ACCUMULATION: "--gradient-accumulation"},
     "distill": {"batch": "--distill-batch-size"},
 }
 OTHER = {"grpo": "--distill-steps", "distill": "--grpo-steps"}
@@ -139,7 +139,8 @@ def planned_phases(
     if run.distill_steps:
         phases.append(replace(shared, objective="distill", batch=run.distill_batch_size, group=1))
     if run.grpo_steps:
-        grpo = replace(shared, batch=run.grpo_batch_size, group=run.group_size)
+        size = run.grpo_batch_size // run.gradient_accumulation
+        grpo = in_micro_batches(replace(shared, group=run.group_size), run.grpo_batch_size, size)
         phases.append(replace(grpo, beta=run.beta, reuse=run.reuse_rollout))
     return tuple(phases)
 

@@ -11,6 +11,8 @@ from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.learner.options import AUTO, Auto, take_savings
 from thoughtcache.policy.modes import GradientMode, Place
 from thoughtcache.tasks.maths.answer_types import ANSWER_TYPES
+from thoughtcache.train.trainer_options.reports import REPORTS
+from thoughtcache.train.trainer_options.schedules import SCHEDULERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,7 @@ class RunConfig:
         answer_type: how answers are compared, one of `ANSWER_TYPES`; "auto" takes it from each reference.
         instruction: text put after each question, such as "Put the final answer in \boxed{}."; "" for none.
         limit: use only the first rows of the data set; rows that are dropped count.
+        max_prompt_tokens: leave out questions whose prompts are longer; prompts are never cut. None for no bound.
         bad_rows: "refuse" rows without a usable question or reference (by name, before anything is loaded), or "drop".
         adapter: folder of a trained adapter to start from instead of a new one.
         task: embedded task, "chains" or "multiplication".
@@ -43,8 +46,17 @@ class RunConfig:
         grpo_steps: optimiser steps of GRPO, 0 to skip it.
         group_size: completions per question (G of GRPO).
         grpo_batch_size: completions per GRPO step and process, a multiple of `group_size`.
+        gradient_accumulation: micro-batches that the learner takes these completions in; a micro-batch may be smaller
+            than a group. Gradients are those of the whole step, in less memory.
         grpo_learning_rate: learning rate of GRPO (paper: 1e-5).
         grpo_memory_learning_rate: the same for what writes and reads the states; None for no other one.
+        temperature: temperature of what training samples, in GRPO and by the teacher of distillation, and scores.
+            Held-out questions are answered greedily.
+        learning_rate_scheduler: how both learning rates move, one of `SCHEDULERS`; None for the own ones of the phases,
+            a cosine down to 5 % in distillation and a line down to 0 in GRPO.
+        reward: reward functions of GRPO, each as `package.module:function`, in TRL's signature; None for
+            `thoughtcache.train.rewards:math_correctness`.
+        reward_weight: weights of the rewards, one each; None weighs all alike.
         beta: weight of the KL term to the cache-consistent reference: the adapter as GRPO begins with it.
         gradient: "exact", "detached" or a number of segments.
         recompute: run segments again in the backward pass, so that memory stays flat in the length; False keeps all
@@ -64,7 +76,10 @@ class RunConfig:
         evaluation_size: problems of the embedded test split.
         held_out: questions that are asked before and after every stage of a run with GRPO, and never trained on; None
             for a tenth of them, at most 32; 0 for none.
+        report_to: where the trainers of both phases report their logs, one of `REPORTS`.
         seed: seed of all random numbers of the run.
+        dry_run: read the data, print the first prompts and the plan, and end there; nothing is written or trained.
+        quick: a shortened embedded job, about a minute, whose figures say nothing about the method.
         save_every: optimiser steps between checkpoints.
         resume: go on in `output_dir` where the last run stopped.
         overwrite: start anew in an `output_dir` that holds another run.
@@ -79,6 +94,7 @@ class RunConfig:
     answer_type: str = "auto"
     instruction: str = ""
     limit: int | None = None
+    max_prompt_tokens: int | None = None
     bad_rows: Literal["refuse", "drop"] = "refuse"
     adapter: str | None = None
     task: str = "chains"
@@ -92,8 +108,13 @@ class RunConfig:
     grpo_steps: int = 100
     group_size: int = 8
     grpo_batch_size: int = 8
+    gradient_accumulation: int = 1
     grpo_learning_rate: float = 1e-5
     grpo_memory_learning_rate: float | None = None
+    temperature: float = 1.0
+    learning_rate_scheduler: str | None = None
+    reward: list[str] | None = None
+    reward_weight: list[float] | None = None
     beta: float = 0.0
     gradient: GradientMode = "exact"
     recompute: bool = True
@@ -109,7 +130,10 @@ class RunConfig:
     force: bool = False
     evaluation_size: int = 1000
     held_out: int | None = None
+    report_to: str = "none"
     seed: int = 0
+    dry_run: bool = False
+    quick: bool = False
     save_every: int = 50
     resume: bool = False
     overwrite: bool = False
@@ -130,7 +154,16 @@ class RunConfig:
             raise ValueError("reuse_rollout goes with recompute; leave out --reuse-rollout or --no-recompute")
         if self.chunk_tokens != AUTO:
             at_least_one(self, "chunk_tokens", optional=True)
-        at_least_one(self, "max_new_tokens", "distill_batch_size", "group_size", "grpo_batch_size", "evaluation_size")
+        at_least_one(self, "max_prompt_tokens", optional=True)
+        at_least_one(
+            self,
+            "gradient_accumulation",
+            "max_new_tokens",
+            "distill_batch_size",
+            "group_size",
+            "grpo_batch_size",
+            "evaluation_size",
+        )
         for name in ("distill_steps", "grpo_steps", "save_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
@@ -140,15 +173,38 @@ class RunConfig:
                     raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.held_out is not None and self.held_out < 0:
             raise ValueError(f"held_out must be at least 0 questions, got {self.held_out}")
+        one_of("report_to", self.report_to, REPORTS)
+        if self.learning_rate_scheduler is not None:
+            one_of("learning_rate_scheduler", self.learning_rate_scheduler, SCHEDULERS)
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(
+                f"temperature must be positive, got {self.temperature:g}: logits are divided by it, and greedy answers "
+                "to one question are all alike; use 1.0 or something near it"
+            )
         if self.beta < 0:
             raise ValueError(f"beta must be 0 or positive, got {self.beta}")
         if self.grpo_steps and self.group_size < 2:
             raise ValueError(f"group_size must be at least 2 to compare answers, got {self.group_size}")
+        if self.quick and self.model is not None:
+            raise ValueError("quick=True shortens the embedded job, and there is a model; set steps of it instead")
+        if self.dry_run and self.model is None:
+            raise ValueError("dry_run=True looks at a model and data, and the embedded job has its own; add --model")
         if self.resume and self.overwrite:
             raise ValueError("resume=True goes on with a run and overwrite=True forgets it; give one of them")
         if self.grpo_batch_size % self.group_size:
             raise ValueError(
                 f"grpo_batch_size={self.grpo_batch_size} must be a multiple of group_size={self.group_size}"
+            )
+        if self.reward_weight is not None and len(self.reward_weight) != len(self.reward or ()):
+            raise ValueError(
+                f"reward_weight={self.reward_weight} is one weight for each reward, of which there are "
+                f"{len(self.reward or ())}; give as many of both"
+            )
+        if self.grpo_batch_size % self.gradient_accumulation:
+            raise ValueError(
+                f"gradient_accumulation={self.gradient_accumulation} must divide "
+                f"grpo_batch_size={self.grpo_batch_size}, which it splits into equal micro-batches; use one of "
+                f"{[n for n in range(1, self.grpo_batch_size + 1) if self.grpo_batch_size % n == 0]}"
             )
         if self.model is not None and self.dataset is None:
             raise ValueError("a model needs data: add --dataset with a file, folder or hub id")

@@ -53,11 +53,13 @@ def check_lengths(
     if window is not None:
         raise ValueError(
             f"the longest prompt has {longest} tokens and --window is {window}, together more than the "
-            f"{reach.positions} positions of the model; lower --window or drop the long prompts"
+            f"{reach.positions} positions of the model; lower --window or leave out long "
+            "prompts with --max-prompt-tokens"
         )
     rolling = "" if reach.varies else ", or use --positions rolling with a --window and --distill-steps 0"
     raise ValueError(
         f"the longest prompt has {longest} tokens and --max-new-tokens is {run.max_new_tokens}, together more than "
-        f"the {reach.described()}; lower --max-new-tokens, drop the long prompts, {'or ' if reach.varies else ''}"
+        f"the {reach.described()}; lower --max-new-tokens, leave out long prompts (--max-prompt-tokens), "
+        f"{'or ' if reach.varies else ''}"
         f"{reach.other_scaling}{rolling}"
     )

@@ -16,10 +16,10 @@ from thoughtcache.config import ThoughtConfig
 
 EXACT_OPTIONS = (
     "recompute", "checkpoint_layers", "chunk_tokens", "kv_log", "reuse_rollout", "pack_weights", "save_every",
-    "profile_memory",
+    "profile_memory", "report_to",
 )  # fmt: skip
 """Options that change memory, time or what is left behind, and nothing that is computed beyond rounding."""
-TRANSIENT_OPTIONS = ("resume", "overwrite", "force")
+TRANSIENT_OPTIONS = ("resume", "overwrite", "force", "dry_run")
 """Options of one call rather than of the run."""
 _NO_SETTINGS = {
     "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision",
@@ -89,7 +89,7 @@ def data_identity(rows: Iterable[object]) -> str:
     """A digest of the questions and answers, in order."""
     digest = hashlib.blake2b(digest_size=16)
     for row in rows:
-        digest.update(json.dumps(row).encode() + b"\n")
+        digest.update(json.dumps(row, default=str).encode() + b"\n")
     return digest.hexdigest()
 
 

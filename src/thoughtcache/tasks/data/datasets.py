@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ def load_prompts(
     answer_type: str = "auto",
     limit: int | None = None,
     need_answers: bool = False,
+    keep_columns: bool = False,
     bad_rows: str = "refuse",
     report: Report = warnings.warn,
 ) -> list[Example]:
@@ -55,6 +57,7 @@ def load_prompts(
         answer_type: how all answers are compared, one of `ANSWER_TYPES`; "auto" takes it from each reference.
         limit: look at this many rows, from the start; a row that is left out counts.
         need_answers: a row without a reference that an answer can be compared with is a bad row.
+        keep_columns: keep what else a row says in `Example.columns`.
         bad_rows: "refuse" or "drop" rows that cannot be read, or have no usable prompt or reference.
         report: gets one sentence about the rows that were dropped.
 
@@ -81,6 +84,8 @@ def load_prompts(
             )
         for row in rows:
             result = _example(row, label, columns, need_answers, answer_type)
+            if keep_columns and isinstance(result, Example):
+                result = replace(result, columns=dict(row.values))
             (examples if isinstance(result, Example) else bad).append(result)  # type: ignore[arg-type]
     if not examples and not bad:
         raise ValueError(f"{source!r} (split {split!r}) holds no rows; check that the file was downloaded completely")

@@ -1,0 +1,157 @@
+"""Reward functions of the user: found, tried before anything is trained, and what GRPO maximises."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tests.support.grpo import word_tokenizer
+from tests.support.text_model import save_text_model
+
+import thoughtcache as tc
+from thoughtcache.recipes.real_model import run_real_model
+from thoughtcache.recipes.run.config import RunConfig
+from thoughtcache.recipes.run.own_rewards import load_reward, try_reward
+
+MODULE = '''
+"""Rewards of a user."""
+
+import json
+seen = []
+LIMIT = 3
+
+def length(completions, **kwargs):
+    seen.append(kwargs)
+    return [len(text.split()) for text in completions]
+
+def level(completions, level, log_metric, **kwargs):
+    log_metric("levels", sum(level))
+    return [float(one) for one in level]
+
+async def later(completions, **kwargs):
+    return [None] * len(completions)
+
+def narrow(completions):
+    return [0.0] * len(completions)
+
+def text(completions, **kwargs):
+    return "good"
+
+def short(completions, **kwargs):
+    return [1.0]
+
+def words(completions, **kwargs):
+    return ["1"] * len(completions)
+
+def endless(completions, **kwargs):
+    return [float("inf")] * len(completions)
+
+def broken(completions, **kwargs):
+    return [kwargs["difficulty"]]
+
+class Judge:
+    pass
+'''
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory with a package of rewards, which no other test finds imported."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "judges.py").write_text(MODULE)
+    (tmp_path / "own" / "torn.py").write_text("def length(:\n")
+    (tmp_path / "own" / "needy.py").write_text("import a_module_that_nobody_has\n")
+    yield tmp_path
+    for name in [name for name in sys.modules if name.split(".")[0] == "own"]:
+        del sys.modules[name]
+
+
+def tried(name: str) -> None:
+    rows = [{"prompt": f"w{n}", "answer": str(n), "answer_type": "maths", "level": n} for n in (3, 4, 5)]
+    try_reward(name, load_reward(name), rows, word_tokenizer())
+
+
+@pytest.mark.parametrize("name", ["length", "level", "later"])
+def test_a_reward_in_trls_signature_is_taken(place: Path, name: str) -> None:
+    tried(f"own.judges:{name}")
+
+
+def test_the_package_has_rewards_under_the_same_names() -> None:
+    tried("thoughtcache.train.rewards:math_correctness")
+
+
+WRONG = {
+    "no colon": ("own.judges.length", "write package.module:function"),
+    "no module": ("own.judge:length", r"no module own\.judge, neither in .* correct the name"),
+    "no package": ("nobody.judges:length", r"no module nobody, .* where nobody\.py or its package lies"),
+    "no function": ("own.judges:lenght", r"has no lenght; it has \['length', 'level', "),
+    "no code": ("own.torn:length", r"own\.torn cannot be imported .* repair it"),
+    "missing package": ("own.needy:length", "a_module_that_nobody_has.*install it"),
+    "a number": ("own.judges:LIMIT", "is a int, not a function"),
+    "a class": ("own.judges:Judge", "is a class, not a function"),
+    "no keywords": ("own.judges:narrow", r"does not take what TRL passes .* end its parameters with \*\*kwargs"),
+    "no list": ("own.judges:text", r"returned a str \('good'\); return a list"),
+    "another length": ("own.judges:short", "returned 1 values for 2 completions"),
+    "words": ("own.judges:words", r"returned '1', a str; allowed: finite numbers, and None"),
+    "infinity": ("own.judges:endless", "returned inf"),
+    "an error": ("own.judges:broken", r"failed on the 2 completions .*KeyError: 'difficulty'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_reward_is_refused_with_the_remedy(place: Path, case: str) -> None:
+    name, message = WRONG[case]
+    with pytest.raises(ValueError, match=message):
+        tried(name)
+
+
+def run(place: Path, output: str, **changes: Any) -> dict[str, Any]:
+    if not (place / "model").is_dir():
+        save_text_model(place / "model")
+        rows = [{"question": f"w{3 + n} w9", "level": n % 3} for n in range(6)]
+        (place / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings: dict[str, Any] = {
+        "model": "model", "dataset": "questions.jsonl", "output_dir": output, "max_new_tokens": 9, "distill_steps": 0,
+        "grpo_steps": 2, "group_size": 2, "grpo_batch_size": 2,
+    }  # fmt: skip
+    thought = tc.ThoughtConfig(r=3, num_global_tokens=5, window=4)
+    return run_real_model(RunConfig(**{**settings, **changes}), thought, Console(quiet=True))
+
+
+def test_grpo_maximises_them_with_their_weights_and_needs_no_answers(place: Path) -> None:
+    rewards = ["own.judges:length", "own.judges:level"]
+    result = run(place, "run", reward=rewards, reward_weight=[2.0, -1.0])
+    lines = [json.loads(line) for line in (place / "run" / "grpo" / "rollouts.jsonl").read_text().splitlines()]
+    assert len(lines) == 4
+    for line in lines:
+        assert line["rewards"]["length"] == len(line["completion"].split())
+        assert line["rewards"]["level"] in (0, 1, 2)
+    for step, reward in result["phases"]["grpo"]["rewards"]:
+        own = [line["rewards"] for line in lines if line["step"] == step - 1]
+        mean = sum(2 * one["length"] - one["level"] for one in own) / len(own)
+        assert reward == pytest.approx(mean)
+    assert result["before_after"] is None
+    written = json.loads((place / "run" / "run.json").read_text())
+    assert (written["reward"], written["reward_weight"]) == (rewards, [2.0, -1.0])
+    with pytest.raises(ValueError, match=r"other settings \(reward"):
+        run(place, "run", reward=rewards[:1], resume=True)
+
+
+def test_a_wrong_reward_leaves_no_folder(place: Path) -> None:
+    with pytest.raises(ValueError, match="returned 1 values for 2"):
+        run(place, "none", reward=["own.judges:short"])
+    assert not (place / "none").exists()
+
+
+def test_weights_and_held_out_questions_need_what_they_are_about(place: Path) -> None:
+    with pytest.raises(ValueError, match=r"reward_weight=\[1.0\] is one weight for each reward, of which there are 2"):
+        RunConfig(reward=["a:b", "a:c"], reward_weight=[1.0])
+    with pytest.raises(ValueError, match=r"held_out=2 questions are judged by reference answers"):
+        run(place, "none", reward=["own.judges:length"], held_out=2)
