@@ -38,6 +38,8 @@ def test_settings_as_texts():
     assert make_thinking("folding", unfolded, word_tokenizer()) == tc.StepFolding(
         opening=[7], closing=[11, 12], unfold_tokens=9, fold=False
     )
+    kept = make_thinking("folding", {**FOLDING, "keep": "written"}, word_tokenizer())
+    assert kept == tc.StepFolding(opening=[7], closing=[11, 12], keep="written", step_tokens=9, max_steps=3)
     assert make_thinking("markovian", {}, word_tokenizer()) == tc.MarkovianThinking()
 
 
@@ -51,6 +53,8 @@ def test_settings_as_texts():
         ("folding", {"closing": "w3"}, "thinking=folding needs the text of a marker: thinking_options opening=TEXT"),
         ("folding", {**FOLDING, "fold": "yes"}, "thinking_options fold='yes' is not known"),
         ("folding", {**FOLDING, "closing": "w7"}, "contains the other"),
+        ("folding", {**FOLDING, "keep": "kept"}, "thinking_options keep='kept' is not known; choose one of"),
+        ("folding", {**FOLDING, "keep": "written", "separator": "w3"}, r"separator=\[3\] stands in front of"),
         (
             "folding",
             {**FOLDING, "fold": "false"},
@@ -72,7 +76,7 @@ def test_the_help_has_every_way_with_its_defaults():
     assert [name for name, _, _ in thinking_options.THINKING] == list(THINKING)
     for name, _, told in thinking_options.THINKING:
         expected = [
-            f"{field.name}={str(field.default).lower() if isinstance(field.default, int) else 'TEXT'}"
+            f"{field.name}={str(field.default).lower() if isinstance(field.default, int | str) else 'TEXT'}"
             for field in dataclasses.fields(THINKING[name])
         ]
         assert told.split() == expected
