@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,10 +11,19 @@ import torch
 from torch import Tensor
 
 import thoughtcache as tc
-from support.compare import assert_close, max_difference
+from support.compare import (
+    assert_close,
+    assert_gradients_match,
+    gradient_error,
+    gradients,
+    max_difference,
+    weighted_loss,
+)
 from support.models import adapt, tiny_base, tiny_model
 from thoughtcache.chains.chain import links_of
 from thoughtcache.chains.given import split_trace
+from thoughtcache.learner import waves
+from thoughtcache.measuring.live_bytes import LiveBytes
 from thoughtcache.policy import naive
 from thoughtcache.policy.continuations import begins_last
 from thoughtcache.sampler import decode_step
@@ -265,3 +275,121 @@ def test_links_that_stand_alone_are_refused() -> None:
         tc.naive_logprobs(model, chain.links, gradient="detached")
     with pytest.raises(ValueError, match="separator"):
         tc.StepFolding(opening=[7], closing=[11], keep="written", separator=[1])
+
+
+REPLAYS: tuple[dict[str, Any], ...] = (
+    {},
+    {"recompute": False},
+    {"anchored": False},
+    {"chunk_tokens": 2},
+    {"checkpoint_layers": True, "kv_log": "host"},
+)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_replay_and_its_gradients_are_those_of_the_definition(kind: str) -> None:
+    """Two chains of unequal lengths: rows enter a wave in another order than they left the one before."""
+    model = folding_model(**MODELS[kind])
+    chains = tc.given_chains(model, FOLDING, [[3, 1, 4], [6]], [STEPS, [9, *STEPS[7:]]])
+    if kind in ("sliding", "h2o"):
+        chains.append(max(drawn_chains(model), key=lambda chain: len(chain.links)))
+    out = tc.naive_chain_logprobs(model, chains)
+    expected = gradients(model, lambda: weighted_loss(tc.naive_chain_logprobs(model, chains)))
+    for options in REPLAYS:
+        found: list[Any] = []
+
+        def loss(options: dict[str, Any] = options, found: list[Any] = found) -> Tensor:
+            found.append(tc.replay_chains(model, chains, **options))
+            return weighted_loss(found[0])
+
+        assert_gradients_match(gradients(model, loss), expected)
+        assert_close(found[0].logprobs.detach(), recorded(chains))
+        assert_close(found[0].entropies, out.entropies)
+        assert torch.equal(found[0].mask, out.mask)
+
+
+@pytest.mark.parametrize("what", ["keys", "states"])
+def test_gradients_pass_from_wave_to_wave(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut at the folds they are others: what the comparison above proves is not nothing."""
+    model = tiny_model(window=4)
+    chains = tc.given_chains(model, FOLDING, [[3, 1, 4]], [STEPS])
+    expected = gradients(model, lambda: weighted_loss(tc.replay_chains(model, chains)))
+    fold = waves.fold_exit
+
+    def cut(*arguments: Any, **options: Any) -> Any:
+        end = fold(*arguments, **options)
+        return replace(end, **{what: getattr(end, what).detach()})
+
+    monkeypatch.setattr(waves, "fold_exit", cut)
+    found = gradients(model, lambda: weighted_loss(tc.replay_chains(model, chains)))
+    assert gradient_error(found, expected) > 1e-3
+
+
+def test_a_replay_under_other_weights_makes_its_own_states() -> None:
+    model = tiny_model(window=4)
+    chains = tc.given_chains(model, FOLDING, [[3, 1, 4], [6]], [STEPS, STEPS[7:]])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.mul_(1.1)
+        expected = tc.naive_chain_logprobs(model, chains).logprobs
+        assert_close(tc.replay_chains(model, chains, anchored=False).logprobs, expected)
+        assert max_difference(tc.replay_chains(model, chains).logprobs, expected) > 1e-6
+        assert max_difference(recorded(chains), expected) > 1e-6
+
+
+def test_other_traces_stand_beside_chains_that_go_on() -> None:
+    model = tiny_model(window=4)
+    (kept,) = tc.given_chains(model, FOLDING, [[3, 1, 4]], [STEPS])
+    (rollout,) = tc.rollout(model, [[6, 5]], max_new_tokens=9)
+    out = tc.replay_chains(model, [rollout, kept, rollout])
+    assert_close(out.logprobs.detach(), torch.nn.utils.rnn.pad_sequence(
+        [rollout.logprobs, kept.logprobs, rollout.logprobs], batch_first=True
+    ))  # fmt: skip
+
+
+def peak_bytes(model: Any, num_steps: int, **options: Any) -> tuple[int, int]:
+    """(live bytes at the highest point of a replay and its backward pass, thoughts)."""
+    folding = tc.StepFolding(opening=OPEN, closing=CLOSE, keep="written", max_steps=9, step_tokens=40)
+    step = [*range(13, 26), 1, 2, 3, *OPEN, *CLOSE]
+    (chain,) = tc.given_chains(model, folding, [[3, 1, 4]], [step * num_steps + [5]])
+    assert len(chain.links) == num_steps + 1
+    with LiveBytes() as live:
+        tc.replay_chains(model, [chain], chunk_tokens=4, **options).logprobs.sum().backward()
+    model.zero_grad()
+    return live.peak_bytes, len(chain.token_ids)
+
+
+def test_memory_grows_by_keys_and_values_alone() -> None:
+    model = tiny_model(window=4)
+    peak_bytes(model, 1)
+    (short, few), (long, many) = (peak_bytes(model, steps) for steps in (1, 4))
+    plain, _ = peak_bytes(model, 4, recompute=False)
+    # Keys and values, layers, kv heads, their size, bytes: of thoughts, and of the prompt that each wave is given. The
+    # states between the segments, one per thought here, are as large as one of these.
+    per_token = 2 * 2 * 2 * 4 * 8
+    print(f"{(long - short) / (many - few) / per_token:.1f} tokens per thought, {plain / long:.1f} times with all kept")
+    assert long - short < 4 * per_token * (many - few)
+    assert plain > 4 * long
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gradient": "detached"}, "gradient='detached' is not defined for links that go on"),
+        ({"gradient": 2}, "gradient=2 is not defined"),
+        ({"full_cache": True}, "full_cache=False and reuse=False"),
+        ({"reuse": True}, "full_cache=False and reuse=False"),
+    ],
+)
+def test_replays_that_are_refused(options: dict[str, Any], message: str) -> None:
+    model = tiny_model(window=4)
+    chains = tc.given_chains(model, FOLDING, [[3, 1, 4]], [STEPS])
+    with pytest.raises(ValueError, match=message):
+        tc.replay_chains(model, chains, **options)
+    with pytest.raises(ValueError, match="rollout 0 goes on from the cache of another link"):
+        tc.replay(model, chains[0].links[1:])
+    bare = [replace(link, continues=link.continues and replace(link.continues, state=None)) for link in chains[0].links]
+    with pytest.raises(ValueError, match="a link carries no recorded state; replay it with anchored=False"):
+        tc.replay(model, bare)
+    assert_close(tc.replay(model, bare, anchored=False).logprobs.detach()[0, :7], chains[0].logprobs[:7])
