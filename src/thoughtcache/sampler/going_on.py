@@ -9,6 +9,7 @@ import torch
 from thoughtcache.cache.host_integers import Integers
 from thoughtcache.policy.continuations import begins_last, kept_prompt, num_kept
 from thoughtcache.policy.limits import num_before
+from thoughtcache.policy.modes import Place
 from thoughtcache.records import CacheSettings, Continuation, Rollout
 from thoughtcache.sampler.events import Started
 from thoughtcache.sampler.request import Request
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from thoughtcache.sampler.engine import Engine
 
 
-def check_goes_on(cache: CacheSettings, record_kv: object) -> None:
+def check_goes_on(cache: CacheSettings, record_kv: Place | None = None) -> None:
     """Refuse caches under which nothing can go on.
 
     Raises:
