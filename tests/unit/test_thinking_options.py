@@ -114,9 +114,14 @@ def test_a_run_of_the_user_thinks_in_links_and_its_adapter_answers_in_links(tmp_
     assert max(entry["chains/links"] for entry in logged) > 1
     assert json.loads((tmp_path / "run" / "run.json").read_text())["thinking_options"] == MARKOVIAN
 
-    folding = {"thinking": "folding", "thinking_options": FOLDING}
-    folded = run_real_model(run_config(tmp_path, **folding), thought, Console(quiet=True))
-    assert all("chains/unfinished" in entry for entry in folded["phases"]["grpo"]["log"])
+    for keep in ("encoded", "written"):
+        folding = {"thinking": "folding", "thinking_options": {**FOLDING, "keep": keep}}
+        folded = run_real_model(run_config(tmp_path, **folding), thought, Console(quiet=True))
+        assert all("chains/unfinished" in entry for entry in folded["phases"]["grpo"]["log"])
+        assert max(entry["policy/gap_max"] for entry in folded["phases"]["grpo"]["log"]) < 1e-5
+    rolling = tc.ThoughtConfig(r=3, window=4, positions="rolling")
+    with pytest.raises(ValueError, match='positions="rolling" moves keys'):
+        run_real_model(run_config(tmp_path, **folding), rolling, Console(quiet=True))
 
     asked: dict[str, Any] = {
         "prompt": "w3 w4",
