@@ -393,3 +393,15 @@ def test_replays_that_are_refused(options: dict[str, Any], message: str) -> None
     with pytest.raises(ValueError, match="a link carries no recorded state; replay it with anchored=False"):
         tc.replay(model, bare)
     assert_close(tc.replay(model, bare, anchored=False).logprobs.detach()[0, :7], chains[0].logprobs[:7])
+
+
+def test_a_marker_of_several_tokens_is_kept_back_before_it_is_whole() -> None:
+    """Full windows in front of each token of the marker: all heads keep the same of it, which the loops insist on."""
+    model = tiny_model(window=3, eviction="random", evict_fraction=0.3)
+    folding = tc.StepFolding(opening=[7, 8, 9], closing=[11], keep="written", max_steps=3, step_tokens=30)
+    texts = [[*range(1, 1 + details), 7, 8, 9, 11, 5] for details in range(1, 6)]
+    for seed in range(4):
+        chains = tc.given_chains(model, folding, [[3]] * len(texts), texts, seed=seed)
+        assert all(link.evictions for chain in chains for link in chain.links[:1])
+        with torch.no_grad():
+            assert_close(tc.naive_chain_logprobs(model, chains).logprobs, recorded(chains))
