@@ -27,6 +27,7 @@ from thoughtcache.measuring.live_bytes import LiveBytes
 from thoughtcache.policy import naive
 from thoughtcache.policy.continuations import begins_last
 from thoughtcache.sampler import decode_step
+from thoughtcache.sampler.request import GoingOn
 
 QUESTIONS = [[3, 1, 4, 1, 5, 9, 2], [6, 5], [3, 5, 8], [9]]
 OPEN, CLOSE = [7], [11, 12]
@@ -227,6 +228,21 @@ def test_static_shapes_sample_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     expected, found = drawn_chains(model), drawn_chains(model, compile=True, batch_size=5)
     assert [chain.token_ids for chain in found] == [chain.token_ids for chain in expected]
     assert_close(recorded(found), recorded(expected))
+
+
+def test_an_engine_looks_in_every_round_for_what_goes_on() -> None:
+    """On a GPU engines look every few rounds; what is drawn behind a marker in between would be in the cache."""
+    model = tiny_model(window=4)
+    asked = {"prompt_ids": [3, 1], "max_new_tokens": 3, "ignore_eos": True}
+    with tc.Engine(model, num_slots=1) as engine:
+        engine.looks_every = 16
+        engine.add(tc.Request(**asked))
+        assert engine.looks_every == 16
+        engine.add(tc.Request(**asked, go_on=lambda rollout: None))
+        assert engine.looks_every == 1
+    wrong = tc.Request(**asked, go_on=lambda rollout: GoingOn(first_kept=1, request=tc.Request(**asked)))
+    with pytest.raises(ValueError, match="the prompt of what goes on from request 0 is not what stays of it"):
+        tc.Engine(model, num_slots=1).run([wrong])
 
 
 def test_nothing_is_prefilled_at_a_fold(monkeypatch: pytest.MonkeyPatch) -> None:
