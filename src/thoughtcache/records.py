@@ -122,6 +122,8 @@ class SamplingSettings:
         positions: "absolute" counts all tokens; "rolling" the prompt and the resident thoughts.
         eviction_options: settings of the eviction policy that are not at their defaults, as in `CacheSettings`.
         budgets: resident thoughts of every layer; None where all have `window`.
+        leaves_last: thoughts from the first place of this token sequence on leave after all others, the oldest first; a
+            beginning of it counts as soon as it may become one. Empty where no thoughts are so kept back.
     """
 
     temperature: float
@@ -136,6 +138,7 @@ class SamplingSettings:
     positions: Literal["absolute", "rolling"] = "absolute"
     eviction_options: tuple[tuple[str, int | float | bool | str], ...] = ()
     budgets: tuple[int, ...] | None = None
+    leaves_last: tuple[int, ...] = ()
 
     @property
     def cache(self) -> CacheSettings:
@@ -199,11 +202,30 @@ class Eviction:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Continuation:
+    """How a link of a chain goes on from the cache of the link before it; only the end of its prompt is processed.
+
+    Before the last token of the link before is processed, all of that link's thoughts in front of `first_kept` leave
+    and are absorbed. The others stay as they were written, where they were written, and belong to the prompt from now
+    on. The last token is the first one that is processed behind them, and belongs to the prompt as well.
+
+    Attributes:
+        first_kept: number of the first thought of the link before that stays, if it is still resident.
+        position: position of the first thought: the tokens that the chain has seen before.
+        state: [L, ...] thought state after the others were absorbed; None as `Rollout.states`.
+    """
+
+    first_kept: int
+    position: int
+    state: Float[Tensor, "L *state"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Rollout:
     """One sampled sequence with everything that is needed to repeat it exactly.
 
     Attributes:
-        prompt_ids: tokens of the prompt, without padding.
+        prompt_ids: tokens of the prompt, without padding; of a link that continues, the tokens that are resident.
         token_ids: sampled thought tokens, including the stop token or the token that completed a stop string.
         logprobs: [T] log-probability of each sampled token under the scored distribution: temperature and the whole
             softmax, without filters. It is what `replay` computes and a learner needs.
@@ -217,6 +239,7 @@ class Rollout:
         entropies: [T] entropy (nats) of each scored distribution, recorded together with `keys_values`.
         finish_reason: "stop" after a stop token, string or sequence, else "length".
         settings: how it was sampled.
+        continues: how it goes on from the cache of the link before it; None where it begins with its prompt.
     """
 
     prompt_ids: list[int]
@@ -229,6 +252,7 @@ class Rollout:
     entropies: Float[Tensor, " T"] | None = None
     finish_reason: FinishReason
     settings: SamplingSettings
+    continues: Continuation | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,6 +20,7 @@ from thoughtcache.train.trl.chain_turns import chain_metrics, chain_totals, chec
 
 MARKOVIAN = tc.MarkovianThinking(context=6, keep_first=1, keep_last=2, max_links=4)
 FOLDING = tc.StepFolding(opening=[7], closing=[11], max_steps=3, step_tokens=14, unfold_tokens=14)
+KEPT = tc.StepFolding(opening=[7], closing=[11], keep="written", max_steps=3, step_tokens=14, summary_tokens=9)
 ROWS = [{"prompt": text} for text in ("w3 w4", "w3 w4", "w5", "w9 w8 w7")]
 
 
@@ -103,6 +104,49 @@ def test_the_loss_is_that_of_whole_traces_by_the_definition(tmp_path: Path) -> N
     error = gradient_error(found, gradients(trainer.model, naive))
     print(f"gradient error {error:.1e}")
     assert error < GRADIENT_TOLERANCE
+
+
+def test_links_that_keep_keys_and_values_train_by_the_definition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One gradient from a reward of whole traces to what was written in front of the last fold."""
+
+    def given(model: Any, prompt_ids: Any, thinking: Any, **options: Any) -> Any:
+        traces = [[4, 7, 5, 11, 3, 7, 11, 6, EOS], [7, 4, 11, 5, EOS], [3, 5, 4, 5, 4, 7, 9, 8, 11, EOS], [9, EOS]]
+        return tc.given_chains(model, thinking, prompt_ids, traces)
+
+    monkeypatch.setattr("thoughtcache.train.trl.chain_turns.rollout_chains", given)
+    trainer = make_trainer(tmp_path, KEPT, dtype=torch.float64, loss_type="grpo")
+    inputs = generate(trainer)
+    inputs["advantages"] = torch.tensor([1.0, -0.5, 0.25, -0.75])
+    chains = trainer._run.generations["train"].rollouts
+    assert [len(chain.links) for chain in chains] == [3, 2, 2, 1]
+
+    def naive() -> Tensor:
+        out = tc.naive_chain_logprobs(trainer.model, chains)
+        total = torch.zeros((), dtype=torch.float64)
+        for advantage, row, chain in zip(inputs["advantages"], out.logprobs, chains, strict=True):
+            length = len(chain.token_ids)
+            total = total - advantage * (row[:length] - row[:length].detach()).exp().sum() / length
+        return total / len(chains)
+
+    loss, found = loss_and_gradients(trainer, inputs)
+    assert max_difference(loss, naive().detach()) < TOLERANCE[torch.float64]
+    assert gradient_error(found, gradients(trainer.model, naive)) < GRADIENT_TOLERANCE
+    assert trainer._metrics["train"]["policy/gap_max"][-1] < TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"reuse_rollout": True}, "reuse_rollout=True starts from recorded keys and values"),
+        ({"gradient": "detached"}, "gradient='detached' is not defined for links"),
+        ({"beta": 0.1, "reference": "full"}, 'reference="full" with beta=0.1'),
+    ],
+)
+def test_what_links_that_keep_cannot_be_trained_with(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, [FOLDING, KEPT], **settings)
 
 
 @pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo"])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import peft
+import pytest
 import torch
 from datasets import Dataset
 from transformers import LlamaForCausalLM
@@ -15,6 +17,7 @@ from transformers import LlamaForCausalLM
 import thoughtcache as tc
 from support.compare import TOLERANCE
 from support.grpo import quick_arguments
+from thoughtcache.chains.folding import Keep
 from thoughtcache.chains.given import split_trace
 from thoughtcache.tasks.embedded.build_reasoner import trace_loss
 from thoughtcache.tasks.embedded.chains import STEP_CLOSING, STEP_OPENING
@@ -88,7 +91,9 @@ def test_a_marked_trace_folds_into_its_results() -> None:
     assert "".join(link for _, link in texts) == f"{problem.trace}<eos>"
 
 
-def test_fold_and_unfold_train_in_turns(tmp_path: Path) -> None:
+@pytest.mark.parametrize("keep", ["encoded", "written"])
+def test_fold_and_unfold_train_in_turns(keep: Keep, tmp_path: Path) -> None:
+    folding = replace(FOLDING, keep=keep)
     base, tokenizer = load_reasoner()
     assert cold_start(base, tokenizer, 36) < 1.3
     torch.manual_seed(0)
@@ -107,11 +112,11 @@ def test_fold_and_unfold_train_in_turns(tmp_path: Path) -> None:
     )
     trainer = tc.ThoughtGRPOTrainer(
         model,
-        tc.folding_reward(right_digits, FOLDING, [VOCABULARY[EOS]]),
+        tc.folding_reward(right_digits, folding, [VOCABULARY[EOS]]),
         tc.ThoughtGRPOConfig(**settings),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        thinking=[FOLDING.unfolded(), FOLDING],
+        thinking=[folding.unfolded(), folding],
     )
     trainer.train()
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]

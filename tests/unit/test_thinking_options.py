@@ -38,6 +38,8 @@ def test_settings_as_texts():
     assert make_thinking("folding", unfolded, word_tokenizer()) == tc.StepFolding(
         opening=[7], closing=[11, 12], unfold_tokens=9, fold=False
     )
+    kept = make_thinking("folding", {**FOLDING, "keep": "written"}, word_tokenizer())
+    assert kept == tc.StepFolding(opening=[7], closing=[11, 12], keep="written", step_tokens=9, max_steps=3)
     assert make_thinking("markovian", {}, word_tokenizer()) == tc.MarkovianThinking()
 
 
@@ -51,6 +53,8 @@ def test_settings_as_texts():
         ("folding", {"closing": "w3"}, "thinking=folding needs the text of a marker: thinking_options opening=TEXT"),
         ("folding", {**FOLDING, "fold": "yes"}, "thinking_options fold='yes' is not known"),
         ("folding", {**FOLDING, "closing": "w7"}, "contains the other"),
+        ("folding", {**FOLDING, "keep": "kept"}, "thinking_options keep='kept' is not known; choose one of"),
+        ("folding", {**FOLDING, "keep": "written", "separator": "w3"}, r"separator=\[3\] stands in front of"),
         (
             "folding",
             {**FOLDING, "fold": "false"},
@@ -72,7 +76,7 @@ def test_the_help_has_every_way_with_its_defaults():
     assert [name for name, _, _ in thinking_options.THINKING] == list(THINKING)
     for name, _, told in thinking_options.THINKING:
         expected = [
-            f"{field.name}={str(field.default).lower() if isinstance(field.default, int) else 'TEXT'}"
+            f"{field.name}={str(field.default).lower() if isinstance(field.default, int | str) else 'TEXT'}"
             for field in dataclasses.fields(THINKING[name])
         ]
         assert told.split() == expected
@@ -110,9 +114,14 @@ def test_a_run_of_the_user_thinks_in_links_and_its_adapter_answers_in_links(tmp_
     assert max(entry["chains/links"] for entry in logged) > 1
     assert json.loads((tmp_path / "run" / "run.json").read_text())["thinking_options"] == MARKOVIAN
 
-    folding = {"thinking": "folding", "thinking_options": FOLDING}
-    folded = run_real_model(run_config(tmp_path, **folding), thought, Console(quiet=True))
-    assert all("chains/unfinished" in entry for entry in folded["phases"]["grpo"]["log"])
+    for keep in ("encoded", "written"):
+        folding = {"thinking": "folding", "thinking_options": {**FOLDING, "keep": keep}}
+        folded = run_real_model(run_config(tmp_path, **folding), thought, Console(quiet=True))
+        assert all("chains/unfinished" in entry for entry in folded["phases"]["grpo"]["log"])
+        assert max(entry["policy/gap_max"] for entry in folded["phases"]["grpo"]["log"]) < 1e-5
+    rolling = tc.ThoughtConfig(r=3, window=4, positions="rolling")
+    with pytest.raises(ValueError, match='positions="rolling" moves keys'):
+        run_real_model(run_config(tmp_path, **folding), rolling, Console(quiet=True))
 
     asked: dict[str, Any] = {
         "prompt": "w3 w4",

@@ -20,6 +20,7 @@ def choose_layer(
     events: Sequence[tuple[int, int]],
     stage: int,
     seen: tuple[QueryLog, Sight, Float[Tensor, "B H C D"]] | None,
+    num_last: Int[Tensor, " B"] | None = None,
 ) -> Int[Tensor, "B H E"] | None:
     """Ask the eviction policy for one layer, and move what its log keeps of that layer.
 
@@ -32,6 +33,7 @@ def choose_layer(
         stage: an event that says what these say, see `evict_layer`.
         seen: the log of queries, what its last queries saw, and the cached keys of all columns; None where the policy
             wants no queries. Rows may stand there twice, since what is written twice is the same.
+        num_last: newest thoughts of every row that leave after all others, see `EvictionView`.
 
     Returns:
         The thoughts that leave, ascending; None means the oldest.
@@ -49,6 +51,7 @@ def choose_layer(
         attended=attended,
         scores=scores,
         rotation=rules.query_rotation(layer_index),
+        num_last=num_last,
     )
     slots = rules.eviction.select(view)
     if seen is not None and slots is not None:

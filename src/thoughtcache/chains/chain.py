@@ -15,7 +15,7 @@ from thoughtcache.records import FinishReason, Rollout
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chain:
-    """One thought in several links. Each link is a rollout that replays by itself.
+    """One thought in several links. Each link is a rollout that replays by itself, unless it `continues` another one.
 
     Attributes:
         links: the links in order, at least one; the prompt of the first is the question.

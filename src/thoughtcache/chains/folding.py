@@ -1,8 +1,11 @@
 r"""Step folding (Accordion-Thinking, arXiv 2602.03249): a step leaves when its summary is written, the summary stays.
 
-A step is its details, then a summary between an opening and a closing marker. When the marker closes, the next prompt
-is the old prompt and the summary, markers included, encoded again: the variant that was published. (The other one, in
-which keys and values stay as they were written, is not here; docs/design.md says what it needs.)
+A step is its details, then a summary between an opening and a closing marker. When the marker closes, the details
+leave. What becomes of the summary, markers included, is `keep`:
+
+    encoded   the next prompt is the old prompt and the summary, encoded again: the variant that was published
+    written   its keys and values stay as they were written, where they were written; the details are absorbed into the
+              thought state like any thoughts that leave, and nothing is processed again (ours)
 
 Source: yangzhch6/Accordion-Thinking. Published sizes, which are the defaults here: 6 steps (8 in validation) of up to
 6144 tokens, summaries of up to 1536 tokens, prompts of up to 14,336; without folding one answer of up to 16,384 tokens.
@@ -14,21 +17,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from thoughtcache.chains.thinking import ChainEnd, Thinking, Tokens
-from thoughtcache.checks import at_least_one
+from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.sampler.draw.stop_sequences import count_sequence, ends_with, find_end
+
+Keep = Literal["encoded", "written"]
+"""What becomes of a summary when its step leaves."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepFolding(Thinking):
-    """Accordion-Thinking with summaries that are encoded again; the default sizes are the published ones.
+    """Accordion-Thinking; the default sizes are the published ones.
 
     Attributes:
         opening: tokens of the marker that opens a summary.
         closing: tokens of the marker that closes it and ends the step.
-        separator: tokens put in front of every carried summary; they are prompt, and never scored.
+        keep: "encoded" or "written", see above.
+        separator: tokens put in front of every carried summary; they are prompt, and never scored. None with "written".
         fold: whether details leave. False is the unfold mode: nothing leaves, and a chain is one link.
         max_steps: links that a chain has at most, the one with the answer included.
         step_tokens: bound on the tokens of a step, its summary included.
@@ -37,11 +44,13 @@ class StepFolding(Thinking):
         unfold_tokens: bound on the tokens of an answer in unfold mode.
 
     Raises:
-        ValueError: if a marker is empty or part of the other one, or if a number is out of range.
+        ValueError: if a marker is empty or part of the other one, if a number is out of range, or for a separator that
+            nothing would encode.
     """
 
     opening: Sequence[int]
     closing: Sequence[int]
+    keep: Keep = "encoded"
     separator: Sequence[int] = ()
     fold: bool = True
     max_steps: int = 6
@@ -61,6 +70,12 @@ class StepFolding(Thinking):
                 f"one of the markers {list(self.opening)} and {list(self.closing)} contains the other, so that they "
                 "cannot be told apart; use other markers"
             )
+        one_of("keep", self.keep, get_args(Keep))
+        if self.keeps_written and self.separator:
+            raise ValueError(
+                f"separator={list(self.separator)} stands in front of summaries that are encoded again, and with "
+                'keep="written" none is; leave it out, or use keep="encoded"'
+            )
         at_least_one(self, "step_tokens", "max_prompt_tokens", "unfold_tokens")
         if self.summary_tokens < 0:
             raise ValueError(f"summary_tokens must be 0 or more, got {self.summary_tokens}")
@@ -75,6 +90,20 @@ class StepFolding(Thinking):
     def num_links(self) -> int:
         """Links that a chain has at most."""
         return self.max_steps if self.fold else 1
+
+    @property
+    def keeps_written(self) -> bool:
+        """Whether folds keep keys and values; without folds there is nothing to keep."""
+        return self.keep == "written" and self.fold
+
+    def first_kept(self, link: Tokens) -> int:
+        """The summary stays, from its opening marker on."""
+        return self._opening_at(link)
+
+    @property
+    def leaves_last(self) -> tuple[int, ...]:
+        """Details leave before the thoughts of an open summary, so that every layer and head holds the same of it."""
+        return tuple(self.opening) if self.keeps_written else ()
 
     @property
     def stop_sequences(self) -> tuple[tuple[int, ...], ...]:

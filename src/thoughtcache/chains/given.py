@@ -7,16 +7,21 @@ for it (the cold start of Accordion-Thinking): each is a prompt and what has to 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import nn
 
 from thoughtcache.chains.chain import Chain
 from thoughtcache.chains.thinking import ChainEnd, Thinking, Tokens
 from thoughtcache.config import OWN_WINDOW
+from thoughtcache.policy.continuations import kept_prompt
 from thoughtcache.policy.handle import open_policy
 from thoughtcache.policy.token_ids import check_prompts
+from thoughtcache.records import CacheSettings, Rollout
 from thoughtcache.sampler.draw.stop_sequences import find_end
-from thoughtcache.sampler.given import given_text, rollouts_of_given
+from thoughtcache.sampler.engine import Engine
+from thoughtcache.sampler.given import BATCH_SIZE, given_text, rollouts_of_given
+from thoughtcache.sampler.request import GoingOn, Request
 
 
 def split_trace(
@@ -84,6 +89,44 @@ def given_chains(
         raise ValueError(f"{len(questions)} questions and {len(traces)} traces were given; pass one trace each")
     cache = policy.tuner.thought_config.resolve_window(max(map(len, questions)), window)
     split = [split_trace(thinking, question, trace) for question, trace in zip(questions, traces, strict=True)]
+    if thinking.keeps_written:
+        links = _given_in_slots(model, thinking, [pairs for pairs, _ in split], cache, seed)
+        return [Chain(links=own, end=end, thinking=thinking) for own, (_, end) in zip(links, split, strict=True)]
     texts = [given_text(prompt, link, cache, seed=seed) for pairs, _ in split for prompt, link in pairs]
     scored = iter(rollouts_of_given(model, texts))
     return [Chain(links=tuple(next(scored) for _ in pairs), end=end, thinking=thinking) for pairs, end in split]
+
+
+def _given_in_slots(
+    model: nn.Module,
+    thinking: Thinking,
+    split: Sequence[Sequence[tuple[list[int], list[int]]]],
+    cache: CacheSettings,
+    seed: int,
+) -> list[tuple[Rollout, ...]]:
+    """The links of every chain, each of which goes on from the cache of the one before."""
+    found: list[list[Rollout]] = [[] for _ in split]
+
+    def request(number: int) -> Request:
+        links, prompt = found[number], split[number][0][0]
+        if links:
+            prompt = kept_prompt(links[-1], thinking.first_kept(links[-1].token_ids))
+        tokens = split[number][len(links)][1]
+        return Request(
+            prompt_ids=prompt,
+            max_new_tokens=len(tokens),
+            seed=seed,
+            given_tokens=tokens,
+            leaves_last=thinking.leaves_last,
+            go_on=partial(go_on, number),
+        )
+
+    def go_on(number: int, link: Rollout) -> GoingOn | None:
+        found[number].append(link)
+        if len(found[number]) == len(split[number]):
+            return None
+        return GoingOn(first_kept=thinking.first_kept(link.token_ids), request=request(number))
+
+    engine = Engine(model, num_slots=min(BATCH_SIZE, len(split)), window=cache.window)
+    engine.run(request(number) for number in range(len(split)))
+    return [tuple(links) for links in found]

@@ -25,18 +25,20 @@ def check_links(
         ValueError: if a link could; the message names its lengths, the available positions and the remedies.
     """
     pairs = thinking.longest(question_tokens, max_new_tokens)
-    for prompt, thoughts in pairs:
+    # Kept keys stay at their positions, so that all tokens of a chain count.
+    for prompt, thoughts in [(question_tokens, max_new_tokens)] if thinking.keeps_written else pairs:
         if reach.positions is None or positions_needed(prompt, thoughts, rolling_window) <= reach.positions:
             continue
         carried = f", {prompt - question_tokens} carried ones" if prompt > question_tokens else ""
         held = "" if rolling_window is None else f", of which the window holds {rolling_window},"
+        whole = "chain" if thinking.keeps_written else "link"
         window = "" if rolling_window is None else "the window, "
         scaling = reach.other_scaling
-        if rolling_window is None and not reach.varies:
+        if rolling_window is None and not reach.varies and not thinking.keeps_written:
             scaling += ', or keep positions inside the window with ThoughtConfig(positions="rolling")'
         raise ValueError(
-            f"a question of {question_tokens} tokens{carried} and {thoughts} thoughts of a link{held} can be together "
-            f"more than the {reach.described()}; lower max_new_tokens={max_new_tokens}, {window}or of the thinking "
-            f"options {', '.join(thinking.bounds_of_links)}, leave out long questions, or {scaling}"
+            f"a question of {question_tokens} tokens{carried} and {thoughts} thoughts of a {whole}{held} can be "
+            f"together more than the {reach.described()}; lower max_new_tokens={max_new_tokens}, {window}or of the "
+            f"thinking options {', '.join(thinking.bounds_of_links)}, leave out long questions, or {scaling}"
         )
     return pairs

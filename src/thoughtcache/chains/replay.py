@@ -18,7 +18,7 @@ from thoughtcache.chains.chain import Chain, Trace, links_of
 from thoughtcache.learner.replay import replay
 from thoughtcache.policy.modes import GradientMode
 from thoughtcache.policy.naive import naive_logprobs
-from thoughtcache.records import TokenLogProbs
+from thoughtcache.records import Rollout, TokenLogProbs
 
 
 def replay_chains(model: nn.Module, chains: Sequence[Trace], **options: Any) -> TokenLogProbs:
@@ -47,8 +47,11 @@ def naive_chain_logprobs(
         chains: chains of any settings.
         gradient: see `naive_logprobs`.
     """
-    links = []
+    links: list[Rollout] = []
     for chain in chains:
+        if chain.thinking.keeps_written:
+            links += chain.links  # `fold` in policy/naive.py says what stays; of a prompt only its end is read
+            continue
         for link, start in zip(chain.links, (0, *chain.boundaries), strict=True):
             context = chain.thinking.naive_context(chain.prompt_ids, chain.token_ids, chain.boundaries, start)
             links.append(replace(link, prompt_ids=context))

@@ -1,6 +1,7 @@
 """Sampling of chains: a link that ends at a boundary queues the next one in the same engine.
 
-Chains do not wait for each other: while one is in its third link another may be in its first (continuous batching).
+Chains do not wait for each other: while one is in its third link another may be in its first (continuous batching). A
+link that keeps keys and values as they were written goes on in the slot of the one before, in the same round.
 The tokens of a chain depend on its question, its seed and its settings alone, as those of a rollout do, and a chain of
 one link is that rollout.
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -21,6 +23,7 @@ from thoughtcache.chains.lengths import check_links
 from thoughtcache.chains.thinking import ChainEnd, Thinking
 from thoughtcache.config import OWN_WINDOW
 from thoughtcache.measuring.phase_timer import PhaseTimer
+from thoughtcache.policy.continuations import kept_prompt
 from thoughtcache.policy.handle import open_policy
 from thoughtcache.policy.modes import Place
 from thoughtcache.policy.token_ids import check_prompts
@@ -28,7 +31,7 @@ from thoughtcache.records import Rollout, TokenFilters
 from thoughtcache.sampler.draw.inverse_cdf import row_seeds
 from thoughtcache.sampler.engine import Engine
 from thoughtcache.sampler.events import Event, Finished
-from thoughtcache.sampler.request import NO_FILTERS, Request
+from thoughtcache.sampler.request import NO_FILTERS, GoingOn, Request
 
 SEED_BYTES = 5
 """A seed of a later link is below 2**40; a generator takes less than `row_seeds` allows."""
@@ -71,7 +74,7 @@ def rollout_chains(
         batch_size: links decoded at once, as many as questions by default.
         stop_ids: tokens that end a chain.
         tokenizer: its end-of-sequence token ends a chain.
-        record_kv: see `rollout`.
+        record_kv: see `rollout`; refused where links keep keys and values as they were written.
         anchors: see `rollout`.
         compile: see `rollout`; room for the longest possible prompt is made at once.
         pack_weights: see `rollout`.
@@ -85,7 +88,8 @@ def rollout_chains(
 
     Raises:
         ValueError: if lengths are beyond the model's positions or leave no room for a second link behind any question,
-            or if `rollout` would refuse the arguments.
+            if `rollout` would refuse the arguments, or if links cannot keep keys and values under the cache
+            (`sampler/going_on.py`).
     """
     policy = open_policy(model)
     if batch_size is not None and batch_size < 1:
@@ -120,10 +124,11 @@ def rollout_chains(
         timer=timer,
     )
 
-    def request(chain: _Growing) -> Request:
+    def request(number: int) -> Request:
+        chain = chains[number]
         own, row = link_seed(*chain.seed, len(chain.links))
         return Request(
-            prompt_ids=thinking.prompt(chain.question, chain.tokens),
+            prompt_ids=chain.prompt(thinking),
             max_new_tokens=min(thinking.max_new_tokens(chain.tokens), total - chain.num_tokens),
             temperature=temperature,
             filters=filters,
@@ -132,10 +137,20 @@ def rollout_chains(
             ignore_eos=ignore_eos,
             stop_ids=stop_ids,
             stop_sequences=thinking.stop_sequences,
+            leaves_last=thinking.leaves_last,
+            go_on=partial(go_on, number) if thinking.keeps_written else None,
         )
 
+    def go_on(number: int, link: Rollout) -> GoingOn | None:
+        chain = chains[number]
+        chain.end = chain.grow(link, thinking, total)
+        if chain.end is not None:
+            return None
+        running[engine.num_requests] = number
+        return GoingOn(first_kept=thinking.first_kept(link.token_ids), request=request(number))
+
     chains = [_Growing(question=list(ids), seed=pair) for ids, pair in zip(prompt_ids, seeds, strict=True)]
-    running = {engine.add(request(chain)): number for number, chain in enumerate(chains)}
+    running = {engine.add(request(number)): number for number in range(len(chains))}
     with engine:
         while running:
             for event in engine.step():
@@ -143,10 +158,11 @@ def rollout_chains(
                     continue
                 number = running.pop(event.request)
                 chain = chains[number]
-                chain.end = chain.grow(event.rollout, thinking, total)
-                if chain.end is None:
-                    running[engine.add(request(chain))] = number
-                elif on_chain is not None:
+                if not thinking.keeps_written:
+                    chain.end = chain.grow(event.rollout, thinking, total)
+                    if chain.end is None:
+                        running[engine.add(request(number))] = number
+                if chain.end is not None and on_chain is not None:
                     on_chain(number, chain.finished(thinking))
             engine.expect(len(running))
     return [chain.finished(thinking) for chain in chains]
@@ -191,6 +207,12 @@ class _Growing:
     def num_tokens(self) -> int:
         """Tokens of all links together."""
         return sum(map(len, self.tokens))
+
+    def prompt(self, thinking: Thinking) -> list[int]:
+        """Prompt of the next link: the question and what is carried, as tokens or as keys and values."""
+        if thinking.keeps_written and self.links:
+            return kept_prompt(self.links[-1], thinking.first_kept(self.links[-1].token_ids))
+        return thinking.prompt(self.question, self.tokens)
 
     def grow(self, link: Rollout, thinking: Thinking, total: int) -> ChainEnd | None:
         """Take a link; why the chain is over with it, or None."""

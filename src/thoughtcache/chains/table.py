@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_args
 
 from transformers import PreTrainedTokenizerBase
 
-from thoughtcache.chains.folding import StepFolding
+from thoughtcache.chains.folding import Keep, StepFolding
 from thoughtcache.chains.markovian import MarkovianThinking
 from thoughtcache.chains.thinking import Thinking
 from thoughtcache.checks import one_of
@@ -19,7 +19,7 @@ THINKING: dict[str, type[MarkovianThinking] | type[StepFolding]] = {
 }
 MARKERS = ("opening", "closing", "separator")
 """Settings that are texts, and become the tokens of these."""
-OF_FOLDING = ("separator", "max_steps", "step_tokens", "summary_tokens", "max_prompt_tokens")
+OF_FOLDING = ("keep", "separator", "max_steps", "step_tokens", "summary_tokens", "max_prompt_tokens")
 """Settings without a meaning where nothing is folded."""
 OF_UNFOLDING = ("unfold_tokens",)
 """Settings without a meaning where something is."""
@@ -73,6 +73,9 @@ def make_thinking(name: str, options: Mapping[str, str] | None, tokenizer: PreTr
         elif isinstance(known[key], bool):
             one_of(f"thinking_options {key}", text, tuple(_FLAGS))
             values[key] = _FLAGS[text]
+        elif key == "keep":
+            one_of(f"thinking_options {key}", text, get_args(Keep))
+            values[key] = text
         else:
             if not text.removeprefix("-").isdecimal():
                 raise ValueError(f"thinking_options {key}={text} is no integer; its default is {known[key]}")

@@ -5,6 +5,9 @@ tokens, its thoughts are what was sampled since the boundary. So carried tokens 
 and are scored only in the link in which they were sampled. Window, eviction and thought state know nothing of a
 boundary: each link begins with the initial state, and its window holds the thoughts of that link alone.
 
+A way of thinking that `keeps_written` carries keys and values instead: a link goes on from the cache of the one before,
+nothing is encoded again, and what is not carried is absorbed into the thought state, which goes on as well.
+
 All functions here are pure: they take and return tokens.
 """
 
@@ -33,6 +36,20 @@ class Thinking(ABC):
     @property
     def stop_sequences(self) -> tuple[tuple[int, ...], ...]:
         """Token sequences that end a link."""
+        return ()
+
+    @property
+    def keeps_written(self) -> bool:
+        """Whether keys and values are carried as they were written, instead of tokens."""
+        return False
+
+    def first_kept(self, link: Tokens) -> int:
+        """Number of the first thought of a link that the next one keeps; asked if `keeps_written` alone."""
+        raise NotImplementedError
+
+    @property
+    def leaves_last(self) -> tuple[int, ...]:
+        """The token sequence from which on thoughts of a link leave after all others, see `SamplingSettings`."""
         return ()
 
     @abstractmethod

@@ -42,10 +42,10 @@ class Boundary:
     states: States = None
 
 
-def batch_chunks(batch: RolloutBatch, chunk_tokens: int | None = None) -> list[Chunk]:
+def batch_chunks(batch: RolloutBatch, chunk_tokens: int | None = None, *, given: int = 0) -> list[Chunk]:
     """The chunks of a batch in order, as the layers of the smallest budget see them; see `plan_chunks`."""
     cache, width = batch.settings.cache, batch.prompts.ids.shape[1]
-    return plan_chunks(batch.lengths, width, cache.smallest_budget, cache.num_evicted, chunk_tokens)
+    return plan_chunks(batch.lengths, width, cache.smallest_budget, cache.num_evicted, chunk_tokens, given=given)
 
 
 def run_chunk(
@@ -67,7 +67,7 @@ def run_chunk(
         policy: the parts of the model.
         batch: the rollouts.
         chunk: what to run.
-        entry: the exit of the chunk before; ignored by the first chunk.
+        entry: the exit of the chunk before; ignored by the first chunk, unless it is given prompt columns.
         score: see `scores.ScoreFunction`.
         anchored: replace recomputed states by recorded values, with the gradient of the recomputed ones.
         checkpoint_layers: keep the inputs of the layers for the backward pass and run each layer again there.
@@ -80,7 +80,7 @@ def run_chunk(
     """
     tuner = policy.tuner
     memory = tuner.memory() if memory is None else memory
-    if chunk.start == 0:
+    if chunk.is_first and not chunk.given:
         entry = Boundary(states=memory.initial_states())
     entry = _leading_rows(entry, chunk.rows)
     past, states = entry.past, entry.states
@@ -175,12 +175,12 @@ def recorded_thoughts(batch: RolloutBatch, chunk: Chunk, layer_index: int, slots
 
 def recorded_positions(batch: RolloutBatch, chunk: Chunk, layer_index: int, slots: Tensor | None) -> Tensor:
     """[rows, H or 1, E] positions of these thoughts; the arguments are those of `recorded_thoughts`."""
-    lengths, budgets, event = batch.prompts.lengths[: chunk.rows], batch.budgets, chunk.segment - 1
+    first, budgets, event = batch.prompts.first[: chunk.rows], batch.budgets, chunk.segment - 1
     assert budgets is not None
     if batch.settings.positions == "rolling":
         following = budgets.smallest + event * budgets.num_evicted - budgets.rolled(event)
-        return leaving_positions(slots, lengths + (following - budgets.size(layer_index)), budgets.num_evicted)
-    return lengths[:, None, None] + recorded_thoughts(batch, chunk, layer_index, slots)
+        return leaving_positions(slots, first + (following - budgets.size(layer_index)), budgets.num_evicted)
+    return first[:, None, None] + recorded_thoughts(batch, chunk, layer_index, slots)
 
 
 def chunk_positions(batch: RolloutBatch, chunk: Chunk) -> Tensor:

@@ -7,7 +7,7 @@ the planner asks for the same list.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from thoughtcache.cache.schedule import segments
 from thoughtcache.policy.modes import GradientMode
@@ -28,6 +28,7 @@ class Chunk:
         entry: resident tokens that it finds, before its own eviction; 0 at the start. This and the next one are of
             the layers of one budget.
         evicted: thoughts that leave on entry.
+        given: prompt columns that were handed over by the link before, instead of being run.
     """
 
     segment: int
@@ -39,16 +40,22 @@ class Chunk:
     last_score: int
     entry: int
     evicted: int
+    given: int = 0
 
     @property
     def evicts(self) -> bool:
         """Whether an eviction happens on entry, in some layer."""
-        return self.opens and not self.is_initial
+        return self.opens and self.segment > 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the first one of its batch."""
+        return self.start == self.given
 
     @property
     def is_initial(self) -> bool:
         """Whether nothing was evicted before it, which leaves a memory in attention nothing to read."""
-        return self.segment == 0
+        return self.segment == 0 and not self.given
 
     @property
     def columns(self) -> int:
@@ -74,6 +81,7 @@ def plan_chunks(
     chunk_tokens: int | None = None,
     *,
     budget: int | None = None,
+    given: int = 0,
 ) -> list[Chunk]:
     """The chunks of a batch in order: its segments, cut into pieces of at most `chunk_tokens` columns.
 
@@ -84,11 +92,12 @@ def plan_chunks(
         num_evicted: E; None with the full cache.
         chunk_tokens: bound on the columns of one chunk (prompt columns count); None keeps segments whole.
         budget: resident thoughts of the layers that `entry` and `evicted` speak of; `window` by default.
+        given: prompt columns that are there before the first chunk.
     """
     late = 0 if budget is None or window is None or num_evicted is None else (budget - window) // num_evicted
-    width, chunks, entry = prompt_columns, list[Chunk](), 0
+    width, chunks, entry = prompt_columns, list[Chunk](), given
     for index, part in enumerate(segments(max(lengths) - 1, window, num_evicted)):
-        begin, end = (0 if index == 0 else width + part.start), width + part.stop
+        begin, end = (given if index == 0 else width + part.start), width + part.stop
         size = chunk_tokens or end - begin
         for start in range(begin, end, size):
             stop = min(start + size, end)
@@ -105,6 +114,7 @@ def plan_chunks(
                 last_score=max(first, stop - width + 1),
                 entry=entry,
                 evicted=(num_evicted or 0) if opens and index > late else 0,
+                given=given,
             )
             chunks.append(chunk)
             entry = chunk.leaving
@@ -119,3 +129,10 @@ def cuts_states(chunk: Chunk, gradient: GradientMode) -> bool:
 def cuts_past(chunk: Chunk, gradient: GradientMode) -> bool:
     """Whether no gradient leaves this chunk through its entry keys and values."""
     return cuts_states(chunk, gradient) or (chunk.evicts and gradient == "detached")
+
+
+def given_columns(first: Chunk) -> list[Chunk]:
+    """The columns that were handed over to the first chunk, as a chunk that nobody runs; none where it has no such."""
+    if not first.given:
+        return []
+    return [replace(first, start=0, stop=first.given, opens=False, first_score=0, last_score=0, entry=0, given=0)]

@@ -19,7 +19,7 @@ from thoughtcache.cache.budgets import LayerBudgets
 from thoughtcache.cache.evict import split_thoughts
 from thoughtcache.cache.rotation import Rotations
 from thoughtcache.learner.chunk import Past, recorded_slots
-from thoughtcache.learner.chunk_plan import Chunk
+from thoughtcache.learner.chunk_plan import Chunk, given_columns
 from thoughtcache.learner.kv_layout import LogLayout
 from thoughtcache.policy.batch import RolloutBatch
 from thoughtcache.policy.modes import Place, check_place
@@ -53,7 +53,8 @@ class KVLog:
         self.where = HOST if place == "host" else self.device
         self.budgets = batch.budgets
         self.rotations = rotations
-        self.layout = LogLayout(chunks, self.where)
+        self.given = given_columns(chunks[0])
+        self.layout = LogLayout([*self.given, *chunks], self.where)
         self.layers: list[tuple[Tensor, Tensor]] = []
         self.resident = _resident_columns(batch, chunks, self.where)
         self._is_moving = False
@@ -71,6 +72,11 @@ class KVLog:
         for kept, new in zip(self.layers, past, strict=True):
             for log, tensor in zip(kept, new, strict=True):
                 self._store(log, chunk, tensor[:, :, tensor.shape[2] - added :])
+
+    def write_given(self, past: Past) -> None:
+        """Keep the prompt columns that were handed over."""
+        (chunk,) = self.given
+        self.write(chunk, past)
 
     def fill(self) -> None:
         """Take the record that sampling left (`Rollout.keys_values`) instead of a forward pass.

@@ -27,17 +27,17 @@ import torch
 from torch import Tensor, nn
 
 from thoughtcache.adapter.model import ThoughtModel
-from thoughtcache.learner.chunk import Boundary, batch_chunks, cut, join_scores, run_chunk
-from thoughtcache.learner.chunk_plan import Chunk
+from thoughtcache.learner.chunk import batch_chunks
 from thoughtcache.learner.options import CHUNK_TOKENS, ReplayOptions
+from thoughtcache.learner.plain import plain_replay
 from thoughtcache.learner.reverse import reverse_replay
+from thoughtcache.learner.waves import score_waves
 from thoughtcache.policy.batch import RolloutBatch, batch_rollouts
-from thoughtcache.policy.handle import PolicyHandle, open_policy
+from thoughtcache.policy.handle import open_policy
 from thoughtcache.policy.limits import check_rollout_positions
 from thoughtcache.policy.modes import GradientMode, Place
-from thoughtcache.policy.scores import ScoreFunction, row_scores, running_autocast
+from thoughtcache.policy.scores import ScoreFunction, running_autocast, token_scores
 from thoughtcache.policy.token_ids import check_rollouts
-from thoughtcache.policy.token_logprobs import token_logprobs
 from thoughtcache.records import Rollout, TokenLogProbs
 
 
@@ -59,7 +59,8 @@ def replay(
     Args:
         model: the adapted model, wrapped (DDP, accelerate) or not; the call goes through its `forward`. An autocast
             region counts if this call stands in it, as it does for `rollout`; states stay in fp32 in either case.
-        rollouts: sequences sampled under one set of cache settings.
+        rollouts: sequences sampled under one set of cache settings. A link that goes on from the cache of another one
+            stands behind it (`waves.py`); with such links the gradient is exact and nothing is reused.
         gradient: "exact", "detached" or the number of segments per exact block.
         anchored: use the recorded states (with the gradient of the recomputed ones). Right as long as the weights are
             those that sampled; turn it off after an optimiser step.
@@ -94,17 +95,11 @@ def score_rollouts(model: nn.Module, rollouts: Sequence[Rollout], options: Repla
     """`replay`, with its options as one value."""
     policy = open_policy(model)
     check_rollouts(rollouts, policy)
+    if any(rollout.continues is not None for rollout in rollouts):
+        return score_waves(model, policy, rollouts, options)
     by_length = sorted(range(len(rollouts)), key=lambda row: -len(rollouts[row].token_ids))
     batch = batch_rollouts([rollouts[row] for row in by_length], policy.device)
-    temperature = batch.settings.scoring_temperature
-
-    def rows(hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-        return token_logprobs(hidden, targets, policy.head, temperature)
-
-    def score(hidden: Tensor, start: int, stop: int, known: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
-        targets = batch.token_ids[: hidden.shape[0], start:stop]
-        return row_scores(rows, policy.head, hidden, targets, known=known)
-
+    score = token_scores(policy, batch.token_ids, batch.settings.scoring_temperature)
     logprobs, entropies = run_replay(model, batch, score, options)
     back = torch.tensor(by_length, device=policy.device).argsort()
     zero = logprobs.new_zeros(())
@@ -137,35 +132,10 @@ def run_replay(
     autocast = running_autocast(policy.device.type)
 
     def request(tuner: ThoughtModel) -> tuple[Tensor, ...]:
-        run = reverse_replay if options.recompute and torch.is_grad_enabled() else _plain_replay
+        run = reverse_replay if options.recompute and torch.is_grad_enabled() else plain_replay
         # Sampling does not go through `forward`: a region that accelerate has put around it is not the policy's.
         with torch.autocast(**autocast):
-            return run(policy, batch, chunks, score, options)
+            return run(policy, batch, chunks, score, options)[0]
 
     outputs: tuple[Tensor, ...] = model(thought_request=request)
     return outputs
-
-
-def _plain_replay(
-    policy: PolicyHandle,
-    batch: RolloutBatch,
-    chunks: list[Chunk],
-    score: ScoreFunction,
-    options: ReplayOptions,
-) -> tuple[Tensor, ...]:
-    """All chunks under one graph, or under none."""
-    entry, scores = Boundary(), []
-    for chunk in chunks:
-        entry = cut(entry, chunk, options.gradient)
-        found, entry = run_chunk(policy, batch, chunk, entry, score, anchored=options.anchored)
-        scores.append(found)
-    joined = join_scores(scores, len(batch.rollouts))
-    return (joined[0] + _touch_encoders(policy.tuner), *joined[1:])
-
-
-def _touch_encoders(tuner: ThoughtModel) -> Tensor | float:
-    """A zero that depends on every parameter behind the states: short batches use few of them, and DDP wants all."""
-    if not torch.is_grad_enabled() or not tuner.adapter_enabled:
-        return 0.0
-    parameters = [parameter for parameter in tuner.memory().parameters() if parameter.requires_grad]
-    return sum((0.0 * p.sum() for p in parameters), start=0.0)

@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from thoughtcache.learner.chunk import Boundary, cut, join_scores, run_chunk, with_rows
 from thoughtcache.learner.chunk_plan import Chunk, cuts_past, cuts_states
+from thoughtcache.learner.exits import Exit, as_exits, exit_of_row, rows_over_in
 from thoughtcache.learner.from_records import entry_states, recorded_scores
 from thoughtcache.learner.kv_log import KVLog
 from thoughtcache.learner.options import ReplayOptions
@@ -38,7 +39,9 @@ def reverse_replay(
     chunks: list[Chunk],
     score: ScoreFunction,
     options: ReplayOptions,
-) -> tuple[Tensor, ...]:
+    entry: Boundary | None = None,
+    over: Sequence[int] = (),
+) -> tuple[tuple[Tensor, ...], list[Exit]]:
     """Scores [B, T] of all chunks; the first one is differentiable with respect to all trainable parameters.
 
     Args:
@@ -47,30 +50,38 @@ def reverse_replay(
         chunks: chunks from `plan_chunks`.
         score: see `scores.ScoreFunction`.
         options: see `replay.py`.
+        entry: the columns and states that are given to the first chunk (`Chunk.given`).
+        over: rows whose caches are wanted as they are when their thoughts are over; the chunks must be of "exact".
+
+    Returns:
+        The scores, and the caches of these rows, which are differentiable as well. All of it depends on `entry`.
     """
-    run = _Replay(policy=policy, batch=batch, chunks=chunks, score=score, options=options)
-    outputs: tuple[Tensor, ...] = _ReverseReplay.apply(run, *run.parameters)  # type: ignore[no-untyped-call]
-    return outputs
+    run = _Replay(
+        policy=policy, batch=batch, chunks=chunks, score=score, options=options, entry=entry or Boundary(), over=over
+    )
+    past, states = _flat(run.entry)
+    outputs: tuple[Tensor, ...] = _ReverseReplay.apply(run, *past, *states, *run.parameters)  # type: ignore[no-untyped-call]
+    return outputs[: run.num_scores], as_exits(outputs[run.num_scores :], len(over))
 
 
 class _ReverseReplay(torch.autograd.Function):
     """The seam to autograd; the work is in `_Replay`."""
 
     @staticmethod
-    def forward(ctx: Any, run: _Replay, *parameters: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, run: _Replay, *inputs: Tensor) -> tuple[Tensor, ...]:
         ctx.run = run
-        outputs = run.forward()
-        ctx.mark_non_differentiable(*outputs[1:])
-        return outputs
+        scores = run.forward()
+        ctx.mark_non_differentiable(*scores[1:])
+        return (*scores, *(tensor for row in run.over for tensor in run.exits.pop(row).tensors))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, *reports: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
         run: _Replay | None = ctx.run
         if run is None:
             raise RuntimeError("a replay can go backward once; its log is freed. Replay again, or use recompute=False")
         ctx.run = None
-        return (None, *run.backward(gradient))
+        return (None, *run.backward(gradient, others[run.num_scores - 1 :]))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -83,6 +94,10 @@ class _Replay:
         states: states on entry of every chunk; None where the chunk makes its own.
         known: joined scores of the forward pass.
         autocast: arguments of the autocast region of the forward pass.
+        entry: what is given to the first chunk, until the log has it.
+        is_given: whether anything is.
+        over: rows whose caches are wanted.
+        exits: these caches, until they are handed over.
     """
 
     policy: PolicyHandle
@@ -90,14 +105,23 @@ class _Replay:
     chunks: list[Chunk]
     score: ScoreFunction
     options: ReplayOptions
+    entry: Boundary
+    over: Sequence[int]
     parameters: list[Tensor] = field(init=False)
     log: KVLog | None = None
     states: list[list[Tensor] | None] = field(default_factory=list)
     known: tuple[Tensor, ...] = ()
     autocast: dict[str, Any] = field(default_factory=dict)
+    exits: dict[int, Exit] = field(default_factory=dict)
+    is_given: bool = False
 
     def __post_init__(self) -> None:
         self.parameters = [p for p in self.policy.tuner.parameters() if p.requires_grad]
+
+    @property
+    def num_scores(self) -> int:
+        """How many tensors the score function returns."""
+        return len(self.known)
 
     def forward(self) -> tuple[Tensor, ...]:
         """Run all chunks without a graph."""
@@ -111,7 +135,10 @@ class _Replay:
             )
         if self.options.reuse:
             return self._recorded()
-        entry, scores = Boundary(), []
+        entry, self.entry, scores = self.entry, Boundary(), []
+        if self.log is not None and entry.past is not None:
+            self.is_given = True
+            self.log.write_given(entry.past)
         for chunk in self.chunks:
             self.states.append(entry.states)
             found, entry = self._run(chunk, entry, known=None)
@@ -119,6 +146,8 @@ class _Replay:
             if self.log is not None:
                 assert entry.past is not None
                 self.log.write(chunk, entry.past)
+            for row in rows_over_in(self.batch, chunk, self.over):
+                self.exits[row] = exit_of_row(self.batch, chunk, row, entry)
         self.known = join_scores(scores, len(self.batch.rollouts))
         return self.known
 
@@ -130,22 +159,23 @@ class _Replay:
         self.known = recorded_scores(self.batch)
         return self.known
 
-    def backward(self, gradient: Tensor) -> list[Tensor]:
-        """Gradients of `parameters`, zeros where the scores do not depend on one."""
+    def backward(self, gradient: Tensor, of_exits: Sequence[Tensor] = ()) -> list[Tensor | None]:
+        """Gradients of `entry` and of `parameters`, zeros where nothing depends on one of these."""
         sums = [torch.zeros_like(parameter) for parameter in self.parameters]
         with self._recomputation():
             if isinstance(self.options.gradient, int):
                 self._backward_blocks(gradient, sums)
-            else:
-                self._backward_chunks(gradient, sums)
-        return sums
+                return [*sums]
+            carried = _Carried()
+            exits = dict(zip(self.over, as_exits(of_exits, len(self.over)), strict=True))
+            for index in reversed(range(len(self.chunks))):
+                carried = self._backward_chunk(index, gradient, carried, sums, exits)
+        given = [*(carried.past or ()), *(carried.states or ())] if self.is_given else []
+        return [*given, *sums]
 
-    def _backward_chunks(self, gradient: Tensor, sums: list[Tensor]) -> None:
-        carried = _Carried()
-        for index in reversed(range(len(self.chunks))):
-            carried = self._backward_chunk(index, gradient, carried, sums)
-
-    def _backward_chunk(self, index: int, gradient: Tensor, carried: _Carried, sums: list[Tensor]) -> _Carried:
+    def _backward_chunk(
+        self, index: int, gradient: Tensor, carried: _Carried, sums: list[Tensor], exits: dict[int, Exit]
+    ) -> _Carried:
         """Run one chunk again and back; a call of its own, so that everything but what it returns is let go."""
         assert self.log is not None
         chunk = self.chunks[index]
@@ -153,6 +183,12 @@ class _Replay:
         with torch.enable_grad():
             scores, leaving = self._run(chunk, entry, known=self._part(self.known, chunk))
         outputs, gradients = _pair_up(scores, leaving, self._part((gradient,), chunk), carried)
+        for row in rows_over_in(self.batch, chunk, self.over):
+            with torch.enable_grad():
+                pairs = zip(exit_of_row(self.batch, chunk, row, leaving).tensors, exits[row].tensors, strict=True)
+            differentiable = [pair for pair in pairs if pair[0].requires_grad]
+            outputs += [output for output, _ in differentiable]
+            gradients += [value for _, value in differentiable]
         keys_values, states = _flat(entry)
         found = torch.autograd.grad(outputs, [*keys_values, *states, *self.parameters], gradients, allow_unused=True)
         _add(sums, found[len(keys_values) + len(states) :])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from thoughtcache.cache.budgets import LayerBudgets, layer_budgets
 from thoughtcache.cache.evict import leave_with_gaps
+from thoughtcache.policy.limits import num_before
 from thoughtcache.records import Rollout, SamplingSettings
 
 
@@ -24,17 +25,22 @@ class PromptBatch:
         mask: [B, P] True on real tokens.
         lengths: [B] real prompt tokens of each row.
         padded: whether any row has padding.
+        first: [B] position of the first thought: the prompt's length, unless a link goes on from another cache.
     """
 
     ids: Int[Tensor, "B P"]
     mask: Bool[Tensor, "B P"]
     lengths: Int[Tensor, " B"]
     padded: bool
+    first: Int[Tensor, " B"]
 
     def positions(self, start: int, stop: int) -> Int[Tensor, "B n"]:
-        """Exact positions of the columns `start..stop`, counted over [prompt | thoughts]; 0 on padding."""
+        """Exact positions of the columns `start..stop`, counted over [prompt | thoughts]; 0 on padding.
+
+        Of a prompt that was not processed as a whole (`first`) they are right for its last column alone.
+        """
         columns = torch.arange(start, stop, device=self.ids.device)
-        offset = self.ids.shape[1] - self.lengths
+        offset = self.ids.shape[1] - self.first
         return (columns.unsqueeze(0) - offset.unsqueeze(1)).clamp_min(0)
 
     def leading_columns_mask(self, columns: int, rows: int) -> Int[Tensor, "R n"] | None:
@@ -63,8 +69,9 @@ def pad_prompts(prompt_ids: Sequence[Sequence[int]], device: torch.device) -> Pr
     ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in prompt_ids], dtype=torch.long)
     counts = torch.tensor(lengths)
     mask = torch.arange(longest).unsqueeze(0) >= (longest - counts).unsqueeze(1)
+    on_device = counts.to(device)
     return PromptBatch(
-        ids=ids.to(device), mask=mask.to(device), lengths=counts.to(device), padded=min(lengths) < longest
+        ids=ids.to(device), mask=mask.to(device), lengths=on_device, padded=min(lengths) < longest, first=on_device
     )
 
 
@@ -141,11 +148,17 @@ class RolloutBatch:
         return torch.cat([self.prompts.ids, self.token_ids], dim=1)[:, start:stop]
 
 
-def batch_rollouts(rollouts: Sequence[Rollout], device: torch.device) -> RolloutBatch:
+def batch_rollouts(rollouts: Sequence[Rollout], device: torch.device, *, may_continue: bool = False) -> RolloutBatch:
     """Collate rollouts.
 
+    Args:
+        rollouts: the records.
+        device: where the tensors lie.
+        may_continue: whether the caches that links go on from are there.
+
     Raises:
-        ValueError: if the list or a rollout is empty, or if rows have different cache or temperature settings.
+        ValueError: if the list or a rollout is empty, if rows have different cache or temperature settings, or if one
+            is a link that goes on from a cache that is not there.
     """
     if not rollouts:
         raise ValueError("no rollouts were given")
@@ -153,6 +166,11 @@ def batch_rollouts(rollouts: Sequence[Rollout], device: torch.device) -> Rollout
     for row, rollout in enumerate(rollouts):
         if not rollout.token_ids:
             raise ValueError(f"rollout {row} has no thought tokens")
+        if rollout.continues is not None and not may_continue:
+            raise ValueError(
+                f"rollout {row} goes on from the cache of another link, which is not there; replay whole chains "
+                "(replay_chains), or think in links that are encoded again"
+            )
         theirs = rollout.settings
         for name in ("window", "num_evicted", "eviction", "eviction_options", "budgets", "positions", "temperature"):
             if getattr(theirs, name) != getattr(first, name):
@@ -166,8 +184,11 @@ def batch_rollouts(rollouts: Sequence[Rollout], device: torch.device) -> Rollout
         [rollout.token_ids + [0] * (longest - n) for rollout, n in zip(rollouts, lengths, strict=True)]
     )
     mask = torch.arange(longest).unsqueeze(0) < torch.tensor(lengths).unsqueeze(1)
+    prompts = pad_prompts([rollout.prompt_ids for rollout in rollouts], device)
+    if may_continue:
+        prompts = replace(prompts, first=torch.tensor([num_before(rollout) for rollout in rollouts], device=device))
     return RolloutBatch(
-        prompts=pad_prompts([rollout.prompt_ids for rollout in rollouts], device),
+        prompts=prompts,
         token_ids=tokens.to(device),
         mask=mask.to(device),
         lengths=lengths,

@@ -22,8 +22,13 @@ def check_rollout_positions(rollouts: Sequence[Rollout], settings: SamplingSetti
     Raises:
         ValueError: see `check_positions`.
     """
-    lengths = [(len(rollout.prompt_ids), len(rollout.token_ids)) for rollout in rollouts]
+    lengths = [(num_before(rollout), len(rollout.token_ids)) for rollout in rollouts]
     if reach.varies:
         lengths = [(max(prompt for prompt, _ in lengths), max(thought for _, thought in lengths))]
     for prompt, thought in lengths:
         check_positions(prompt, thought, reach, rolling_window=settings.rolling_window)
+
+
+def num_before(rollout: Rollout) -> int:
+    """Tokens that were seen before the first thought, which is the position of that thought."""
+    return len(rollout.prompt_ids) if rollout.continues is None else rollout.continues.position

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from thoughtcache.adapter.attention import QUERIES, thought_attention
 from thoughtcache.adapter.cache_argument import cache_keyword
 from thoughtcache.cache.replay_cache import ReplayCache
 from thoughtcache.cache.rotation import naive_turn
+from thoughtcache.policy.continuations import begins_last, check_exact, rows_of_chains
 from thoughtcache.policy.handle import PolicyHandle, open_policy
 from thoughtcache.policy.limits import check_rollout_positions
 from thoughtcache.policy.modes import GradientMode
@@ -38,20 +40,30 @@ def naive_logprobs(
 
     Args:
         model: the adapted model.
-        rollouts: any rollouts; their settings and recorded slots are used, their states are not.
+        rollouts: any rollouts; their settings and recorded slots are used, their states are not. A link that goes on
+            from the cache of another one stands behind it.
         gradient: see `learner/replay.py`; each mode is defined here by where `.detach()` stands.
         choose: let the naive form of the eviction policy choose what leaves, instead of what was recorded
             (`naive_eviction.py`); for policies that score.
 
     Raises:
-        ValueError: if `rollouts` is no list of rollouts of the model's tokens, or if one is longer than the model's
-            positions.
+        ValueError: if `rollouts` is no list of rollouts of the model's tokens, if one is longer than the model's
+            positions, or if a link stands alone.
     """
     policy = open_policy(model)
     check_rollouts(rollouts, policy)
     for rollout in rollouts:
         check_rollout_positions([rollout], rollout.settings, policy.reach)
-    rows = [_one_sequence(policy, rollout, gradient, choose) for rollout in rollouts]
+    rows: list[tuple[Tensor, Tensor]] = []
+    for chain in rows_of_chains(rollouts):
+        left: Resident | None = None
+        for row in chain:
+            link = rollouts[row]
+            entry = None if link.continues is None or left is None else fold(policy, left, link.continues.first_kept)
+            if entry is not None:
+                check_exact(gradient)
+            logprobs, entropies, left = _one_sequence(policy, link, gradient, choose, entry)
+            rows.append((logprobs, entropies))
     longest = max(len(row) for row, _ in rows)
 
     def pad(row: Tensor) -> Tensor:
@@ -65,22 +77,67 @@ def naive_logprobs(
     )
 
 
+@dataclass(kw_only=True, slots=True)
+class Resident:
+    """The cache of one sequence after all but its last token were processed.
+
+    Attributes:
+        prompt: entries of every layer that never leave.
+        thoughts: [layer][slot], one entry per kv head.
+        S: the state of every layer; None where there is none.
+        first: position of the first thought.
+        position: position of the next token.
+    """
+
+    prompt: list[list[TokenKV]]
+    thoughts: list[list[list[TokenKV]]]
+    S: list[Tensor] | None
+    first: int
+    position: int
+
+
+def fold(policy: PolicyHandle, cache: Resident, first_kept: int) -> Resident:
+    """The cache of a link from that of the link before: thoughts in front of number `first_kept` leave, others stay.
+
+    What leaves is absorbed at once. What stays is prompt from now on, at the positions at which it was written.
+    """
+    memory, prompt, S = policy.tuner.memory(), [], cache.S
+    for layer, thoughts in enumerate(cache.thoughts):
+        heads = range(len(thoughts[0]) if thoughts else 0)
+        gone = [[i for i, slot in enumerate(thoughts) if slot[h][2] < cache.first + first_kept] for h in heads]
+        num_leaving = len(gone[0]) if gone else 0
+        assert all(len(slots) == num_leaving for slots in gone), "thoughts of a summary leave last, in every head"
+        kept, leaving = _leave(thoughts, gone, num_leaving) if thoughts else ([], [])
+        if S is not None and leaving:
+            S = [*S[:layer], memory.naive_absorb(layer, S[layer], leaving), *S[layer + 1 :]]
+        stay = [
+            (torch.stack([k for k, _, _ in slot]), torch.stack([v for _, v, _ in slot]), slot[0][2]) for slot in kept
+        ]
+        prompt.append(cache.prompt[layer] + stay)
+    return Resident(
+        prompt=prompt, thoughts=[[] for _ in prompt], S=S, first=cache.position + 1, position=cache.position
+    )
+
+
 def _one_sequence(
-    policy: PolicyHandle, rollout: Rollout, gradient: GradientMode, choose: bool
-) -> tuple[Tensor, Tensor]:
+    policy: PolicyHandle, rollout: Rollout, gradient: GradientMode, choose: bool, entry: Resident | None
+) -> tuple[Tensor, Tensor, Resident]:
     tuner, settings = policy.tuner, rollout.settings
     layers = range(tuner.num_layers)
     memory = tuner.memory()
     S: list[Tensor] | None = memory.naive_initial_states()
     prompt: list[list[TokenKV]] = [[] for _ in layers]
     thoughts: list[list[list[TokenKV]]] = [[] for _ in layers]  # [layer][slot] -> one entry per kv head
+    inputs, begin, first = rollout.prompt_ids + rollout.token_ids[:-1], 0, len(rollout.prompt_ids)
+    if entry is not None:
+        prompt, S, begin, first = entry.prompt, entry.S, entry.position, entry.first
+        inputs = inputs[len(rollout.prompt_ids) - 1 :]
     evictions = {event.before_token: (index + 1, event) for index, event in enumerate(rollout.evictions)}
     chooser = NaiveEviction(policy, settings, [_frequencies(policy, layer) for layer in layers]) if choose else None
     logprobs: list[Tensor] = []
     entropies: list[Tensor] = []
-    inputs = rollout.prompt_ids + rollout.token_ids[:-1]
-    for position, token in enumerate(inputs):
-        t = position - len(rollout.prompt_ids)
+    for position, token in enumerate(inputs, begin):
+        t = position - first
         if t in evictions:
             segment, event = evictions[t]
             cut = isinstance(gradient, int) and segment % gradient == 0
@@ -94,7 +151,8 @@ def _one_sequence(
             for place, layer in enumerate(full):
                 slots = None if event.slots is None else event.slots[place].tolist()
                 if chooser is not None:
-                    slots = chooser.choose(layer, segment - 1, prompt, thoughts)
+                    last = t - begins_last(rollout.token_ids[: t + 1], settings.leaves_last)
+                    slots = chooser.choose(layer, segment - 1, prompt, thoughts, max(0, last))
                     chooser.leave(layer, slots)
                 thoughts[layer], leaving = _leave(thoughts[layer], slots, event.num_tokens)
                 if S is not None:
@@ -140,7 +198,8 @@ def _one_sequence(
             p = logits.log_softmax(dim=-1)
             logprobs.append(p[rollout.token_ids[t + 1]])
             entropies.append(-(p.exp() * p).sum().detach())
-    return torch.stack(logprobs), torch.stack(entropies)
+    left = Resident(prompt=prompt, thoughts=thoughts, S=S, first=first, position=begin + len(inputs))
+    return torch.stack(logprobs), torch.stack(entropies), left
 
 
 def _cut(kv: TokenKV) -> TokenKV:

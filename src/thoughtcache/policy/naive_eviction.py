@@ -68,10 +68,20 @@ class NaiveEviction:
                 self.eviction.naive_step(head)
 
     def choose(
-        self, layer: int, number: int, prompt: list[list[TokenKV]], thoughts: list[list[list[TokenKV]]]
+        self,
+        layer: int,
+        number: int,
+        prompt: list[list[TokenKV]],
+        thoughts: list[list[list[TokenKV]]],
+        num_last: int = 0,
     ) -> list[list[int]]:
-        """The slots that leave in every kv head of a layer, at eviction `number`, from 0."""
+        """The slots that leave in every kv head of a layer, at eviction `number`, from 0.
+
+        The newest `num_last` thoughts leave after all others, the oldest first.
+        """
         heads = self._heads(layer, number, prompt, thoughts)
+        for head in heads:
+            head.num_last = num_last
         return [self.eviction.naive_select(head, self.num_evicted) for head in heads]
 
     def leave(self, layer: int, chosen: list[list[int]]) -> None:

@@ -13,10 +13,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from thoughtcache.policy.handle import PolicyHandle
+from thoughtcache.policy.token_logprobs import token_logprobs
 
 CHUNK_ELEMENTS = 2**23
 """Logits formed at once: 32 MiB in fp32."""
@@ -58,6 +61,25 @@ def row_scores(
         parameters = [p for p in head.parameters() if p.requires_grad]
         found = _RowScores.apply(function, size, len(flat), known, *flat, *parameters)  # type: ignore[no-untyped-call]
     return tuple(column.view(hidden.shape[:2]) for column in found)
+
+
+def token_scores(policy: PolicyHandle, token_ids: Int[Tensor, "B T"], temperature: float) -> ScoreFunction:
+    """Log-probabilities and entropies of these thoughts, as a score function.
+
+    Args:
+        policy: the parts of the model.
+        token_ids: the thoughts.
+        temperature: temperature of the scored distribution.
+    """
+
+    def rows(hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        return token_logprobs(hidden, targets, policy.head, temperature)
+
+    def score(hidden: Tensor, start: int, stop: int, known: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+        targets = token_ids[: hidden.shape[0], start:stop]
+        return row_scores(rows, policy.head, hidden, targets, known=known)
+
+    return score
 
 
 def _vocabulary_size(head: Any) -> int:

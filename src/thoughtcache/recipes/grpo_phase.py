@@ -82,7 +82,7 @@ def grpo_phase(
     for text in troubles(logged):
         plain_line(console, f"warning: {text}")
     without = [record["step"] for record in logged if record.get("cache/evictions") == 0]
-    links_alone = thinking is not None and find_tuner(model).thought_config.window is None
+    links_alone = thinking is not None and (thinking.keeps_written or find_tuner(model).thought_config.window is None)
     if without and not run.allow_no_eviction and not links_alone:
         plain_line(
             console,

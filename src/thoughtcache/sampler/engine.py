@@ -37,6 +37,7 @@ from thoughtcache.records import Rollout
 from thoughtcache.sampler.decode_step import DecodeStep, eviction_step, timed_absorption
 from thoughtcache.sampler.draw.drawing import Drawing
 from thoughtcache.sampler.events import Event, Evicted, Evicting, Finished, Started, Tokens
+from thoughtcache.sampler.going_on import allow_going_on, goes_on, note_last
 from thoughtcache.sampler.prompts import PromptStore
 from thoughtcache.sampler.request import Request
 from thoughtcache.sampler.sequence import RunningSequence, new_sequence
@@ -131,7 +132,7 @@ class Engine:
         self.table.own(self, "slots", initial=None)
         self.table.own(self, "counts", "limits", initial=0)
         self.table.own(self, "hidden")
-        self._num_requests = self._rounds = 0
+        self.num_requests = self._rounds = 0
         self._expected = num_slots
         self._is_drained = False
         self._events: list[Event] = []
@@ -177,8 +178,9 @@ class Engine:
         """
         if self._is_drained:
             raise RuntimeError("this engine was told that no more requests come; make another one")
-        sequence = new_sequence(self._num_requests, request, self.policy, self.settings, self.tokenizer)
-        self._num_requests += 1
+        allow_going_on(self, request)
+        sequence = new_sequence(self.num_requests, request, self.policy, self.settings, self.tokenizer)
+        self.num_requests += 1
         self.pending.append(sequence)
         self.prompts.wait(sequence.prompt)
         return sequence.request
@@ -255,7 +257,8 @@ class Engine:
                 self.cache.finish_step()
         return self._events
 
-    def _tell(self, event: Event) -> None:
+    def tell(self, event: Event) -> None:
+        """Add an event to those of this round."""
         self._events.append(event)
         if self.on_event is not None:
             self.on_event(event)
@@ -283,7 +286,7 @@ class Engine:
             self.hidden[places] = entry.hidden
         self.drawing.admit(slots, [one.rules for one in new], [one.prompt for one in new])
         for sequence in new:
-            self._tell(Started(request=sequence.request))
+            self.tell(Started(request=sequence.request))
 
     def _draw(self) -> None:
         """One token in every slot; free slots draw one that nobody reads."""
@@ -298,22 +301,24 @@ class Engine:
             over |= self.drawing.ended(self.counts * self.cache.taken) & self.cache.taken
             if self.stream:
                 self._stream(over)
-        ended = np.flatnonzero(over).tolist()
-        for slot in ended:
+        free: list[int] = []
+        for slot in np.flatnonzero(over).tolist():
             sequence, count = self.slots[slot], int(self.counts[slot])
             assert sequence is not None
             rollout = sequence.rollout(self.cache, slot, count, self.drawing.take(slot, count))
             if self.stream and sequence.num_told < len(rollout.token_ids):
                 rest = tuple(rollout.token_ids[sequence.num_told :])
-                self._tell(Tokens(request=sequence.request, token_ids=rest))
-            self._tell(Finished(request=sequence.request, rollout=rollout))
-        self.table.reset(ended)
+                self.tell(Tokens(request=sequence.request, token_ids=rest))
+            self.tell(Finished(request=sequence.request, rollout=rollout))
+            if not goes_on(self, slot, sequence, rollout):
+                free.append(slot)
+        self.table.reset(free)
 
     def _stream(self, over: np.typing.NDArray[np.bool_]) -> None:
         """Tell the new tokens of the sequences that go on."""
         for sequence, read, is_over in zip(self.slots, self.drawing.read, over, strict=True):
             if sequence is not None and not is_over and len(read) > sequence.num_told:
-                self._tell(Tokens(request=sequence.request, token_ids=tuple(read[sequence.num_told :])))
+                self.tell(Tokens(request=sequence.request, token_ids=tuple(read[sequence.num_told :])))
                 sequence.num_told = len(read)
 
     def _shrink(self) -> None:
@@ -327,9 +332,10 @@ class Engine:
 
     def _evict(self, due: Integers) -> None:
         """Evict and absorb in these slots, and record it."""
+        note_last(self, due)
         sequences = [self.slots[slot] for slot in due.tolist()]
         numbers = tuple(sequence.request for sequence in sequences if sequence is not None)
-        self._tell(Evicting(requests=numbers))
+        self.tell(Evicting(requests=numbers))
         for slot, sequence in zip(due.tolist(), sequences, strict=True):
             if sequence is not None and sequence.recorder is not None:
                 sequence.recorder.copy_new(self.cache, slot, len(sequence.prompt) + int(self.counts[slot]) - 1)
@@ -341,4 +347,4 @@ class Engine:
                 evicted.note_eviction(
                     None if event.chosen is None else event.chosen[place], None if states is None else states[place]
                 )
-        self._tell(Evicted(requests=numbers))
+        self.tell(Evicted(requests=numbers))

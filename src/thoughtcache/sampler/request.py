@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from thoughtcache.records import TokenFilters
+from thoughtcache.records import Rollout, TokenFilters
 
 NO_FILTERS = TokenFilters()
 
@@ -29,6 +29,8 @@ class Request:
         given_tokens: thoughts that are taken instead of drawn. As many as `max_new_tokens` score a text under the
             policy: the record has its log-probabilities, states and evictions, and nothing but their end ends the
             sequence. Fewer are a beginning, in which nothing ends it; it goes on as if it had drawn them itself.
+        leaves_last: see `SamplingSettings`; for eviction policies that choose.
+        go_on: asked with the record when the sequence is over: how another one goes on in its slot, or None.
 
     Raises:
         ValueError: if a value is out of range, or if a combination has no meaning.
@@ -45,6 +47,8 @@ class Request:
     stop_strings: str | Sequence[str] = ()
     stop_sequences: Sequence[Sequence[int]] = ()
     given_tokens: Sequence[int] | None = None
+    leaves_last: Sequence[int] = ()
+    go_on: Callable[[Rollout], GoingOn | None] | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -67,6 +71,19 @@ class Request:
     def is_given_whole(self) -> bool:
         """Whether no token is drawn."""
         return self.given_tokens is not None and len(self.given_tokens) == self.max_new_tokens
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GoingOn:
+    """A sequence that goes on from the cache of the one before, whose slot it takes at once.
+
+    Attributes:
+        first_kept: number of the first thought of the one before that stays, see `Continuation`.
+        request: how it goes on; its prompt is `kept_prompt(the one before, first_kept)`.
+    """
+
+    first_kept: int
+    request: Request
 
 
 def check_filters(filters: TokenFilters, temperature: float, max_new_tokens: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,15 +10,16 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from thoughtcache.adapter.positions import check_positions
+from thoughtcache.cache.eviction import ScoredEviction, find_eviction_policy
 from thoughtcache.cache.schedule import eviction_points
 from thoughtcache.ends import stop_token_ids
 from thoughtcache.policy.handle import PolicyHandle
 from thoughtcache.policy.token_ids import check_prompts, check_stop_ids, check_stop_sequences
-from thoughtcache.records import CacheSettings, Eviction, Rollout, SamplingSettings
+from thoughtcache.records import CacheSettings, Continuation, Eviction, Rollout, SamplingSettings
 from thoughtcache.sampler.draw.drawing import Drawn
 from thoughtcache.sampler.draw.rules import DrawRules
 from thoughtcache.sampler.draw.stop_strings import make_stop_strings
-from thoughtcache.sampler.request import Request
+from thoughtcache.sampler.request import GoingOn, Request
 from thoughtcache.sampler.slots.kv_recorder import KVRecorder
 from thoughtcache.sampler.slots.slot_cache import SlotCache
 
@@ -38,6 +39,8 @@ class RunningSequence:
         chosen: [M, H, E] slots of each eviction so far, in the M layers that were full, on the host; None where the
             oldest left.
         num_told: tokens that were told in events.
+        go_on: see `Request`.
+        continues: how it goes on from the sequence before in its slot; None where it begins with its prompt.
     """
 
     request: int
@@ -48,6 +51,8 @@ class RunningSequence:
     states: Tensor | None = None
     chosen: list[Tensor | None] = field(default_factory=list)
     num_told: int = 0
+    go_on: Callable[[Rollout], GoingOn | None] | None = None
+    continues: Continuation | None = None
 
     def note_eviction(self, chosen: Tensor | None, states: Tensor | None) -> None:
         """Record an eviction; nothing waits until the sequence is taken out.
@@ -98,6 +103,7 @@ class RunningSequence:
             keys_values=keys_values,
             finish_reason=drawn.finish_reason,
             settings=self.settings,
+            continues=self.continues,
         )
 
     def _hand_over(self, num_evictions: int) -> Tensor | None:
@@ -121,6 +127,7 @@ def new_sequence(
     policy: PolicyHandle,
     cache: CacheSettings,
     tokenizer: PreTrainedTokenizerBase | None,
+    continues: Continuation | None = None,
 ) -> RunningSequence:
     """A request as a sequence that waits.
 
@@ -130,6 +137,7 @@ def new_sequence(
         policy: the parts of the model.
         cache: cache settings of the sampling.
         tokenizer: tokenizer of the model, or None.
+        continues: how it goes on from another sequence; None where it begins with its prompt.
 
     Raises:
         ValueError: if the model cannot sample it.
@@ -154,9 +162,13 @@ def new_sequence(
         positions=cache.positions,
         eviction_options=cache.eviction_options,
         budgets=cache.budgets,
+        leaves_last=tuple(request.leaves_last),
     )
+    if request.leaves_last:
+        check_leaves_last(cache)
     prompt = tuple(request.prompt_ids)
-    check_positions(len(prompt), request.max_new_tokens, policy.reach, rolling_window=settings.rolling_window)
+    before = len(prompt) if continues is None else continues.position
+    check_positions(before, request.max_new_tokens, policy.reach, rolling_window=settings.rolling_window)
     if request.ignore_eos or request.is_given_whole:
         stop_ids: tuple[int, ...] = ()
     elif request.stop_ids is not None:
@@ -173,7 +185,23 @@ def new_sequence(
         stop_sequences=tuple(tuple(sequence) for sequence in request.stop_sequences),
         given_tokens=None if request.given_tokens is None else tuple(request.given_tokens),
     )
-    return RunningSequence(request=number, prompt=prompt, settings=settings, rules=rules)
+    return RunningSequence(
+        request=number, prompt=prompt, settings=settings, rules=rules, go_on=request.go_on, continues=continues
+    )
+
+
+def check_leaves_last(cache: CacheSettings) -> None:
+    """Refuse an eviction policy that cannot let some thoughts leave last.
+
+    Raises:
+        ValueError: if it chooses without scores.
+    """
+    kind = find_eviction_policy(cache.eviction)
+    if cache.window is not None and kind.chooses and not issubclass(kind, ScoredEviction):
+        raise ValueError(
+            f"eviction={cache.eviction!r} chooses thoughts without scoring them, so that those of an open summary "
+            "cannot leave last; use an eviction policy that scores, or sliding"
+        )
 
 
 def _on_host(shape: Sequence[int], like: Tensor) -> Tensor:

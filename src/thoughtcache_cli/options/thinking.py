@@ -11,8 +11,8 @@ THINKING = (
     (
         "folding",
         "the summaries between two markers",
-        "opening=TEXT closing=TEXT separator=TEXT fold=true max_steps=6 step_tokens=6144 summary_tokens=1536 "
-        "max_prompt_tokens=14336 unfold_tokens=16384",
+        "opening=TEXT closing=TEXT keep=encoded separator=TEXT fold=true max_steps=6 step_tokens=6144 "
+        "summary_tokens=1536 max_prompt_tokens=14336 unfold_tokens=16384",
     ),
 )
 """(name, what is carried over a boundary, settings with their defaults)."""
@@ -34,7 +34,8 @@ def add_thinking_options(parser: argparse.ArgumentParser, length: str) -> None:
     width = max(len(name) for name, _, _ in THINKING)
     lines = [f"{name:<{width}}  {carried}; {options}" for name, carried, options in THINKING]
     told = [
-        f"The context is reset at boundaries, and what is carried is encoded again (docs/folding.md). {length}",
+        "The context is reset at boundaries, and what is carried is encoded again, or with keep=written stays as it "
+        f"was written (docs/folding.md). {length}",
         "What is carried, by name, with its settings and their defaults:",
         *lines,
     ]

@@ -26,6 +26,7 @@ class NaiveHead:
         event: (seed of the sequence, which of its evictions this is, from 0).
         frequencies: angle per position of the rotary embedding's pairs (`KeyRotation`); None in a layer without
             positions.
+        num_last: newest thoughts that leave after all others, the oldest first.
     """
 
     scaling: float
@@ -40,6 +41,7 @@ class NaiveHead:
     num_evicted: int = 1
     event: tuple[int, int] = (0, 0)
     frequencies: Tensor | None = None
+    num_last: int = 0
 
     def product(self, query: Tensor, key: Tensor) -> float:
         """The product of a query and a key, as attention scales it."""

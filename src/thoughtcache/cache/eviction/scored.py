@@ -40,7 +40,11 @@ class ScoredEviction(EvictionPolicy):
         scores = self.score(view)
         resident = scores.shape[2]
         recent = self.num_protected(resident, view.num_evicted)
-        protected = torch.arange(resident, device=scores.device) >= resident - recent
+        slots = torch.arange(resident, device=scores.device)
+        protected = slots >= resident - recent
+        if view.num_last is not None:
+            protected = protected | (slots >= resident - view.num_last[:, None, None])
+        # The sort is stable: where all others have left, the oldest of the protected thoughts leave.
         order = scores.masked_fill(protected, float("inf")).argsort(dim=-1, stable=True)
         return order[:, :, : view.num_evicted].sort(dim=-1).values
 
@@ -58,13 +62,15 @@ class ScoredEviction(EvictionPolicy):
         """The score of each resident thought."""
 
     def naive_select(self, head: NaiveHead, num_evicted: int) -> list[int]:
-        """Take the lowest score again and again; the first one of equals."""
+        """Take the lowest score again and again, the first one of equals; then what is protected, the oldest first."""
         scores = self.naive_score(head)
-        candidates = list(range(len(scores) - self.num_protected(len(scores), num_evicted)))
+        protected = min(max(self.num_protected(len(scores), num_evicted), head.num_last), len(scores))
+        candidates = list(range(len(scores) - protected))
+        behind = list(range(len(scores) - protected, len(scores)))
         chosen: list[int] = []
         for _ in range(num_evicted):
-            lowest = min(candidates, key=lambda slot: scores[slot])
-            candidates.remove(lowest)
+            lowest = min(candidates, key=lambda slot: scores[slot]) if candidates else behind[0]
+            (candidates or behind).remove(lowest)
             chosen.append(lowest)
         return sorted(chosen)
 

@@ -103,6 +103,8 @@ class EvictionView:
         scores: what the policy has accumulated of each resident thought; None where it accumulates nothing.
         rotation: turns queries of this layer to other positions, for a policy that asks for it (`turns_queries`); None
             in a layer without positions.
+        num_last: newest thoughts of each row that leave after all others, the oldest first, whatever their scores are;
+            None where no row has any.
     """
 
     layer_index: int
@@ -113,3 +115,4 @@ class EvictionView:
     attended: Attended | None = None
     scores: Float[Tensor, "B H W"] | None = None
     rotation: KeyRotation | None = None
+    num_last: Int[Tensor, " B"] | None = None

@@ -71,7 +71,8 @@ def check_link_window(
 ) -> None:
     """Refuse a window that holds all thoughts of a link, whatever is carried over its boundary.
 
-    Without a window the boundaries alone bound the context, which is not refused.
+    Without a window the boundaries alone bound the context, which is not refused. Where links keep keys and values as
+    they were written, thoughts leave at every boundary, whatever the window is.
 
     Args:
         run: its length.
@@ -83,7 +84,7 @@ def check_link_window(
     Raises:
         ValueError: if no thought of any link can leave.
     """
-    if run.allow_no_eviction or thinking is None or thought.window is None:
+    if run.allow_no_eviction or thinking is None or thinking.keeps_written or thought.window is None:
         return
     longest = max(map(len, prompts))
     most = max(thoughts for _, thoughts in thinking.longest(longest, run.max_new_tokens))

@@ -9,6 +9,7 @@ from thoughtcache.chains.lengths import check_links
 from thoughtcache.chains.thinking import Thinking
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.recipes.run.config import RunConfig
+from thoughtcache.sampler.going_on import check_goes_on
 
 
 def check_lengths(
@@ -26,15 +27,17 @@ def check_lengths(
         thinking: how to think in links; None for one context.
 
     Raises:
-        ValueError: if they do not fit, or if no chain can be as long as the run allows; the message names the lengths,
-            the positions that there are, and the remedies as options of the command line, or as settings, which it puts
-            into its words.
+        ValueError: if they do not fit, if links cannot keep what was written under the cache, or if no chain can be as
+            long as the run allows; the message names the lengths, the positions that there are, and the remedies as
+            options of the command line, or as settings, which it puts into its words.
     """
     reach, longest = position_reach(config), max(len(prompt) for prompt in prompts)
     if thinking is not None:
         thinking.check(longest, run.max_new_tokens)
-        rolling_window = thought.resolve_window(longest, num_layers=config.num_hidden_layers).rolling_window
-        check_links(thinking, longest, run.max_new_tokens, reach, rolling_window=rolling_window)
+        cache = thought.resolve_window(longest, num_layers=config.num_hidden_layers)
+        if thinking.keeps_written:
+            check_goes_on(cache)
+        check_links(thinking, longest, run.max_new_tokens, reach, rolling_window=cache.rolling_window)
         if run.max_new_tokens > thinking.total_tokens:
             raise ValueError(
                 f"--max-new-tokens {run.max_new_tokens} cannot be reached: --thinking {run.thinking} comes to "

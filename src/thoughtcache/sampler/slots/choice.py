@@ -31,6 +31,8 @@ def choose(cache: SlotCache, windows: list[WindowBlock], slots: Integers, stage:
     log = cache.log
     if log is not None and log.accumulator is not None:
         hear(cache, log, slots)
+    last = cache.columns.last[slots]
+    num_last = to_device(last, cache.device) if last.any() else None
     sights = None if log is None else _sights(cache, log, slots)
     chosen: list[Tensor | None] = []
     for index, layer in enumerate(cache.layers):
@@ -43,7 +45,7 @@ def choose(cache: SlotCache, windows: list[WindowBlock], slots: Integers, stage:
             seen = log, sight, _keys(cache, index, sight)
         window = windows[layer.group]
         keys, values = window.read(layer.keys), window.read(layer.values)
-        selected = choose_layer(rules, index, keys, values, events, stage, seen)
+        selected = choose_layer(rules, index, keys, values, events, stage, seen, num_last)
         assert selected is not None, f"the policy {rules.eviction.name} chooses"
         chosen.append(selected)
     return chosen

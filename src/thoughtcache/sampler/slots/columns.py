@@ -36,6 +36,7 @@ class SlotColumns:
         group_of: the group of every layer.
         prompts: [S] prompt tokens of each slot, on the host.
         lengths: [S, G] resident tokens of each slot, prompt included; 0 for a free slot; on the host.
+        last: [S] newest thoughts of each slot that leave after all others, on the host.
         next: [S, G] where each slot writes next, on the device.
         capacities: columns of a slot, by group.
         visible: columns that the running forward pass attends to, by group.
@@ -47,12 +48,13 @@ class SlotColumns:
         self.group_of = [0 if budgets is None else budgets.group(index) for index in range(num_layers)]
         groups = 1 if budgets is None else len(budgets.distinct)
         self.prompts: Integers = np.zeros(table.num_slots, np.int64)
+        self.last: Integers = np.zeros(table.num_slots, np.int64)
         self.lengths: Integers = np.zeros((table.num_slots, groups), np.int64)
         self.next = torch.zeros(table.num_slots, groups, dtype=torch.long, device=table.device)
         self.capacities = [0] * groups
         self.visible = [0] * groups
         self.uniform = [False] * groups
-        table.own(self, "prompts", "lengths", "next", initial=0)
+        table.own(self, "prompts", "last", "lengths", "next", initial=0)
 
     @property
     def num_groups(self) -> int:

@@ -206,18 +206,18 @@ class SlotCache(StatefulCache):
                 self._fix_addresses(layer.keys, layer.values)
             layer.keys[rows, :, :length], layer.values[rows, :, :length] = pair
         if self.kept:
-            self._number_first_thoughts(rows, length)
+            self.number_first_thoughts(rows, length)
         self.columns.fill(slots, rows, length)
         self.positions[rows], self.occupied[rows], self.taken[slots] = length, 1, True
         for slot, seed in zip(slots, seeds, strict=True):
             self.seeds[slot] = seed
 
-    def _number_first_thoughts(self, rows: Int[Tensor, " n"], length: int) -> None:
-        """The thoughts that the first eviction finds oldest stand behind the prompt of these slots."""
+    def number_first_thoughts(self, rows: Int[Tensor, " n"], position: int) -> None:
+        """The thoughts that the first eviction finds oldest stand from this position on in these slots."""
         assert self.rules.budgets is not None
         for index, layer in enumerate(self.layers):
             size = self.rules.budgets.size(index) - self.rules.num_evicted
-            first = torch.arange(length, length + size, dtype=torch.int32, device=self.device)
+            first = torch.arange(position, position + size, dtype=torch.int32, device=self.device)
             if self.kept[index] is None:
                 self.kept[index] = first.new_zeros(self.num_slots, layer.keys.shape[1], size)
                 self._fix_addresses(self.kept[index])

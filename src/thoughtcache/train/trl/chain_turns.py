@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from thoughtcache.chains.chain import Chain, Trace
 from thoughtcache.chains.sample import rollout_chains
 from thoughtcache.chains.thinking import Thinking
+from thoughtcache.policy.continuations import check_exact
 from thoughtcache.sampler.rollout import rollout
 from thoughtcache.scale.backend import RolloutBackend
+from thoughtcache.train.trl.config import ThoughtGRPOConfig
 
 
 def check_turns(
@@ -54,6 +56,32 @@ def check_turns(
         except ValueError as error:
             raise ValueError(f"{error} (max_new_tokens is max_completion_length here)") from error
     return turns
+
+
+def check_kept(turns: Sequence[Thinking], args: ThoughtGRPOConfig) -> None:
+    """Refuse settings that links without a prompt of their own cannot be replayed under.
+
+    Args:
+        turns: the ways of thinking of a run.
+        args: its settings.
+
+    Raises:
+        ValueError: if one of them keeps keys and values as they were written, and the gradient is cut somewhere, the
+            learner is to start from records, or a reference sees the full cache.
+    """
+    if not any(turn.keeps_written for turn in turns):
+        return
+    check_exact(args.replay_options.gradient)
+    if args.reuse_rollout:
+        raise ValueError(
+            "reuse_rollout=True starts from recorded keys and values, which are not recorded where links keep theirs "
+            'as they were written (keep="written"); leave it out'
+        )
+    if args.beta and args.reference == "full":
+        raise ValueError(
+            f'reference="full" with beta={args.beta} evicts nothing, and what links keep as it was written '
+            '(keep="written") depends on what was evicted; use reference="consistent"'
+        )
 
 
 def generation_number(global_step: int, micro_step: int, accumulation: int, generate_every: int) -> int:

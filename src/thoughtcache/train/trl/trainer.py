@@ -39,6 +39,7 @@ from thoughtcache.train.checkpoints import ROOT_ADAPTER, load_weights
 from thoughtcache.train.memory_rate import MemoryRate
 from thoughtcache.train.trl.ahead import AheadSampler, backend_metrics
 from thoughtcache.train.trl.chain_turns import (
+    check_kept,
     check_turns,
     generation_number,
     sample_traces,
@@ -101,6 +102,7 @@ class ThoughtGRPOTrainer(PolicyLog, MemoryRate, GRPOTrainer):
         args = check_arguments(model, args, peft_config, given)
         check_backend(rollout_backend, args)
         self._turns = check_turns(thinking, rollout_backend, args.max_completion_length)
+        check_kept(self._turns, args)
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, peft_config=peft_config, **kwargs)
         if self.aux_loss_enabled:
             raise ValueError("the replay returns no router loss; set router_aux_loss_coef=0.0")
