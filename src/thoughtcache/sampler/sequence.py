@@ -154,6 +154,7 @@ def new_sequence(
         positions=cache.positions,
         eviction_options=cache.eviction_options,
         budgets=cache.budgets,
+        head_budgets=cache.head_budgets,
     )
     prompt = tuple(request.prompt_ids)
     check_positions(len(prompt), request.max_new_tokens, policy.reach, rolling_window=settings.rolling_window)

@@ -103,6 +103,7 @@ class EvictionView:
         scores: what the policy has accumulated of each resident thought; None where it accumulates nothing.
         rotation: turns queries of this layer to other positions, for a policy that asks for it (`turns_queries`); None
             in a layer without positions.
+        first_head: the first of these kv heads in the layer, which is shown in parts where its budgets differ by head.
     """
 
     layer_index: int
@@ -113,3 +114,4 @@ class EvictionView:
     attended: Attended | None = None
     scores: Float[Tensor, "B H W"] | None = None
     rotation: KeyRotation | None = None
+    first_head: int = 0
