@@ -37,7 +37,8 @@ def add_eviction_options(parser: argparse.ArgumentParser, default: str) -> None:
         type=budgets,
         metavar="BUDGETS",
         help=f"thoughts of every layer, the window on average: integers between commas, or {known}; even: alike; those "
-        "of every kv head: slashes between layers, 12,4/6,10",
+        "of every kv head: slashes between layers, 12,4/6,10, or headkv:scores=FILE (settings: beta=2 temperature=1 "
+        "group=1): those of higher scores in a JSON file, a list of numbers per layer, keep more, as in HeadKV",
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, cast
 
+from thoughtcache.cache.budgets import headkv
 from thoughtcache.cache.budgets.base import BudgetAllocation
 from thoughtcache.cache.budgets.pyramid import PyramidBudgets
 from thoughtcache.cache.schedule import evict_count
@@ -14,8 +15,8 @@ ALLOCATIONS: dict[str, type[BudgetAllocation]] = {PyramidBudgets.name: PyramidBu
 """The allocations of this package."""
 
 Budgets = str | Sequence[int] | Sequence[Sequence[int]] | None
-"""A name with its settings, `pyramid:beta=8`; the budget of every layer, or of every kv head, a list per layer; "even"
-or None for the window in all."""
+"""A name with its settings, `pyramid:beta=8` or `headkv:scores=FILE`; the budget of every layer, or of every kv head, a
+list per layer; "even" or None for the window in all."""
 LayerSizes = tuple[int, ...] | None
 """The budget of every layer, that of its largest head; None where all are the window."""
 HeadSizes = tuple[tuple[int, ...], ...] | None
@@ -31,9 +32,10 @@ def make_allocation(text: str) -> BudgetAllocation:
     """
     name, _, settings = text.partition(":")
     if name not in ALLOCATIONS:
+        names = [EVEN, headkv.NAME, *sorted(ALLOCATIONS)]
         raise ValueError(
-            f"eviction_budgets={text!r} is not known; choose one of {[EVEN, *sorted(ALLOCATIONS)]}, or give the budget "
-            "of every layer as a list of integers, or of every kv head as a list per layer"
+            f"eviction_budgets={text!r} is not known; choose one of {names}, or give the budget of every layer as a "
+            "list of integers, or of every kv head as a list per layer"
         )
     allocation: Any = ALLOCATIONS[name]
     defaults = {item.name: item.default for item in fields(allocation)}
@@ -67,7 +69,7 @@ def checked_budgets(
     """
     if budgets is None or budgets == EVEN:
         return None
-    kept = _of_known_form(budgets)
+    kept = _of_known_form(budgets, window, evict_fraction)
     if window is None:
         raise ValueError(
             f"eviction_budgets={kept!r} changes nothing with window=None, where nothing leaves; set a window, or leave "
@@ -78,9 +80,13 @@ def checked_budgets(
     return kept
 
 
-def _of_known_form(budgets: Budgets) -> str | list[int] | list[list[int]]:
-    """A known name, or lists of integers."""
+def _of_known_form(
+    budgets: Budgets, window: int | str | None, evict_fraction: float
+) -> str | list[int] | list[list[int]]:
+    """A known name, or lists of integers; those of scores that a file has."""
     if isinstance(budgets, str):
+        if budgets.partition(":")[0] == headkv.NAME:
+            return budgets if window is None else headkv.budgets_of_text(budgets, window, evict_fraction)
         make_allocation(budgets)
         return budgets
     assert budgets is not None
@@ -91,7 +97,7 @@ def _of_known_form(budgets: Budgets) -> str | list[int] | list[list[int]]:
     if not flat or not alike or any(type(size) is not int or size < 1 for size in flat):
         raise ValueError(
             f"eviction_budgets={sizes} must be integers of at least 1 thought, one per layer, or one list per layer "
-            f"with one integer per kv head; or give a name of {[EVEN, *sorted(ALLOCATIONS)]}"
+            f"with one integer per kv head; or give a name of {[EVEN, headkv.NAME, *sorted(ALLOCATIONS)]}"
         )
     return cast("list[int] | list[list[int]]", sizes)
 
