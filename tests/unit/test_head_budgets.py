@@ -18,7 +18,9 @@ from thoughtcache.adapter.cache_argument import cache_keyword
 from thoughtcache.adapter.model import ThoughtModel
 from thoughtcache.cache.budgets import LayerBudgets, resolve_budgets
 from thoughtcache.cache.budgets.heads import HeadColumns
+from thoughtcache.cache.eviction import make_eviction_policy
 from thoughtcache.cache.eviction.view import EvictionView
+from thoughtcache.cache.query_log import QueryLog, Sight
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.learner.chunk import batch_chunks
 from thoughtcache.learner.kv_log import KVLog
@@ -149,6 +151,31 @@ def test_a_policy_sees_the_full_heads_of_one_budget_at_a_time(monkeypatch):
         (0, 1, (1, 4)), (1, 0, (2, 6)),
         (0, 1, (1, 4)), (0, 0, (1, 8)), (1, 0, (2, 6)),
     ]  # fmt: skip
+
+
+def test_queries_do_not_see_blank_columns():
+    """Weights and running scores of a head are those that it has without them; other heads are left alone."""
+    logs = [QueryLog(make_eviction_policy("h2o"), num_queries=2, windows=[6], scaling=0.7) for _ in range(2)]
+    queries, keys = torch.randn(2, 1, 4, 1, 3, dtype=torch.float64), torch.randn(1, 2, 9, 3, dtype=torch.float64)
+    for log in logs:
+        log.allocate(1, (4, 2, 3), torch.float64, torch.device("cpu"))
+        for one in queries:
+            log.observe(0, one)
+            log.advance(True)
+
+    def sight(log: QueryLog, columns: int) -> Sight:
+        sizes = torch.tensor([columns]), torch.tensor([3])  # three columns of the prompt
+        return log.sight(slice(None), [2], columns, *sizes, num_thoughts=columns - 3)
+
+    part = sight(logs[0], 9).of_heads([1], 4, 2)
+    logs[0].hear(0, part, keys)
+    held = keys[:, :, [0, 1, 2, 5, 6, 7, 8]]
+    expected = logs[1].attended(0, sight(logs[1], 7), held).weights()[:, 1:]
+    torch.testing.assert_close(logs[0].attended(0, part, keys).weights(), expected)
+    scores = logs[0].scores[0]
+    assert scores is not None
+    torch.testing.assert_close(scores[:, 1:, :4], expected.sum(dim=(2, 3)))
+    assert not scores[:, 0].any()
 
 
 def test_heads_draw_numbers_of_their_own():

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from thoughtcache.cache.budgets import LayerBudgets
-from thoughtcache.cache.head_columns import leaving_columns, of_due_heads, with_blank_columns
+from thoughtcache.cache.head_columns import leaving_columns, with_blank_columns
 from thoughtcache.cache.rotation import KeyRotation
 from thoughtcache.cache.window_rules import WindowRules
 
@@ -51,10 +51,8 @@ def evict_layer(
     if rotation is not None:
         kept_keys = _moved(kept_keys, rotation, slots, keys.shape[2], rules.roll(event))
     if rules.absorb is not None and state is not None:
-        due = None
-        if columns is not None:
-            leaving_keys, leaving_values = (of_due_heads(columns, event, one) for one in (leaving_keys, leaving_values))
-            due = columns.due(event)
+        # Heads that are not full lose zeros.
+        due = None if columns is None else columns.due(event)
         state = rules.absorb(layer_index, state, leaving_keys, leaving_values, positions, due)
     return kept_keys, kept_values, state
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Bool, Int, Num
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -17,6 +17,8 @@ def leaving_columns(
     columns: HeadColumns, event: int, slots: Int[Tensor, "B H E"] | None, num_columns: int, like: Tensor
 ) -> Int[Tensor, "B H E"]:
     """The columns that leave, E in every head: those of thoughts in full heads, and the first blank ones in others.
+
+    A layer in which a head is not full has E new blank columns, which are zeros (`with_blank_columns`).
 
     Args:
         columns: the heads of the layer.
@@ -33,18 +35,13 @@ def leaving_columns(
 
 
 def with_blank_columns(columns: HeadColumns, event: int, thoughts: Num[Tensor, "B H W D"]) -> Num[Tensor, "B H _ D"]:
-    """The thoughts of a layer with E blank columns in front, where it keeps as many columns as it has."""
+    """The thoughts of a layer with E blank columns of zeros in front, where it keeps as many columns as it has."""
     return thoughts if columns.sheds(event) else pad(thoughts, (0, 0, columns.num_evicted, 0))
 
 
 def due_heads(columns: HeadColumns, event: int, device: torch.device) -> Bool[Tensor, "H 1"]:
     """Which heads evict."""
     return torch.tensor(columns.due(event), device=device)[:, None]
-
-
-def of_due_heads(columns: HeadColumns, event: int, leaving: Float[Tensor, "B H E D"]) -> Float[Tensor, "B H E D"]:
-    """What leaves, and zeros in the heads that evict nothing."""
-    return leaving.masked_fill(~due_heads(columns, event, leaving.device)[..., None], 0.0)
 
 
 def hidden_columns(

@@ -19,7 +19,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from thoughtcache.cache.evict import split_thoughts
-from thoughtcache.cache.head_columns import leaving_columns, of_due_heads, with_blank_columns
+from thoughtcache.cache.head_columns import leaving_columns, with_blank_columns
 from thoughtcache.learner.chunk import (
     Boundary,
     batch_chunks,
@@ -108,12 +108,9 @@ class Piece:
         if columns is not None:
             keys, values = (with_blank_columns(columns, event, part) for part in (keys, values))
             where = leaving_columns(columns, event, slots, keys.shape[2], keys)
-        left = [split_thoughts(part, where, num_evicted)[0] for part in (keys, values)]
-        if columns is not None:
-            left = [of_due_heads(columns, event, part) for part in left]
         return Leaving(
-            keys=left[0],
-            values=left[1],
+            keys=split_thoughts(keys, where, num_evicted)[0],
+            values=split_thoughts(values, where, num_evicted)[0],
             positions=recorded_positions(self.batch, self.chunk, layer_index, slots),
             thoughts=recorded_thoughts(self.batch, self.chunk, layer_index, slots),
             heads=None if columns is None else columns.due(event),
