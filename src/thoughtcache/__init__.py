@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import thoughtcache.adapter  # noqa: F401  registers the PEFT method
+from thoughtcache.cache.budgets.headkv import headkv_budgets
 from thoughtcache.chains.chain import Chain
 from thoughtcache.chains.folding import StepFolding
 from thoughtcache.chains.given import given_chains
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from thoughtcache.studies.anatomy import probe_anatomy
     from thoughtcache.studies.attention_share import probe_attention_share
     from thoughtcache.studies.families import probe_families
+    from thoughtcache.studies.far_attention import probe_far_attention
     from thoughtcache.studies.passcode import probe_passcode
     from thoughtcache.studies.sinks import probe_sinks
     from thoughtcache.studies.state_use import probe_state_use
@@ -55,6 +57,7 @@ _LAZY = {
     "probe_anatomy": "thoughtcache.studies.anatomy",
     "probe_attention_share": "thoughtcache.studies.attention_share",
     "probe_families": "thoughtcache.studies.families",
+    "probe_far_attention": "thoughtcache.studies.far_attention",
     "probe_passcode": "thoughtcache.studies.passcode",
     "probe_sinks": "thoughtcache.studies.sinks",
     "probe_state_use": "thoughtcache.studies.state_use",
@@ -103,6 +106,7 @@ __all__ = [
     "folding_reward",
     "full_cache",
     "given_chains",
+    "headkv_budgets",
     "naive_chain_logprobs",
     "naive_logprobs",
     "preset",
@@ -110,6 +114,7 @@ __all__ = [
     "probe_anatomy",
     "probe_attention_share",
     "probe_families",
+    "probe_far_attention",
     "probe_passcode",
     "probe_sinks",
     "probe_state_use",

@@ -81,7 +81,8 @@ class ThoughtConfig(LoraConfig):
         eviction: name of the eviction policy.
         eviction_options: settings of that policy, by name; what is not given, or given as its default, is left out.
         eviction_budgets: None or "even" (every layer holds `window` thoughts), "pyramid" or "pyramid:beta=8"
-            (PyramidKV: lower layers hold more), or the budget of every layer as a list, of mean `window`.
+            (PyramidKV: lower layers hold more), or the budget of every layer as a list, of mean `window`, or that of
+            every kv head, as a list per layer; "headkv:scores=FILE" becomes such a list.
         positions: "absolute" (a thought keeps its position, and the model's positions bound the length) or "rolling"
             (positions count the prompt and the resident thoughts; cached keys are moved when others leave).
         initial_state: "global" (learned), "zero" or "identity" (plain LoRA; needs num_global_tokens == r).
@@ -120,8 +121,8 @@ class ThoughtConfig(LoraConfig):
     eviction_options: dict[str, OptionValue] = field(
         default_factory=dict, metadata={"help": "settings of the eviction policy"}
     )
-    eviction_budgets: str | list[int] | None = field(
-        default=None, metadata={"help": "thoughts of every layer: a name such as pyramid, or a list; even by default"}
+    eviction_budgets: str | list[int] | list[list[int]] | None = field(
+        default=None, metadata={"help": "thoughts of every layer or kv head: a name or a list; even by default"}
     )
     positions: str = field(default="absolute", metadata={"help": "absolute or rolling"})
     initial_state: str = field(default="global", metadata={"help": "global, zero or identity"})
@@ -148,6 +149,7 @@ class ThoughtConfig(LoraConfig):
         self.peft_type = THOUGHT_PEFT_TYPE
         # Known once the configuration is that of an adapter; no setting, since the model decides it.
         self.num_layers: int | None = None
+        self.num_kv_heads: int | None = None
         one_of("initial_state", self.initial_state, ("global", "zero", "identity"))
         one_of("state_rule", self.state_rule, tuple(STATE_RULES))
         one_of("state_norm", self.state_norm, tuple(STATE_NORMS))
@@ -165,7 +167,7 @@ class ThoughtConfig(LoraConfig):
             )
         self.eviction_options = checked_options(find_eviction_policy(self.eviction), self.eviction_options)
         evict_count(self.window if isinstance(self.window, int) else 1, self.evict_fraction)
-        self._check_budgets()
+        self.eviction_budgets = checked_budgets(self.eviction_budgets, self.window, self.evict_fraction)
         if self.r < 1:
             raise ValueError(f"r must be at least 1, got {self.r}; the paper uses 32")
         at_least_one(self, "num_global_tokens")
@@ -177,25 +179,13 @@ class ThoughtConfig(LoraConfig):
         self._check_controls()
         self._check_state()
 
-    def _check_budgets(self) -> None:
-        self.eviction_budgets = checked_budgets(self.eviction_budgets)
-        if self.eviction_budgets is None:
-            return
-        if self.window is None:
-            raise ValueError(
-                f"eviction_budgets={self.eviction_budgets!r} changes nothing with window=None, where nothing leaves; "
-                "set a window, or leave it out"
-            )
-        if isinstance(self.window, int) and not isinstance(self.eviction_budgets, str):
-            resolve_budgets(self.eviction_budgets, self.window, evict_count(self.window, self.evict_fraction), None)
-
-    def share_out_over(self, num_layers: int) -> None:
-        """Learn how many layers the model has that carries the adapter.
+    def share_out_over(self, num_layers: int, num_kv_heads: int | None = None) -> None:
+        """Learn how many layers and kv heads the model has that carries the adapter.
 
         Raises:
-            ValueError: if the budgets are those of another number of layers, or cannot be shared out over these.
+            ValueError: if the budgets are those of another number of layers or heads, or cannot be shared out.
         """
-        self.num_layers = num_layers
+        self.num_layers, self.num_kv_heads = num_layers, num_kv_heads
         if self.window != "prompt":
             self.resolve_window(None)
 
@@ -279,25 +269,31 @@ class ThoughtConfig(LoraConfig):
         write_card(Path(save_directory), base=self.base_model_name_or_path, settings=settings)
 
     def resolve_window(
-        self, longest_prompt: int | None, window: int | str | None = OWN_WINDOW, *, num_layers: int | None = None
+        self,
+        longest_prompt: int | None,
+        window: int | str | None = OWN_WINDOW,
+        *,
+        num_layers: int | None = None,
+        num_kv_heads: int | None = None,
     ) -> CacheSettings:
         """The cache of a call: the window as an integer, and what follows from it.
 
         Args:
             longest_prompt: tokens of the longest prompt, the size of `window="prompt"`; None where no prompt is known.
             window: resident thoughts instead of the adapter's own: an integer, "prompt" or None.
-            num_layers: decoder layers of the model, for named budgets; those of the model that carries the adapter by
+            num_layers: decoder layers of the model, for its budgets; those of the model that carries the adapter by
                 default.
+            num_kv_heads: the same of its kv heads.
 
         Raises:
             ValueError: if the window is unknown, "prompt" without prompts, or not the mean of the budgets.
         """
         resolved = self.window_size(longest_prompt, window)
         num_evicted = None if resolved is None else evict_count(resolved, self.evict_fraction)
-        budgets = None
+        budgets = heads = None
         if resolved is not None and num_evicted is not None:
-            layers = self.num_layers if num_layers is None else num_layers
-            budgets = resolve_budgets(self.eviction_budgets, resolved, num_evicted, layers)
+            model = self.num_layers if num_layers is None else num_layers, num_kv_heads or self.num_kv_heads
+            budgets, heads = resolve_budgets(self.eviction_budgets, resolved, num_evicted, *model)
         return CacheSettings(
             window=resolved,
             num_evicted=num_evicted,
@@ -305,6 +301,7 @@ class ThoughtConfig(LoraConfig):
             positions="rolling" if self.positions == "rolling" and resolved is not None else "absolute",
             eviction_options=tuple(self.eviction_options.items()),
             budgets=budgets,
+            head_budgets=heads,
         )
 
     def window_size(self, longest_prompt: int | None, window: int | str | None = OWN_WINDOW) -> int | None:

@@ -78,7 +78,9 @@ class CacheSettings:
         eviction: name of the eviction policy.
         positions: "absolute" counts all tokens; "rolling" the prompt and the resident thoughts.
         eviction_options: settings of that policy that are not at their defaults, (name, value) sorted by name.
-        budgets: resident thoughts of every layer, of mean `window`; None where all have `window`.
+        budgets: most thoughts that a kv head of every layer holds; None where all have `window`.
+        head_budgets: resident thoughts of every kv head of every layer; None where the heads of each layer are alike.
+            The mean, of these or else of `budgets`, is `window`.
     """
 
     window: int | None
@@ -87,15 +89,21 @@ class CacheSettings:
     positions: Literal["absolute", "rolling"] = "absolute"
     eviction_options: tuple[tuple[str, int | float | bool | str], ...] = ()
     budgets: tuple[int, ...] | None = None
+    head_budgets: tuple[tuple[int, ...], ...] | None = None
+
+    @property
+    def first_budgets(self) -> tuple[int, ...] | None:
+        """Thoughts before which every layer evicts for the first time; None where all have `window`."""
+        return self.budgets if self.head_budgets is None else tuple(map(min, self.head_budgets))
 
     @property
     def smallest_budget(self) -> int | None:
         """Thoughts before which the first eviction comes; None for the full cache."""
-        return self.window if self.budgets is None else min(self.budgets)
+        return self.window if self.first_budgets is None else min(self.first_budgets)
 
     @property
     def largest_budget(self) -> int | None:
-        """Most thoughts that a layer holds; None for the full cache."""
+        """Most thoughts that a layer, or a head, holds; None for the full cache."""
         return self.window if self.budgets is None else max(self.budgets)
 
     @property
@@ -121,9 +129,10 @@ class SamplingSettings:
         stop_strings: texts that ended a sequence.
         positions: "absolute" counts all tokens; "rolling" the prompt and the resident thoughts.
         eviction_options: settings of the eviction policy that are not at their defaults, as in `CacheSettings`.
-        budgets: resident thoughts of every layer; None where all have `window`.
+        budgets: most thoughts that a kv head of every layer holds; None where all have `window`.
         leaves_last: thoughts from the first place of this token sequence on leave after all others, the oldest first; a
             beginning of it counts as soon as it may become one. Empty where no thoughts are so kept back.
+        head_budgets: resident thoughts of every kv head, as in `CacheSettings`.
     """
 
     temperature: float
@@ -139,6 +148,7 @@ class SamplingSettings:
     eviction_options: tuple[tuple[str, int | float | bool | str], ...] = ()
     budgets: tuple[int, ...] | None = None
     leaves_last: tuple[int, ...] = ()
+    head_budgets: tuple[tuple[int, ...], ...] | None = None
 
     @property
     def cache(self) -> CacheSettings:
@@ -150,6 +160,7 @@ class SamplingSettings:
             positions=self.positions,
             eviction_options=self.eviction_options,
             budgets=self.budgets,
+            head_budgets=self.head_budgets,
         )
 
     def under_cache(self, cache: CacheSettings) -> SamplingSettings:
@@ -162,11 +173,12 @@ class SamplingSettings:
             positions=cache.positions,
             eviction_options=cache.eviction_options,
             budgets=cache.budgets,
+            head_budgets=cache.head_budgets,
         )
 
     def with_full_cache(self) -> SamplingSettings:
         """These settings with the full cache, which evicts nothing; positions then count all tokens."""
-        full = replace(self.cache, window=None, num_evicted=None, positions="absolute", budgets=None)
+        full = replace(self.cache, window=None, num_evicted=None, positions="absolute", budgets=None, head_budgets=None)
         return self.under_cache(full)
 
     @property
@@ -193,7 +205,8 @@ class Eviction:
         before_token: index of the thought token whose processing needed the room (0-based).
         num_tokens: thought tokens that left, per layer and head.
         slots: which resident slots left, ascending, per layer and kv head, of the M layers that were full (all of them,
-            unless budgets differ by layer); None means the oldest ones. Sampling records them in `slot_dtype`.
+            unless budgets differ by layer); None means the oldest ones. Slots count what the head holds; where budgets
+            differ by head, they are -1 in heads that were not full. Sampling records them in `slot_dtype`.
     """
 
     before_token: int

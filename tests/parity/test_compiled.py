@@ -29,6 +29,9 @@ MODELS = {
     "plain LoRA": tiny_model(window=4, initial_state="identity", absorb=False, r=5),
     "full cache": tiny_model(window=None),
     "budgets by layer": tiny_model(window=6, evict_fraction=1 / 3, eviction="random", eviction_budgets=[8, 4]),
+    "budgets by head": tiny_model(
+        window=6, evict_fraction=1 / 3, eviction="h2o", positions="rolling", eviction_budgets=[[8, 4], [6, 6]]
+    ),
     "attention memory": tiny_model(window=5, evict_fraction=0.4, memory="attention", memory_features=6),
 }
 COMPILED_GAP = 1e-5
@@ -91,9 +94,9 @@ def test_compiled_steps_give_the_same_rollouts() -> None:
         timeout=850,
     )
     assert run.returncode == 0, run.stderr[-4000:]
-    before, after, graphs, scored, remembers, read, uneven = json.loads(run.stdout.splitlines()[-1])
+    before, after, graphs, scored, remembers, read, uneven, by_head = json.loads(run.stdout.splitlines()[-1])
     assert len(set(before["lengths"])) > 2, "slots are not refilled in turn"
-    for one in (before, after, scored, remembers, read, uneven):
+    for one in (before, after, scored, remembers, read, uneven, by_head):
         assert one["same_tokens"]
         assert one["gap"] < COMPILED_GAP
     # New weights, the same graphs: an optimiser step compiles nothing and is seen.

@@ -33,7 +33,13 @@ RULES: dict[str, dict[str, Any]] = {
 }
 LENGTH = 13  # window 8, of which 2 leave: two evictions, before the second of which windows have gaps
 PRODUCT = list(product(sorted(EVICTION_POLICIES), RULES, ("absolute", "rolling")))
-BUDGETS: dict[str, Any] = {"6, 10": [6, 10], "10, 6": [10, 6], **{name: name for name in sorted(ALLOCATIONS)}}
+BUDGETS: dict[str, Any] = {
+    "6, 10": [6, 10],
+    "10, 6": [10, 6],
+    **{name: name for name in sorted(ALLOCATIONS)},
+    "4 8, 8 12": [[4, 8], [8, 12]],  # by kv head, as the next one
+    "12 6, 8 6": [[12, 6], [8, 6]],
+}
 UNEVEN_LENGTH = 17  # the layer of the larger budget, at most 13, evicts twice
 UNEVEN = [
     *dealt(KINDS, list(RULES), ("absolute", "rolling"), list(BUDGETS)),
@@ -54,16 +60,19 @@ def test_one_policy(eviction, rule, positions):
 
 
 @pytest.mark.parametrize(("eviction", "rule", "positions", "budgets"), UNEVEN)
-def test_one_policy_with_budgets_by_layer(eviction, rule, positions, budgets):
-    """The same where layers hold different numbers of thoughts."""
+def test_one_policy_with_uneven_budgets(eviction, rule, positions, budgets):
+    """The same where layers, or the heads of a layer, hold different numbers of thoughts."""
     rollouts = _one_policy(UNEVEN_LENGTH, eviction, rule, positions=positions, eviction_budgets=BUDGETS[budgets])
-    sizes = rollouts[0].settings.budgets
-    assert sizes is not None
-    assert max(sizes) + 2 < UNEVEN_LENGTH - 1
-    assert [event.before_token for event in rollouts[0].evictions] == list(range(min(sizes), UNEVEN_LENGTH - 1, 2))
+    settings = rollouts[0].settings
+    assert settings.budgets is not None
+    sizes = settings.head_budgets or tuple((size, size) for size in settings.budgets)
+    assert max(map(max, sizes)) + 2 < UNEVEN_LENGTH - 1
+    first = min(map(min, sizes))
+    assert [event.before_token for event in rollouts[0].evictions] == list(range(first, UNEVEN_LENGTH - 1, 2))
     for event in rollouts[0].evictions:
-        full = sum(size <= event.before_token for size in sizes)
-        assert event.slots is None or event.slots.shape == (full, 2, 2)
+        full = [[size <= event.before_token for size in heads] for heads in sizes if min(heads) <= event.before_token]
+        assert event.slots is None or event.slots.shape == (len(full), 2, 2)
+        assert event.slots is None or (event.slots >= 0).all(dim=2).tolist() == full
 
 
 def _one_policy(length: int, eviction: str, rule: str, **cache: Any) -> list[tc.Rollout]:

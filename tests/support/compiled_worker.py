@@ -66,7 +66,8 @@ def main() -> None:
     remembers = tiny_model(window=4, evict_fraction=0.5, memory="attention", memory_features=6, memory_write="delta")
     read = tiny_model(window=4, evict_fraction=0.5, state_norm="orthogonal", state_norm_at="read")
     uneven = tiny_model(window=6, evict_fraction=1 / 3, eviction_budgets=[8, 4], eviction="random")
-    print(json.dumps([before, after, written_inputs(model), *map(compare, (scored, remembers, read, uneven))]))
+    by_head = tiny_model(window=6, evict_fraction=1 / 3, eviction_budgets=[[8, 4], [6, 6]], eviction="snapkv")
+    print(json.dumps([before, after, written_inputs(model), *map(compare, (scored, remembers, read, uneven, by_head))]))
 
 
 if __name__ == "__main__":

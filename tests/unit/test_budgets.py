@@ -173,14 +173,14 @@ def test_budgets_are_looked_through_once_and_not_at_every_event():
 def test_allocations_keep_the_total_and_the_grid(name, num_layers, window, evict_fraction):
     num_evicted = evict_count(window, evict_fraction)
     assume(window - num_evicted >= 2 * num_evicted)  # else they may come to even budgets, which is refused
-    budgets = resolve_budgets(name, window, num_evicted, num_layers)
+    budgets, _ = resolve_budgets(name, window, num_evicted, num_layers)
     assert budgets is not None
     assert len(budgets) == num_layers
     assert sum(budgets) == num_layers * window
     assert min(budgets) > num_evicted  # somebody stays
     assert not any((size - min(budgets)) % num_evicted for size in budgets)
     # What a list must be is what an allocation gives.
-    assert resolve_budgets(budgets, window, num_evicted, num_layers) == budgets
+    assert resolve_budgets(budgets, window, num_evicted, num_layers) == (budgets, None)
 
 
 def test_the_pyramid_by_hand():
@@ -195,11 +195,11 @@ def test_the_pyramid_by_hand():
     assert sum((28, 20, 16, 8, 8)) == 5 * 16
     assert PyramidBudgets().wanted(1, 12) == [12]
     assert PyramidBudgets(beta=3).wanted(2, 12) == [20, 4]
-    assert resolve_budgets("pyramid:beta=3", 16, 4, 2) == (24, 8)
+    assert resolve_budgets("pyramid:beta=3", 16, 4, 2) == ((24, 8), None)
 
 
 def test_even_lists_are_no_budgets():
-    assert resolve_budgets([8, 8, 8], 8, 2, 3) is None
+    assert resolve_budgets([8, 8, 8], 8, 2, 3) == (None, None)
     options: dict[str, Any] = {"window": 8, "evict_fraction": 0.25, "eviction": "h2o"}
     found = [
         tc.rollout(tiny_model(**options, **more), PROMPTS, max_new_tokens=13, ignore_eos=True)
@@ -217,7 +217,7 @@ def test_even_lists_are_no_budgets():
     [
         (
             {"eviction_budgets": "cone"},
-            r"eviction_budgets='cone' is not known; choose one of \['even', 'pyramid'\], or give",
+            r"eviction_budgets='cone' is not known; choose one of \['even', 'headkv', 'pyramid'\], or give",
         ),
         ({"eviction_budgets": "pyramid:alpha=3"}, r"'alpha=3' is no setting of 'pyramid'; it has beta=20"),
         ({"eviction_budgets": "pyramid:beta=1"}, r"beta must be at least 2, got 1; at 1 budgets are even"),
@@ -256,13 +256,13 @@ def test_budgets_of_another_model_are_refused(tmp_path):
     # With another window a name is shared out anew, and nothing is left of it without one.
     named = tiny_model(**options, eviction_budgets="pyramid")
     (rollout,) = tc.rollout(named, PROMPTS[:1], max_new_tokens=9, window=12)
-    assert rollout.settings.budgets == resolve_budgets("pyramid", 12, 3, 2)
+    assert rollout.settings.budgets == resolve_budgets("pyramid", 12, 3, 2)[0]
     assert tc.rollout(named, PROMPTS[:1], max_new_tokens=9, window=None)[0].settings.budgets is None
     # A saved adapter has its budgets.
     named.save_pretrained(str(tmp_path))
     loaded = PeftModel.from_pretrained(tiny_base(), str(tmp_path))
     cache = loaded.base_model.thought_config.resolve_window(None)
-    assert cache.budgets == resolve_budgets("pyramid", 8, 2, 2)
+    assert cache.budgets == resolve_budgets("pyramid", 8, 2, 2)[0]
     assert loaded.base_model.thought_config.behaviour()["eviction_budgets"] == "pyramid"
 
 

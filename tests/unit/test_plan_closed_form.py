@@ -135,14 +135,16 @@ def test_records_of_evictions_leave_a_gpu():
     assert logged == 2 * 36 * 3 * (512 + 8192) * 256 * 2 + columns
 
 
-@pytest.mark.parametrize("budgets", [None, "pyramid", [32, 64, 64, 96]])
+@pytest.mark.parametrize(
+    "budgets", [None, "pyramid", [32, 64, 64, 96], [[32, 96, 64], [64] * 3, [64] * 3, [96, 32, 64]]]
+)
 def test_the_log_notes_what_the_plan_counts(budgets):
     thought = {"eviction": "random", "eviction_budgets": budgets}
     setting = cpu_setting(thought=thought, max_new_tokens=150, chunk_tokens=32)
     batch = batch_rollouts(blank_rollouts(setting), torch.device("cpu"))
     log = KVLog(batch, batch_chunks(batch, setting.chunk_tokens), "device")
     noted = sum(columns.nbytes for columns in log.resident if columns is not None)
-    plain = replace(setting, thought=replace(setting.thought, eviction="sliding"))
+    plain = replace(setting, thought=replace(setting.thought, eviction="sliding", eviction_budgets=None))
     assert noted == backward_parts(setting)["K/V log"] - backward_parts(plain)["K/V log"]
     recorded = sum(eviction.slots.nbytes for rollout in batch.rollouts for eviction in rollout.evictions)
     assert recorded == slot_bytes(setting, setting.batch)

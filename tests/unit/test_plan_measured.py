@@ -47,7 +47,7 @@ def test_the_learner_of_a_memory_in_attention(thought):
     compare(learner_bytes(with_layers(setting, 2)), measure(with_layers(setting, 2)), live_tolerance=0.05)
 
 
-@pytest.mark.parametrize("budgets", [None, [6, 2]], ids=["even", "by layer"])
+@pytest.mark.parametrize("budgets", [None, [6, 2], [[6, 2, 4], [2, 6, 4]]], ids=["even", "by layer", "by head"])
 def test_sampling(budgets):
     setting = with_layers(cpu_setting("smollm2", max_new_tokens=8, batch=96, group=96), 2)
     setting = replace(setting, thought=replace(setting.thought, window=4, eviction_budgets=budgets))

@@ -43,6 +43,12 @@ CASES = {
     "budgets by layer, everything kept": cpu_setting(
         thought={"eviction_budgets": [96, 32], "positions": "rolling"}, recompute=False, max_new_tokens=150
     ),
+    "budgets by head, chunks": cpu_setting(
+        "qwen2", thought={"eviction_budgets": [[96, 32], [64, 64]]}, max_new_tokens=200, chunk_tokens=16
+    ),
+    "budgets by head, chosen, half precision": cpu_setting(
+        "qwen2", thought={"eviction_budgets": [[96, 32], [64, 64]], "eviction": "random"}, dtype="bfloat16"
+    ),
     "no eviction": cpu_setting("qwen2", thought={"window": 200}),
     "few targets": cpu_setting("qwen2", thought={"target_modules": ["q_proj", "v_proj"]}, dtype="bfloat16"),
     "blocks": cpu_setting("qwen2", gradient=2),

@@ -100,10 +100,10 @@ def test_outputs_are_those_of_the_policy(case):
 
 
 @pytest.mark.parametrize("positions", ["absolute", "rolling"])
-@pytest.mark.parametrize("budgets", [[3, 7], [7, 3]], ids=str)
+@pytest.mark.parametrize("budgets", [[3, 7], [7, 3], [[3, 7], [5, 5]], [[5, 7], [3, 5]]], ids=str)
 @pytest.mark.parametrize("eviction", ["sliding", "random"])
-def test_budgets_by_layer(eviction, budgets, positions):
-    """A first layer of the smaller and of the larger budget: what is not full yet loses nothing."""
+def test_uneven_budgets(eviction, budgets, positions):
+    """A first layer, and heads of it, of the smaller and of the larger budget: what is not full loses nothing."""
     model = memory_model(layers=2, eviction=eviction, eviction_budgets=budgets, positions=positions)
     rows = texts_that_evict(model, texts(model))
     shares = attention_shares(model, model, rows)

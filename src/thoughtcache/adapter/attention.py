@@ -136,7 +136,7 @@ def _around(plain: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         layer: Any = module
         if thought_masks is not None:
             key, value, mask, *others = args
-            args = (key, value, thought_masks.of_layer(layer.layer_idx, mask, key.shape[2]), *others)
+            args = (key, value, thought_masks.of_layer(layer.layer_idx, mask, query, key), *others)
         if thought_queries is not None:
             thought_queries.observe(layer.layer_idx, query)
         if plain == "eager":  # no table has it: every family has its own
@@ -150,9 +150,17 @@ def _around(plain: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         else:
             output, weights = run(module, query, *args, **kwargs)
         if wants == "keys":
-            window = args[0] * kwargs["scaling"]
+            window = _seen(args[0], args[2]) * kwargs["scaling"]
         if thought_memory is not None:
             output = thought_memory(layer.layer_idx, query, output, window)
         return output, weights
 
     return attention
+
+
+def _seen(keys: Tensor, mask: Tensor | None) -> Tensor:
+    """Keys [B, H, m, D] of the window, NaN where a mask by head [B, Q, 1, m] lets no query see them."""
+    if mask is None or mask.shape[1] == 1:
+        return keys
+    hidden = ~mask[:, :: mask.shape[1] // keys.shape[1], 0]
+    return keys.masked_fill(hidden.unsqueeze(-1), float("nan"))

@@ -46,6 +46,7 @@ from thoughtcache.cache.base import States
 from thoughtcache.cache.budgets import layer_budgets
 from thoughtcache.cache.eviction import make_eviction_policy
 from thoughtcache.cache.generate_cache import BoundedCache
+from thoughtcache.cache.layer_masks import check_masked_attention
 from thoughtcache.cache.query_log import QueryLog, new_query_log
 from thoughtcache.cache.rotation import Rotations, key_rotations
 from thoughtcache.cache.window_rules import WindowRules
@@ -122,7 +123,7 @@ class ThoughtModel(RevertibleInjection):
     def _check_before(self, model: nn.Module, config: ThoughtConfig) -> None:
         check_lora_fields(config)
         check_model(getattr(model, "config", None))
-        config.share_out_over(model.config.num_hidden_layers)  # type: ignore[union-attr,arg-type]
+        config.share_out_over(model.config.num_hidden_layers, model.config.num_key_value_heads)  # type: ignore[union-attr,arg-type]
 
     def _check_after(self, adapter_name: str, config: ThoughtConfig) -> None:
         for holder in holders_of(config):
@@ -246,7 +247,7 @@ class ThoughtModel(RevertibleInjection):
         if eviction.turns_queries and cache.window is not None:
             turning = key_rotations(self.model.config, self.backbone.rotary_emb, remedy="another eviction policy")
         return WindowRules(
-            budgets=layer_budgets(cache, self.num_layers),
+            budgets=check_masked_attention(self.model.config, layer_budgets(cache, self.num_layers)),
             num_evicted=cache.num_evicted or 0,
             eviction=eviction,
             absorb=memory.absorber(),

@@ -41,7 +41,7 @@ class AttentionRead(ABC):
             queries: queries as they were rotated.
             output: output of attention; under "share" that of `attention_with_share`.
             window: None; or [B, T, Q, 2], the shares of a key of score zero and of the window beside it; or
-                [B, H, m, D], the keys of the window times the scale of the scores.
+                [B, H, m, D], the keys of the window times the scale of the scores, NaN where a head has none.
         """
 
 

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
+from thoughtcache.cache.budgets import LayerBudgets
+from thoughtcache.cache.head_columns import leaving_columns, with_blank_columns
 from thoughtcache.cache.rotation import KeyRotation
 from thoughtcache.cache.window_rules import WindowRules
 
@@ -31,35 +33,56 @@ def evict_layer(
         event: which event of its sequences this is, from 0; any one from `LayerBudgets.num_opening` on says the same.
         keys: cached keys of the resident thoughts.
         values: cached values of the resident thoughts.
-        slots: thoughts that leave, ascending; None means the oldest.
+        slots: thoughts that leave, ascending; None means the oldest. With budgets by head they are counted from the
+            oldest that a head holds, and say nothing of heads that are not full.
         state: [B or 1, ...] of this layer, or None for the identity.
         positions: where the thoughts that leave stood, see `leaving_positions`; None unless `rules.reads_positions`.
 
     Returns:
         Kept keys, kept values (views of what was given where the oldest leave and nothing is moved), and the state.
     """
+    columns = None if rules.budgets is None else rules.budgets.of_heads(layer_index)
+    if columns is not None:
+        keys, values = (with_blank_columns(columns, event, thoughts) for thoughts in (keys, values))
+        slots = leaving_columns(columns, event, slots, keys.shape[2], keys)
     leaving_keys, kept_keys = split_thoughts(keys, slots, rules.num_evicted)
     leaving_values, kept_values = split_thoughts(values, slots, rules.num_evicted)
     rotation = rules.rotation(layer_index)
     if rotation is not None:
         kept_keys = _moved(kept_keys, rotation, slots, keys.shape[2], rules.roll(event))
     if rules.absorb is not None and state is not None:
-        state = rules.absorb(layer_index, state, leaving_keys, leaving_values, positions)
+        # Heads that are not full lose zeros.
+        due = None if columns is None else columns.due(event)
+        state = rules.absorb(layer_index, state, leaving_keys, leaving_values, positions, due)
     return kept_keys, kept_values, state
 
 
 def leaving_positions(
-    slots: Int[Tensor, "B H E"] | None, first: Int[Tensor, " #B"], num_evicted: int
+    slots: Int[Tensor, "B H E"] | None, first: Int[Tensor, "#B #H"], num_evicted: int
 ) -> Int[Tensor, "#B #H E"]:
     """Positions of the thoughts that leave a window without gaps: the oldest ones, or any under rolling positions.
 
     Args:
         slots: thoughts that leave, ascending; None means the oldest.
-        first: position of the first resident thought of each row.
+        first: position of the first resident thought of each row, see `first_positions`.
         num_evicted: E.
     """
-    start = first[:, None, None]
+    start = first.unsqueeze(2)
     return start + (torch.arange(num_evicted, device=first.device) if slots is None else slots)
+
+
+def first_positions(budgets: LayerBudgets, layer_index: int, following: Int[Tensor, " #B"]) -> Int[Tensor, "#B #H"]:
+    """Positions of the first thoughts of a window without gaps in a full layer; with budgets by head, in full heads.
+
+    Args:
+        budgets: resident thoughts of every layer.
+        layer_index: decoder layer, from 0.
+        following: position of the next token of each row.
+    """
+    columns = budgets.of_heads(layer_index)
+    if columns is None:
+        return following.unsqueeze(1) - budgets.size(layer_index)
+    return following.unsqueeze(1) - torch.tensor(columns.sizes, device=following.device)
 
 
 def leave_with_gaps(
@@ -70,7 +93,8 @@ def leave_with_gaps(
     Args:
         kept: positions of the thoughts that the eviction before left; of the first K thoughts before the first one.
         following: position of the next token of each row, in front of which E thoughts have come since then.
-        slots: thoughts that leave, ascending.
+        slots: thoughts that leave, ascending; with budgets by head, columns of a layer that is full
+            (`leaving_columns`), since a head's positions are as many as those of the largest one, blank ones first.
     """
     num_evicted = slots.shape[-1]
     steps = torch.arange(-num_evicted, 0, device=kept.device, dtype=kept.dtype)

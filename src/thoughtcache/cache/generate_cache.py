@@ -12,7 +12,8 @@ from torch import Tensor
 
 from thoughtcache.cache.base import ResidentLayer, StatefulCache, StateReader, States
 from thoughtcache.cache.choice import choose_layer
-from thoughtcache.cache.evict import evict_layer, leave_with_gaps, leaving_positions
+from thoughtcache.cache.evict import evict_layer, first_positions, leave_with_gaps, leaving_positions
+from thoughtcache.cache.head_columns import leaving_columns
 from thoughtcache.cache.layer_masks import LayerMasks, WithoutOldest
 from thoughtcache.cache.query_log import QueryLog, Sight
 from thoughtcache.cache.window_rules import WindowRules
@@ -120,9 +121,9 @@ class BoundedCache(StatefulCache):
     def layer_masks(self) -> LayerMasks | None:
         """The mask of the layer that holds most, without what others do not hold; None with even budgets."""
         budgets = self.rules.budgets
-        return (
-            None if budgets is None or budgets.sizes is None else WithoutOldest(num_prompt_columns=self.prompt_length)
-        )
+        if budgets is None or budgets.sizes is None:
+            return None
+        return WithoutOldest(num_prompt_columns=self.prompt_length, blank=budgets.blank(self.num_evictions))
 
     @property
     def linear_states(self) -> States:
@@ -228,8 +229,17 @@ class BoundedCache(StatefulCache):
         """Add the new queries to the running scores."""
         sights = self._sights(log)
         for index, layer in enumerate(self.layers):
-            log.hear(index, sights[index], layer.keys[:, :, : layer.length])
+            for sight in self._by_head(index, sights[index]):
+                log.hear(index, sight, layer.keys[:, :, : layer.length])
         log.unheard[:] = 0
+
+    def _by_head(self, layer_index: int, sight: Sight) -> list[Sight]:
+        """What the heads of one layer saw: all alike, or those of one budget after another."""
+        columns = None if self.rules.budgets is None else self.rules.budgets.of_heads(layer_index)
+        if columns is None:
+            return [sight]
+        blank = columns.blank(self.num_evictions)
+        return [sight.of_heads(heads, size, blank[heads[0]]) for size, heads in columns.groups]
 
     def _evict(self) -> None:
         """Remove thoughts from every layer that is full and absorb them."""
@@ -261,9 +271,11 @@ class BoundedCache(StatefulCache):
         if not rules.reads_positions:
             return None
         assert rules.budgets is not None
-        size = rules.budgets.size(layer_index)
         if slots is None or not rules.numbers_thoughts:
-            return leaving_positions(slots, following - size, rules.num_evicted)
+            return leaving_positions(slots, first_positions(rules.budgets, layer_index, following), rules.num_evicted)
+        size, columns = rules.budgets.size(layer_index), rules.budgets.of_heads(layer_index)
+        if columns is not None:
+            slots = leaving_columns(columns, self.num_evictions, slots, size, slots)
         following, kept = following.to(slots.device), self.kept[layer_index]
         if kept is None:
             places = torch.arange(size - rules.num_evicted, device=slots.device)

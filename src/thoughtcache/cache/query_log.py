@@ -6,7 +6,7 @@ Axes: B rows, L layers, Q query heads, H kv heads, n queries, W thoughts of a wi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -32,7 +32,8 @@ class Sight:
         order: [n] places of the ring, the oldest query first.
         visible: columns that each query saw; none for one that does not count.
         first_thought: column of the oldest resident thought of each row.
-        num_thoughts: W of the layers in question.
+        num_thoughts: W of the layers in question, or of the heads.
+        heads: the kv heads in question; None for all of a layer.
     """
 
     rows: Int[Tensor, " b"] | slice
@@ -40,6 +41,26 @@ class Sight:
     visible: Bool[Tensor, "b n C"]
     first_thought: Int[Tensor, " b"]
     num_thoughts: int
+    heads: list[int] | None = None
+
+    def of_heads(self, heads: list[int], num_thoughts: int, blank: int | Int[Tensor, " b"]) -> Sight:
+        """What some heads of a layer saw, behind so many blank columns.
+
+        Args:
+            heads: kv heads of one budget.
+            num_thoughts: their budget.
+            blank: columns behind the prompt that they do not hold, in every row.
+        """
+        first = self.first_thought + blank
+        places = torch.arange(self.visible.shape[2], device=self.visible.device)
+        held = (places < self.first_thought.unsqueeze(1)) | (places >= first.unsqueeze(1))
+        return replace(
+            self,
+            visible=self.visible & held.unsqueeze(1),
+            first_thought=first,
+            num_thoughts=num_thoughts,
+            heads=heads,
+        )
 
 
 class QueryLog:
@@ -64,6 +85,7 @@ class QueryLog:
         self.num_queries = num_queries
         self.windows = windows
         self.scaling = scaling
+        self.num_query_heads = self.num_heads = 0
         self.queries: list[Tensor | None] = [None] * len(windows)
         self.scores: list[Tensor | None] = [None] * len(windows)
         self.unheard: Integers = np.zeros(0, np.int64)
@@ -79,6 +101,7 @@ class QueryLog:
             device: device of the queries.
         """
         query_heads, heads, size = shape
+        self.num_query_heads, self.num_heads = query_heads, heads
         exact = torch.promote_types(dtype, torch.float32)
         for index in range(len(self.queries)):
             self.queries[index] = torch.zeros(num_rows, query_heads, self.num_queries, size, dtype=dtype, device=device)
@@ -156,12 +179,16 @@ class QueryLog:
         Args:
             layer_index: decoder layer, from 0.
             sight: what the queries of these rows saw.
-            keys: cached keys of all their columns.
+            keys: cached keys of all their columns, in all heads of the layer.
         """
         ring = self.queries[layer_index]
         assert ring is not None
+        queries = ring[sight.rows].index_select(2, sight.order)
+        if sight.heads is not None:
+            queries = queries[:, self._query_heads(sight.heads)]
+            keys = keys[:, sight.heads]
         return Attended(
-            queries=ring[sight.rows].index_select(2, sight.order),
+            queries=queries,
             keys=keys,
             visible=sight.visible,
             first_thought=sight.first_thought,
@@ -174,29 +201,58 @@ class QueryLog:
         scores, rows, attended = self.scores[layer_index], sight.rows, self.attended(layer_index, sight, keys)
         assert scores is not None
         assert self.accumulator is not None
-        scores[rows] += self.accumulator.increments(attended).to(scores.dtype)
+        more = self.accumulator.increments(attended).to(scores.dtype)
+        if sight.heads is None:
+            scores[rows] += more
+        else:
+            self._put_scores(layer_index, sight, scores[rows][:, sight.heads, : sight.num_thoughts] + more)
 
     def scores_of(self, layer_index: int, sight: Sight) -> Float[Tensor, "b H W"] | None:
         """The running scores of these rows; None where nothing is accumulated."""
         scores = self.scores[layer_index]
-        return None if scores is None else scores[sight.rows]
+        if scores is None or sight.heads is None:
+            return None if scores is None else scores[sight.rows]
+        return scores[sight.rows][:, sight.heads, : sight.num_thoughts]
 
     def evict(
         self,
         layer_index: int,
-        rows: Int[Tensor, " b"] | slice,
+        sight: Sight,
         slots: Int[Tensor, "b H E"],
         rotation: KeyRotation | None,
         roll: int,
     ) -> None:
         """Running scores move with the thoughts, and with rolling positions queries as the next token does."""
-        scores, ring, num_evicted = self.scores[layer_index], self.queries[layer_index], slots.shape[2]
+        scores, ring, num_evicted = self.scores_of(layer_index, sight), self.queries[layer_index], slots.shape[2]
         assert ring is not None
+        rows, heads = sight.rows, sight.heads
         if scores is not None:
-            _, kept = split_thoughts(scores[rows].unsqueeze(-1), slots, num_evicted)
-            scores[rows] = torch.nn.functional.pad(kept.squeeze(-1), (0, num_evicted))
+            _, kept = split_thoughts(scores.unsqueeze(-1), slots, num_evicted)
+            self._put_scores(layer_index, sight, torch.nn.functional.pad(kept.squeeze(-1), (0, num_evicted)))
         if rotation is not None and roll:
-            ring[rows] = rotation.shift(ring[rows], -roll)
+            turned = rotation.shift(ring[rows], -roll)
+            if heads is not None:
+                own = self._query_heads(heads)
+                before = ring[rows].clone()
+                before[:, own] = turned[:, own]
+                turned = before
+            ring[rows] = turned
+
+    def _query_heads(self, heads: list[int]) -> list[int]:
+        """The query heads of some kv heads."""
+        group = self.num_query_heads // self.num_heads
+        return [head * group + index for head in heads for index in range(group)]
+
+    def _put_scores(self, layer_index: int, sight: Sight, scores: Float[Tensor, "b H W"]) -> None:
+        """Write the running scores of these rows and heads."""
+        buffer = self.scores[layer_index]
+        assert buffer is not None
+        if sight.heads is None:
+            buffer[sight.rows] = scores
+            return
+        changed = buffer[sight.rows]  # a copy, or a view of all rows
+        changed[:, sight.heads, : sight.num_thoughts] = scores
+        buffer[sight.rows] = changed
 
 
 def new_query_log(rules: WindowRules, num_layers: int, scaling: float) -> QueryLog | None:

@@ -37,7 +37,8 @@ class _FunctionalLayer(ResidentLayer):  # type: ignore[no-untyped-call]
 class ReplayCache(StatefulCache):
     """The functional cache of one segment. Evictions are done by the learner between segments.
 
-    Layers may hold different numbers of thoughts, behind the same number of prompt columns.
+    Layers may hold different numbers of thoughts, behind the same number of prompt columns, and heads of one layer as
+    well: `blank` has the columns behind the prompt that each of them does not hold. `masks` replaces what follows.
     """
 
     def __init__(
@@ -51,12 +52,16 @@ class ReplayCache(StatefulCache):
         is_initial: bool = False,
         observer: Any = None,
         num_prompt_columns: int = 0,
+        blank: Sequence[tuple[int, ...]] | None = None,
+        masks: LayerMasks | None = None,
     ) -> None:
         pasts = past if past is not None else [None] * num_layers
         super().__init__([_FunctionalLayer(entry, num_seen) for entry in pasts], states, reader)
         lengths = [layer.length for layer in self.layers]
         self.widest = lengths.index(max(lengths))
-        self._masks = None if min(lengths) == max(lengths) else WithoutOldest(num_prompt_columns=num_prompt_columns)
+        has_own = min(lengths) < max(lengths) or any(map(any, blank or ()))
+        own = WithoutOldest(num_prompt_columns=num_prompt_columns, blank=blank) if has_own else None
+        self._masks = own if masks is None else masks
         self._is_initial = is_initial
         self._observer = observer
 

@@ -11,10 +11,11 @@ from thoughtcache.cache.budgets import LayerBudgets
 from thoughtcache.cache.eviction import EvictionPolicy
 from thoughtcache.cache.rotation import KeyRotation, Rotations
 
-AbsorbFn = Callable[[int, Tensor, Tensor, Tensor, Tensor | None], Tensor]
-"""(layer, state [B or 1, ...], evicted keys, evicted values [B, H, E, D], positions) -> state [B, ...].
+AbsorbFn = Callable[[int, Tensor, Tensor, Tensor, Tensor | None, tuple[bool, ...] | None], Tensor]
+"""(layer, state [B or 1, ...], evicted keys, evicted values [B, H, E, D], positions, heads) -> state [B, ...].
 
-Positions [B or 1, H or 1, E] are those at which the keys were rotated; None for whoever does not look at them.
+Positions [B or 1, H or 1, E] are those at which the keys were rotated; None for whoever does not look at them. Heads
+says which kv heads evict, and keys and values of the others are zeros; None where all do.
 """
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from thoughtcache.adapter.attention import QueryObserver
 from thoughtcache.adapter.cache_argument import cache_keyword
 from thoughtcache.cache.base import States
-from thoughtcache.cache.evict import evict_layer, leaving_positions
+from thoughtcache.cache.evict import evict_layer, first_positions, leaving_positions
 from thoughtcache.cache.replay_cache import ReplayCache
 from thoughtcache.cache.window_rules import WindowRules
 from thoughtcache.learner.attention import lower_right_attention
@@ -101,6 +101,7 @@ def run_chunk(
         is_initial=is_initial,
         observer=observer,
         num_prompt_columns=batch.prompts.ids.shape[1],
+        blank=None if batch.budgets is None else batch.budgets.blank(chunk.segment),
     )
     columns = cache.physical_length + chunk.stop - chunk.start
     layers = checkpointed_layers(tuner, cache) if checkpoint_layers else nullcontext()
@@ -169,7 +170,10 @@ def recorded_thoughts(batch: RolloutBatch, chunk: Chunk, layer_index: int, slots
     if slots is not None:
         place = budgets.place(layer_index, event)
         return batch.leaving_thoughts[event][: chunk.rows, place].to(slots.device)
-    oldest = torch.arange(budgets.num_evicted, device=batch.prompts.lengths.device)
+    device, columns = batch.prompts.lengths.device, budgets.of_heads(layer_index)
+    oldest = torch.arange(budgets.num_evicted, device=device)
+    if columns is not None:
+        return (oldest + torch.tensor(columns.num_gone(event), device=device)[:, None])[None]
     return (oldest + budgets.num_evictions(layer_index, event) * budgets.num_evicted)[None, None]
 
 
@@ -179,7 +183,8 @@ def recorded_positions(batch: RolloutBatch, chunk: Chunk, layer_index: int, slot
     assert budgets is not None
     if batch.settings.positions == "rolling":
         following = budgets.smallest + event * budgets.num_evicted - budgets.rolled(event)
-        return leaving_positions(slots, first + (following - budgets.size(layer_index)), budgets.num_evicted)
+        following_thoughts = first_positions(budgets, layer_index, first + following)
+        return leaving_positions(slots, following_thoughts, budgets.num_evicted)
     return first[:, None, None] + recorded_thoughts(batch, chunk, layer_index, slots)
 
 

@@ -108,7 +108,7 @@ def fold_exit(memory: Memory, link: Rollout, following: Continuation, end: Exit,
             after = []
             for layer, pair in enumerate(zip(keys, values, strict=True)):
                 where = None if positions is None else positions[layer if len(positions) > 1 else 0][None]
-                after.append(absorb(layer, states[layer][None], pair[0][None], pair[1][None], where)[0])
+                after.append(absorb(layer, states[layer][None], pair[0][None], pair[1][None], where, None)[0])
             return torch.stack(after)
 
         states = checkpoint(absorbed, states, *leaving, use_reentrant=False, preserve_rng_state=False)

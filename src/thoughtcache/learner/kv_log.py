@@ -21,6 +21,7 @@ from thoughtcache.cache.rotation import Rotations
 from thoughtcache.learner.chunk import Past, recorded_slots
 from thoughtcache.learner.chunk_plan import Chunk, given_columns
 from thoughtcache.learner.kv_layout import LogLayout
+from thoughtcache.learner.resident import Resident, resident_by_head
 from thoughtcache.policy.batch import RolloutBatch
 from thoughtcache.policy.modes import Place, check_place
 
@@ -56,7 +57,9 @@ class KVLog:
         self.given = given_columns(chunks[0])
         self.layout = LogLayout([*self.given, *chunks], self.where)
         self.layers: list[tuple[Tensor, Tensor]] = []
-        self.resident = _resident_columns(batch, chunks, self.where)
+        self.resident: list[Resident | None] = list(_resident_columns(batch, chunks, self.where))
+        if batch.budgets is not None and batch.budgets.columns is not None:
+            self.resident = resident_by_head(batch, chunks, self.where)
         self._is_moving = False
 
     @property
@@ -207,7 +210,7 @@ def _side_by_side(pieces: list[Tensor]) -> Tensor:
     return joined
 
 
-class _Resident:
+class _Resident(Resident):
     """Thoughts that a chunk finds resident, by budget.
 
     Args:
@@ -237,7 +240,7 @@ def _resident_columns(batch: RolloutBatch, chunks: list[Chunk], device: torch.de
     """
     recorded = [e.slots for r in batch.rollouts for e in r.evictions if e.slots is not None]
     budgets = batch.budgets
-    if not recorded or budgets is None:
+    if not recorded or budgets is None or budgets.columns is not None:
         return [None] * len(chunks)
     _, heads, _ = recorded[0].shape
     # With even budgets all layers are full at every event.

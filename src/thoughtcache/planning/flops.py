@@ -146,8 +146,9 @@ def rollout_flops_per_token(
         raise ValueError("window='config' needs an adapter; pass an integer or None")
     layers = _text_config(model_or_config).num_hidden_layers
     cache = (thought or ThoughtConfig()).resolve_window(prompt_tokens, window, num_layers=layers)
-    # A layer evicts as if its budget were the window of all.
-    sizes = cache.budgets or [cache.window]
+    # A layer evicts as if its budget were the window of all; where budgets differ by head, it attends to the columns
+    # of its largest head, and evicts as soon as its smallest one is full.
+    sizes, firsts = cache.budgets or [cache.window], cache.first_budgets or [cache.window]
     context = fmean(mean_context(prompt_tokens, num_tokens, size, cache.num_evicted) for size in sizes)
     if thought is None:
         return flops_per_token(model_or_config, context=context)
@@ -162,7 +163,7 @@ def rollout_flops_per_token(
         reads_state=not thought.has_plain_linears,
         state_rule=thought.state_rule,
         num_evicted=cache.num_evicted or 0,
-        evictions_per_token=fmean(num_evictions(steps, size, cache.num_evicted) for size in sizes) / steps * absorbs,
+        evictions_per_token=fmean(num_evictions(steps, size, cache.num_evicted) for size in firsts) / steps * absorbs,
         memory=memory_of(model_or_config, thought),
     )
 

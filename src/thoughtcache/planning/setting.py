@@ -126,7 +126,8 @@ class PlanSetting:
     @cached_property
     def cache(self) -> CacheSettings:
         """The cache of a call with these prompts."""
-        return self.thought.resolve_window(self.prompt_tokens, num_layers=self.model.num_hidden_layers)
+        layers, (_, heads, _) = self.model.num_hidden_layers, model_size(self.model).head_counts
+        return self.thought.resolve_window(self.prompt_tokens, num_layers=layers, num_kv_heads=heads)
 
     @property
     def window(self) -> int | None:

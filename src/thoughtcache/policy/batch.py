@@ -12,8 +12,14 @@ from torch import Tensor
 
 from thoughtcache.cache.budgets import LayerBudgets, layer_budgets
 from thoughtcache.cache.evict import leave_with_gaps
+from thoughtcache.cache.head_columns import leaving_columns
 from thoughtcache.policy.limits import num_before
 from thoughtcache.records import Rollout, SamplingSettings
+
+SHARED = (
+    "window", "num_evicted", "eviction", "eviction_options", "budgets", "head_budgets", "positions", "temperature"
+)  # fmt: skip
+"""Settings that all rollouts of a batch have in common."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,11 +132,14 @@ class RolloutBatch:
         records do, in four bytes per evicted thought, layer and head.
         """
         budgets, found = self.budgets, list[Tensor]()
-        kept: dict[int, Tensor] = {}  # by budget, of its layers
+        kept: dict[int, Tensor] = {}  # by budget, of its layers; by layer, where budgets differ by head
         for event in range(max(len(rollout.evictions) for rollout in self.rollouts)):
             slots = self.recorded_slots(event, len(self.rollouts))
             if slots is None or budgets is None:
                 return []
+            if budgets.columns is not None:
+                found.append(self._leaving_by_head(event, slots, kept))
+                continue
             gone = torch.empty_like(slots, dtype=torch.int32)
             following = torch.tensor([budgets.smallest + event * budgets.num_evicted], device=slots.device)
             for size, places in budgets.due(event, slots.shape[1]).items():
@@ -142,6 +151,33 @@ class RolloutBatch:
                 gone[:, places] = left.view(chosen.shape)
             found.append(gone)
         return found
+
+    def _leaving_by_head(
+        self, event: int, slots: Int[Tensor, "B M H E"], kept: dict[int, Tensor]
+    ) -> Int[Tensor, "B M H E"]:
+        """The same for one event where budgets differ by head; what it says of heads that are not full is nothing.
+
+        Args:
+            event: the event.
+            slots: its recorded slots.
+            kept: by layer, the thoughts in its columns behind the event before; it is brought up to date.
+        """
+        budgets = self.budgets
+        assert budgets is not None
+        assert budgets.columns is not None
+        gone = torch.empty_like(slots, dtype=torch.int32)
+        following = torch.tensor([budgets.smallest + event * budgets.num_evicted], device=slots.device)
+        for layer, columns in enumerate(budgets.columns):
+            if not budgets.is_due(layer, event):
+                continue
+            place, size = budgets.place(layer, event), columns.largest
+            if layer not in kept:
+                first = torch.arange(size - budgets.num_evicted, dtype=torch.int32, device=slots.device)
+                shape = slots.shape[0], slots.shape[2], -1
+                kept[layer] = (first + (min(columns.sizes) - size)).expand(shape)
+            left = leaving_columns(columns, event, slots[:, place], size, slots)
+            gone[:, place], kept[layer] = leave_with_gaps(kept[layer], following, left)
+        return gone
 
     def inputs(self, start: int, stop: int) -> Int[Tensor, "B n"]:
         """Columns `start..stop` of [prompt | thoughts]."""
@@ -172,7 +208,7 @@ def batch_rollouts(rollouts: Sequence[Rollout], device: torch.device, *, may_con
                 "(replay_chains), or think in links that are encoded again"
             )
         theirs = rollout.settings
-        for name in ("window", "num_evicted", "eviction", "eviction_options", "budgets", "positions", "temperature"):
+        for name in SHARED:
             if getattr(theirs, name) != getattr(first, name):
                 raise ValueError(
                     f"rollout {row} was sampled with {name}={getattr(theirs, name)}, rollout 0 with "

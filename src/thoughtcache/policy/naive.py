@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from thoughtcache.adapter.attention import QUERIES, thought_attention
 from thoughtcache.adapter.cache_argument import cache_keyword
+from thoughtcache.cache.layer_masks import GivenMasks, LayerMasks
 from thoughtcache.cache.replay_cache import ReplayCache
 from thoughtcache.cache.rotation import naive_turn
 from thoughtcache.policy.continuations import begins_last, check_exact, rows_of_chains
@@ -83,7 +84,7 @@ class Resident:
 
     Attributes:
         prompt: entries of every layer that never leave.
-        thoughts: [layer][slot], one entry per kv head.
+        thoughts: [layer][kv head][slot].
         S: the state of every layer; None where there is none.
         first: position of the first thought.
         position: position of the next token.
@@ -103,20 +104,20 @@ def fold(policy: PolicyHandle, cache: Resident, first_kept: int) -> Resident:
     """
     memory, prompt, S = policy.tuner.memory(), [], cache.S
     for layer, thoughts in enumerate(cache.thoughts):
-        heads = range(len(thoughts[0]) if thoughts else 0)
-        gone = [[i for i, slot in enumerate(thoughts) if slot[h][2] < cache.first + first_kept] for h in heads]
-        num_leaving = len(gone[0]) if gone else 0
+        heads = range(len(thoughts))
+        gone = [[slot for slot, kv in enumerate(held) if kv[2] < cache.first + first_kept] for held in thoughts]
+        num_leaving = len(gone[0])
         assert all(len(slots) == num_leaving for slots in gone), "thoughts of a summary leave last, in every head"
-        kept, leaving = _leave(thoughts, gone, num_leaving) if thoughts else ([], [])
+        kept, leaving = _leave(thoughts, gone, num_leaving, list(heads))
         if S is not None and leaving:
             S = [*S[:layer], memory.naive_absorb(layer, S[layer], leaving), *S[layer + 1 :]]
         stay = [
-            (torch.stack([k for k, _, _ in slot]), torch.stack([v for _, v, _ in slot]), slot[0][2]) for slot in kept
+            (torch.stack([kept[h][slot][0] for h in heads]), torch.stack([kept[h][slot][1] for h in heads]), position)
+            for slot, (_, _, position) in enumerate(kept[0])
         ]
         prompt.append(cache.prompt[layer] + stay)
-    return Resident(
-        prompt=prompt, thoughts=[[] for _ in prompt], S=S, first=cache.position + 1, position=cache.position
-    )
+    empty: list[list[list[TokenKV]]] = [[[] for _ in thoughts] for thoughts in cache.thoughts]
+    return Resident(prompt=prompt, thoughts=empty, S=S, first=cache.position + 1, position=cache.position)
 
 
 def _one_sequence(
@@ -127,7 +128,8 @@ def _one_sequence(
     memory = tuner.memory()
     S: list[Tensor] | None = memory.naive_initial_states()
     prompt: list[list[TokenKV]] = [[] for _ in layers]
-    thoughts: list[list[list[TokenKV]]] = [[] for _ in layers]  # [layer][slot] -> one entry per kv head
+    heads = range(tuner.kv_shape[0])
+    thoughts: list[list[list[TokenKV]]] = [[[] for _ in heads] for _ in layers]  # [layer][kv head][slot]
     inputs, begin, first = rollout.prompt_ids + rollout.token_ids[:-1], 0, len(rollout.prompt_ids)
     if entry is not None:
         prompt, S, begin, first = entry.prompt, entry.S, entry.position, entry.first
@@ -143,30 +145,35 @@ def _one_sequence(
             cut = isinstance(gradient, int) and segment % gradient == 0
             if gradient == "detached" or cut:
                 prompt = [[_cut(kv) for kv in layer] for layer in prompt]
-                thoughts = [[[_cut(kv) for kv in slot] for slot in layer] for layer in thoughts]
+                thoughts = [[[_cut(kv) for kv in held] for held in layer] for layer in thoughts]
             if cut and S is not None:
                 S = [s.detach() for s in S]
-            full = [layer for layer in layers if len(thoughts[layer]) == _budget(settings, layer)]
-            most = max(len(held) for held in thoughts)
-            for place, layer in enumerate(full):
+            full = {
+                layer: [h for h in heads if len(thoughts[layer][h]) == _budget(settings, layer, h)] for layer in layers
+            }
+            full = {layer: due for layer, due in full.items() if due}
+            most = _most(thoughts)
+            for place, (layer, due) in enumerate(full.items()):
                 slots = None if event.slots is None else event.slots[place].tolist()
                 if chooser is not None:
                     last = t - begins_last(rollout.token_ids[: t + 1], settings.leaves_last)
-                    slots = chooser.choose(layer, segment - 1, prompt, thoughts, max(0, last))
+                    slots = chooser.choose(layer, segment - 1, prompt, thoughts, due, max(0, last))
                     chooser.leave(layer, slots)
-                thoughts[layer], leaving = _leave(thoughts[layer], slots, event.num_tokens)
+                thoughts[layer], leaving = _leave(thoughts[layer], slots, event.num_tokens, due)
                 if S is not None:
                     S[layer] = memory.naive_absorb(layer, S[layer], leaving)
             if settings.positions == "rolling":
-                next_most = max(len(held) for held in thoughts)
-                for layer in full:
+                next_most = _most(thoughts)
+                for layer, due in full.items():
                     frequencies = _frequencies(policy, layer)
                     turn = _stay if frequencies is None else partial(naive_turn, frequencies=frequencies)
-                    thoughts[layer] = _side_by_side(thoughts[layer], len(rollout.prompt_ids) + next_most, turn)
+                    for h in due:
+                        following = len(rollout.prompt_ids) + next_most
+                        thoughts[layer][h] = _side_by_side(thoughts[layer][h], following, turn)
                     if chooser is not None and most != next_most:
                         chooser.turn(layer, turn, next_most - most)
         rolls = settings.positions == "rolling" and t >= 0
-        place = len(rollout.prompt_ids) + max(len(held) for held in thoughts) if rolls else position
+        place = len(rollout.prompt_ids) + _most(thoughts) if rolls else position
         past = [_as_tensors(prompt[layer], thoughts[layer]) for layer in layers]
         cache = ReplayCache(
             tuner.num_layers,
@@ -175,6 +182,7 @@ def _one_sequence(
             None if S is None else [s.unsqueeze(0) for s in S],
             memory.naive_reader(),
             num_prompt_columns=len(prompt[0]),
+            masks=_masks(policy, len(prompt[0]), thoughts),
         )
         with nullcontext() if chooser is None else thought_attention(tuner.model.config):
             hidden = policy.backbone(
@@ -189,7 +197,8 @@ def _one_sequence(
             if t < 0:
                 prompt[layer].append((k, v, place))
             else:
-                thoughts[layer].append([(k[h], v[h], place) for h in range(len(k))])
+                for h in heads:
+                    thoughts[layer][h].append((k[h], v[h], place))
         if chooser is not None and t >= 0:
             chooser.note_thought(prompt, thoughts)
         if t >= -1:
@@ -215,8 +224,15 @@ def _frequencies(policy: PolicyHandle, layer: int) -> Tensor | None:
     return frequencies if has_positions else None
 
 
-def _budget(settings: SamplingSettings, layer: int) -> int | None:
+def _budget(settings: SamplingSettings, layer: int, head: int) -> int | None:
+    if settings.head_budgets is not None:
+        return settings.head_budgets[layer][head]
     return settings.window if settings.budgets is None else settings.budgets[layer]
+
+
+def _most(thoughts: list[list[list[TokenKV]]]) -> int:
+    """Most thoughts that a head of any layer holds."""
+    return max(len(held) for layer in thoughts for held in layer)
 
 
 def _stay(key: Tensor, steps: int) -> Tensor:
@@ -224,21 +240,20 @@ def _stay(key: Tensor, steps: int) -> Tensor:
 
 
 def _leave(
-    thoughts: list[list[TokenKV]], slots: list[list[int]] | None, num_tokens: int
-) -> tuple[list[list[TokenKV]], list[list[TokenKV]]]:
-    """(thoughts that stay, [m][H] that leave); `slots[h]` leave in head h, or the oldest in every head."""
-    heads = range(len(thoughts[0]))
-    gone = [list(range(num_tokens)) if slots is None else slots[h] for h in heads]
-    leaving = [[thoughts[gone[h][m]][h] for h in heads] for m in range(num_tokens)]
-    stay = [[slot for slot in range(len(thoughts)) if slot not in gone[h]] for h in heads]
-    kept = [[thoughts[stay[h][i]][h] for h in heads] for i in range(len(thoughts) - num_tokens)]
+    thoughts: list[list[TokenKV]], slots: list[list[int]] | None, num_tokens: int, due: list[int]
+) -> tuple[list[list[TokenKV]], list[list[TokenKV | None]]]:
+    """([H] thoughts that stay, [m][H] that leave); `slots[h]` leave in head h, or the oldest in every head of `due`."""
+    heads = range(len(thoughts))
+    gone = [[] if h not in due else list(range(num_tokens)) if slots is None else slots[h] for h in heads]
+    leaving = [[thoughts[h][gone[h][m]] if gone[h] else None for h in heads] for m in range(num_tokens)]
+    kept = [[kv for slot, kv in enumerate(thoughts[h]) if slot not in gone[h]] for h in heads]
     return kept, leaving
 
 
-def _side_by_side(thoughts: list[list[TokenKV]], following: int, turn: Turn) -> list[list[TokenKV]]:
-    """Thoughts moved to the positions in front of the next token, which stands at `following`."""
+def _side_by_side(thoughts: list[TokenKV], following: int, turn: Turn) -> list[TokenKV]:
+    """Thoughts of a head moved to the positions in front of the next token, which stands at `following`."""
     first = following - len(thoughts)
-    return [[_moved(kv, first + i, turn) for kv in slot] for i, slot in enumerate(thoughts)]
+    return [_moved(kv, first + i, turn) for i, kv in enumerate(thoughts)]
 
 
 def _moved(kv: TokenKV, position: int, turn: Turn) -> TokenKV:
@@ -246,9 +261,31 @@ def _moved(kv: TokenKV, position: int, turn: Turn) -> TokenKV:
 
 
 def _as_tensors(prompt: list[TokenKV], thoughts: list[list[TokenKV]]) -> tuple[Tensor, Tensor]:
-    """[1, H, n, D] keys and values of one layer: the prompt, then the resident thoughts."""
-    keys = [k for k, _, _ in prompt] + [torch.stack([k for k, _, _ in slot]) for slot in thoughts]
-    values = [v for _, v, _ in prompt] + [torch.stack([v for _, v, _ in slot]) for slot in thoughts]
-    if not keys:
+    """[1, H, n, D] keys and values of one layer: the prompt, then the thoughts of each head.
+
+    A head with fewer thoughts than others has something of its own in front of them, which `_masks` hides.
+    """
+    if not prompt:
         return torch.empty(0), torch.empty(0)
-    return torch.stack(keys, dim=1).unsqueeze(0), torch.stack(values, dim=1).unsqueeze(0)
+    longest = max(len(held) for held in thoughts)
+    keys, values = [], []
+    for h, held in enumerate(thoughts):
+        missing = [torch.full_like(prompt[0][0][h], 3.0)] * (longest - len(held))
+        keys.append(torch.stack([k[h] for k, _, _ in prompt] + missing + [k for k, _, _ in held]))
+        values.append(torch.stack([v[h] for _, v, _ in prompt] + missing + [v for _, v, _ in held]))
+    return torch.stack(keys).unsqueeze(0), torch.stack(values).unsqueeze(0)
+
+
+def _masks(policy: PolicyHandle, num_prompt: int, thoughts: list[list[list[TokenKV]]]) -> LayerMasks | None:
+    """What each query head sees of the columns of `_as_tensors` and of the new token; None if everything."""
+    group = policy.tuner.query_heads // len(thoughts[0])
+    masks: list[Tensor | None] = []
+    for layer in thoughts:
+        longest, seen = max(len(held) for held in layer), []
+        for held in layer:
+            row = [True] * num_prompt + [False] * (longest - len(held)) + [True] * (len(held) + 1)
+            seen += [row] * group
+        masks.append(None if all(map(all, seen)) else torch.tensor(seen, device=policy.device)[None, :, None])
+    if all(mask is None for mask in masks):
+        return None
+    return GivenMasks(masks=masks)

@@ -41,9 +41,10 @@ class NaiveEviction:
             )
         self.eviction = eviction
         self.seed = settings.seed
+        self.head_budgets = settings.head_budgets
         self.frequencies = frequencies
         self.num_evicted = settings.num_evicted or 0
-        self.num_wanted = eviction.num_queries(min(settings.budgets or [settings.window]), self.num_evicted)
+        self.num_wanted = eviction.num_queries(settings.cache.smallest_budget or 0, self.num_evicted)
         layers: Any = policy.backbone.layers
         self.scaling = float(layers[0].self_attn.scaling)
         heads, _ = policy.tuner.kv_shape
@@ -73,16 +74,17 @@ class NaiveEviction:
         number: int,
         prompt: list[list[TokenKV]],
         thoughts: list[list[list[TokenKV]]],
+        due: list[int],
         num_last: int = 0,
     ) -> list[list[int]]:
-        """The slots that leave in every kv head of a layer, at eviction `number`, from 0.
+        """The slots that leave in every kv head of a layer, none in those not `due`; at eviction `number`, from 0.
 
         The newest `num_last` thoughts leave after all others, the oldest first.
         """
         heads = self._heads(layer, number, prompt, thoughts)
         for head in heads:
             head.num_last = num_last
-        return [self.eviction.naive_select(head, self.num_evicted) for head in heads]
+        return [self.eviction.naive_select(head, self.num_evicted) if h in due else [] for h, head in enumerate(heads)]
 
     def leave(self, layer: int, chosen: list[list[int]]) -> None:
         """Scores leave with their thoughts."""
@@ -98,21 +100,26 @@ class NaiveEviction:
     def _heads(
         self, layer: int, number: int, prompt: list[list[TokenKV]], thoughts: list[list[list[TokenKV]]]
     ) -> list[NaiveHead]:
+        """All heads of a layer, each beside those of its own budget."""
         heads: list[NaiveHead] = []
+        groups: dict[int, list[NaiveHead]] = {}  # by budget
         for h in range(len(self.queries[layer])):
+            group = groups.setdefault(0 if self.head_budgets is None else self.head_budgets[layer][h], [])
             head = NaiveHead(
                 scaling=self.scaling,
                 prompt=[k[h].detach() for k, _, _ in prompt[layer]],
-                keys=[slot[h][0].detach() for slot in thoughts[layer]],
-                values=[slot[h][1].detach() for slot in thoughts[layer]],
+                keys=[kv[0].detach() for kv in thoughts[layer][h]],
+                values=[kv[1].detach() for kv in thoughts[layer][h]],
                 queries=self.queries[layer][h],
                 scores=self.scores[layer][h],
                 layer_index=layer,
-                index=h,
-                heads=heads,
+                index=len(group),
+                heads=group,
+                first_head=group[0].first_head if group else h,
                 num_evicted=self.num_evicted,
                 event=(self.seed, number),
                 frequencies=self.frequencies[layer],
             )
             heads.append(head)
+            group.append(head)
         return heads

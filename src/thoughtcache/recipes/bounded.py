@@ -48,7 +48,7 @@ class BoundedModel:
     positions: str | None = None
     eviction: str | None = None
     eviction_options: Mapping[str, OptionValue] | None = None
-    eviction_budgets: str | list[int] | None = None
+    eviction_budgets: str | list[int] | list[list[int]] | None = None
 
     def __post_init__(self) -> None:
         if self.window is None or (self.adapter is None and self.window == OWN_WINDOW):

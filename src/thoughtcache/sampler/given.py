@@ -33,6 +33,7 @@ def given_text(prompt_ids: Sequence[int], token_ids: Sequence[int], cache: Cache
         positions=cache.positions,
         eviction_options=cache.eviction_options,
         budgets=cache.budgets,
+        head_budgets=cache.head_budgets,
         seed=seed,
         ignore_eos=True,
     )

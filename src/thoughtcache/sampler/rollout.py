@@ -139,7 +139,7 @@ def rollout(
     if max_record_bytes is not None:
         lengths = [len(ids) for ids in prompt_ids]
         items = item_bytes(policy, cache, filters, keys_values=record_kv is not None, anchors=anchors)
-        sizes = cache.budgets or [cache.window] * policy.tuner.num_layers
+        sizes = cache.first_budgets or [cache.window] * policy.tuner.num_layers
         needed = record_bytes(items, lengths, [max_new_tokens] * len(lengths), sizes, cache.num_evicted)
         check_record_bytes(needed, max_record_bytes, len(lengths))
     chosen = range(len(prompt_ids)) if rows is None else rows

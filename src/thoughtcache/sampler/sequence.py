@@ -163,6 +163,7 @@ def new_sequence(
         eviction_options=cache.eviction_options,
         budgets=cache.budgets,
         leaves_last=tuple(request.leaves_last),
+        head_budgets=cache.head_budgets,
     )
     if request.leaves_last:
         check_leaves_last(cache)

@@ -98,7 +98,14 @@ class AdapterState(Memory):
             return None
         weights = [encoder.weights() for encoder in self.encoders]
 
-        def absorb_block(layer: int, state: Tensor, keys: Tensor, values: Tensor, positions: Tensor | None) -> Tensor:
+        def absorb_block(
+            layer: int,
+            state: Tensor,
+            keys: Tensor,
+            values: Tensor,
+            positions: Tensor | None,
+            heads: tuple[bool, ...] | None = None,
+        ) -> Tensor:
             return absorb(weights[layer], state, keys, values, rule=self.rule, norm=self.written)
 
         return absorb_block
@@ -128,12 +135,12 @@ class AdapterState(Memory):
         with state_precision(self.encoders[0].global_tokens.device.type):
             return [naive_initial_state(encoder, self.begun) for encoder in self.encoders]
 
-    def naive_absorb(self, layer_index: int, S: Tensor, leaving: list[list[NaiveToken]]) -> Tensor:
+    def naive_absorb(self, layer_index: int, S: Tensor, leaving: list[list[NaiveToken | None]]) -> Tensor:
         """The state of one layer after tokens have left, by the rule's loop, in its own precision despite autocast."""
         if not self.absorbs or not self.encoders:
             return S
-        K_e = torch.stack([torch.cat([key for key, _, _ in heads]) for heads in leaving])
-        V_e = torch.stack([torch.cat([value for _, value, _ in heads]) for heads in leaving])
+        K_e = torch.stack([_of_all_heads([kv and kv[0] for kv in heads]) for heads in leaving])
+        V_e = torch.stack([_of_all_heads([kv and kv[1] for kv in heads]) for heads in leaving])
         with state_precision(S.device.type):
             return naive_absorb(self.encoders[layer_index], S, K_e, V_e, self.rule, self.written)
 
@@ -151,3 +158,9 @@ class AdapterState(Memory):
         make = torch.zeros if self.initial == "zero" else torch.eye
         scales = [encoder.log_write_scale for encoder in self.encoders]
         return [make(*self.shape, dtype=scale.dtype, device=scale.device) for scale in scales]
+
+
+def _of_all_heads(vectors: list[Tensor | None]) -> Tensor:
+    """[K] keys or values [D] of all heads side by side, zeros for heads that evict nothing."""
+    zeros = torch.zeros_like(next(vector for vector in vectors if vector is not None))
+    return torch.cat([zeros if vector is None else vector for vector in vectors])

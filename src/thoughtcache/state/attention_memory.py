@@ -56,8 +56,20 @@ class AttentionMemory(Memory):
             return None
         tensors = self.tensors
 
-        def write(layer: int, state: Tensor, keys: Tensor, values: Tensor, positions: Tensor | None) -> Tensor:
-            return write_memory(tensors[layer], state, self._looked_up(layer, keys, positions, state.dtype), values)
+        def write(
+            layer: int,
+            state: Tensor,
+            keys: Tensor,
+            values: Tensor,
+            positions: Tensor | None,
+            heads: tuple[bool, ...] | None = None,
+        ) -> Tensor:
+            looked_up = self._looked_up(layer, keys, positions, state.dtype)
+            written = write_memory(tensors[layer], state, looked_up, values)
+            if heads is None:
+                return written
+            # What evicts nothing neither writes nor fades.
+            return torch.where(torch.tensor(heads, device=state.device)[:, None, None], written, state)
 
         return write
 
@@ -99,13 +111,13 @@ class AttentionMemory(Memory):
         """H, F and D + 1."""
         return torch.Size(self.layers[0].shape.state_shape)
 
-    def naive_absorb(self, layer_index: int, S: Tensor, leaving: list[list[NaiveToken]]) -> Tensor:
+    def naive_absorb(self, layer_index: int, S: Tensor, leaving: list[list[NaiveToken | None]]) -> Tensor:
         """The memory [H, F, D + 1] of one layer after these tokens, written token by token and head by head."""
         if not self.layers:
             return S
         rotation = self._rotation(layer_index)
-        keys = [[_unrotated(key.to(S.dtype), position, rotation) for key, _, position in heads] for heads in leaving]
-        values = [[value for _, value, _ in heads] for heads in leaving]
+        keys = [[kv and _unrotated(kv[0].to(S.dtype), kv[2], rotation) for kv in heads] for heads in leaving]
+        values = [[kv and kv[1] for kv in heads] for heads in leaving]
         with state_precision(S.device.type):
             return naive_write(self.layers[layer_index], S, keys, values)
 
@@ -235,9 +247,10 @@ class NaiveMemoryRead(AttentionRead):
 
 
 def _masses(queries: Tensor, keys: Tensor) -> list[Tensor]:
-    """sum_j e^(q . k_j) of every query head [Q, D], over keys [H, m, D] that are scaled."""
+    """sum_j e^(q . k_j) of every query head [Q, D], over keys [H, m, D] that are scaled; NaN where there is none."""
     group = len(queries) // len(keys)
-    return [torch.stack([(k @ q).exp() for k in keys[i // group]]).sum() for i, q in enumerate(queries)]
+    held = [[k for k in head if not k.isnan().any()] for head in keys]
+    return [torch.stack([(k @ q).exp() for k in held[i // group]]).sum() for i, q in enumerate(queries)]
 
 
 def _unrotated(vector: Tensor, position: int, rotation: KeyRotation | None) -> Tensor:

@@ -45,10 +45,18 @@ class BothMemories(Memory):
         if of_linears is None or of_attention is None or shapes is None:
             return None
 
-        def write(layer: int, state: Tensor, keys: Tensor, values: Tensor, positions: Tensor | None) -> Tensor:
+        def write(
+            layer: int,
+            state: Tensor,
+            keys: Tensor,
+            values: Tensor,
+            positions: Tensor | None,
+            heads: tuple[bool, ...] | None = None,
+        ) -> Tensor:
             S, M = _parts(state, shapes)
             return _packed(
-                of_linears(layer, S, keys, values, positions), of_attention(layer, M, keys, values, positions)
+                of_linears(layer, S, keys, values, positions, heads),
+                of_attention(layer, M, keys, values, positions, heads),
             )
 
         return write
@@ -74,7 +82,7 @@ class BothMemories(Memory):
             return None
         return [cat([S.flatten(), M.flatten()]) for S, M in zip(first, second, strict=True)]
 
-    def naive_absorb(self, layer_index: int, S: Tensor, leaving: list[list[NaiveToken]]) -> Tensor:
+    def naive_absorb(self, layer_index: int, S: Tensor, leaving: list[list[NaiveToken | None]]) -> Tensor:
         """Both states after these tokens have left, one after the other."""
         if self._shapes is None:
             return S

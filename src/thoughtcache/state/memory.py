@@ -52,8 +52,8 @@ class Memory(ABC):
         """The states of `initial_states` for one sequence, [...] per layer, by loops."""
 
     @abstractmethod
-    def naive_absorb(self, layer_index: int, S: Tensor, leaving: list[list[NaiveToken]]) -> Tensor:
-        """The state of one layer of one sequence after tokens [m][H] have left, by loops."""
+    def naive_absorb(self, layer_index: int, S: Tensor, leaving: list[list[NaiveToken | None]]) -> Tensor:
+        """The state of one layer of one sequence after tokens [m][H] have left, by loops; None in a head: nothing."""
 
     @abstractmethod
     def naive_reader(self) -> StateReader:

@@ -44,7 +44,7 @@ class Unwritten(Memory):
         """Those of the other one."""
         return self.memory.naive_initial_states()
 
-    def naive_absorb(self, layer_index: int, S: Tensor, leaving: list[list[NaiveToken]]) -> Tensor:
+    def naive_absorb(self, layer_index: int, S: Tensor, leaving: list[list[NaiveToken | None]]) -> Tensor:
         """The state as it was."""
         return S
 

@@ -150,7 +150,8 @@ def _look(
             if leaving is None:
                 continue  # not full yet: nothing of it was written
             found = part.memory.token_weights(layer, leaving.keys, leaving.values, leaving.positions)
-            of_layers[layer] = by_thought(found, leaving.thoughts.expand(len(texts), heads, -1), size)
+            thoughts = leaving.thoughts.expand(len(texts), heads, -1)
+            of_layers[layer] = by_thought(found, thoughts, size, leaving.heads)
         nothing = torch.zeros_like(next(iter(of_layers.values())))
         by_layer = [of_layers.get(layer, nothing) for layer in range(tuner.num_layers)]
         weights = weights + torch.stack(by_layer, dim=1).double()
@@ -171,17 +172,26 @@ def _figures(piece: Piece, part: Part) -> Float[Tensor, "3 B L H"]:
 
 
 def by_thought(
-    weights: Float[Tensor, "B heads E"], thoughts: Int[Tensor, "B H E"], size: int
+    weights: Float[Tensor, "B heads E"],
+    thoughts: Int[Tensor, "B H E"],
+    size: int,
+    full: tuple[bool, ...] | None = None,
 ) -> Float[Tensor, "B heads T"]:
     """Weights of leaving tokens at the places of their thoughts.
 
     A memory of all heads together writes tokens that may be different thoughts in every head; each gets an equal part.
+    Heads that are not full write nothing.
 
     Args:
         weights: of every head, or one for all heads.
         thoughts: which thought left, in every head.
         size: T.
+        full: which heads are; None for all.
     """
     placed = weights.new_zeros(*thoughts.shape[:2], size)
-    placed.scatter_add_(2, thoughts, weights.expand(-1, thoughts.shape[1], -1))
-    return placed if weights.shape[1] > 1 else placed.mean(dim=1, keepdim=True)
+    spread, writing = weights.expand(-1, thoughts.shape[1], -1), thoughts.shape[1]
+    if full is not None:
+        spread = spread.masked_fill(~torch.tensor(full, device=weights.device)[:, None], 0.0)
+        thoughts, writing = thoughts.clamp_min(0), sum(full)
+    placed.scatter_add_(2, thoughts, spread)
+    return placed if weights.shape[1] > 1 else placed.sum(dim=1, keepdim=True) / writing

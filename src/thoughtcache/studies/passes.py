@@ -19,6 +19,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from thoughtcache.cache.evict import split_thoughts
+from thoughtcache.cache.head_columns import leaving_columns, with_blank_columns
 from thoughtcache.learner.chunk import (
     Boundary,
     batch_chunks,
@@ -50,12 +51,14 @@ class Leaving:
         values: their values.
         positions: positions of the keys.
         thoughts: which thoughts they are, counted from 0.
+        heads: the kv heads that are full; the others have zeros, whose positions and thoughts say nothing. None: all.
     """
 
     keys: Float[Tensor, "B H E D"]
     values: Float[Tensor, "B H E D"]
     positions: Int[Tensor, "#B #H E"]
     thoughts: Int[Tensor, "#B #H E"]
+    heads: tuple[bool, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +104,16 @@ class Piece:
         slots = slots_of_layer(
             self.batch, event, layer_index, None if self.slots is None else self.slots.to(keys.device)
         )
+        columns, where = self.batch.budgets.of_heads(layer_index), slots
+        if columns is not None:
+            keys, values = (with_blank_columns(columns, event, part) for part in (keys, values))
+            where = leaving_columns(columns, event, slots, keys.shape[2], keys)
         return Leaving(
-            keys=split_thoughts(keys, slots, num_evicted)[0],
-            values=split_thoughts(values, slots, num_evicted)[0],
+            keys=split_thoughts(keys, where, num_evicted)[0],
+            values=split_thoughts(values, where, num_evicted)[0],
             positions=recorded_positions(self.batch, self.chunk, layer_index, slots),
             thoughts=recorded_thoughts(self.batch, self.chunk, layer_index, slots),
+            heads=None if columns is None else columns.due(event),
         )
 
 

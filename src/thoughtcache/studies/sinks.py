@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float
 from peft import PeftModel
 from torch import Tensor
 
+from thoughtcache.cache.head_columns import hidden_columns
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.records import Rollout
 from thoughtcache.sampler.given import with_own_evictions
@@ -172,7 +173,13 @@ def _mass_of_layer(
     padding = (width - prompts.lengths)[:, None]
     is_first = (columns >= padding) & (columns < padding + num_first)
     is_question = (columns >= padding + num_first) & (columns < width)
-    mass, size = masses(queries, keys, columns >= padding, scaling, torch.stack([is_first, is_question], dim=-1))
+    groups = torch.stack([is_first, is_question], dim=-1)
+    of_heads = None if piece.batch.budgets is None else piece.batch.budgets.of_heads(layer)
+    blank = None
+    if of_heads is not None:
+        counts = torch.tensor([of_heads.blank(piece.chunk.segment)], device=keys.device)
+        blank = hidden_columns(counts, counts.new_tensor([width]), keys.shape[2], keys.shape[1])
+    mass, size = masses(queries, keys, columns >= padding, scaling, groups, blank)
     window = torch.ones_like(size) if part is None else window_mass(part, piece, layer, queries, size)
     return torch.cat([mass * window.unsqueeze(-1), 1 - window.unsqueeze(-1)], dim=-1)
 
@@ -183,6 +190,7 @@ def masses(
     exists: Bool[Tensor, "B m"],
     scaling: float,
     groups: Bool[Tensor, "B m g"],
+    blank: Bool[Tensor, "1 H 1 m"] | None = None,
 ) -> tuple[Float[Tensor, "B Q n g"], Float[Tensor, "B Q n"]]:
     """Attention weights summed over groups of columns, and `log sum_j e^(s_j)` of all columns that a query sees.
 
@@ -192,6 +200,7 @@ def masses(
         exists: columns that are no padding.
         scaling: factor of the products of queries and keys.
         groups: which columns belong to which group.
+        blank: columns in which a kv head holds nothing, with budgets by head.
     """
     batch, heads, count, size = queries.shape
     dtype = torch.promote_types(keys.dtype, torch.float32)
@@ -200,6 +209,8 @@ def masses(
     columns = torch.arange(keys.shape[2], device=keys.device)
     seen = columns <= columns[-count:, None]
     scores = scores.masked_fill(~(seen & exists[:, None, None, None]), float("-inf"))
+    if blank is not None:
+        scores = scores.masked_fill(blank[:, :, None], float("-inf"))
     weights = scores.softmax(dim=-1).reshape(batch, heads, count, -1)
     found = weights @ groups.to(dtype).unsqueeze(1)
     return found, scores.logsumexp(dim=-1).reshape(batch, heads, count)

@@ -36,7 +36,9 @@ def add_eviction_options(parser: argparse.ArgumentParser, default: str) -> None:
         "--eviction-budgets",
         type=budgets,
         metavar="BUDGETS",
-        help=f"thoughts of every layer, the window on average: integers between commas, or {known}; even: alike",
+        help=f"thoughts of every layer, the window on average: integers between commas, or {known}; even: alike; those "
+        "of every kv head: slashes between layers, 12,4/6,10, or headkv:scores=FILE (settings: beta=2 temperature=1 "
+        "group=1): those of higher scores in a JSON file, a list of numbers per layer, keep more, as in HeadKV",
     )
 
 
@@ -77,10 +79,13 @@ def value_of(text: str) -> int | float | bool | str:
     return text
 
 
-def budgets(text: str) -> str | list[int]:
-    """Integers between commas, or the name of an allocation."""
-    parts = text.split(",")
-    return [int(part) for part in parts] if all(part.strip().isdigit() for part in parts) else text
+def budgets(text: str) -> str | list[int] | list[list[int]]:
+    """Integers between commas, in which slashes separate layers if they are of heads, or the name of an allocation."""
+    rows = [[part.strip() for part in row.split(",")] for row in text.split("/")]
+    if not all(part.isdigit() for row in rows for part in row):
+        return text
+    sizes = [[int(part) for part in row] for row in rows]
+    return sizes if "/" in text else sizes[0]
 
 
 def modules(text: str) -> str | list[str]:

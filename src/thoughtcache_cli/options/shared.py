@@ -118,7 +118,8 @@ _OPTION_OF_A_CACHE = "eviction-option"
 CACHE_HELP = (
     "one of several caches, with commas between its settings: full, own (the adapter's), window=64, "
     "evict-fraction=0.5, positions=rolling, eviction=h2o, eviction-option=KEY=VALUE, eviction-budgets=pyramid "
-    "(integers with + between them: 20+12), adapter=FOLDER (none for the base), name=NAME; may be given repeatedly"
+    "(integers with + between them: 20+12, by head 8+4/6+6), adapter=FOLDER (none for the base), name=NAME; may be "
+    "given repeatedly"
 )
 
 

@@ -20,8 +20,9 @@ class NaiveHead:
         queries: the newest queries, oldest first; each one a list with a [D] query for every query head of the group.
         scores: what the policy has accumulated of each resident thought.
         layer_index: decoder layer, from 0.
-        index: which kv head of the layer this is.
-        heads: all kv heads of the layer, this one included.
+        index: which of `heads` this is.
+        heads: all kv heads of the layer, this one included; where budgets differ by head, those of this one's budget.
+        first_head: the first of `heads` in the layer.
         num_evicted: how many leave.
         event: (seed of the sequence, which of its evictions this is, from 0).
         frequencies: angle per position of the rotary embedding's pairs (`KeyRotation`); None in a layer without
@@ -38,6 +39,7 @@ class NaiveHead:
     layer_index: int = 0
     index: int = 0
     heads: list[NaiveHead] = field(default_factory=list, repr=False, compare=False)
+    first_head: int = 0
     num_evicted: int = 1
     event: tuple[int, int] = (0, 0)
     frequencies: Tensor | None = None

@@ -105,6 +105,7 @@ class EvictionView:
             in a layer without positions.
         num_last: newest thoughts of each row that leave after all others, the oldest first, whatever their scores are;
             None where no row has any.
+        first_head: the first of these kv heads in the layer, which is shown in parts where its budgets differ by head.
     """
 
     layer_index: int
@@ -116,3 +117,4 @@ class EvictionView:
     scores: Float[Tensor, "B H W"] | None = None
     rotation: KeyRotation | None = None
     num_last: Int[Tensor, " B"] | None = None
+    first_head: int = 0

@@ -7,6 +7,7 @@ layers had it, and the mean is taken. That is exact for what layers hold, and ne
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -130,7 +131,7 @@ def resident_columns_bytes(setting: PlanSetting) -> int:
 
     The lists are int32 by layer and head.
     """
-    if not setting.chooses or num_events(setting) == 0:
+    if not (setting.chooses or setting.cache.head_budgets) or num_events(setting) == 0:
         return 0
     thoughts = sum(
         count * max(0, chunk.entry - setting.prompt_tokens)
@@ -170,7 +171,8 @@ def num_events(setting: PlanSetting) -> int:
 def layer_evictions(setting: PlanSetting) -> int:
     """Evictions of a row, summed over layers."""
     inputs, evicted = setting.max_new_tokens - 1, setting.num_evicted
-    return sum(count * num_evictions(inputs, size, evicted) for size, count in setting.layer_groups)
+    firsts = setting.cache.first_budgets or [setting.window] * setting.model.num_hidden_layers
+    return sum(count * num_evictions(inputs, size, evicted) for size, count in Counter(firsts).items())
 
 
 def heads_of_layer(setting: PlanSetting) -> int:

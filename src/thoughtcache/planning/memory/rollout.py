@@ -112,8 +112,8 @@ def query_log_bytes(setting: PlanSetting, numbers: LayerNumbers) -> int:
     if not num_queries:
         return 0
     queries = num_queries * size.heads * size.head_size * numbers.base
-    scores = cache.window * (size.kv // size.head_size) * max(FP32, numbers.base)
-    per_slot = size.layers * (queries + scores * isinstance(eviction, AccumulatedEviction))
+    scores = _columns(setting) * (size.kv // size.head_size) * max(FP32, numbers.base)
+    per_slot = size.layers * queries + scores * isinstance(eviction, AccumulatedEviction)
     return setting.decoded_at_once * per_slot
 
 
@@ -121,9 +121,13 @@ def kept_position_bytes(setting: PlanSetting) -> int:
     """Where the thoughts that stay in the slots stood, by layer and head."""
     if not setting.numbers_thoughts:
         return 0
-    kept = (setting.window or 0) - (setting.num_evicted or 0)
-    layers = setting.model.num_hidden_layers
-    return int(setting.decoded_at_once * kept * layers * heads_of_layer(setting) * COLUMN_BYTES)
+    kept = _columns(setting) - setting.model.num_hidden_layers * (setting.num_evicted or 0)
+    return int(setting.decoded_at_once * kept * heads_of_layer(setting) * COLUMN_BYTES)
+
+
+def _columns(setting: PlanSetting) -> int:
+    """Columns of thoughts of all layers; a layer has those of its largest head."""
+    return sum(count * (size or 0) for size, count in setting.layer_groups)
 
 
 def packed_bytes(setting: PlanSetting) -> int:

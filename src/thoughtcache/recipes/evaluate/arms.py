@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from thoughtcache.cache.budgets.table import make_allocation
+from thoughtcache.cache.budgets.table import make_allocation, written_budgets
 from thoughtcache.cache.schedule import evict_count
 from thoughtcache.config import OWN_WINDOW
 from thoughtcache.recipes.evaluate.config import EvalRun
@@ -120,7 +120,7 @@ def _name(settings: Mapping[str, Any], adapter: str | None) -> str:
     parts += [f"{key}={value}" for key, value in (settings.get("eviction_options") or {}).items()]
     budgets = settings.get("eviction_budgets")
     if budgets is not None:
-        parts.append(f"budgets {budgets if isinstance(budgets, str) else '+'.join(map(str, budgets))}")
+        parts.append(f"budgets {budgets if isinstance(budgets, str) else written_budgets(budgets, '+')}")
     return ", ".join(parts) or "own cache"
 
 
@@ -142,7 +142,9 @@ def _resolved(arm: Arm) -> tuple[Any, ...]:
     layers: Any = None
     if isinstance(budgets, str):
         layers = make_allocation(budgets)
-    elif budgets is not None and set(budgets) != {window}:
-        layers = tuple(budgets)
+    elif budgets is not None:
+        rows = [size if isinstance(size, list) else [size] for size in budgets]
+        if {size for row in rows for size in row} != {window}:
+            layers = tuple(row[0] if len(set(row)) == 1 else tuple(row) for row in rows)
     policy = (config.eviction, tuple(sorted(config.eviction_options.items())))
     return adapter, window, leave, config.positions, policy, layers

@@ -102,7 +102,7 @@ class EvalRun:
     positions: str | None = None
     eviction: str | None = None
     eviction_options: Mapping[str, OptionValue] | None = None
-    eviction_budgets: str | list[int] | None = None
+    eviction_budgets: str | list[int] | list[list[int]] | None = None
     thinking: str | None = None
     thinking_options: Mapping[str, str] | None = None
     select: str | None = None

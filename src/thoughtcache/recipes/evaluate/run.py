@@ -296,9 +296,14 @@ def _cache(cache: CacheSettings) -> dict[str, Any]:
         "num_evicted": cache.num_evicted,
         "eviction": None if cache.window is None else cache.eviction,
         "eviction_options": {} if cache.window is None else dict(cache.eviction_options),
-        "eviction_budgets": None if cache.budgets is None else list(cache.budgets),
+        "eviction_budgets": _as_lists(cache.head_budgets or cache.budgets),
         "positions": cache.positions,
     }
+
+
+def _as_lists(budgets: tuple[Any, ...] | None) -> list[Any] | None:
+    """Budgets by layer, or by layer and head, as JSON data."""
+    return None if budgets is None else [list(size) if isinstance(size, tuple) else size for size in budgets]
 
 
 def _prompts_digest(tasks: list[Task]) -> str:

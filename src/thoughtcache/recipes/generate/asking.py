@@ -68,7 +68,7 @@ class Asking:
     stop: Sequence[str] = ()
     eviction: str | None = None
     eviction_options: Mapping[str, OptionValue] | None = None
-    eviction_budgets: str | list[int] | None = None
+    eviction_budgets: str | list[int] | list[list[int]] | None = None
     thinking: str | None = None
     thinking_options: Mapping[str, str] | None = None
     instruction: str | None = None

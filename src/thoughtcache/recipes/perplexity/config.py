@@ -54,7 +54,7 @@ class PerplexityRun:
     positions: str | None = None
     eviction: str | None = None
     eviction_options: Mapping[str, OptionValue] | None = None
-    eviction_budgets: str | list[int] | None = None
+    eviction_budgets: str | list[int] | list[list[int]] | None = None
     batch_size: int = 8
     output_dir: str = "runs/perplexity"
     seed: int = 0

@@ -167,6 +167,7 @@ def blank_rollouts(setting: PlanSetting) -> list[Rollout]:
         eviction=setting.thought.eviction,
         eviction_options=cache.eviction_options,
         budgets=cache.budgets,
+        head_budgets=cache.head_budgets,
         seed=0,
         ignore_eos=True,
         positions="rolling" if setting.rolls else "absolute",

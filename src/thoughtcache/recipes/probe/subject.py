@@ -77,7 +77,7 @@ class ProbeRun:
     before: Sequence[int] = (0, 4, 16)
     eviction: str | None = None
     eviction_options: Mapping[str, OptionValue] | None = None
-    eviction_budgets: str | list[int] | None = None
+    eviction_budgets: str | list[int] | list[list[int]] | None = None
     seed: int = 0
     overwrite: bool = False
 

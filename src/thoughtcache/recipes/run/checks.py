@@ -30,7 +30,8 @@ def check_window(run: RunConfig, thought: ThoughtConfig) -> None:
         )
     if not isinstance(thought.window, int) or isinstance(thought.eviction_budgets, str):
         return
-    smallest = thought.window if thought.eviction_budgets is None else min(thought.eviction_budgets)
+    smallest = thought.resolve_window(None).smallest_budget
+    assert smallest is not None
     if run.max_new_tokens <= longest_held(smallest):
         raise ValueError(
             f"{_named(thought, smallest)} holds all thoughts of --max-new-tokens {run.max_new_tokens}: nothing is ever "

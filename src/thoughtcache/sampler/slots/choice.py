@@ -56,8 +56,18 @@ def hear(cache: SlotCache, log: QueryLog, slots: Integers) -> None:
     sights = _sights(cache, log, slots)
     for index, layer in enumerate(cache.layers):
         sight = sights[layer.group]
-        log.hear(index, sight, _keys(cache, index, sight))
+        for part in _by_head(cache, index, sight):
+            log.hear(index, part, _keys(cache, index, sight))
     log.unheard[slots] = 0
+
+
+def _by_head(cache: SlotCache, index: int, sight: Sight) -> list[Sight]:
+    """What the heads of one layer saw: all alike, or those of one budget after another."""
+    columns = None if cache.rules.budgets is None else cache.rules.budgets.of_heads(index)
+    if columns is None or cache.blanks is None:
+        return [sight]
+    blank = cache.blanks.of_layer(index)[sight.rows]
+    return [sight.of_heads(heads, size, blank[:, heads[0]]) for size, heads in columns.groups]
 
 
 def _sights(cache: SlotCache, log: QueryLog, slots: Integers) -> list[Sight]:

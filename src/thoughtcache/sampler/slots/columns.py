@@ -108,9 +108,17 @@ class SlotColumns:
             self.next[rows, group] -= num_evicted
             self.lengths[slots, group] -= num_evicted
 
-    def full(self) -> np.typing.NDArray[np.bool_]:
-        """[S] slots before an event: their layers of the smallest budget are full."""
-        if self.budgets is None:
+    def full(self, num_events: Integers) -> np.typing.NDArray[np.bool_]:
+        """[S] slots before an event: heads of the smallest budget are full.
+
+        Args:
+            num_events: events of each slot so far; while larger heads of their layers still fill up, these grow on.
+        """
+        budgets = self.budgets
+        if budgets is None:
             return np.zeros(len(self.prompts), np.bool_)
-        full: np.typing.NDArray[np.bool_] = self.lengths[:, 0] - self.prompts == self.budgets.smallest
+        most: int | Integers = budgets.smallest
+        if budgets.heads is not None:
+            most = np.minimum(most + num_events * budgets.num_evicted, budgets.distinct[0])
+        full: np.typing.NDArray[np.bool_] = self.lengths[:, 0] - self.prompts == most
         return full

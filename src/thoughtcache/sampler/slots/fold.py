@@ -38,7 +38,7 @@ def fold_slot(cache: SlotCache, slot: int, num_kept: int) -> States:
         if states is not None and rules.absorb is not None and first_kept > start:
             where = _positions(cache, slot, index, first_kept - start) if rules.reads_positions else None
             keys, values = (buffer[row, :, start:first_kept] for buffer in (layer.keys, layer.values))
-            states[index] = rules.absorb(index, states[index], keys, values, where)
+            states[index] = rules.absorb(index, states[index], keys, values, where, None)
         for buffer in (layer.keys, layer.values):
             # What stays may lie where it goes.
             buffer[row, :, start : start + num_kept] = buffer[row, :, first_kept:stop].clone()

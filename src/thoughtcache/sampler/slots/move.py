@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from thoughtcache.cache.evict import evict_layer, leave_with_gaps, leaving_positions
+from thoughtcache.cache.evict import evict_layer, first_positions, leave_with_gaps, leaving_positions
+from thoughtcache.cache.head_columns import leaving_columns
 from thoughtcache.sampler.slots.window_block import WindowBlock
 
 if TYPE_CHECKING:
@@ -35,9 +36,7 @@ def move_thoughts(
     assert rules.budgets is not None
     rows, index_of = windows[0].rows, windows[0].index
     following = cache.positions[rows]
-    oldest: list[Tensor | None] = [None] * len(windows)
-    if rules.reads_positions:
-        oldest = [leaving_positions(None, following - window.size, rules.num_evicted) for window in windows]
+    oldest: dict[int, Tensor] = {}
     for index, layer in enumerate(cache.layers):
         state = None if cache.states is None else cache.states[index][index_of]
         if not rules.budgets.is_due(index, stage):
@@ -47,12 +46,20 @@ def move_thoughts(
         window = windows[layer.group]
         slots = None if chosen is None else chosen[index]
         keys, values = window.read(layer.keys), window.read(layer.values)
-        positions = oldest[layer.group]
+        positions = None
         if slots is not None and cache.kept:
-            kept = cache.kept[index]
-            positions, kept[index_of] = leave_with_gaps(kept[index_of], following, slots)
-        elif slots is not None and rules.reads_positions:
-            positions = leaving_positions(slots, following - window.size, rules.num_evicted)
+            kept, gone = cache.kept[index], slots
+            columns = rules.budgets.of_heads(index)
+            if columns is not None:
+                gone = leaving_columns(columns, stage, slots, columns.largest, slots)
+            positions, kept[index_of] = leave_with_gaps(kept[index_of], following, gone)
+        elif rules.reads_positions:
+            positions = oldest.get(layer.group)
+            if positions is None:
+                first = first_positions(rules.budgets, index, following)
+                positions = leaving_positions(slots, first, rules.num_evicted)
+            if slots is None and rules.budgets.heads is None:  # layers of one budget share them
+                oldest[layer.group] = positions
         kept_keys, kept_values, state = evict_layer(rules, index, stage, keys, values, slots, state, positions)
         window.write(layer.keys, kept_keys)
         window.write(layer.values, kept_values)

@@ -13,7 +13,6 @@ attends to the whole buffer under a mask, so that one compiled graph serves all 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,27 +29,14 @@ from thoughtcache.cache.layer_masks import GivenMasks, LayerMasks
 from thoughtcache.cache.query_log import QueryLog
 from thoughtcache.cache.window_rules import WindowRules
 from thoughtcache.records import slot_dtype
+from thoughtcache.sampler.slots.blanks import SlotMasks, new_blanks
 from thoughtcache.sampler.slots.choice import choose, hear
 from thoughtcache.sampler.slots.columns import Room, SlotColumns
 from thoughtcache.sampler.slots.move import MoveFn, move_thoughts
+from thoughtcache.sampler.slots.slot_eviction import SlotEviction
 from thoughtcache.sampler.slots.table import SlotTable
 from thoughtcache.sampler.slots.window_block import WindowBlock
 from thoughtcache.state.memory import Memory
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SlotEviction:
-    """One eviction of some slots, the same layers in all of them.
-
-    Attributes:
-        slots: slots that were evicted from, ascending.
-        states: [n, ...] their new states per layer; None where nothing absorbs.
-        chosen: [n, M, H, E] resident thoughts that left the M layers that were full; None means the oldest.
-    """
-
-    slots: list[int]
-    states: list[Float[Tensor, "n *state"]] | None
-    chosen: Int[Tensor, "n M H E"] | None
 
 
 class _SlotLayer(ResidentLayer):  # type: ignore[no-untyped-call]
@@ -92,6 +78,7 @@ class SlotCache(StatefulCache):
 
     Attributes:
         columns: where the tokens of each slot stand.
+        blanks: columns that heads do not hold; None where the heads of each layer have the same budget.
         taken: slots that hold a sequence, on the host as the next two.
         num_evictions: eviction events of the sequence in each slot so far.
         seeds: seed of the sequence in each slot, for policies that draw random numbers.
@@ -122,6 +109,7 @@ class SlotCache(StatefulCache):
         super().__init__([_SlotLayer(self, group) for group in columns.group_of], states, reader)
         self.widest = columns.group_of.index(columns.num_groups - 1)
         columns.reserve([room])
+        self.blanks = new_blanks(table, rules.budgets)
         initial_read = reader.of_linears(initial_states)
         self.read_states = None if initial_read is initial_states else _in_every_slot(initial_read, num_slots)
         self.table = table
@@ -161,6 +149,8 @@ class SlotCache(StatefulCache):
     def layer_masks(self) -> LayerMasks | None:
         """Additive masks of the step by layer; None where `step_mask` serves all of them."""
         columns = self.columns
+        if self.blanks is not None:
+            return SlotMasks(columns, self.blanks)
         if columns.num_groups == 1:
             return None
         dtype = self.layers[0].keys.dtype
@@ -208,6 +198,8 @@ class SlotCache(StatefulCache):
         if self.kept:
             self.number_first_thoughts(rows, length)
         self.columns.fill(slots, rows, length)
+        if self.blanks is not None:
+            self.blanks.fill(rows, length)
         self.positions[rows], self.occupied[rows], self.taken[slots] = length, 1, True
         for slot, seed in zip(slots, seeds, strict=True):
             self.seeds[slot] = seed
@@ -217,7 +209,8 @@ class SlotCache(StatefulCache):
         assert self.rules.budgets is not None
         for index, layer in enumerate(self.layers):
             size = self.rules.budgets.size(index) - self.rules.num_evicted
-            first = torch.arange(position, position + size, dtype=torch.int32, device=self.device)
+            start = position + self.rules.budgets.first(index) - self.rules.budgets.size(index)
+            first = torch.arange(start, start + size, dtype=torch.int32, device=self.device)
             if self.kept[index] is None:
                 self.kept[index] = first.new_zeros(self.num_slots, layer.keys.shape[1], size)
                 self._fix_addresses(self.kept[index])
@@ -244,7 +237,9 @@ class SlotCache(StatefulCache):
 
     def step_mask(self) -> Float[Tensor, "B 1 1 visible"] | None:
         """Additive mask of the step, or None where every slot sees all visible columns, or layers have masks."""
-        return None if self.columns.num_groups > 1 else self.columns.mask(0, self.layers[0].keys.dtype)
+        if self.columns.num_groups > 1 or self.blanks is not None:
+            return None
+        return self.columns.mask(0, self.layers[0].keys.dtype)
 
     def finish_step(self) -> None:
         """Count the token that every slot with a sequence has written."""
@@ -259,7 +254,7 @@ class SlotCache(StatefulCache):
 
     def due(self) -> Integers:
         """Slots in which layers are full: they evict before their next token."""
-        return np.flatnonzero(self.taken & self.columns.full())
+        return np.flatnonzero(self.taken & self.columns.full(self.num_evictions))
 
     def evict(self, slots: Integers, move: MoveFn | None = None) -> list[SlotEviction]:
         """Remove thoughts from due slots and absorb them; slots in which other layers are full are another eviction.
@@ -280,7 +275,7 @@ class SlotCache(StatefulCache):
             WindowBlock(
                 padded,
                 columns.prompts[padded],
-                size,
+                budgets.columns_before(size, stage),
                 shape=(heads, capacity),
                 device=self.device,
                 static_shapes=self.static_shapes,
@@ -290,8 +285,10 @@ class SlotCache(StatefulCache):
         chosen = choose(self, windows, padded, stage) if rules.eviction.chooses else None
         states = move(self, windows, chosen, stage)
         rows = windows[0].rows[: len(slots)]
-        groups = [group for index, group in enumerate(columns.group_of) if budgets.is_due(index, stage)]
+        groups = [group for index, group in enumerate(columns.group_of) if budgets.sheds(index, stage)]
         columns.leave(slots, rows, sorted(set(groups)), rules.num_evicted)
+        if self.blanks is not None:
+            self.blanks.leave(rows, stage)
         if rules.roll(stage):
             self.positions[rows] -= rules.roll(stage)
         self.num_evictions[slots] += 1

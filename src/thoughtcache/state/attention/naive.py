@@ -19,12 +19,20 @@ def naive_features(weights: MemoryWeights, W: Tensor, x: Tensor) -> Tensor:
     return phi / ((phi * phi).sum() + TINY).sqrt() if rule.has_unit_features else phi * shape.num_features**0.5
 
 
-def naive_write(weights: MemoryWeights, S: Tensor, keys: list[list[Tensor]], values: list[list[Tensor]]) -> Tensor:
-    """S [H, F, D + 1] after tokens with keys [m][H] of [D] and values [m][H] of [D] have left, one after the other."""
+def naive_write(
+    weights: MemoryWeights, S: Tensor, keys: list[list[Tensor | None]], values: list[list[Tensor | None]]
+) -> Tensor:
+    """S [H, F, D + 1] after tokens with keys [m][H] of [D] and values [m][H] of [D] have left, one after the other.
+
+    A head whose keys are None evicts nothing, and its part of S stays.
+    """
     rule, heads = WRITE_RULES[weights.shape.write], list(S)
     for k_token, v_token in zip(keys, values, strict=True):
         for h in range(len(heads)):
-            k, v = k_token[h].to(S.dtype), v_token[h].to(S.dtype)
+            k, v = k_token[h], v_token[h]
+            if k is None or v is None:
+                continue
+            k, v = k.to(S.dtype), v.to(S.dtype)
             phi = naive_features(weights, weights.key_features[h], k)
             b = 1 / (1 + (-(weights.gate[h] * torch.cat([k, v])).sum() - weights.gate_bias[h]).exp())
             a = 1 / (1 + (-weights.decay[h]).exp()) if rule.has_decay else None

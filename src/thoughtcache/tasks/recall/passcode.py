@@ -73,8 +73,9 @@ class PasscodeTask:
         if self.cache.window is None or self.cache.num_evicted is None:
             raise ValueError("window=None evicts nothing, so that distances in evictions have no meaning; set a window")
         if self.cache.budgets is not None:
+            given = list(self.cache.head_budgets or self.cache.budgets)
             raise ValueError(
-                f"eviction_budgets={list(self.cache.budgets)} evict a code at other times in every layer, so that "
+                f"eviction_budgets={given} evict a code at other times in every layer or head, so that "
                 "distances in evictions have no meaning; use even budgets"
             )
         random = Random(f"passcode {seed}")

@@ -16,6 +16,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from thoughtcache.cache.base import AttentionRead, StateReader
 from thoughtcache.cache.evict import evict_layer
+from thoughtcache.cache.head_columns import hidden_columns
+from thoughtcache.cache.layer_masks import hide
 from thoughtcache.cache.window_rules import WindowRules
 from thoughtcache.learner.chunk import chunk_positions, recorded_positions, recorded_slots, slots_of_layer
 from thoughtcache.learner.chunk_plan import Chunk, plan_chunks
@@ -212,6 +214,11 @@ def bounded_outputs(
         assert read is not None
         module: Any = bounded.modules[layer_index]
         visible = bounded.visible(rows, chunk.columns, seen[0].shape[2])
+        columns = rules.budgets.of_heads(layer_index)
+        if columns is not None:
+            blank = torch.tensor([columns.blank(chunk.segment)], device=visible.device)
+            first = torch.tensor([width], device=visible.device)
+            visible = hide(visible, hidden_columns(blank, first, visible.shape[-1], queries.shape[1]))
         with torch.no_grad():
             alone, _ = _attention(module, query, *seen, visible, scaling=module.scaling)
             if read.wants == "share":

@@ -34,16 +34,21 @@ class RandomEviction(ScoredEviction):
     def score(self, view: EvictionView) -> Float[Tensor, "B H W"]:
         """Uniform numbers, drawn on the host."""
         _, heads, resident, _ = view.keys.shape
-        drawn = {event: self._draw(event, view.layer_index, heads, resident) for event in set(view.events)}
+        drawn = {
+            event: self._draw(event, view.layer_index, heads, resident, view.first_head) for event in set(view.events)
+        }
         return from_host(torch.stack([drawn[event] for event in view.events]), view.keys.device)
 
     def naive_score(self, head: NaiveHead) -> list[float]:
         """The numbers of one kv head."""
-        return self._draw(head.event, head.layer_index, len(head.heads), len(head.keys))[head.index].tolist()
+        drawn = self._draw(head.event, head.layer_index, len(head.heads), len(head.keys), head.first_head)
+        return drawn[head.index].tolist()
 
-    def _draw(self, event: tuple[int, int], layer_index: int, heads: int, resident: int) -> Float[Tensor, "H W"]:
+    def _draw(
+        self, event: tuple[int, int], layer_index: int, heads: int, resident: int, first_head: int
+    ) -> Float[Tensor, "H W"]:
         seed, number = event
-        layer = 0 if self.shared else layer_index
+        layer = 0 if self.shared else layer_index + 1009 * first_head
         generator = torch.Generator().manual_seed((seed * 1_000_003 + number * 10_007 + layer) % 2**63)
         drawn = torch.rand(1 if self.shared else heads, resident, generator=generator)
         return drawn.expand(heads, -1)
