@@ -83,6 +83,21 @@ def test_a_reward_in_trls_signature_is_taken(place: Path, name: str) -> None:
     tried(f"own.judges:{name}")
 
 
+def test_with_a_chat_template_prompts_and_completions_are_messages() -> None:
+    seen: dict[str, Any] = {}
+
+    def reward(prompts: Any, completions: Any, **columns: Any) -> list[float]:
+        seen.update(columns, prompts=prompts, completions=completions)
+        return [0.0] * len(completions)
+
+    rows = [{"prompt": [{"role": "user", "content": "w3"}], "answer": "4", "answer_type": "maths"}]
+    try_reward("chats", reward, rows, word_tokenizer())
+    assert seen["prompts"] == [rows[0]["prompt"]]
+    assert seen["completions"] == [[{"role": "assistant", "content": "The answer is 4."}]]
+    assert seen["answer"] == ["4"]
+    assert len(seen["completion_ids"]) == 1
+
+
 def test_the_package_has_rewards_under_the_same_names() -> None:
     tried("thoughtcache.train.rewards:math_correctness")
 
