@@ -28,6 +28,7 @@ from thoughtcache_cli.arguments import build_parser
 from thoughtcache_cli.options import thinking as thinking_options
 
 FOLDING = {"opening": "w7", "closing": "w11 w12", "step_tokens": "9", "max_steps": "3", "fold": "true"}
+KEPT = {"thinking": "folding", "thinking_options": {**FOLDING, "keep": "written"}}
 MARKOVIAN = {"context": "6", "keep_first": "1", "keep_last": "2", "max_links": "3"}
 
 
@@ -198,6 +199,8 @@ def test_an_evaluation_in_links_keeps_whole_traces(tmp_path: Path):
         ({"thinking": None}, "are settings of no thinking"),
         ({"max_new_tokens": 6}, "no chain has a boundary"),
         ({"thinking_options": {"context": "200"}, "max_new_tokens": 300}, "fill the context of 200"),
+        ({**KEPT, "window": 4, "positions": "rolling"}, 'positions="rolling" moves keys'),
+        ({**KEPT, "max_new_tokens": 170}, "up to 170 tokens of a chain, take .* positions"),
     ],
 )
 def test_evaluations_that_are_refused(changes: dict[str, Any], message: str, tmp_path: Path):

@@ -24,9 +24,7 @@ def check_links(
     Raises:
         ValueError: if a link could; the message names its lengths, the available positions and the remedies.
     """
-    pairs = thinking.longest(question_tokens, max_new_tokens)
-    # Kept keys stay at their positions, so that all tokens of a chain count.
-    for prompt, thoughts in [(question_tokens, max_new_tokens)] if thinking.keeps_written else pairs:
+    for prompt, thoughts in thinking.farthest(question_tokens, max_new_tokens):
         if reach.positions is None or positions_needed(prompt, thoughts, rolling_window) <= reach.positions:
             continue
         carried = f", {prompt - question_tokens} carried ones" if prompt > question_tokens else ""
@@ -41,4 +39,4 @@ def check_links(
             f"together more than the {reach.described()}; lower max_new_tokens={max_new_tokens}, {window}or of the "
             f"thinking options {', '.join(thinking.bounds_of_links)}, leave out long questions, or {scaling}"
         )
-    return pairs
+    return thinking.longest(question_tokens, max_new_tokens)

@@ -87,6 +87,15 @@ class Thinking(ABC):
             max_new_tokens: bound on the tokens of a whole chain.
         """
 
+    def farthest(self, question_tokens: int, max_new_tokens: int) -> list[tuple[int, int]]:
+        """(tokens before, thoughts) of what takes most positions: a link of `longest`, or the whole chain.
+
+        Keys that stay as they were written stay at their positions, so that all tokens of a chain count there.
+        """
+        if self.keeps_written:
+            return [(question_tokens, max_new_tokens)]
+        return self.longest(question_tokens, max_new_tokens)
+
     @abstractmethod
     def check(self, question_tokens: int, max_new_tokens: int) -> None:
         """Refuse lengths under which no chain could have a second link.

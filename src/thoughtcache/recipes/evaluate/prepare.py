@@ -16,6 +16,7 @@ from thoughtcache.policy.handle import find_tuner
 from thoughtcache.recipes.evaluate.config import EvalRun
 from thoughtcache.recipes.evaluate.questions import Asked, tasks_of
 from thoughtcache.records import CacheSettings
+from thoughtcache.sampler.going_on import check_goes_on
 from thoughtcache.tasks.data.bad_rows import Report
 
 SHORTER = "lower max_new_tokens, leave out long questions or the suite"
@@ -70,7 +71,8 @@ def prepare(
         remedies: what the command can change; those of a run with a single cache if left out.
 
     Raises:
-        ValueError: if the chat template refuses a question, links are never reached, or the model lacks positions.
+        ValueError: if the chat template refuses a question, links are never reached or cannot keep what was written
+            under the cache, or the model lacks positions.
     """
     model, tokenizer, config = opened
     tasks, asked = tasks_of(run, asked, tokenizer, report)
@@ -78,6 +80,8 @@ def prepare(
     thinking = None
     if run.thinking is not None:
         thinking = make_thinking(run.thinking, run.thinking_options, tokenizer)
+        if thinking.keeps_written:
+            check_goes_on(cache)
         for task in tasks:
             thinking.check(len(task.prompt_ids), task.max_new_tokens)
     reach = position_reach(find_tuner(model).model.config)
@@ -91,18 +95,18 @@ def _check_positions(
 ) -> None:
     """Refuse an answer that could come to positions beyond the reach, in one context or in a link."""
     prompt, most = len(task.prompt_ids), task.max_new_tokens
-    for before, thoughts in [(prompt, most)] if thinking is None else thinking.longest(prompt, most):
+    for before, thoughts in [(prompt, most)] if thinking is None else thinking.farthest(prompt, most):
         needed = positions_needed(before, thoughts, rolling_window)
         if reach.positions is None or needed <= reach.positions:
             continue
         held = "" if rolling_window is None else f", of which the window holds {rolling_window}"
-        link = "" if thinking is None else " of a link"
+        link = "" if thinking is None else " of a chain" if thinking.keeps_written else " of a link"
         changes = [remedies.shorter]
         if thinking is not None:
             changes.append(f"lower the thinking options {', '.join(thinking.bounds_of_links)}")
         if rolling_window is not None:
             changes.append("lower the window")
-        elif not reach.varies:
+        elif not reach.varies and not (thinking is not None and thinking.keeps_written):
             changes.append(remedies.rolling)
         raise ValueError(
             f"suite {task.suite}: {before} tokens before the answer and up to {thoughts} tokens{link}{held}, take "
