@@ -102,7 +102,7 @@ def drive(
                         slow_scores=list(eviction.naive_score(head)),
                     )
                 )
-            log.evict(0, slice(None), torch.tensor([slow]), None, num_evicted)
+            log.evict(0, sight(), torch.tensor([slow]), None, num_evicted)
             stay = [[i for i in range(window) if i not in gone] for gone in slow]
             for head, kept in zip(heads, stay, strict=True):
                 head.keys, head.values = [head.keys[i] for i in kept], [head.values[i] for i in kept]
