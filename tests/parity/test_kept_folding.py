@@ -116,7 +116,7 @@ def seen_positions(monkeypatch: pytest.MonkeyPatch, model: Any, chain: Any) -> I
     as_tensors = naive._as_tensors
 
     def watched(prompt: Any, thoughts: Any) -> Any:
-        found.append([place for _, _, place in prompt] + [slot[0][2] for slot in thoughts])
+        found.append([place for _, _, place in prompt] + [place for _, _, place in thoughts[0]])
         return as_tensors(prompt, thoughts)
 
     monkeypatch.setattr(naive, "_as_tensors", watched)
