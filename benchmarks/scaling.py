@@ -65,7 +65,8 @@ def teach(
         return
     base, tokenizer = load_reasoner(task=TASK)
     torch.manual_seed(seed)
-    config = tc.ThoughtConfig(r=RANK, num_global_tokens=RANK, lora_alpha=32, window=options.window, **ARMS[name])
+    adapter = {} if ARMS[name].get("memory") == "attention" else {"num_global_tokens": RANK}
+    config = tc.ThoughtConfig(r=RANK, lora_alpha=32, window=options.window, **adapter, **ARMS[name])
     model = peft.get_peft_model(base, config)
     settings = tc.DistillConfig(
         output_dir=str(folder), num_steps=options.steps, batch_size=options.batch, seed=seed, recompute=False,
