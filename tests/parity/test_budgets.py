@@ -1,4 +1,4 @@
-"""Budgets by layer in everything that runs a policy besides `test_policies_and_rules.py`."""
+"""Budgets by layer and by kv head in everything that runs a policy besides `test_policies_and_rules.py`."""
 
 from __future__ import annotations
 
@@ -20,26 +20,30 @@ from thoughtcache.policy.handle import open_policy
 from thoughtcache.sampler import decode_step
 from thoughtcache.sampler.record_bytes import item_bytes, record_bytes
 
-# Three budgets, of which the middle layer has the smallest: events before thoughts 4, 6, 8, ...
-CACHE: dict[str, Any] = {"window": 6, "evict_fraction": 1 / 3, "eviction_budgets": [8, 4, 6]}
+# Events before thoughts 4, 6, 8, ...: the middle layer has the smallest budget; the heads of the last one are alike.
+BUDGETS: dict[str, Any] = {"layer": [8, 4, 6], "head": [[8, 4], [4, 8], [6, 6]]}
+CACHE: dict[str, Any] = {"window": 6, "evict_fraction": 1 / 3}
 LENGTH = 15
 
+by_both = pytest.mark.parametrize("by", sorted(BUDGETS))
 
-def model_of(family: str = "llama", **options: Any) -> Any:
+
+def model_of(by: str, family: str = "llama", **options: Any) -> Any:
     base = {"num_hidden_layers": 3, "initializer_range": 0.6}
     if family == "smollm3":
         base["no_rope_layers"] = [1, 0, 1]
-    return tiny_model(family, base=base, **{**CACHE, **options})
+    return tiny_model(family, base=base, eviction_budgets=BUDGETS[by], **{**CACHE, **options})
 
 
 def gradient_of(model: Any, rollouts: list[tc.Rollout], **options: Any) -> dict[str, torch.Tensor]:
     return gradients(model, lambda: weighted_loss(tc.replay(model, rollouts, **options)))
 
 
+@by_both
 @pytest.mark.parametrize(("eviction", "family", "positions"), dealt([*KINDS, "h2o"], FAMILIES, ("rolling", "absolute")))
-def test_families_and_rows_of_unequal_lengths(eviction, family, positions):
+def test_families_and_rows_of_unequal_lengths(eviction, family, positions, by):
     """Padded prompts, rows that end early: one policy, in slots that are refilled too."""
-    model = model_of(family, eviction=eviction, positions=positions)
+    model = model_of(by, family, eviction=eviction, positions=positions)
     use_norms_without_fp32(model)
     rollouts = ragged_rollouts(model, max_new_tokens=LENGTH)
     expected = tc.naive_logprobs(model, rollouts, choose=eviction == "h2o").logprobs
@@ -52,21 +56,30 @@ def test_families_and_rows_of_unequal_lengths(eviction, family, positions):
     assert_close(padded(refilled), expected)
 
 
+@by_both
 @pytest.mark.parametrize("eviction", ["snapkv", "r-kv"])
-def test_logged_queries_turn_with_the_next_token(eviction):
-    """More queries are looked at than come between two events, while the larger layer fills up and afterwards."""
-    cache = {"window": 9, "evict_fraction": 1 / 9, "eviction_budgets": [7, 11], "positions": "rolling"}
-    model = tiny_model(base={"initializer_range": 0.6}, eviction=eviction, **cache)
+def test_logged_queries_turn_with_the_next_token(eviction, by):
+    """More queries are looked at than come between two events, while the larger ones fill up and afterwards."""
+    cache = {"window": 9, "evict_fraction": 1 / 9, "positions": "rolling"}
+    budgets: Any = {"layer": [7, 11], "head": [[7, 11], [10, 8]]}[by]
+    model = tiny_model(base={"initializer_range": 0.6}, eviction=eviction, eviction_budgets=budgets, **cache)
     use_norms_without_fp32(model)
     rollouts = tc.rollout(model, PROMPTS, max_new_tokens=20, ignore_eos=True)
     assert make_eviction_policy(eviction).num_queries(7, 1) == 3
     assert_close(tc.naive_logprobs(model, rollouts, choose=True).logprobs, padded(rollouts))
 
 
+@by_both
+@pytest.mark.parametrize("memory_keys", ["content", "rotated"])
 @pytest.mark.parametrize("memory_read", ["balanced", "joint", "added"])
-def test_reads_of_a_memory_in_attention(memory_read):
-    """A joint read is told the window's share, by a key more in front of the layer's own."""
-    model = model_of(memory="attention", memory_features=4, memory_read=memory_read, eviction="random")
+@pytest.mark.parametrize("eviction", KINDS)
+def test_a_memory_in_attention(eviction, memory_read, memory_keys, by):
+    """A joint read is told the window's share, by a key more in front of the layer's own, and counts no blank column.
+
+    Full heads alone write to a memory, by the positions of their own thoughts.
+    """
+    options = {"memory_read": memory_read, "memory_keys": memory_keys, "memory_write": "decay"}
+    model = model_of(by, memory="attention", memory_features=4, eviction=eviction, **options)
     use_norms_without_fp32(model)
     rollouts = ragged_rollouts(model, max_new_tokens=LENGTH)
     expected = gradients(model, lambda: weighted_loss(tc.naive_logprobs(model, rollouts)))
@@ -74,9 +87,10 @@ def test_reads_of_a_memory_in_attention(memory_read):
     assert_close(padded(rollouts), tc.replay(model, rollouts).logprobs)
 
 
-def test_eager_attention_is_the_same_policy():
+@by_both
+def test_eager_attention_is_the_same_policy(by):
     # transformers' eager attention has an fp32 softmax and breaks on padding in fp64, hence the dtype.
-    model = model_of(dtype=torch.float32, eviction="random")
+    model = model_of(by, dtype=torch.float32, eviction="random")
     rollouts = tc.rollout(model, PROMPTS, max_new_tokens=LENGTH, ignore_eos=True)
     model.base_model.model.set_attn_implementation("eager")
     again = tc.rollout(model, PROMPTS, max_new_tokens=LENGTH, ignore_eos=True)
@@ -84,10 +98,13 @@ def test_eager_attention_is_the_same_policy():
         assert_close(found.detach(), padded(rollouts), torch.float32)
 
 
+@by_both
 @pytest.mark.parametrize("gradient", ["exact", "detached", 2])
-@pytest.mark.parametrize("eviction", KINDS)
-def test_gradient_modes_and_records_of_sampling(eviction, gradient):
-    model = model_of(eviction=eviction, positions="rolling", state_rule="gated")
+@pytest.mark.parametrize(
+    ("eviction", "positions"), [("sliding", "rolling"), ("random", "rolling"), ("h2o", "absolute")]
+)
+def test_gradient_modes_and_records_of_sampling(eviction, positions, gradient, by):
+    model = model_of(by, eviction=eviction, positions=positions, state_rule="gated")
     use_norms_without_fp32(model)
     rollouts = ragged_rollouts(model, max_new_tokens=LENGTH, prompts=PROMPTS[1:], record_kv="device")
     expected = gradients(model, lambda: weighted_loss(tc.naive_logprobs(model, rollouts, gradient=gradient)))
@@ -95,11 +112,12 @@ def test_gradient_modes_and_records_of_sampling(eviction, gradient):
         assert_gradients_match(gradient_of(model, rollouts, gradient=gradient, **options), expected)
 
 
+@by_both
 @pytest.mark.parametrize("positions", ["absolute", "rolling"])
 @pytest.mark.parametrize("eviction", [*KINDS, "h2o", "expected-attention"])
-def test_generate_is_the_greedy_rollout(eviction, positions):
+def test_generate_is_the_greedy_rollout(eviction, positions, by):
     """Keys in every layer and states too: `generate` has a cache of its own."""
-    model = model_of(eviction=eviction, positions=positions, memory="both", memory_features=4)
+    model = model_of(by, eviction=eviction, positions=positions, memory="both", memory_features=4)
     width = max(map(len, PROMPTS))
     ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in PROMPTS])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in PROMPTS])
@@ -111,16 +129,18 @@ def test_generate_is_the_greedy_rollout(eviction, positions):
     assert out.tolist() == [row.token_ids for row in rollouts]
 
 
+@by_both
 @pytest.mark.parametrize("eviction", KINDS)
-def test_bytes_of_records_and_of_slots(eviction):
-    """What is foretold is held, and no layer has room for more than its own budget."""
-    model = model_of(eviction=eviction)
+def test_bytes_of_records_and_of_slots(eviction, by):
+    """What is foretold is held, and no layer has room for more than its own budget, or that of its largest head."""
+    model = model_of(by, eviction=eviction)
     with tc.Engine(model, num_slots=4, max_prompt_tokens=7, max_new_tokens=LENGTH, record_kv="device") as engine:
         for row, prompt in enumerate(PROMPTS):
             engine.add(tc.Request(prompt_ids=prompt, max_new_tokens=LENGTH - row, seed=row, ignore_eos=True))
         while engine.cache.layers[0].keys is None:
             engine.step()
-        assert [layer.keys.shape[2] for layer in engine.cache.layers] == [7 + 8, 7 + 4, 7 + 6]
+        columns = {"layer": [7 + 8, 7 + 4, 7 + 6], "head": [7 + 8, 7 + 8, 7 + 6]}[by]
+        assert [layer.keys.shape[2] for layer in engine.cache.layers] == columns
     requests = [
         tc.Request(prompt_ids=one, max_new_tokens=LENGTH - row, ignore_eos=True) for row, one in enumerate(PROMPTS)
     ]
@@ -128,15 +148,22 @@ def test_bytes_of_records_and_of_slots(eviction):
     settings = rollouts[0].settings
     items = item_bytes(open_policy(model), settings.cache, settings.filters, keys_values=True)
     lengths = [len(row.prompt_ids) for row in rollouts], [len(row.token_ids) for row in rollouts]
-    found = record_bytes(items, *lengths, settings.budgets, settings.num_evicted)
+    found = record_bytes(items, *lengths, settings.cache.first_budgets, settings.num_evicted)
     assert found.states == sum(row.states.nbytes for row in rollouts)
     assert found.keys_values == sum(row.keys_values.nbytes for row in rollouts)
     assert found.slots == sum(
         event.slots.nbytes for row in rollouts for event in row.evictions if event.slots is not None
     )
-    # The longest has 14 inputs: events before 4, 6, ..., 12, at the first two of which a layer more joins in.
+    # The longest has 14 inputs: events before 4, 6, ..., 12. At the first two of them a layer more joins in; by head,
+    # one head of each of the first layers is full at once, the last layer at the second, all at the third.
     assert [event.before_token for event in rollouts[0].evictions] == [4, 6, 8, 10, 12]
-    if eviction == "random":
+    if eviction == "random" and by == "head":
+        assert [len(event.slots) for event in rollouts[0].evictions] == [2, 3, 3, 3, 3]
+        first, second, third, *_ = (event.slots.ge(0).all(dim=2).tolist() for event in rollouts[0].evictions)
+        assert first == [[False, True], [True, False]]
+        assert second == [[False, True], [True, False], [True, True]]
+        assert third == [[True, True]] * 3
+    elif eviction == "random":
         assert [len(event.slots) for event in rollouts[0].evictions] == [1, 2, 3, 3, 3]
         # The log notes what is resident by budget.
         batch = batch_rollouts(rollouts, torch.device("cpu"))
@@ -147,10 +174,11 @@ def test_bytes_of_records_and_of_slots(eviction):
         assert counts == [{4: 4, 6: 4, 8: 4}, {4: 4, 6: 6, 8: 6}, *[{4: 4, 6: 6, 8: 8}] * 3]
 
 
-def test_static_shapes(monkeypatch):
+@by_both
+def test_static_shapes(monkeypatch, by):
     monkeypatch.setattr(decode_step, "compile_whole", lambda function, device: function)
     for options in ({"eviction": "h2o", "positions": "rolling"}, {"memory": "attention", "memory_features": 4}):
-        model = model_of(**options)
+        model = model_of(by, **options)
         plain, static = (
             tc.rollout(model, PROMPTS, max_new_tokens=LENGTH, batch_size=3, compile=compiled)
             for compiled in (False, True)
