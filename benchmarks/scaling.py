@@ -14,6 +14,7 @@ when it is made again.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from thoughtcache.recipes.evaluate.config import EvalRun
 from thoughtcache.recipes.scaling.operations import run_scale_operations
 from thoughtcache.recipes.teacher_samples import kept_samples
 from thoughtcache.records import Rollout
+from thoughtcache.report.files import replace_file
 from thoughtcache.report.plots import Panel, plot_curves
 from thoughtcache.report.results import environment, write_results
 from thoughtcache.report.tables import markdown, print_cells
@@ -51,10 +53,32 @@ ARMS: dict[str, dict[str, Any]] = {
 """Arm -> its settings beside rank and window, which are those of all."""
 
 
+TRAINING = ("window", "train_operations", "steps", "batch", "samples")
+"""Options that decide what an adapter becomes."""
+
+
 def problems_of(operations: Sequence[int], num: int, seed: int) -> list[Any]:
     """`num` training problems whose numbers of operations take turns."""
     each = [iter(sample_problems(TASK, num, "train", seed, num_operations=number)) for number in operations]
     return [next(each[index % len(each)]) for index in range(num)]
+
+
+def check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Keep the settings that adapters in this folder are trained with.
+
+    Raises:
+        ValueError: if those that are kept are others.
+    """
+    file = folder / "settings.json"
+    if file.is_file():
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        others = {name: (kept.get(name), value) for name, value in settings.items() if kept.get(name) != value}
+        if others:
+            text = ", ".join(f"{name}={was} then, {value} now" for name, (was, value) in others.items())
+            raise ValueError(f"adapters in {folder} were trained with {text}; give another --output")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(file, json.dumps(settings).encode())
 
 
 def teach(
@@ -143,7 +167,7 @@ def _cell(values: Sequence[float]) -> str:
     return f"{_mean(values):.1f}{spread}"
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """The command line: see `--help`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/scaling"), help="folder for results")
@@ -156,11 +180,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="samples of a step")
     parser.add_argument("--samples", type=int, default=4096, help="of the teacher")
     parser.add_argument("--problems", type=int, default=200, help="test problems of each number of operations")
-    options, console = parser.parse_args(), Console()
+    options, console = parser.parse_args(words), Console()
     torch.set_num_threads(1)
     by_seed = []
     for seed in options.seeds:
         folder = options.output / f"seed-{seed}"
+        check_settings(folder, {name: getattr(options, name) for name in TRAINING})
         adapters = {}
         for name in options.arms:
             own = folder / name.replace(" ", "-").replace(",", "").replace("'", "")

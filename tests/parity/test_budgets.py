@@ -32,7 +32,7 @@ def model_of(by: str, family: str = "llama", **options: Any) -> Any:
     base = {"num_hidden_layers": 3, "initializer_range": 0.6}
     if family == "smollm3":
         base["no_rope_layers"] = [1, 0, 1]
-    return tiny_model(family, base=base, eviction_budgets=BUDGETS[by], **{**CACHE, **options})
+    return tiny_model(family, base=base, **{"eviction_budgets": BUDGETS[by], **CACHE, **options})
 
 
 def gradient_of(model: Any, rollouts: list[tc.Rollout], **options: Any) -> dict[str, torch.Tensor]:
@@ -87,6 +87,19 @@ def test_a_memory_in_attention(eviction, memory_read, memory_keys, by):
     assert_close(padded(rollouts), tc.replay(model, rollouts).logprobs)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("eviction", KINDS)
+def test_layers_whose_largest_heads_are_alike(eviction, compiled, monkeypatch):
+    """All layers have as many columns then, and masks by head all the same."""
+    monkeypatch.setattr(decode_step, "compile_whole", lambda function, device: function)
+    model = model_of("head", eviction=eviction, eviction_budgets=[[8, 4], [4, 8], [8, 4]])
+    use_norms_without_fp32(model)
+    rollouts = tc.rollout(model, PROMPTS, max_new_tokens=LENGTH, ignore_eos=True, compile=compiled)
+    expected = tc.naive_logprobs(model, rollouts).logprobs
+    assert_close(padded(rollouts), expected)
+    assert_close(tc.replay(model, rollouts).logprobs, expected)
+
+
 @by_both
 def test_eager_attention_is_the_same_policy(by):
     # transformers' eager attention has an fp32 softmax and breaks on padding in fp64, hence the dtype.
@@ -96,6 +109,8 @@ def test_eager_attention_is_the_same_policy(by):
     again = tc.rollout(model, PROMPTS, max_new_tokens=LENGTH, ignore_eos=True)
     for found in (tc.replay(model, rollouts).logprobs, padded(again)):
         assert_close(found.detach(), padded(rollouts), torch.float32)
+    # One token at a time, in fp32, with sums of its own; a mask that is not heeded is wrong by more than a nat.
+    assert (tc.naive_logprobs(model, rollouts).logprobs - padded(rollouts)).abs().max() < 1e-4
 
 
 @by_both

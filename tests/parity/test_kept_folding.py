@@ -271,6 +271,7 @@ def test_a_marker_that_may_be_beginning_leaves_last() -> None:
     [
         ({"positions": "rolling"}, {}, 'positions="rolling" moves keys'),
         ({"window": 4, "eviction_budgets": [6, 2]}, {}, r"budgets of their own \(\[6, 2\]\)"),
+        ({"window": 4, "eviction_budgets": [[6, 2], [4, 4]]}, {}, r"budgets of their own \(\[\[6, 2\], \[4, 4\]\]\)"),
         ({}, {"record_kv": "device"}, "record_kv='device' records one prompt"),
         ({}, {"max_new_tokens": 154}, "question of 7 tokens and 154 thoughts of a chain can be .* 160 positions"),
     ],
@@ -278,6 +279,15 @@ def test_a_marker_that_may_be_beginning_leaves_last() -> None:
 def test_what_cannot_keep_anything_is_refused(config: Any, arguments: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tc.rollout_chains(tiny_model(**config), QUESTIONS, DRAWN, **{"max_new_tokens": 90, **arguments})
+
+
+def test_what_stays_has_to_be_named_where_a_policy_chooses() -> None:
+    engine = tc.Engine(tiny_model(window=4, eviction="random"), num_slots=1)
+    request = tc.Request(prompt_ids=[3, 1], max_new_tokens=9, go_on=lambda _: None)
+    with pytest.raises(ValueError, match="under the policy random every head would keep other thoughts"):
+        engine.add(request)
+    engine.add(replace(request, leaves_last=(5,)))
+    tc.Engine(tiny_model(window=4), num_slots=1).add(request)
 
 
 def test_links_that_stand_alone_are_refused() -> None:

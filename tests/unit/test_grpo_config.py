@@ -20,7 +20,7 @@ from support.grpo import base_with_eos, even_words, make_trainer, prompts, quick
 from support.models import adapt, tiny_base
 from thoughtcache.learner.options import SAVINGS, left_to_the_planner
 from thoughtcache.measuring.phase_timer import PHASES, PhaseTimer
-from thoughtcache.records import SamplingSettings
+from thoughtcache.records import Continuation, SamplingSettings
 from thoughtcache.train.trl.encoder_precision import encoders_to_fp32
 from thoughtcache.train.trl.policy_metrics import cache_metrics, cache_totals, gap_metrics, sampled_log_ratio
 
@@ -223,6 +223,24 @@ def test_cache_metrics_by_hand() -> None:
     assert "state/change" not in once
     still = cache_metrics(cache_totals([_record([4, 5], [0.0] * 2, 0 * states)]).unsqueeze(0))
     assert still["state/change"] == 0
+
+
+def test_a_layer_changes_from_its_own_first_eviction_on() -> None:
+    """The second layer is full one event later; with two events it has nothing to change from."""
+    states = torch.tensor([[[1.0], [1.0]], [[2.0], [1.5]], [[2.0], [3.0]]])
+    record = _record([4, 5, 6], [0.0] * 3, states)
+    uneven = dataclasses.replace(record, settings=dataclasses.replace(record.settings, budgets=(1, 2)))
+    assert cache_totals([uneven])[5:].tolist() == [2, 1 / 2 + 1.5 / 3]
+    assert cache_totals([dataclasses.replace(uneven, states=states[:2])])[5:].tolist() == [1, 1 / 2]
+
+
+def test_links_that_go_on_have_one_state() -> None:
+    first, last = (_record([4, 5, 6], [0.0] * 3, torch.full((1, 1, 1), size)) for size in (1.0, 4.0))
+    fold = Continuation(first_kept=1, position=4, state=torch.full((1, 1), 2.0))
+    last = dataclasses.replace(last, continues=fold)
+    assert cache_totals([first, last])[2:].tolist() == [3, 7, 4, 1, 3 / 4]
+    alone = dataclasses.replace(last, states=None)
+    assert cache_totals([dataclasses.replace(first, states=None), alone])[2:].tolist() == [1, 2, 2, 0, 0]
 
 
 @pytest.mark.parametrize("shape", [(4,), (2, 2), (2, 1, 2)])

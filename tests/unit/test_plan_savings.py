@@ -117,6 +117,7 @@ def test_a_small_learner_is_left_alone_where_it_fits() -> None:
     assert learner_bytes(small) < SMALL_BYTES
     assert need(small) > need(full_cache_lora(small))
     assert choose_savings([small], SAVINGS) == Savings()
+    assert choose_savings([small], SAVINGS, available_bytes=need(small)) == Savings(), "it may fill the device"
     assert choose_savings([small], SAVINGS, available_bytes=need(small) - 1) != Savings()
 
 

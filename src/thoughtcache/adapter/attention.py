@@ -22,13 +22,14 @@ from functools import cache
 from threading import Lock
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from thoughtcache.cache.base import AttentionRead
-from thoughtcache.cache.layer_masks import LayerMasks
+from thoughtcache.cache.layer_masks import LayerMasks, added_to_scores
 from thoughtcache.state.attention.window_share import attention_with_share
 
 QUERIES = "thought_queries"
@@ -136,7 +137,8 @@ def _around(plain: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         layer: Any = module
         if thought_masks is not None:
             key, value, mask, *others = args
-            args = (key, value, thought_masks.of_layer(layer.layer_idx, mask, query, key), *others)
+            mask = thought_masks.of_layer(layer.layer_idx, mask, query, key)
+            args = (key, value, added_to_scores(mask, query.dtype) if plain == "eager" else mask, *others)
         if thought_queries is not None:
             thought_queries.observe(layer.layer_idx, query)
         if plain == "eager":  # no table has it: every family has its own
@@ -162,5 +164,6 @@ def _seen(keys: Tensor, mask: Tensor | None) -> Tensor:
     """Keys [B, H, m, D] of the window, NaN where a mask by head [B, Q, 1, m] lets no query see them."""
     if mask is None or mask.shape[1] == 1:
         return keys
-    hidden = ~mask[:, :: mask.shape[1] // keys.shape[1], 0]
+    own = mask[:, :: mask.shape[1] // keys.shape[1], 0]
+    hidden = ~own if own.dtype == torch.bool else own < 0
     return keys.masked_fill(hidden.unsqueeze(-1), float("nan"))

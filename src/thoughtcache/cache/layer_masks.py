@@ -89,6 +89,13 @@ def check_masked_attention(config: PretrainedConfig, budgets: LayerBudgets | Non
     return budgets
 
 
+def added_to_scores(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A mask that says what is seen, as numbers that are added to scores, which eager attention takes alone."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
 def hide(mask: Tensor, hidden: Bool[Tensor, "B Q #T C"]) -> Tensor:
     """A mask [..., T, C] that hides further columns, of numbers that are added to scores or of what may be seen."""
     if mask.dtype == torch.bool:

@@ -78,7 +78,7 @@ def exit_of_row(batch: RolloutBatch, chunk: Chunk, row: int, leaving: Boundary) 
 
 
 def fold_exit(memory: Memory, link: Rollout, following: Continuation, end: Exit, *, anchored: bool) -> Exit:
-    """The columns and states with which the next link begins; differentiable, and it keeps no activations.
+    """The columns and states with which the next link begins; differentiable. Of what runs here it keeps the entry.
 
     Args:
         memory: what learns from the thoughts that leave.

@@ -7,7 +7,7 @@ hands on. What comes out for its entry is carried to the chunk before; what come
 *returned*, so that DDP, gradient accumulation and loss scaling see one ordinary backward pass.
 
 The graph of one chunk is all that lives at a time. `gradient=n` needs no log: its blocks are independent and run again
-in order, each under one graph. Cost: one forward pass more than plain autograd (replay.py), which is the naive twin.
+in order, each under one graph. Cost: one forward pass more than plain autograd (plain.py), which is the naive twin.
 """
 
 from __future__ import annotations

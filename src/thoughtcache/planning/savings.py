@@ -120,7 +120,8 @@ def choose_savings(
     if len(tried) == 1:
         return tried[0]
     bounds = [_bound(setting, available_bytes, reserve_bytes) for setting in settings]
-    comfortable = 2**63 if available_bytes is None else int(COMFORTABLE * available_bytes)
+    is_small = all(learner_bytes(setting) < SMALL_BYTES for setting in settings)
+    comfortable = 2**63 if available_bytes is None or is_small else int(COMFORTABLE * available_bytes)
     needs: dict[Savings, list[int]] = {}
     for one in tried:
         plans = [make_plan(one.of(setting), reserve_bytes=reserve_bytes) for setting in settings]

@@ -143,7 +143,7 @@ class Engine:
         with ExitStack() as block:
             tuner = self.policy.tuner
             block.enter_context(tuner.sampling())
-            has_masks = self.cache.columns.num_groups > 1
+            has_masks = self.cache.columns.num_groups > 1 or self.cache.blanks is not None
             if self.cache.log is not None or self.cache.reader.reads_attention or has_masks:
                 block.enter_context(thought_attention(tuner.model.config))
             # A compiler follows the modules' own calls, and would take new ones for new code.

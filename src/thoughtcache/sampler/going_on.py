@@ -32,9 +32,10 @@ def check_goes_on(cache: CacheSettings, record_kv: Place | None = None) -> None:
             'positions="absolute", or links that are encoded again'
         )
     if cache.budgets is not None:
+        own = [list(heads) for heads in cache.head_budgets] if cache.head_budgets else list(cache.budgets)
         raise ValueError(
-            f"layers with budgets of their own ({list(cache.budgets)}) would keep different thoughts of a link; use an "
-            "even window, or links that are encoded again"
+            f"layers or heads with budgets of their own ({own}) would keep different thoughts of a link; use an even "
+            "window, or links that are encoded again"
         )
     if record_kv is not None:
         raise ValueError(
@@ -53,6 +54,12 @@ def allow_going_on(engine: Engine, request: Request) -> None:
     """
     if request.go_on is not None:
         check_goes_on(engine.settings, engine.record_kv)
+        rules = engine.cache.rules
+        if rules.num_evicted and rules.eviction.chooses and not request.leaves_last:
+            raise ValueError(
+                f"under the policy {rules.eviction.name} every head would keep other thoughts of what goes on; say "
+                "with leaves_last where those begin that stay"
+            )
         engine.looks_every = 1
 
 

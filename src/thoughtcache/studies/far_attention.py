@@ -48,6 +48,12 @@ def probe_far_attention(
     cache = tuner.thought_config.resolve_window(None)
     rollouts = texts_under(texts, cache)
     assert cache.window is not None
+    processed = len(texts[0][1]) - 1  # the last thought is read by nobody
+    if processed <= cache.window:
+        raise ValueError(
+            f"of {len(texts[0][1])} thoughts all that are read stay in a window of {cache.window}, so that none is "
+            "far; give longer texts, or a smaller window"
+        )
     scaling = float(tuner.backbone.layers[0].self_attn.scaling)  # type: ignore[index,union-attr]
     shape = tuner.num_layers, tuner.kv_shape[0]
     total = torch.zeros(shape, dtype=torch.float64)
@@ -56,7 +62,6 @@ def probe_far_attention(
         total += _far_sums(model, some, cache.window, scaling)
         if progress is not None:
             progress(len(some))
-    processed = len(texts[0][1]) - 1  # the last thought is read by nobody
     found: list[list[float]] = (total / (len(rollouts) * (processed - cache.window))).tolist()
     return found
 

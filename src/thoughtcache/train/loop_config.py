@@ -23,7 +23,7 @@ class LoopConfig:
         learning_rate: peak, after `warmup_steps`.
         scheduler: how it moves from there, one of `SCHEDULERS`; by default a cosine down to `min_learning_rate_ratio`.
         memory_learning_rate: the same for what writes and reads the states; None takes `learning_rate`.
-        warmup_steps: linear warm-up.
+        warmup_steps: linear warm-up, which "constant" is without.
         min_learning_rate_ratio: where a `cosine_with_min_lr` ends, as a share of the peak.
         betas: betas of Adam.
         max_grad_norm: gradient clipping.
@@ -64,6 +64,11 @@ class LoopConfig:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps must be at least 0, got {self.warmup_steps}")
+        if self.scheduler != WITH_MINIMUM and self.min_learning_rate_ratio != MINIMUM_RATIO:
+            raise ValueError(
+                f"min_learning_rate_ratio={self.min_learning_rate_ratio} changes nothing with "
+                f"scheduler={self.scheduler!r}; leave it out, or use {WITH_MINIMUM!r}"
+            )
         if not 0 <= self.min_learning_rate_ratio <= 1:
             raise ValueError(f"min_learning_rate_ratio must lie in [0, 1], got {self.min_learning_rate_ratio}")
         if not all(0 <= beta < 1 for beta in self.betas):

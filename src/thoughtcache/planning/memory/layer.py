@@ -55,6 +55,7 @@ class LayerNumbers:
         has_state: whether a thought state stands between the two factors.
         memory: the memory in attention space, None without.
         dense_masks: whether chunks with resident tokens get a dense mask.
+        mask_heads: heads that have masks of their own: 1, or all query heads where budgets differ by head.
         repeats_kv: whether keys and values are repeated for every query head.
         unequal_prompts: whether even the first chunk gets a dense mask.
         score_bytes: bytes per logit while a chunk of logits is scored.
@@ -69,6 +70,7 @@ class LayerNumbers:
     has_state: bool
     memory: MemoryNumbers | None
     dense_masks: bool
+    mask_heads: int
     repeats_kv: bool
     unequal_prompts: bool
     score_bytes: int
@@ -88,6 +90,8 @@ def layer_numbers(setting: PlanSetting) -> LayerNumbers:
     base = setting.base_bytes
     on_cpu = setting.device_type == "cpu"
     size = model_size(setting.model)
+    by_head = setting.cache.head_budgets is not None
+    masks = setting.unequal_prompts or by_head
     return LayerNumbers(
         size=size,
         shapes=linear_shapes(setting.model),
@@ -97,8 +101,9 @@ def layer_numbers(setting: PlanSetting) -> LayerNumbers:
         thought=setting.thought,
         has_state=not setting.thought.has_plain_linears,
         memory=_memory_numbers(setting),
-        dense_masks=on_cpu or setting.unequal_prompts,
-        repeats_kv=setting.unequal_prompts and not on_cpu and size.heads * size.head_size != size.kv,
+        dense_masks=on_cpu or masks,
+        mask_heads=size.heads if by_head else 1,
+        repeats_kv=masks and not on_cpu and size.heads * size.head_size != size.kv,
         unequal_prompts=setting.unequal_prompts,
         score_bytes=FP32 * SCORE_TENSORS[setting.objective],
     )
@@ -159,7 +164,7 @@ def _saved_by_layer(numbers: LayerNumbers, rows: int, chunk: Chunk, targeted: se
     per_token += 3 * size.inner * base  # gate before and after its activation, up
     total = rows * chunk.columns * per_token
     if has_mask(numbers, chunk):
-        total += rows * chunk.columns * chunk.leaving * base
+        total += rows * numbers.mask_heads * chunk.columns * chunk.leaving * base
         total += 2 * rows * chunk.leaving * size.query * base if numbers.repeats_kv else 0
     if reads_memory(numbers, chunk):
         assert numbers.memory is not None

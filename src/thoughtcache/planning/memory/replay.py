@@ -256,7 +256,7 @@ def _backward_chunk(learner: _Learner, chunk: Chunk, *, is_last: bool) -> list[P
 def _kept_and_running(learner: _Learner, chunk: Chunk) -> tuple[int, int, int]:
     """Activations of a chunk: (kept by all layers, the running layer's forward, the running layer's backward)."""
     numbers, rows, tokens = learner.numbers, learner.rows, learner.rows * chunk.columns
-    mask = rows * chunk.columns * chunk.leaving if has_mask(numbers, chunk) else 0
+    mask = rows * numbers.mask_heads * chunk.columns * chunk.leaving if has_mask(numbers, chunk) else 0
     backward = mask + graph_backward_bytes(numbers, tokens)
     if not learner.checkpoint_layers:
         return saved_bytes(numbers, rows, chunk), mask + graph_forward_bytes(numbers, tokens), backward

@@ -47,6 +47,10 @@ class SlotBlanks:
         """The blank columns of one layer."""
         return self.counts[:, self.place_of[layer_index]]
 
+    def are_alike(self, layer_index: int) -> bool:
+        """Whether the heads of a layer hold equally many thoughts, so that none has blank columns."""
+        return len(set(self.different[self.place_of[layer_index]].sizes)) == 1
+
     def fill(self, rows: Int[Tensor, " n"], length: int) -> None:
         """A prompt of so many tokens was put into these slots."""
         self.starts[rows] = length
@@ -67,11 +71,19 @@ class SlotMasks(LayerMasks):
 
     def __init__(self, columns: SlotColumns, blanks: SlotBlanks) -> None:
         self.columns, self.blanks = columns, blanks
+        self._of_group: dict[int, Tensor | None] = {}
 
-    def of_layer(self, layer_index: int, mask: Tensor | None, query: Tensor, key: Tensor) -> Float[Tensor, "S Q 1 C"]:
-        """The mask of a layer, whatever transformers has made."""
+    def of_layer(
+        self, layer_index: int, mask: Tensor | None, query: Tensor, key: Tensor
+    ) -> Float[Tensor, "S _ 1 C"] | None:
+        """The mask of a layer, whatever transformers has made; None where every slot sees everything."""
         dtype, visible = query.dtype, key.shape[2]
-        own = self.columns.mask(self.columns.group_of[layer_index], dtype)
+        group = self.columns.group_of[layer_index]
+        if group not in self._of_group:
+            self._of_group[group] = self.columns.mask(group, dtype)
+        own = self._of_group[group]
+        if self.blanks.are_alike(layer_index):
+            return own
         if own is None:
             own = torch.zeros(1, 1, 1, visible, dtype=dtype, device=key.device)
         blank = self.blanks.of_layer(layer_index)

@@ -3,8 +3,8 @@
 Keys and values of what stays are moved to other columns and are otherwise left as they were written. One slot at a
 time: what leaves is as long as a step of the text, and no two of them are alike. The twin is `fold` in policy/naive.py.
 
-Not covered: rolling positions and budgets by layer, under which layers would keep different columns; `StepFolding`
-refuses them.
+Not covered: rolling positions, and budgets by layer or head, under which layers would keep different columns;
+`check_goes_on` refuses them.
 """
 
 from __future__ import annotations

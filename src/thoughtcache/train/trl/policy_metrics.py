@@ -12,7 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from thoughtcache.cache.budgets import layer_budgets
 from thoughtcache.chains.chain import Trace, links_of
+from thoughtcache.records import Rollout
 
 TINY = 1e-30
 
@@ -57,29 +59,55 @@ def cache_totals(traces: Sequence[Trace]) -> Float[Tensor, " 7"]:
     """(traces, evictions, states, sum of their norms, largest norm, pairs, sum of their changes).
 
     All but the largest norm add up. The norm is Frobenius, over all numbers of each state, whatever its shape, after
-    each eviction in each layer. A pair is the first and the last state of a layer, where there are several; its change
-    is the norm of their difference over the larger of their norms. The evictions of a chain are those of all of its
-    links.
+    each eviction, or fold, in each layer. A pair is the state of a layer after the first and after the last of its own
+    evictions, where there are several; its change is the norm of their difference over the larger of their norms. A
+    chain whose links go on from each other has one state all along.
     """
-    records = links_of(traces)
-    rows = [record.states.flatten(2).double().cpu() for record in records if record.states is not None]
-    norms = _joined([states.norm(dim=2) for states in rows])
-    changes = _joined([_change(states[0], states[-1]) for states in rows if len(states) > 1])
-    largest = norms.max().item() if norms.numel() else 0.0
-    evictions = sum(len(record.evictions) for record in records)
-    found = (len(traces), evictions, norms.numel(), norms.sum().item(), largest, changes.numel(), changes.sum().item())
-    return torch.tensor(found)
+    found = torch.zeros(NUM_TOTALS, dtype=torch.float64)
+    found[0] = len(traces)
+    for links in _sequences(traces):
+        found[1] += sum(len(link.evictions) for link in links)
+        states = _states(links)
+        if not states:
+            continue
+        norms = torch.stack([state.flatten(1).norm(dim=1).cpu() for state in states]).double()
+        found[2] += norms.numel()
+        found[3] += norms.sum()
+        found[4] = max(found[4], norms.max())
+        budgets = layer_budgets(links[0].settings.cache)
+        for layer in range(len(states[-1])):
+            first = 0 if budgets is None else budgets.num_late(layer)
+            if first < len(states) - 1:
+                found[5] += 1
+                found[6] += _change(states[first][layer], states[-1][layer])
+    return found.float()
 
 
-def _change(first: Float[Tensor, "L size"], last: Float[Tensor, "L size"]) -> Float[Tensor, " L"]:
-    """Relative change of each layer; 0 where both are zero."""
-    larger = torch.maximum(first.norm(dim=1), last.norm(dim=1)).clamp_min(TINY)
-    change: Tensor = (last - first).norm(dim=1) / larger
-    return change
+def _sequences(traces: Sequence[Trace]) -> list[list[Rollout]]:
+    """Links that share one cache and one state, in order; a link that begins anew stands in a list of its own."""
+    found: list[list[Rollout]] = []
+    for link in links_of(traces):
+        if link.continues is None:
+            found.append([])
+        found[-1].append(link)
+    return found
 
 
-def _joined(values: Sequence[Tensor]) -> Tensor:
-    return torch.cat([one.flatten() for one in values]) if values else torch.zeros(0, dtype=torch.float64)
+def _states(links: Sequence[Rollout]) -> list[Float[Tensor, "L *state"]]:
+    """The recorded states of one sequence in order."""
+    found: list[Tensor] = []
+    for link in links:
+        if link.continues is not None and link.continues.state is not None:
+            found.append(link.continues.state)
+        found += [] if link.states is None else list(link.states)
+    return found
+
+
+def _change(first: Tensor, last: Tensor) -> float:
+    """Relative change of a state; 0 where both are zero."""
+    larger: float = max(first.norm().item(), last.norm().item(), TINY)
+    difference: float = (last.double() - first.double()).norm().item()
+    return difference / larger
 
 
 def cache_metrics(totals: Float[Tensor, "P 7"]) -> dict[str, float]:
