@@ -13,6 +13,9 @@ from huggingface_hub import ModelCard, ModelCardData
 
 HEADING = "## A ThoughtCache adapter"
 TEMPLATE_MARK = "[More Information Needed]"
+ANYWHERE = "this folder or hub id"
+BASE_TOKENIZER = 'model.peft_config["default"].base_model_name_or_path'
+"""Stand in code for where the adapter lies, and its tokenizer."""
 TAGS = ("thoughtcache", "progressive-thought-encoding")
 
 
@@ -36,22 +39,37 @@ def write_card(folder: Path, *, base: str | None, settings: dict[str, Any]) -> N
     card.save(file)
 
 
-def loading_code(place: str) -> str:
-    """Python that loads an adapter.
+def loading_code(place: str = ANYWHERE, *, tokenizer: str = BASE_TOKENIZER, has_template: bool = False) -> str:
+    """Python that loads an adapter and asks it something.
 
     Args:
         place: its folder or hub id.
+        tokenizer: Python for where the tokenizer lies: "place", or that of the base model.
+        has_template: whether its tokenizer has a chat template.
     """
+    question = '"How many primes are below 30?"'
+    inputs = (
+        f"""messages = [{{"role": "user", "content": {question}}}]
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")"""
+        if has_template
+        else f'inputs = tokenizer({question}, return_tensors="pt", return_token_type_ids=False)'
+    )
     return f"""import thoughtcache  # makes the adapter's type known
 from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
 
-model = AutoPeftModelForCausalLM.from_pretrained("{place}")
-output = model.generate(**inputs, max_new_tokens=...)  # under the window, with the state"""
+place = "{place}"
+model = AutoPeftModelForCausalLM.from_pretrained(place)
+tokenizer = AutoTokenizer.from_pretrained({tokenizer})
+{inputs}
+output = model.generate(**inputs, max_new_tokens=256)  # under the window, with the state
+print(tokenizer.decode(output[0], skip_special_tokens=True))"""
 
 
 def _section(base: str | None, settings: dict[str, Any]) -> str:
     named = base or "the base model"
-    shown = "\n".join(f"| `{name}` | `{value!r}` |" for name, value in settings.items())
+    cells = {name: repr(value).replace("|", r"\|") for name, value in settings.items()}
+    shown = "\n".join(f"| `{name}` | `{value}` |" for name, value in cells.items())
     return f"""{HEADING}
 
 This is a PEFT adapter of type `THOUGHT` (Progressive Thought Encoding, arXiv 2602.16839) for `{named}`. The model
@@ -61,10 +79,10 @@ It needs the package `thoughtcache` beside `peft` and `transformers`; without `i
 the type and refuses to load the adapter.
 
 ```python
-{loading_code("this folder or hub id")}
+{loading_code()}
 ```
 
-or on a base that is loaded already: `peft.PeftModel.from_pretrained(base, "this folder or hub id")`. Call the loaded
+or on a base that is loaded already: `peft.PeftModel.from_pretrained(base, "{ANYWHERE}")`. Call the loaded
 model itself: the base inside of it, or an engine that knows plain LoRA only, would run without window and state.
 
 | setting | value |

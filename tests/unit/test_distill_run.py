@@ -18,6 +18,9 @@ from thoughtcache.recipes.distill import run as distill_run
 from thoughtcache.recipes.distill.config import DistillRun
 from thoughtcache.recipes.distill.recipe import RECIPES, Stage, read_recipe
 from thoughtcache.recipes.distill.run import run_distill
+from thoughtcache.recipes.export.measured import measured_rows
+from thoughtcache.recipes.export.run_record import find_record
+from thoughtcache.recipes.export.training import training_rows
 from thoughtcache.recipes.load_adapter import read_adapter
 from thoughtcache.recipes.teacher_samples import kept_samples
 from thoughtcache.studies.held_out import summary
@@ -84,6 +87,11 @@ def test_stages_run_in_turn_and_are_measured(model, text, recipe, tmp_path, evic
     assert all(len(row["by_text"]) == 2 and row["low"] <= row["after"] <= row["high"] for row in result["held_out"])
     assert len({row["after"] for row in result["held_out"]}) == 5  # a memory that was not trained changes something
     assert result["run"]["recipe"][2] == {"kind": "logits", "num_steps": 2, "batch_size": 2, "betas": [0.9, 0.99]}
+    record = find_record(tmp_path / "run" / "adapter", None)
+    rows = dict(training_rows(record))
+    assert (rows["recipe"], rows["text"]) == ("transfer 2, recall 2, logits 2", "text.txt")
+    assert (rows["stage"], record.stage) == ("the end of the run", "3-logits")
+    assert len(measured_rows(record)[2]) == 5
     assert [row["arm"] for row in result["beside"]] == ["base, window 12, sliding", "base, window 12, h2o"]
     for row in result["beside"]:
         assert row["after"] < result["held_out"][0]["after"], "four slots more cost nothing less"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from tests.support.text_model import save_questions, save_text_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import thoughtcache as tc
+from thoughtcache.model_card import loading_code
 from thoughtcache.recipes.export.card import UNKNOWN_TRAINING, UNMEASURED, make_card
 from thoughtcache.recipes.export.folder import export_adapter
 from thoughtcache.recipes.real_model import run_real_model
@@ -72,7 +75,7 @@ def test_the_card_has_settings_training_and_figures_of_the_run(place: Path, tmp_
         "| dataset | questions.jsonl |", "| grpo_steps | 1 |", "| beta | 0.25 |", "| stage | the end of the run |",
         "| instruction | w7 |", "| seed | 0 |",
         "| `target_modules` | `['down_proj', 'gate_proj', 'k_proj', 'o_proj', 'q_proj', 'up_proj', 'v_proj']` |",
-        "at most 9 tokens", "import thoughtcache", 'from_pretrained("mine")', "one seed",
+        "at most 9 tokens", "import thoughtcache", 'place = "this folder or hub id"', "one seed",
         f"torch {torch.__version__}",
     ):  # fmt: skip
         assert part in card.text, part
@@ -84,7 +87,11 @@ def test_the_card_has_settings_training_and_figures_of_the_run(place: Path, tmp_
 
 def test_a_stage_of_a_run_is_named(place: Path, tmp_path: Path) -> None:
     folder = export(place, tmp_path / "mine", adapter=str(place / "run" / "distill" / "adapter"))
-    assert "| stage | distill |" in (folder / "README.md").read_text()
+    text = (folder / "README.md").read_text()
+    assert "| stage | distill |" in text
+    assert "| distill_steps | 2 |" in text
+    assert "| after distillation |" in text
+    assert "grpo" not in text.split("## How it was trained")[1].lower()
 
 
 def test_without_a_run_nothing_is_claimed(place: Path, tmp_path: Path) -> None:
@@ -103,23 +110,119 @@ def test_another_runs_figures_are_not_taken(place: Path, tmp_path: Path) -> None
         export(place, tmp_path / "mine", adapter=str(tmp_path / "alone"), run=str(place / "run"))
 
 
-def test_what_is_no_export_is_not_replaced_and_pickles_stay_behind(place: Path, tmp_path: Path) -> None:
-    shutil.copytree(place / "run" / "adapter", tmp_path / "own")
-    (tmp_path / "own" / "optimizer.bin").write_bytes(b"pickle")
+def own_adapter(place: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(place / "run" / "adapter", folder))
+
+
+def test_only_files_of_adapters_and_tokenizers_are_taken_and_the_list_is_told(place: Path, tmp_path: Path) -> None:
+    own = own_adapter(place, tmp_path / "own")
+    for name in ("optimizer.bin", "trainer_state.json", "credentials.json", ".token.txt", "notes.txt"):
+        (own / name).write_text("{}")
+    (own / "more").mkdir()
+    console = Console(record=True, width=500)
+    folder = export(place, tmp_path / "mine", adapter=str(own), console=console)
+    told = console.export_text()
+    taken = {file.name for file in folder.iterdir()} - {"README.md"}
+    assert "taken: " + ", ".join(sorted(taken)) in told
+    assert {"adapter_model.safetensors", "tokenizer.json", "thoughtcache_prompt.json"} <= taken
+    assert "left out: .token.txt, credentials.json, more, notes.txt, optimizer.bin, ref, trainer_state.json" in told
+    assert not taken & {
+        ".token.txt",
+        "credentials.json",
+        "more",
+        "notes.txt",
+        "optimizer.bin",
+        "ref",
+        "trainer_state.json",
+    }
+    for file in folder.iterdir():
+        assert str(place).encode() not in file.read_bytes(), file.name
+
+
+def test_an_adapter_without_safetensors_is_refused(place: Path, tmp_path: Path) -> None:
+    own = own_adapter(place, tmp_path / "own")
+    torch.save(load_peft_weights(str(own), device="cpu"), own / "adapter_model.bin")
+    (own / "adapter_model.safetensors").unlink()
+    for run in (None, str(place / "run")):
+        with pytest.raises(ValueError, match="pickles are not exported"):
+            export(place, tmp_path / "mine", adapter=str(own), run=run)
+
+
+def test_only_an_export_is_replaced(place: Path, tmp_path: Path) -> None:
+    own = str(own_adapter(place, tmp_path / "own"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    settings = {"adapter": str(tmp_path / "own")}
     with pytest.raises(ValueError, match="exists already; choose another --output-dir, or --overwrite"):
-        export(place, tmp_path / "mine", **settings)
-    with pytest.raises(ValueError, match="exists already and holds no adapter; choose another"):
-        export(place, tmp_path / "mine", overwrite=True, **settings)
+        export(place, tmp_path / "mine", adapter=own)
+    with pytest.raises(ValueError, match="exists already and holds no adapter, so that"):
+        export(place, tmp_path / "mine", adapter=own, overwrite=True)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
-    with pytest.raises(ValueError, match="is the adapter itself"):
-        export(place, tmp_path / "own", overwrite=True, **settings)
-    first = export(place, tmp_path / "new", **settings)
-    assert not (first / "optimizer.bin").exists()
-    assert export(place, tmp_path / "new", overwrite=True, license="mit", **settings) == first
+    first = export(place, tmp_path / "new", adapter=own)
+    assert export(place, tmp_path / "new", adapter=own, overwrite=True, license="mit") == first
     assert "license: mit" in (first / "README.md").read_text()
+    (tmp_path / "link").symlink_to(first)
+    with pytest.raises(ValueError, match="is a link or a file"):
+        export(place, tmp_path / "link", adapter=own, overwrite=True)
+    (first / ".git").mkdir()
+    with pytest.raises(ValueError, match=r"holds \.git, so that it is not replaced"):
+        export(place, first, adapter=own, overwrite=True)
+    another = own_adapter(place, tmp_path / "another")
+    shutil.rmtree(another / "ref")  # the reference of the KL term
+    with pytest.raises(ValueError, match=r"has no README\.md of an export"):
+        export(place, another, adapter=own, overwrite=True)
+    assert (another / "adapter_model.safetensors").is_file()
+
+
+def test_the_adapter_and_the_folder_do_not_lie_in_each_other(place: Path, tmp_path: Path) -> None:
+    own = own_adapter(place, tmp_path / "own")
+    with pytest.raises(ValueError, match="is the adapter itself"):
+        export(place, own, adapter=str(own), overwrite=True)
+    inner = own_adapter(place, export(place, tmp_path / "new", adapter=str(own)) / "inner")
+    for adapter, output in ((inner, tmp_path / "new"), (own, own / "hub")):
+        with pytest.raises(ValueError, match="lies in the other"):
+            export(place, output, adapter=str(adapter), overwrite=True)
+    assert inner.is_dir()
+
+
+@pytest.mark.parametrize(
+    "base", ["./model", "../private/acme-ft", "~/m", "/data/m", r"C:\Users\me\m", "a/b/c", "small"]
+)
+def test_a_path_is_no_name_of_a_base(place: Path, tmp_path: Path, base: str) -> None:
+    own = own_adapter(place, tmp_path / "own")
+    file = own / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": base}))
+    with pytest.raises(ValueError, match="nobody else can find; give its hub id with --base-model"):
+        export(place, tmp_path / "mine", adapter=str(own), base_model=None)
+    with pytest.raises(ValueError, match="is no id on the hub"):
+        export(place, tmp_path / "mine", adapter=str(own), base_model=base)
+    with pytest.raises(ValueError, match=r"--repo-id .* is no id on the hub"):
+        export(place, tmp_path / "mine", adapter=str(own), repo_id=base)
+
+
+def test_a_folder_that_looks_like_an_id_is_one_only_where_it_is_named(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = own_adapter(place, tmp_path / "own")
+    file = own / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": BASE}))
+    monkeypatch.chdir(tmp_path)
+    assert export(place, tmp_path / "hub", adapter=str(own), base_model=None).is_dir()
+    with pytest.raises(ValueError, match="nobody else can find"):  # the run knew it by its files
+        export(place, tmp_path / "mine", adapter=str(own), base_model=None, run=str(place / "run"))
+    (tmp_path / BASE).mkdir(parents=True)
+    with pytest.raises(ValueError, match="nobody else can find"):
+        export(place, tmp_path / "mine", adapter=str(own), base_model=None)
+    assert export(place, tmp_path / "mine", adapter=str(own), base_model=BASE).is_dir()
+
+
+def test_the_code_of_the_card_runs(place: Path, tmp_path: Path) -> None:
+    folder = export(place, tmp_path / "mine")
+    shutil.copytree(place / "model", tmp_path / BASE)
+    block = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    assert "AutoTokenizer.from_pretrained(place)" in block
+    code = block.replace("this folder or hub id", "mine").replace("max_new_tokens=256", "max_new_tokens=3")
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=tmp_path)
+    assert "apply_chat_template(messages" in loading_code(tokenizer="place", has_template=True)
 
 
 def test_the_command_wants_a_base_that_others_can_find(
@@ -131,7 +234,7 @@ def test_the_command_wants_a_base_that_others_can_find(
     assert not (tmp_path / "mine").exists()
     assert main([*common, "--base-model", BASE, "--repo-id", "me/mine"]) == 0
     assert "hf upload me/mine" in capsys.readouterr().out.replace("\n", " ")
-    assert 'from_pretrained("me/mine")' in (tmp_path / "mine" / "README.md").read_text()
+    assert 'place = "me/mine"' in (tmp_path / "mine" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -145,4 +248,4 @@ def test_the_command_wants_a_base_that_others_can_find(
     ],
 )
 def test_a_card_says_what_the_cache_keeps_and_what_remembers(settings: dict[str, Any], sentence: str) -> None:
-    assert sentence in make_card(tc.ThoughtConfig(**settings), base=BASE, title="mine", record=None).text
+    assert sentence in make_card(tc.ThoughtConfig(**settings), base=BASE, title="mine", record=None, code="").text

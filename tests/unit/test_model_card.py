@@ -9,7 +9,9 @@ import sys
 from huggingface_hub import ModelCard
 
 import thoughtcache as tc
+from support.grpo import word_tokenizer
 from support.models import adapt, tiny_base, tiny_model
+from thoughtcache.model_card import _section
 
 
 def saved(folder):
@@ -45,11 +47,16 @@ def test_a_saved_adapter_says_what_it_is_and_how_to_load_it(tmp_path):
 def test_the_code_on_the_card_loads_the_adapter(tmp_path):
     saved(tmp_path)
     text = (tmp_path / "adapter" / "README.md").read_text()
+    word_tokenizer().save_pretrained(tmp_path / "base")
     block = re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1)
-    lines = [line for line in block.splitlines() if "generate" not in line]
-    code = "\n".join(lines).replace("this folder or hub id", str(tmp_path / "adapter"))
-    check = "assert type(model.peft_config['default']).__name__ == 'ThoughtConfig'"
+    code = block.replace("this folder or hub id", str(tmp_path / "adapter")).replace("=256", "=3")
+    check = "assert type(model.peft_config['default']).__name__ == 'ThoughtConfig' and output.shape[1] > 3"
     subprocess.run([sys.executable, "-c", f"{code}\n{check}"], check=True, timeout=120)
+
+
+def test_a_bar_in_a_setting_stays_in_its_cell():
+    text = _section(None, {"target_modules": "q_proj|v_proj"})
+    assert r"| `target_modules` | `'q_proj\|v_proj'` |" in text
 
 
 def test_a_card_that_somebody_wrote_keeps_its_text(tmp_path):

@@ -14,7 +14,15 @@ from rich.table import Table
 
 from thoughtcache.evaluation.accuracy import Accuracy
 from thoughtcache.report.plots import DOTS_PER_INCH, Panel, plot_curves
-from thoughtcache.report.tables import ResultRow, format_accuracy, format_flops, markdown_table, print_table, print_wide
+from thoughtcache.report.tables import (
+    ResultRow,
+    format_accuracy,
+    format_flops,
+    markdown,
+    markdown_table,
+    print_table,
+    print_wide,
+)
 
 ACCURACY = Accuracy(
     correct=927, total=1000, low=0.9096, high=0.9414, mean_tokens=50.0, evictions_mean=9.0, elapsed_seconds=3.0
@@ -200,3 +208,9 @@ def test_intervals_ticks_and_doublings(monkeypatch, tmp_path):
 
 def test_a_single_line_needs_no_legend(monkeypatch, tmp_path):
     assert drawn(monkeypatch, tmp_path, {"one": ([1.0, 2.0], [1.0, 2.0])}).get_legend() is None
+
+
+def test_a_cell_of_several_lines_is_one_line():
+    assert markdown(["name", "value"], [["instruction", "Be short.\nUse |x|.\r\n\nEnd"]]).splitlines()[2:] == [
+        r"| instruction | Be short. Use \|x\|.  End |"
+    ]

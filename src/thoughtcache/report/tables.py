@@ -80,9 +80,16 @@ def markdown_table(rows: Sequence[ResultRow]) -> str:
 
 
 def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, ending in a newline; the first column is on the left, the others are on the right."""
+    """A table in Markdown, ending in a newline; the first column is on the left, the others are on the right.
+
+    A cell with several lines becomes one line, with spaces between them.
+    """
     lines = [header, [":--", *["--:"] * (len(header) - 1)], *body]
-    return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in lines)
+    return "".join("| " + " | ".join(map(_markdown_cell, line)) + " |\n" for line in lines)
+
+
+def _markdown_cell(text: str) -> str:
+    return " ".join(text.splitlines()).replace("|", r"\|")
 
 
 def format_accuracy(accuracy: Accuracy) -> str:

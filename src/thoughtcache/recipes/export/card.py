@@ -8,11 +8,15 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from thoughtcache.config import ThoughtConfig
-from thoughtcache.model_card import TAGS, loading_code
-from thoughtcache.recipes.export.run_record import RunRecord, measured_rows, training_rows
+from thoughtcache.model_card import TAGS
+from thoughtcache.recipes.export.measured import measured_rows
+from thoughtcache.recipes.export.run_record import RunRecord
+from thoughtcache.recipes.export.training import training_rows
 from thoughtcache.recipes.run.settings import adapter_settings
 from thoughtcache.report.tables import markdown
 
+MARK = "A ThoughtCache adapter (PEFT type `THOUGHT`)"
+"""Stands in every card that is made here, and in no other."""
 _TEMPLATE = """\
 ---
 {{ card_data }}
@@ -20,7 +24,7 @@ _TEMPLATE = """\
 
 # {{ title }}
 
-A ThoughtCache adapter (PEFT type `THOUGHT`) for `{{ base }}`. The model thinks under a key-value cache of fixed size:
+{{ mark }} for `{{ base }}`. The model thinks under a key-value cache of fixed size:
 {{ cache }} {{ memory }}
 
 ## How to load it
@@ -50,11 +54,17 @@ downloaded.
 {{ limits }}
 """
 UNKNOWN_TRAINING = "Not known: the adapter was exported without the folder of a training run."
-UNMEASURED = "Nothing: no figures came with the adapter. Measure it with `thoughtcache eval`."
+UNMEASURED = "No figures of this adapter came with it. Measure it with `thoughtcache eval`."
 
 
 def make_card(
-    config: ThoughtConfig, *, base: str, title: str, record: RunRecord | None, license_name: str | None = None
+    config: ThoughtConfig,
+    *,
+    base: str,
+    title: str,
+    record: RunRecord | None,
+    code: str,
+    license_name: str | None = None,
 ) -> ModelCard:
     """The card.
 
@@ -63,6 +73,7 @@ def make_card(
         base: hub id of the base model.
         title: name of the adapter.
         record: the run that made it, if it is known.
+        code: Python that loads the adapter, see `loading_code`.
         license_name: licence of the adapter, by the hub's name; None leaves it open.
     """
     data = ModelCardData(
@@ -79,10 +90,11 @@ def make_card(
         data,
         template_str=_TEMPLATE,
         title=title,
+        mark=MARK,
         base=base,
         cache=cache_sentence(config),
         memory=memory_sentence(config),
-        code=loading_code(title),
+        code=code,
         settings=markdown(["setting", "value"], settings),
         training=markdown(["", "value"], [list(row) for row in rows]) if rows else UNKNOWN_TRAINING,
         measured=UNMEASURED if found is None else f"{found[0]}.\n\n{markdown(found[1], found[2])}",
@@ -131,13 +143,18 @@ def limits(config: ThoughtConfig, record: RunRecord | None) -> Sequence[str]:
         )
     if record is None:
         return [*found, "Nothing is known of data, seeds or lengths of its training."]
-    longest = record.run.get("max_new_tokens")
+    longest = None if record.is_embedded else record.run.get("max_new_tokens")
     if longest:
         found.append(f"It was trained on thoughts of at most {longest} tokens; the run looked at no longer ones.")
+    if record.is_embedded and record.run.get("quick"):
+        found.append("The job that made it was shortened: its figures say nothing about the method.")
     if measured_rows(record) is None:
-        return [*found, "The run measured nothing, so that nothing says that it is better than its base."]
+        return [
+            *found,
+            "The card has no figures of the run, so that nothing here says that it is better than its base.",
+        ]
     return [
         *found,
-        "The figures are those of one run and one seed, on few questions or texts of the data that it was trained on "
-        "(held out from training): they say little about other tasks.",
+        "The figures are those of one run and one seed, on held-out questions or texts like those that it was trained "
+        "on: they say little about other tasks.",
     ]
