@@ -78,6 +78,33 @@ def test_bytes_that_are_no_character_yet_are_kept_back() -> None:
     assert "".join(pieces) == whole == "aéa\ufffd"
 
 
+BYTES = {"<eos>": 0, "b": 1, "<0x41>": 2, "<0x80>": 3, "<0xC3>": 4, "<0xA9>": 5, " .": 6}
+# tokens, what is told while they come, and what is told at the end
+TAKEN_BACK = {
+    "a byte that makes no character of the one before": ([1, 2, 3, 1, 1], "bA", "\ufffd\ufffdbb"),
+    "the same at the end": ([1, 2, 3], "bA", "\ufffd\ufffd"),
+    "after a character of two bytes": ([1, 4, 5, 3, 1], "bé", "\ufffd\ufffd\ufffdb"),
+    "nothing": ([1, 2, 4, 5, 1, 6], "bAéb .", ""),
+}
+
+
+@pytest.mark.parametrize("case", TAKEN_BACK)
+@pytest.mark.parametrize("cleans", [False, True])
+def test_bytes_that_change_what_was_told_are_told_at_the_end(case: str, cleans: bool) -> None:
+    tokens, while_they_come, at_the_end = TAKEN_BACK[case]
+    made = Tokenizer(BPE(BYTES, [], byte_fallback=True))
+    made.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>", clean_up_tokenization_spaces=cleans)
+    tokenizer.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output = cleans
+    assert tokenizer.decode([1, 6]) == ("b." if cleans else "b .")
+    pieces: list[str] = []
+    stream = TextStream(tokenizer, pieces.append)
+    stream.add(tokens)
+    assert "".join(pieces) == while_they_come
+    stream.end(str(tokenizer.decode(tokens, skip_special_tokens=True)))
+    assert "".join(pieces) == while_they_come + at_the_end
+
+
 def test_instruction_and_system_message_are_in_the_prompt(place: Path) -> None:
     def prompt(**changes: Any) -> str:
         speaker = Speaker(asking(place, **changes))
