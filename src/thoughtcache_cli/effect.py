@@ -169,7 +169,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         ),
         _SEED_OF_GREEDY,
         Rule(
-            names=("output", "prompt_column", "limit", "batch_size", "resume", "overwrite"),
+            names=("output", "prompt_column", "limit", "bad_rows", "batch_size", "resume", "overwrite"),
             when=lambda options: "questions" not in options,
             reason="is about a file of questions; leave it out, or add --questions",
         ),
