@@ -14,6 +14,7 @@ from thoughtcache.config import OWN_WINDOW
 from thoughtcache.evaluation.suites import SAMPLED_TEMPERATURE, SUITES, Suite, find_suite, own_suite
 from thoughtcache.evaluation.thinking.definition import DeepThinking
 from thoughtcache.evaluation.thinking.selection import NUM_SAMPLES, ThinkAtN
+from thoughtcache.records import TokenFilters
 from thoughtcache.sampler.draw.stop_strings import check_stop_strings
 from thoughtcache.sampler.request import check_temperature
 from thoughtcache.tasks.embedded.reasoner import FOLDERS
@@ -132,6 +133,7 @@ class EvalRun:
             one_of("answer_type", self.answer_type, ANSWER_TYPES)
         check_thinking(self.thinking, self.thinking_options, self.stop)
         check_stop_strings(self.stop)
+        TokenFilters(top_p=self.top_p, top_k=self.top_k)  # refuses what is out of range
         if self.temperature is not None:
             check_temperature(self.temperature)
         if self.temperature == 0 and self.samples is not None and self.samples > 1:
