@@ -15,6 +15,7 @@ from thoughtcache.config import ThoughtConfig
 from thoughtcache.presets import PRESETS, default_preset, preset_settings
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache_cli.arguments import DEFAULT_OUTPUT_DIRS, build_parser, command_parsers
+from thoughtcache_cli.words import in_options
 
 USER_ERRORS: tuple[type[Exception], ...] = (ValueError, OSError, SafetensorError)
 
@@ -95,7 +96,7 @@ def generate(options: dict[str, Any]) -> None:
     history = [] if messages is None else read_messages(messages)
     speaker = Speaker(asking)
     if chats:
-        chat(speaker, _typed(), _say, history=history)
+        chat(speaker, _typed(), _say, _complain, history=history)
     else:
         speaker.answer(history or [{"role": "user", "content": str(prompt)}], _say)
         _say("\n")
@@ -103,6 +104,12 @@ def generate(options: dict[str, Any]) -> None:
 
 def _say(piece: str) -> None:
     print(piece, end="", flush=True)
+
+
+def _complain(message: str) -> None:
+    """Say what is wrong with a turn of a chat, as with the whole command."""
+    message = in_options(" ".join(message.split()), command_parsers(build_parser())["generate"])
+    print(f"thoughtcache: error: {message}", file=sys.stderr, flush=True)
 
 
 def _typed() -> Iterator[str]:

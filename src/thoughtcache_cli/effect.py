@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ _SHAPE = (
     "initial_state", "absorb", "write_scale", "encoder_start", "read_start",
     "memory", "memory_features", "memory_feature_map", "memory_write", "memory_read", "memory_keys", "memory_weight",
 )  # fmt: skip
+_OLDEST = "sliding"
 _EVICTING = ("evict_fraction", "eviction", "eviction_options", "eviction_budgets")
 _OF_EVAL = (
     "suite", "data", "limit", "prompt_column", "answer_column", "answer_type", "bad_rows", "model", "adapter", "dtype",
@@ -57,6 +59,22 @@ def _never_absorbs(options: Options) -> bool:
 def _keeps_initial_norm(options: Options) -> bool:
     """Whether an initial state that stays for ever is normalised, or not, as it is by default."""
     return options.get("initial_state", "global") != "global" or options.get("state_norm") in ("frobenius", "none")
+
+
+def _draws_nothing(options: Options) -> bool:
+    """Whether neither tokens nor evictions are drawn; a policy that chooses may draw."""
+    if options.get("temperature") != 0 or "caches" in options:
+        return False
+    return _full_cache(options) or options.get("eviction", _saved_eviction(options)) == _OLDEST
+
+
+def _saved_eviction(options: Options) -> str:
+    """The eviction policy of the adapter, read without the library; what cannot be read is refused with the adapter."""
+    try:
+        saved = json.loads((Path(options["adapter"]) / "adapter_config.json").read_text(encoding="utf-8"))
+        return str(saved.get("eviction", _OLDEST))
+    except (KeyError, OSError, ValueError, AttributeError):
+        return _OLDEST
 
 
 _OF_WRITES, _OF_STATES = ("state_rule", "state_norm_at", "write_scale"), ("state_norm",)
@@ -107,7 +125,7 @@ _CACHE_OF_ONE_ARM = Rule(
 )
 _SEED_OF_GREEDY = Rule(
     names=("seed",),
-    when=lambda options: options.get("temperature") == 0 and not {"eviction", "caches"} & set(options),
+    when=_draws_nothing,
     reason="changes nothing at --temperature 0, where nothing is drawn; leave it out, or set a temperature",
 )
 _TOKENS_OF_NO_TEXT = Rule(
@@ -149,13 +167,9 @@ RULES: dict[str, tuple[Rule, ...]] = {
             when=lambda options: "thinking" in options,
             reason="is about one sequence, and --thinking makes several of it; leave out one of them",
         ),
+        _SEED_OF_GREEDY,
         Rule(
-            names=("seed",),
-            when=lambda options: options["temperature"] == 0,
-            reason="changes nothing at --temperature 0, where nothing is drawn; leave it out, or set a temperature",
-        ),
-        Rule(
-            names=("output", "prompt_column", "limit", "batch_size", "resume", "overwrite"),
+            names=("output", "prompt_column", "limit", "bad_rows", "batch_size", "resume", "overwrite"),
             when=lambda options: "questions" not in options,
             reason="is about a file of questions; leave it out, or add --questions",
         ),
@@ -206,7 +220,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         _CACHE_OF_ONE_MODEL,
         Rule(
             names=("batch_size", "seed"),
-            when=lambda options: "adapter" not in options and options.get("eviction", "sliding") == "sliding",
+            when=lambda options: "adapter" not in options and options.get("eviction", _OLDEST) == _OLDEST,
             reason="is for policies that choose, and the oldest leave; leave it out, or give an --eviction",
         ),
     ),
@@ -283,11 +297,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
             reason="is about questions; leave it out, or give --dataset",
         ),
         _TOKENS_OF_NO_TEXT,
-        Rule(
-            names=("split",),
-            when=lambda options: Path(options.get("dataset", "")).expanduser().is_file(),
-            reason="chooses among the files of a folder or hub data set, and --dataset is a file; leave it out",
-        ),
+        _SPLIT_OF_A_FILE,
     ),
     "cost": (_SPLIT_OF_A_FILE, _OF_AN_ADAPTER, *_CACHE),
     "plan": (

@@ -68,6 +68,7 @@ CASES: dict[str, tuple[list[str], str, list[str]]] = {
                               [*ASK, "--thinking", "markovian"]),
     "seed when greedy": (["generate", "q", "--model", "m", "--adapter", "a", "--seed", "3"], "--seed",
                          ["generate", "q", "--model", "m", "--adapter", "a", "--seed", "3", "--temperature", "1"]),
+    "seed of an eviction by chance": ([*ASK, "--seed", "3"], "--seed", [*ASK, "--seed", "3", "--eviction", "random"]),
     "eval of runs that were made": (["eval", "--compare", "a", "b", "--samples", "2"], "--samples",
                                     ["eval", "--suite", "embedded", "--samples", "2"]),
     "eval's seed when greedy": (["eval", "--suite", "embedded", "--temperature", "0", "--seed", "3"], "--seed",
@@ -156,3 +157,15 @@ def test_every_option_of_the_rules_exists_and_every_rule_has_a_case() -> None:
 
 def test_a_file_is_needed_for_the_rule_of_splits(tmp_path: Path) -> None:
     check([*OWN[:-1], str(tmp_path), "--split", "test"])
+
+
+@pytest.mark.parametrize("command", [ASK, ["eval", "--suite", "embedded", "--adapter", "a", "--temperature", "0"]])
+def test_the_seed_of_an_adapter_that_evicts_by_choice_is_taken(tmp_path: Path, command: list[str]) -> None:
+    """A policy may draw, with no option that says so; the oldest leave without a draw."""
+    greedy = [*command, "--adapter", str(tmp_path), "--seed", "3"]
+    (tmp_path / "adapter_config.json").write_text('{"eviction": "random"}')
+    check(greedy)
+    for config in ('{"eviction": "sliding"}', "{}", "{", "[]"):
+        (tmp_path / "adapter_config.json").write_text(config)
+        with pytest.raises(ValueError, match="--seed changes nothing"):
+            check(greedy)

@@ -282,6 +282,9 @@ def test_the_command_is_the_run(model, questions, tmp_path, capsys):
         ({"suite": ("embedded",), "samples": 0}, "samples must be at least 1"),
         ({"suite": ("embedded",), "resume": True, "overwrite": True}, "give one of them"),
         ({"suite": ("embedded",), "temperature": -1.0}, "must be 0"),
+        ({"suite": ("embedded",), "temperature": float("nan")}, "must be 0"),
+        ({"suite": ("embedded",), "temperature": 1.0, "top_p": 2.0}, "top_p must be in"),
+        ({"suite": ("embedded",), "stop": ("",)}, "at least one character"),
         ({"suite": ("embedded",), "limit": 0}, "limit must be at least 1 question"),
         ({"suite": ("embedded",), "limit": {"embedded": 0}}, "limit of embedded must be at least 1 question"),
         (

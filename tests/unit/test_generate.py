@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,33 @@ def test_bytes_that_are_no_character_yet_are_kept_back() -> None:
     assert "".join(pieces) == whole == "aéa\ufffd"
 
 
+BYTES = {"<eos>": 0, "b": 1, "<0x41>": 2, "<0x80>": 3, "<0xC3>": 4, "<0xA9>": 5, " .": 6}
+# tokens, what is told while they come, and what is told at the end
+TAKEN_BACK = {
+    "a byte that makes no character of the one before": ([1, 2, 3, 1, 1], "bA", "\ufffd\ufffdbb"),
+    "the same at the end": ([1, 2, 3], "bA", "\ufffd\ufffd"),
+    "after a character of two bytes": ([1, 4, 5, 3, 1], "bé", "\ufffd\ufffd\ufffdb"),
+    "nothing": ([1, 2, 4, 5, 1, 6], "bAéb .", ""),
+}
+
+
+@pytest.mark.parametrize("case", TAKEN_BACK)
+@pytest.mark.parametrize("cleans", [False, True])
+def test_bytes_that_change_what_was_told_are_told_at_the_end(case: str, cleans: bool) -> None:
+    tokens, while_they_come, at_the_end = TAKEN_BACK[case]
+    made = Tokenizer(BPE(BYTES, [], byte_fallback=True))
+    made.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>", clean_up_tokenization_spaces=cleans)
+    tokenizer.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output = cleans
+    assert tokenizer.decode([1, 6]) == ("b." if cleans else "b .")
+    pieces: list[str] = []
+    stream = TextStream(tokenizer, pieces.append)
+    stream.add(tokens)
+    assert "".join(pieces) == while_they_come
+    stream.end(str(tokenizer.decode(tokens, skip_special_tokens=True)))
+    assert "".join(pieces) == while_they_come + at_the_end
+
+
 def test_instruction_and_system_message_are_in_the_prompt(place: Path) -> None:
     def prompt(**changes: Any) -> str:
         speaker = Speaker(asking(place, **changes))
@@ -87,6 +115,47 @@ def test_instruction_and_system_message_are_in_the_prompt(place: Path) -> None:
     assert ("w20" in saved, "w20" in none, "w20" in own, "w21 w22" in own) == (True, False, False, True)
     assert "w25" in prompt(system="w25")
     assert "w25" not in saved
+
+
+def never(text: str) -> None:
+    raise AssertionError(text)
+
+
+def test_a_question_at_the_end_of_a_history_is_answered_first(place: Path) -> None:
+    speaker, pieces, asked = Speaker(asking(place)), list[str](), list[str]()
+    history = [{"role": "user", "content": "w3"}]
+
+    def typed() -> Iterator[str]:
+        asked.append("".join(pieces))
+        yield "w4 w5"
+
+    said = chat(speaker, typed(), pieces.append, never, history=history)
+    assert [message["role"] for message in said] == ["user", "assistant", "user", "assistant"]
+    assert said[1]["content"] == speaker.answer(history)
+    assert asked == [said[1]["content"] + "\n"], "it is answered before anything is typed"
+    assert chat(speaker, [], pieces.append, never, history=history) == said[:2]
+
+
+def test_a_turn_that_is_refused_is_told_and_the_chat_goes_on_without_it(place: Path) -> None:
+    speaker, pieces, complaints = Speaker(asking(place)), list[str](), list[str]()
+    said = chat(speaker, ["w3", "w4 " * 300, "w5"], pieces.append, complaints.append)
+    assert [message["content"] for message in said[::2]] == ["w3", "w5"]
+    assert len(complaints) == 1
+    assert "positions of the model" in complaints[0]
+    with pytest.raises(ValueError, match="positions of the model"):
+        chat(speaker, ["w3"], pieces.append, never, history=[{"role": "user", "content": "w4 " * 300}])
+
+
+def test_the_command_goes_on_after_a_turn_that_is_refused(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("w3\n" + "w4 " * 300 + "\nw5\n"))
+    common = ["--model", str(place / "model"), "--adapter", str(place / "adapter"), "--max-new-tokens", "4"]
+    assert main(["generate", "--chat", *common]) == 0
+    shown = capsys.readouterr()
+    assert len(shown.out.splitlines()) == 2
+    assert shown.err.startswith("thoughtcache: error: ")
+    assert "--max-new-tokens is 4" in shown.err
 
 
 def test_a_chat_has_all_turns_before_it_in_its_prompt(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +169,7 @@ def test_a_chat_has_all_turns_before_it_in_its_prompt(place: Path, monkeypatch: 
 
     monkeypatch.setattr(Speaker, "encode", watched)
     pieces: list[str] = []
-    said = chat(speaker, ["w3", " ", "w4 w5"], pieces.append, history=[{"role": "system", "content": "w6"}])
+    said = chat(speaker, ["w3", " ", "w4 w5"], pieces.append, never, history=[{"role": "system", "content": "w6"}])
     assert seen == [["system", "user"], ["system", "user", "assistant", "user"]]
     assert [message["role"] for message in said] == [*seen[1], "assistant"]
     assert "".join(pieces) == f"{said[2]['content']}\n{said[4]['content']}\n"

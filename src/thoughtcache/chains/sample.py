@@ -96,11 +96,7 @@ def rollout_chains(
         raise ValueError(f"batch_size must be at least 1 sequence or None, got {batch_size}")
     check_prompts(prompt_ids, policy)
     seeds = row_seeds(seed, len(prompt_ids))
-    if filters.min_new_tokens:
-        raise ValueError(
-            f"min_new_tokens={filters.min_new_tokens} has no meaning for a chain, whose links end at boundaries; "
-            "leave it out"
-        )
+    check_chain_filters(filters)
     total = thinking.total_tokens if max_new_tokens is None else max_new_tokens
     question = max(map(len, prompt_ids))
     thinking.check(1, total)  # a longer question may leave no room for a second link: its chain is one link then
@@ -166,6 +162,19 @@ def rollout_chains(
                     on_chain(number, chain.finished(thinking))
             engine.expect(len(running))
     return [chain.finished(thinking) for chain in chains]
+
+
+def check_chain_filters(filters: TokenFilters) -> None:
+    """Refuse a filter that has no meaning for chains.
+
+    Raises:
+        ValueError: for `min_new_tokens`.
+    """
+    if filters.min_new_tokens:
+        raise ValueError(
+            f"min_new_tokens={filters.min_new_tokens} has no meaning for a chain, whose links end at boundaries; "
+            "leave it out"
+        )
 
 
 def link_seed(seed: int, row: int, number: int) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.tasks.chat import ChatTokenizer, encode_prompt
@@ -58,12 +58,34 @@ def encode_examples(
     Raises:
         ValueError: if there are such examples under "refuse", or if none is left.
     """
+
+    def encode(messages: Sequence[dict[str, str]]) -> list[int]:
+        return encode_prompt(tokenizer, messages, system=system, instruction=instruction)
+
+    return encoded_by(encode, examples, bad_rows=bad_rows, report=report)
+
+
+def encoded_by(
+    encode: Callable[[Sequence[dict[str, str]]], list[int]],
+    examples: Sequence[Example],
+    *,
+    bad_rows: str,
+    report: Report,
+) -> tuple[list[Example], list[list[int]]]:
+    """`encode_examples` with prompts that somebody else makes.
+
+    Args:
+        encode: token ids of messages; raises a ValueError for those that make no prompt.
+        examples: see there, as the next two, what is returned and what is raised.
+        bad_rows: see there.
+        report: see there.
+    """
     kept: list[Example] = []
     prompts: list[list[int]] = []
     bad: list[BadRow] = []
     for example in examples:
         try:
-            prompts.append(encode_prompt(tokenizer, example.messages, system=system, instruction=instruction))
+            prompts.append(encode(example.messages))
         except ValueError as error:
             bad.append(BadRow(place=f"{example.identifier}:", reason=str(error)))
         else:

@@ -86,14 +86,23 @@ class GoingOn:
     request: Request
 
 
+def check_temperature(temperature: float) -> None:
+    """Refuse temperatures that make no distribution.
+
+    Raises:
+        ValueError: for one that is negative, infinite or not a number.
+    """
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature must be 0 (greedy) or positive, and finite, got {temperature}")
+
+
 def check_filters(filters: TokenFilters, temperature: float, max_new_tokens: int) -> None:
     """Refuse filters that change nothing or can never be met.
 
     Raises:
         ValueError: if a filter is refused; the message names the values and the remedy.
     """
-    if temperature < 0:
-        raise ValueError(f"temperature must be 0 (greedy) or positive, got {temperature}")
+    check_temperature(temperature)
     if temperature == 0 and filters.truncates:
         raise ValueError(
             f"top_k={filters.top_k}, top_p={filters.top_p} and min_p={filters.min_p} change nothing at temperature=0, "

@@ -35,6 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--output", metavar="FILE", help="JSONL file of the answers to --questions, a line each")
     group.add_argument("--prompt-column", help="column with the question (found by name)")
     group.add_argument("--limit", type=count_or_none, help='use the first rows only; "none" for all')
+    group.add_argument("--bad-rows", help="refuse (default) or drop rows without a usable question")
     group.add_argument("--batch-size", type=int, help="answers sampled at once (8)")
     group.add_argument("--resume", action="store_true", help="answer what is missing in --output")
     group.add_argument("--overwrite", action="store_true", help="replace an --output that is there")

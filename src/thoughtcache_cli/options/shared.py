@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -103,12 +104,17 @@ def cache_options(parser: argparse.ArgumentParser) -> None:
     add_eviction_options(parser, "that of the adapter; sliding for the base")
 
 
+def _with_commas(text: str) -> str:
+    """Budgets with commas for + signs: those between integers, and those in front of a setting, not those in a file."""
+    return re.sub(r"\+(?=\w+=)" if ":" in text else r"\+", ",", text)
+
+
 _OF_A_CACHE: dict[str, Callable[[str], Any]] = {
     "window": window,
     "evict-fraction": float,
     "positions": str,
     "eviction": str,
-    "eviction-budgets": lambda text: budgets(text.replace("+", ",")),
+    "eviction-budgets": lambda text: budgets(_with_commas(text)),
     "adapter": lambda text: None if text == "none" else text,
     "name": str,
 }
@@ -118,8 +124,8 @@ _OPTION_OF_A_CACHE = "eviction-option"
 CACHE_HELP = (
     "one of several caches, with commas between its settings: full, own (the adapter's), window=64, "
     "evict-fraction=0.5, positions=rolling, eviction=h2o, eviction-option=KEY=VALUE, eviction-budgets=pyramid "
-    "(integers with + between them: 20+12, by head 8+4/6+6), adapter=FOLDER (none for the base), name=NAME; may be "
-    "given repeatedly"
+    "(integers, and settings, with + between them: 20+12, by head 8+4/6+6), adapter=FOLDER (none for the base), "
+    "name=NAME; may be given repeatedly"
 )
 
 

@@ -14,6 +14,9 @@ from thoughtcache.config import OWN_WINDOW
 from thoughtcache.evaluation.suites import SAMPLED_TEMPERATURE, SUITES, Suite, find_suite, own_suite
 from thoughtcache.evaluation.thinking.definition import DeepThinking
 from thoughtcache.evaluation.thinking.selection import NUM_SAMPLES, ThinkAtN
+from thoughtcache.records import TokenFilters
+from thoughtcache.sampler.draw.stop_strings import check_stop_strings
+from thoughtcache.sampler.request import check_temperature
 from thoughtcache.tasks.embedded.reasoner import FOLDERS
 from thoughtcache.tasks.maths.answer_types import ANSWER_TYPES
 
@@ -129,8 +132,10 @@ class EvalRun:
         if self.answer_type is not None:
             one_of("answer_type", self.answer_type, ANSWER_TYPES)
         check_thinking(self.thinking, self.thinking_options, self.stop)
-        if self.temperature is not None and self.temperature < 0:
-            raise ValueError(f"temperature must be 0 (greedy) or positive, got {self.temperature}")
+        check_stop_strings(self.stop)
+        TokenFilters(top_p=self.top_p, top_k=self.top_k)  # refuses what is out of range
+        if self.temperature is not None:
+            check_temperature(self.temperature)
         if self.temperature == 0 and self.samples is not None and self.samples > 1:
             raise ValueError(
                 f"samples={self.samples} would all be the same at temperature=0; leave out one of them, "

@@ -17,6 +17,7 @@ from thoughtcache.recipes.evaluate.config import EvalRun
 from thoughtcache.recipes.evaluate.questions import Asked, tasks_of
 from thoughtcache.records import CacheSettings
 from thoughtcache.sampler.going_on import check_goes_on
+from thoughtcache.sampler.sequence import check_leaves_last
 from thoughtcache.tasks.data.bad_rows import Report
 
 SHORTER = "lower max_new_tokens, leave out long questions or the suite"
@@ -82,6 +83,8 @@ def prepare(
         thinking = make_thinking(run.thinking, run.thinking_options, tokenizer)
         if thinking.keeps_written:
             check_goes_on(cache)
+        if thinking.leaves_last:
+            check_leaves_last(cache)
         for task in tasks:
             thinking.check(len(task.prompt_ids), task.max_new_tokens)
     reach = position_reach(find_tuner(model).model.config)

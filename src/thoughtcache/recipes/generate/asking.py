@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
+from thoughtcache.adapter.positions import check_positions
 from thoughtcache.cache.eviction import OptionValue
 from thoughtcache.chains.chain import Chain
-from thoughtcache.chains.sample import rollout_chains
+from thoughtcache.chains.lengths import check_links
+from thoughtcache.chains.sample import check_chain_filters, rollout_chains
 from thoughtcache.chains.table import check_thinking, make_thinking
-from thoughtcache.policy.handle import find_tuner
+from thoughtcache.checks import at_least_one
+from thoughtcache.policy.handle import find_tuner, open_policy
+from thoughtcache.policy.token_ids import check_prompts
 from thoughtcache.recipes.generate.text_stream import TextStream
 from thoughtcache.recipes.load_adapter import load_adapted
 from thoughtcache.records import Rollout, TokenFilters
+from thoughtcache.sampler.draw.inverse_cdf import row_seeds
+from thoughtcache.sampler.draw.stop_strings import check_stop_strings
 from thoughtcache.sampler.events import Event, Tokens
+from thoughtcache.sampler.going_on import check_goes_on
+from thoughtcache.sampler.request import check_filters
 from thoughtcache.sampler.rollout import rollout
+from thoughtcache.sampler.sequence import check_leaves_last
 from thoughtcache.tasks.chat import encode_prompt
 from thoughtcache.tasks.saved_prompt import saved_instruction
 
@@ -52,6 +60,9 @@ class Asking:
         thinking_options: its settings as texts (`chains/table.py`).
         instruction: text after the last message; None for the one of training, "" for none.
         system: system message, unless the messages begin with one; None for none.
+
+    Raises:
+        ValueError: for values that are out of range or have no meaning together.
     """
 
     model: str
@@ -76,6 +87,20 @@ class Asking:
 
     def __post_init__(self) -> None:
         check_thinking(self.thinking, self.thinking_options, self.stop)
+        if self.thinking is not None:
+            check_chain_filters(self.filters)
+        check_stop_strings(self.stop)
+        row_seeds(self.seed, 1)
+        at_least_one(self, "max_new_tokens")
+        check_filters(self.filters, self.temperature, self.max_new_tokens)
+
+    @property
+    def filters(self) -> TokenFilters:
+        """What makes the distribution that is drawn from another than the model's."""
+        return TokenFilters(
+            top_k=self.top_k, top_p=self.top_p, min_p=self.min_p, repetition_penalty=self.repetition_penalty,
+            min_new_tokens=self.min_new_tokens,
+        )  # fmt: skip
 
 
 class Speaker:
@@ -106,12 +131,30 @@ class Speaker:
         """Token ids of the prompt that messages make.
 
         Raises:
-            ValueError: as `encode_prompt`, or if links have no room for a second one behind it.
+            ValueError: as `encode_prompt`.
         """
-        ids = encode_prompt(self.tokenizer, messages, system=self.asking.system, instruction=self._instruction)
-        if self._thinking is not None:
-            self._thinking.check(len(ids), self.asking.max_new_tokens)
-        return ids
+        return encode_prompt(self.tokenizer, messages, system=self.asking.system, instruction=self._instruction)
+
+    def check(self, prompts: Sequence[list[int]]) -> None:
+        """Refuse prompts that `sample` could not answer to their end, before anything is written.
+
+        Raises:
+            ValueError: if an answer could come beyond the model's positions, links have no room for a second one
+                behind the longest prompt, or cannot keep what was written under the cache.
+        """
+        policy, most = open_policy(self.model), self.asking.max_new_tokens
+        check_prompts(prompts, policy)
+        longest = max(map(len, prompts))
+        cache = policy.tuner.thought_config.resolve_window(longest)
+        if self._thinking is None:
+            check_positions(longest, most, policy.reach, rolling_window=cache.rolling_window)
+            return
+        self._thinking.check(longest, most)
+        if self._thinking.keeps_written:
+            check_goes_on(cache)
+        if self._thinking.leaves_last:
+            check_leaves_last(cache)
+        check_links(self._thinking, longest, most, policy.reach, rolling_window=cache.rolling_window)
 
     def text(self, trace: Rollout | Chain) -> str:
         """The text of an answer, special tokens left out."""
@@ -125,9 +168,10 @@ class Speaker:
             tell: gets every new piece of the text as soon as it is there; an answer in links comes as one piece.
 
         Raises:
-            ValueError: if the messages make no prompt, or `rollout` or `rollout_chains` refuses its arguments.
+            ValueError: if the messages make no prompt, and as `check`.
         """
         prompt_ids = self.encode(messages)
+        self.check([prompt_ids])
         stream = TextStream(self.tokenizer, (lambda piece: None) if tell is None else tell)
 
         def hear(event: Event) -> None:
@@ -163,13 +207,10 @@ class Speaker:
         """
         own = self.asking
         chosen = list(range(len(prompts))) if rows is None else list(rows)
-        filters: dict[str, Any] = {
-            "top_k": own.top_k, "top_p": own.top_p, "min_p": own.min_p, "repetition_penalty": own.repetition_penalty,
-            "min_new_tokens": own.min_new_tokens,
-        }  # fmt: skip
         if self._thinking is None:
             return rollout(
-                self.model, prompts, max_new_tokens=own.max_new_tokens, temperature=own.temperature, **filters,
+                self.model, prompts, max_new_tokens=own.max_new_tokens, temperature=own.temperature,
+                **asdict(own.filters),
                 seed=own.seed if seeds is None else list(seeds), stop_strings=own.stop, tokenizer=self.tokenizer,
                 anchors=False, rows=chosen, batch_size=batch_size, on_event=on_event, stream=stream,
             )  # fmt: skip
@@ -177,7 +218,7 @@ class Speaker:
         window = find_tuner(self.model).thought_config.window_size(longest)
         return rollout_chains(
             self.model, [prompts[row] for row in chosen], self._thinking, max_new_tokens=own.max_new_tokens,
-            temperature=own.temperature, filters=TokenFilters(**filters), window=window,
+            temperature=own.temperature, filters=own.filters, window=window,
             seed=own.seed if seeds is None else [seeds[row] for row in chosen], tokenizer=self.tokenizer, anchors=False,
             batch_size=batch_size, on_event=on_event, on_chain=on_chain,
         )  # fmt: skip

@@ -37,6 +37,7 @@ def chat(
     speaker: Speaker,
     questions: Iterable[str],
     tell: Callable[[str], None],
+    complain: Callable[[str], None],
     *,
     history: Iterable[dict[str, str]] = (),
 ) -> list[dict[str, str]]:
@@ -49,17 +50,33 @@ def chat(
         speaker: who answers.
         questions: what is asked, in order.
         tell: gets every answer piece by piece, and a line break behind it.
-        history: turns before the first question.
+        complain: gets why a question is refused; the chat goes on as if it had not been asked.
+        history: turns before the first question; a question at its end is answered first.
 
     Returns:
         All messages.
+
+    Raises:
+        ValueError: if the question at the end of the history is refused.
     """
     messages = [dict(message) for message in history]
+    if messages and messages[-1]["role"] == "user":
+        messages.append(_reply(speaker, messages, tell))
     for question in questions:
         if not question.strip():
             continue
-        messages.append({"role": "user", "content": question})
-        reply = speaker.answer(messages, tell)
-        tell("\n")
-        messages.append({"role": "assistant", "content": reply})
+        asked = {"role": "user", "content": question}
+        try:
+            reply = _reply(speaker, [*messages, asked], tell)
+        except ValueError as error:
+            complain(str(error))
+        else:
+            messages += [asked, reply]
     return messages
+
+
+def _reply(speaker: Speaker, messages: list[dict[str, str]], tell: Callable[[str], None]) -> dict[str, str]:
+    """The message that answers these."""
+    text = speaker.answer(messages, tell)
+    tell("\n")
+    return {"role": "assistant", "content": text}

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from thoughtcache.chains.chain import Chain, links_of
+from thoughtcache.checks import at_least_one, one_of
+from thoughtcache.ends import stop_token_ids
 from thoughtcache.evaluation.record_file import Record, RecordFile
 from thoughtcache.evaluation.sampling import sample_seed
+from thoughtcache.policy.handle import find_tuner
 from thoughtcache.recipes.generate.asking import Asking, Speaker
 from thoughtcache.recipes.load_adapter import WEIGHTS
-from thoughtcache.recipes.run.settings import data_identity, differences, file_identity
+from thoughtcache.recipes.prompts import encoded_by
+from thoughtcache.recipes.run.settings import adapter_settings, data_identity, differences, model_identities
 from thoughtcache.records import Rollout
 from thoughtcache.report.files import replace_file, writing
 from thoughtcache.report.progress import plain_line, progress_bar
 from thoughtcache.sampler.events import Event, Finished
+from thoughtcache.tasks.data.bad_rows import BAD_ROWS
 from thoughtcache.tasks.data.datasets import load_prompts
 
 _REMEDY = "free some space or choose another --output; --resume goes on with what was written"
@@ -61,6 +68,7 @@ class Questions:
         prompt_column: column with the question; found by name if None.
         limit: the first rows only.
         batch_size: answers sampled at once.
+        bad_rows: "refuse" or "drop" rows without a usable question.
         resume: go on with an output that is there.
         overwrite: replace an output that is there.
     """
@@ -70,12 +78,13 @@ class Questions:
     prompt_column: str | None = None
     limit: int | None = None
     batch_size: int = 8
+    bad_rows: str = "refuse"
     resume: bool = False
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        at_least_one(self, "batch_size")
+        one_of("bad_rows", self.bad_rows, BAD_ROWS)
         if self.resume and self.overwrite:
             raise ValueError("resume=True goes on with an output and overwrite=True replaces it; give one of them")
 
@@ -89,7 +98,8 @@ def answer_questions(
 ) -> list[Answered]:
     """Answer a file of questions; what was answered before stays, under the same settings alone.
 
-    An answer depends on the settings and its question, not on what else is asked, or when.
+    An answer depends on the settings, its question and how many equal ones stand before it, not on what else is asked,
+    or when; under `window="prompt"`, the length of the longest prompt of the file, on that length too.
 
     Args:
         asked: questions and answers.
@@ -101,24 +111,28 @@ def answer_questions(
         All answers in the order of the questions, as they then lie in the file.
 
     Raises:
-        ValueError: if the output is there and neither resumed nor overwritten, or was made with other settings.
+        ValueError: if the output is there and neither resumed nor overwritten, or was made with other settings, if the
+            adapter cannot answer, or if a row has no usable question. Whatever is refused leaves an older output as it
+            was.
     """
     output = Path(asked.output)
     marker = output.with_name(f"{output.name}.run.json")
     _check_output(asked, output, marker)
+    report = partial(plain_line, console)
     examples = load_prompts(
         asked.questions,
         prompt_column=asked.prompt_column,
         limit=asked.limit,
-        report=lambda text: plain_line(console, text),
+        bad_rows=asked.bad_rows,
+        report=report,
     )
     speaker = make_speaker(asking)
-    prompts = [speaker.encode(example.messages) for example in examples]
-    digests = {"adapter_digest": file_identity(Path(asking.adapter) / WEIGHTS), "data_digest": data_identity(prompts)}
-    described = json.loads(json.dumps({**asdict(asking), **digests}))
+    examples, prompts = encoded_by(speaker.encode, examples, bad_rows=asked.bad_rows, report=report)
+    speaker.check(prompts)
+    described = _described(speaker, prompts)
     if asked.resume:
         _check_settings(marker, described, output)
-    seeds = [sample_seed(asking.seed, json.dumps(prompt), 0) for prompt in prompts]
+    seeds = question_seeds(asking.seed, prompts)
     with writing(output.parent, _REMEDY):
         if asked.overwrite:
             output.unlink(missing_ok=True)
@@ -155,6 +169,35 @@ def answer_questions(
         console, f"answers: {output} ({len(found)}, {sum(one.finish_reason == 'length' for one in found)} of them cut)"
     )
     return found
+
+
+def question_seeds(seed: int, prompts: Sequence[list[int]]) -> list[int]:
+    """A seed for every prompt; equal ones are samples of one question, in their order.
+
+    Args:
+        seed: seed of the settings.
+        prompts: token ids.
+    """
+    times: Counter[str] = Counter()
+    seeds = []
+    for prompt in map(json.dumps, prompts):
+        seeds.append(sample_seed(seed, prompt, times[prompt]))
+        times[prompt] += 1
+    return seeds
+
+
+def _described(speaker: Speaker, prompts: Sequence[list[int]]) -> dict[str, Any]:
+    """All that answers depend on, as JSON data."""
+    asking, tuner = speaker.asking, find_tuner(speaker.model)
+    asked = {name: value for name, value in asdict(asking).items() if not name.startswith("eviction")}
+    described = {
+        **asked,
+        "thought": adapter_settings(tuner.thought_config),  # with the eviction that was asked for, and scores of a file
+        "end": stop_token_ids(tuner.model.generation_config.eos_token_id, speaker.tokenizer),
+        **model_identities(tuner.model.config, asking.model, Path(asking.adapter) / WEIGHTS),
+        "data_digest": data_identity(prompts),
+    }
+    return dict(json.loads(json.dumps(described)))
 
 
 def _check_output(asked: Questions, output: Path, marker: Path) -> None:

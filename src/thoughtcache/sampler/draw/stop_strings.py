@@ -30,12 +30,7 @@ class StopStrings:
     """
 
     def __init__(self, strings: Sequence[str], decode: Decode) -> None:
-        for string in strings:
-            if not string or INCOMPLETE in string:
-                raise ValueError(
-                    f"stop_strings must hold texts of at least one character and without U+FFFD, got {string!r}; "
-                    "leave it out"
-                )
+        check_stop_strings(strings)
         self.strings = tuple(strings)
         self.decode = decode
         # A token holds at least one byte of text.
@@ -55,6 +50,20 @@ class StopStrings:
         """Whether the last token completes a stop string, which the text without it did not hold."""
         before, text = self.decode(tail[:-1]).rstrip(INCOMPLETE), self.decode(tail)
         return any(text.find(string, max(0, len(before) - len(string) + 1)) >= 0 for string in self.strings)
+
+
+def check_stop_strings(strings: str | Sequence[str]) -> None:
+    """Refuse texts that cannot be looked for.
+
+    Raises:
+        ValueError: if one is empty or holds U+FFFD.
+    """
+    for string in (strings,) if isinstance(strings, str) else strings:
+        if not string or INCOMPLETE in string:
+            raise ValueError(
+                f"stop_strings must hold texts of at least one character and without U+FFFD, got {string!r}; "
+                "leave it out"
+            )
 
 
 def make_stop_strings(strings: str | Sequence[str], tokenizer: PreTrainedTokenizerBase | None) -> StopStrings | None:
