@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,6 +56,25 @@ def endless(completions, **kwargs):
 def broken(completions, **kwargs):
     return [kwargs["difficulty"]]
 
+def wrong(completions, **kwargs):
+    assert not completions, "no mercy"
+
+def lazy(completions, **kwargs):
+    import a_module_that_nobody_has
+
+def single(completions, **kwargs):
+    import numpy
+    return [numpy.float32(0.5), True][: len(completions)]
+
+def enormous(completions, **kwargs):
+    return [10**400] * len(completions)
+
+def turns(completions, trainer_state, **kwargs):
+    good = [0.0] * len(completions)
+    return good if trainer_state.global_step == 0 else BAD
+
+BAD = [1.0]
+
 class Judge:
     pass
 '''
@@ -68,6 +89,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "own" / "judges.py").write_text(MODULE)
     (tmp_path / "own" / "torn.py").write_text("def length(:\n")
     (tmp_path / "own" / "needy.py").write_text("import a_module_that_nobody_has\n")
+    (tmp_path / "own" / "failing.py").write_text("def length(completions, **kwargs): ...\nassert not 'ready'\n")
     yield tmp_path
     for name in [name for name in sys.modules if name.split(".")[0] == "own"]:
         del sys.modules[name]
@@ -78,7 +100,7 @@ def tried(name: str) -> None:
     try_reward(name, load_reward(name), rows, word_tokenizer())
 
 
-@pytest.mark.parametrize("name", ["length", "level", "later"])
+@pytest.mark.parametrize("name", ["length", "level", "later", "single"])
 def test_a_reward_in_trls_signature_is_taken(place: Path, name: str) -> None:
     tried(f"own.judges:{name}")
 
@@ -96,6 +118,20 @@ def test_with_a_chat_template_prompts_and_completions_are_messages() -> None:
     assert seen["completions"] == [[{"role": "assistant", "content": "The answer is 4."}]]
     assert seen["answer"] == ["4"]
     assert len(seen["completion_ids"]) == 1
+
+
+def test_the_documented_reward_works_on_texts_and_on_messages(place: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "runs.md").read_text()
+    (block,) = [text for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "def short(" in text]
+    (place / "rewards.py").write_text(block)
+    try:
+        short = load_reward("rewards:short")
+    finally:
+        sys.modules.pop("rewards", None)
+    texts = ["w" * 399, "w" * 400]
+    assert short(completions=texts, level=[4, 5], answer=["1", "2"]) == [0.25, 0.0]
+    messages = [[{"role": "assistant", "content": text}] for text in texts]
+    assert short(completions=messages, level=[4, 5]) == [0.25, 0.0]
 
 
 def test_the_package_has_rewards_under_the_same_names() -> None:
@@ -116,7 +152,20 @@ WRONG = {
     "another length": ("own.judges:short", "returned 1 values for 2 completions"),
     "words": ("own.judges:words", r"returned '1', a str; allowed: finite numbers, and None"),
     "infinity": ("own.judges:endless", "returned inf"),
-    "an error": ("own.judges:broken", r"failed on the 2 completions .*KeyError: 'difficulty'"),
+    "an error": (
+        "own.judges:broken",
+        r"failed in judges.py, line 35 .KeyError: 'difficulty'.; it was tried on 2 completions",
+    ),
+    "an assertion": ("own.judges:wrong", r"failed in judges.py, line \d+ .AssertionError: no mercy"),
+    "a late import": ("own.judges:lazy", r"failed in .*a_module_that_nobody_has"),
+    "too large": ("own.judges:enormous", r"returned 1000\d*, a int; allowed: finite numbers"),
+    "a failing module": ("own.failing:length", r"own\.failing cannot be imported .AssertionError"),
+    "a file": ("rewards.py:short", r"is the path of a file, .* write rewards:short$"),
+    "a file here": ("./own/judges.py:length", r"write own\.judges:length$"),
+    "a file elsewhere": ("/home/me/rewards.py:short", r"write rewards:short$"),
+    "a file of Windows": (r"C:\me\rewards.py:short", r"write rewards:short$"),
+    "a relative module": ("..rewards:short", r"write rewards:short$"),
+    "a folder": ("own/judges:length", r"write own\.judges:length$"),
 }
 
 
@@ -125,6 +174,35 @@ def test_a_wrong_reward_is_refused_with_the_remedy(place: Path, case: str) -> No
     name, message = WRONG[case]
     with pytest.raises(ValueError, match=message):
         tried(name)
+
+
+def test_names_are_those_that_were_given_whatever_decorators_say(place: Path) -> None:
+    (place / "own" / "alike.py").write_text(
+        "from functools import partial\n"
+        "def make(value):\n    def wrapper(completions, **kwargs):\n        return [value] * len(completions)\n"
+        "    return wrapper\n"
+        "class Judge:\n    async def __call__(self, completions, **kwargs):\n        return [3] * len(completions)\n"
+        "first, second, judge = make(1), make(2), Judge()\nthird = partial(first)\n"
+    )
+    loaded = [load_reward(f"own.alike:{name}") for name in ("first", "second", "third", "judge")]
+    assert [reward.__name__ for reward in loaded] == ["first", "second", "third", "judge"]
+    assert inspect.iscoroutinefunction(loaded[3])
+    assert loaded[1](completions=["a", "b"]) == [2.0, 2.0]
+    tried("own.alike:judge")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"reward": ["a:f", "a:f"], "reward_weight": [1.0, 2.0]}, "'a:f' is given twice; give it once"),
+        ({"reward": ["a:score", "b:Judge.score"]}, "'a:score' and 'b:Judge.score' are logged under one name, score"),
+        ({"reward": ["a:f"], "reward_weight": [float("nan")]}, "reward_weight=nan is no finite number"),
+        ({"reward": ["a:f"], "reward_weight": [float("inf")]}, "reward_weight=inf is no finite number"),
+    ],
+)
+def test_rewards_that_cannot_be_told_apart_or_weighed_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RunConfig(**settings)
 
 
 def run(place: Path, output: str, **changes: Any) -> dict[str, Any]:
@@ -163,6 +241,25 @@ def test_a_wrong_reward_leaves_no_folder(place: Path) -> None:
     with pytest.raises(ValueError, match="returned 1 values for 2"):
         run(place, "none", reward=["own.judges:short"])
     assert not (place / "none").exists()
+
+
+def test_a_reward_that_turns_bad_ends_training_with_its_name_and_no_adapter(place: Path) -> None:
+    with pytest.raises(ValueError, match=r"the reward own\.judges:turns returned 1 values for 2 completions"):
+        run(place, "short", reward=["own.judges:turns"])
+    sys.modules["own.judges"].BAD = [float("nan")] * 2  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"the reward own\.judges:turns returned nan"):
+        run(place, "nan", reward=["own.judges:turns"])
+    assert not (place / "nan" / "adapter").exists()
+
+
+def test_a_run_goes_on_with_the_code_that_it_began_with(place: Path) -> None:
+    settings = {"reward": ["own.judges:length"], "save_every": 1}
+    run(place, "run", **settings)
+    run(place, "run", **settings, resume=True, grpo_steps=3)
+    with (place / "own" / "judges.py").open("a") as file:
+        file.write("LIMIT = 4\n")
+    with pytest.raises(ValueError, match=r"other settings \(reward_digests\)"):
+        run(place, "run", **settings, resume=True, grpo_steps=4)
 
 
 def test_weights_and_held_out_questions_need_what_they_are_about(place: Path) -> None:

@@ -39,7 +39,7 @@ from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.recipes.run.dry_run import print_prompts, print_run_plan
 from thoughtcache.recipes.run.folder import WRITING_REMEDY, PhaseResult, RunFolder
 from thoughtcache.recipes.run.lengths import check_lengths
-from thoughtcache.recipes.run.own_rewards import NUM_TRIED, try_reward
+from thoughtcache.recipes.run.own_rewards import NUM_TRIED, reward_digest, try_reward
 from thoughtcache.recipes.run.settings import (
     EXACT_OPTIONS,
     TRANSIENT_OPTIONS,
@@ -79,6 +79,8 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     check_report(run.report_to)
     own_rewards = rewards_of(run) if run.grpo_steps and run.reward else {}
     described = {name: value for name, value in asdict(run).items() if name not in NOT_DESCRIBED}
+    if own_rewards:
+        described["reward_digests"] = [reward_digest(name, reward) for name, reward in own_rewards.items()]
     folder = RunFolder(
         run.output_dir,
         {**described, "thought": adapter_settings(thought)},

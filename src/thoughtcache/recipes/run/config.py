@@ -10,6 +10,7 @@ from thoughtcache.chains.table import check_thinking
 from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.learner.options import AUTO, Auto, take_savings
 from thoughtcache.policy.modes import GradientMode, Place
+from thoughtcache.recipes.run.reward_names import check_reward_names
 from thoughtcache.tasks.maths.answer_types import ANSWER_TYPES
 from thoughtcache.train.trainer_options.reports import REPORTS
 from thoughtcache.train.trainer_options.schedules import SCHEDULERS
@@ -195,11 +196,7 @@ class RunConfig:
             raise ValueError(
                 f"grpo_batch_size={self.grpo_batch_size} must be a multiple of group_size={self.group_size}"
             )
-        if self.reward_weight is not None and len(self.reward_weight) != len(self.reward or ()):
-            raise ValueError(
-                f"reward_weight={self.reward_weight} is one weight for each reward, of which there are "
-                f"{len(self.reward or ())}; give as many of both"
-            )
+        check_reward_names(self.reward, self.reward_weight)
         if self.grpo_batch_size % self.gradient_accumulation:
             raise ValueError(
                 f"gradient_accumulation={self.gradient_accumulation} must divide "
