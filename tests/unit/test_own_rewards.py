@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import re
 import sys
@@ -205,8 +206,40 @@ def test_rewards_that_cannot_be_told_apart_or_weighed_are_refused(settings: dict
         RunConfig(**settings)
 
 
-def run(place: Path, output: str, **changes: Any) -> dict[str, Any]:
-    if not (place / "model").is_dir():
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        ([3, None, "hard"], r"column 'level' of questions.jsonl cannot be .* 3 is of type int, 'hard' is of type str"),
+        ([None, "hard", 3], "'hard' is of type str, 3 is of type int"),
+        ([{"n": 3}, {"n": "hard"}, None], "column 'level' .* Could not convert 'hard'"),
+        ([1, 10**30, 1], "column 'level' .* too large"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_column_of_several_types_is_refused_before_anything_is_loaded(
+    place: Path, levels: list[Any], message: str, dry_run: bool
+) -> None:
+    save_text_model(place / "model")
+    rows = [{"question": f"w{3 + n} w9", "level": level} for n, level in enumerate(levels)]
+    (place / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=message):
+        run(place, "none", reward=["own.judges:length"], dry_run=dry_run)
+    assert not (place / "none").exists()
+
+
+def test_a_reward_is_tried_on_rows_as_training_shows_them(place: Path) -> None:
+    """In a table all objects of a column have all keys."""
+    save_text_model(place / "model")
+    rows = [{"question": f"w{3 + n} w9", "level": {"ab"[n % 2]: n}} for n in range(6)]
+    (place / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run(place, "run", reward=["own.judges:length"], grpo_steps=1)
+    seen = [set(one) for kwargs in sys.modules["own.judges"].seen for one in kwargs["level"]]  # type: ignore[attr-defined]
+    assert len(seen) > 2
+    assert all(keys == {"a", "b"} for keys in seen)
+
+
+def run(place: Path, output: str, console: Console | None = None, **changes: Any) -> dict[str, Any]:
+    if not (place / "questions.jsonl").is_file():
         save_text_model(place / "model")
         rows = [{"question": f"w{3 + n} w9", "level": n % 3} for n in range(6)]
         (place / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -215,7 +248,30 @@ def run(place: Path, output: str, **changes: Any) -> dict[str, Any]:
         "grpo_steps": 2, "group_size": 2, "grpo_batch_size": 2,
     }  # fmt: skip
     thought = tc.ThoughtConfig(r=3, num_global_tokens=5, window=4)
-    return run_real_model(RunConfig(**{**settings, **changes}), thought, Console(quiet=True))
+    return run_real_model(RunConfig(**{**settings, **changes}), thought, console or Console(quiet=True))
+
+
+def test_what_is_held_out_and_who_judges_is_said(place: Path) -> None:
+    save_text_model(place / "model")
+    rows = [{"question": f"w{3 + n} w9", "answer": str(n), "level": n % 3} for n in range(10)]
+
+    def printed(output: str, **changes: Any) -> str:
+        (place / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        console = Console(file=io.StringIO(), width=200)
+        run(place, output, console, **{"reward": ["own.judges:length"], "grpo_steps": 1, **changes})
+        return console.file.getvalue()  # type: ignore[attr-defined]
+
+    title = "did it help? n = 1, greedy, judged by reference answers, while GRPO maximises length"
+    assert title in printed("judged")
+    assert (place / "judged" / "before_after.md").read_text().startswith(f"{title}\n\n| who is asked |")
+    printed("same", reward=["thoughtcache.train.rewards:math_correctness"])
+    assert (place / "same" / "before_after.md").read_text().startswith(title.split(", while")[0] + "\n\n|")
+    rows[3]["answer"] = None
+    told = printed("unjudged", dry_run=True)
+    assert "held out: no questions, because they are judged by reference answers, and a row has one in which no" in told
+    assert "held out" not in printed("none", held_out=0, dry_run=True)
+    del rows[3]
+    assert "held out: no questions, because there are fewer than 10" in printed("few", dry_run=True)
 
 
 def test_grpo_maximises_them_with_their_weights_and_needs_no_answers(place: Path) -> None:

@@ -19,7 +19,15 @@ from thoughtcache.config import ThoughtConfig
 from thoughtcache.learner.options import SAVINGS, replay_options
 from thoughtcache.planning.fit import free_bytes
 from thoughtcache.planning.savings import usable_bytes
-from thoughtcache.recipes.before_after import START, BeforeAfter, Questions, num_held_out, split_questions, unjudged
+from thoughtcache.recipes.before_after import (
+    START,
+    BeforeAfter,
+    Questions,
+    num_held_out,
+    split_questions,
+    unjudged,
+    why_none_held_out,
+)
 from thoughtcache.recipes.builders import save_adapter
 from thoughtcache.recipes.distill_phase import distill_phase as _distill
 from thoughtcache.recipes.grpo_phase import grpo_phase as _grpo
@@ -35,6 +43,7 @@ from thoughtcache.recipes.run.checks import (
     check_questions,
     check_window,
 )
+from thoughtcache.recipes.run.columns import as_table
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.recipes.run.dry_run import print_prompts, print_run_plan
 from thoughtcache.recipes.run.folder import WRITING_REMEDY, PhaseResult, RunFolder
@@ -100,12 +109,17 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     asked: Questions = [], []
     every, every_example = prompts, examples
     if run.grpo_steps:
-        (examples, prompts), asked = split_questions(
-            examples, prompts, num_held_out(run, len(examples), unjudged(run, examples))
-        )
+        fault = unjudged(run, examples)
+        count = num_held_out(run, len(examples), fault)
+        if not count and run.held_out is None:
+            report(f"held out: no questions, because {why_none_held_out(fault)}")
+        (examples, prompts), asked = split_questions(examples, prompts, count)
     check_questions(run, len(examples))
-    for name, reward in own_rewards.items():
-        try_reward(name, reward, grpo_rows(examples[:NUM_TRIED], tokenizer, run.instruction), tokenizer)
+    if own_rewards:
+        table_rows = as_table(grpo_rows(examples, tokenizer, run.instruction), run.dataset)
+        tried = list(table_rows.select(range(min(NUM_TRIED, len(table_rows)))))
+        for name, reward in own_rewards.items():
+            try_reward(name, reward, tried, tokenizer)
     thinking = thinking_of(run, tokenizer)
     check_lengths(every, run, thought, config, thinking)
     check_prompt_window(run, thought, every, config.num_hidden_layers)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+DEFAULT_REWARD = "thoughtcache.train.rewards:math_correctness"
+"""The reward for right answers, which compares with references."""
+
 
 def function_name(name: str) -> str:
     """The last part of `package.module:function`, under which TRL logs a reward."""
