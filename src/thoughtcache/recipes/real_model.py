@@ -54,6 +54,7 @@ from thoughtcache.recipes.run.settings import (
     TRANSIENT_OPTIONS,
     adapter_settings,
     data_identity,
+    default_settings,
     model_identities,
 )
 from thoughtcache.report.files import writing
@@ -67,6 +68,8 @@ from thoughtcache.train.trainer_options.reports import check_report
 
 NOT_DESCRIBED = {*TRANSIENT_OPTIONS, "task", "evaluation_size", "quick"}
 """Options of one call, and those of the embedded job."""
+BEFORE = {"held_out": 0}
+"""What runs did before there was an option, where that is not what its default does."""
 
 
 def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | None = None) -> dict[str, Any]:
@@ -97,6 +100,7 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
         overwrite=run.overwrite,
         free=(*EXACT_OPTIONS, "chosen"),
         growing=("distill_steps", "grpo_steps"),
+        defaults={**default_settings(RunConfig), **BEFORE, "thought": adapter_settings(ThoughtConfig())},
     )
     check_more_distillation(run, folder)
     report = partial(console.print, markup=False, soft_wrap=True)
