@@ -143,6 +143,15 @@ def test_a_run_of_an_earlier_version_goes_on(user: Path, tmp_path: Path) -> None
     assert train(user, tmp_path, grpo_steps=2, distill_steps=0, save_every=1, resume=True)["phases"]["grpo"]["rewards"]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+@pytest.mark.parametrize(
+    "name", ["distill_learning_rate", "grpo_learning_rate", "grpo_memory_learning_rate", "beta", "temperature"]
+)
+def test_numbers_that_would_spoil_the_weights_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"{name} must be (0 or )?positive, got {value:g}"):
+        RunConfig(**{name: value})
+
+
 def test_a_report_gets_the_logs_of_both_phases(user: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str | None, set[str]]] = []
 
