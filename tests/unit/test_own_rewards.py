@@ -308,6 +308,17 @@ def test_a_reward_that_turns_bad_ends_training_with_its_name_and_no_adapter(plac
     assert not (place / "nan" / "adapter").exists()
 
 
+def test_folding_takes_plain_functions_with_their_names(place: Path) -> None:
+    markers = {"opening": "w7", "closing": "w11 w12", "step_tokens": "9", "max_steps": "3", "fold": "true"}
+    folding = {"thinking": "folding", "thinking_options": markers}
+    with pytest.raises(ValueError, match=r"own\.judges:later is a coroutine function, .* write a plain function"):
+        run(place, "none", reward=["own.judges:later"], dry_run=True, **folding)
+    assert not (place / "none").exists()
+    run(place, "run", reward=["own.judges:length"], grpo_steps=1, **folding)
+    line = json.loads((place / "run" / "grpo" / "rollouts.jsonl").read_text().splitlines()[0])
+    assert list(line["rewards"]) == ["length"]
+
+
 def test_a_run_goes_on_with_the_code_that_it_began_with(place: Path) -> None:
     settings = {"reward": ["own.judges:length"], "save_every": 1}
     run(place, "run", **settings)

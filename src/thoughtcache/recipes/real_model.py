@@ -15,6 +15,7 @@ from rich.console import Console
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from thoughtcache.adapter.positions import position_reach, positions_needed
+from thoughtcache.chains.folding import StepFolding
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.learner.options import SAVINGS, replay_options
 from thoughtcache.planning.fit import free_bytes
@@ -49,6 +50,7 @@ from thoughtcache.recipes.run.dry_run import print_prompts, print_run_plan
 from thoughtcache.recipes.run.folder import WRITING_REMEDY, PhaseResult, RunFolder
 from thoughtcache.recipes.run.lengths import check_lengths
 from thoughtcache.recipes.run.own_rewards import NUM_TRIED, reward_digest, try_reward
+from thoughtcache.recipes.run.reward_guard import check_folded
 from thoughtcache.recipes.run.settings import (
     EXACT_OPTIONS,
     TRANSIENT_OPTIONS,
@@ -125,6 +127,8 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
         for name, reward in own_rewards.items():
             try_reward(name, reward, tried, tokenizer)
     thinking = thinking_of(run, tokenizer)
+    if isinstance(thinking, StepFolding):
+        check_folded(own_rewards)
     check_lengths(every, run, thought, config, thinking)
     check_prompt_window(run, thought, every, config.num_hidden_layers)
     check_link_window(run, thought, every, thinking, config.num_hidden_layers)

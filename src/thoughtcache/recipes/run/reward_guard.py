@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from numbers import Real
 from pathlib import Path
@@ -54,6 +54,20 @@ def guarded(name: str, reward: Reward) -> Reward:
 
     called.__name__ = function_name(name)
     return called
+
+
+def check_folded(rewards: Mapping[str, Reward]) -> None:
+    """Refuse guarded rewards that folding cannot wrap, before anything is loaded.
+
+    Raises:
+        ValueError: if one is a coroutine function.
+    """
+    for name, reward in rewards.items():
+        if inspect.iscoroutinefunction(reward):
+            raise ValueError(
+                f"the reward {name} is a coroutine function, and thinking=folding needs its values at once; write a "
+                "plain function (def instead of async def)"
+            )
 
 
 def checked_values(name: str, found: Any, count: int) -> list[float | None]:
