@@ -90,6 +90,22 @@ def test_a_setting_that_went_back_to_its_default_differs(tmp_path: Path) -> None
         open_folder(tmp_path, {**CONFIG, "thought": {"window": 4}}, resume=True)
 
 
+def test_a_run_without_a_setting_had_its_default(tmp_path: Path) -> None:
+    """It was begun before there was the setting; where the default was no option then, what was done is named."""
+    open_folder(tmp_path, {**CONFIG, "thought": {"window": 4}}).phase("first", work([]))
+    defaults = {"temperature": 1.0, "held_out": 0, "pair": (3, 4), "thought": {"start": "random", "window": 9}}
+
+    def reopen(thought: dict[str, Any], **changes: Any) -> None:
+        now = {**CONFIG, **changes, "thought": {"window": 4, **thought}}
+        RunFolder(tmp_path, now, resume=True, overwrite=False, defaults=defaults)
+
+    reopen({"start": "random"}, temperature=1.0, held_out=0)
+    with pytest.raises(ValueError, match=r"temperature=1.0 then, temperature=0.5 now; start='random' then, start='b"):
+        reopen({"start": "base"}, temperature=0.5)
+    with pytest.raises(ValueError, match=r"\(held_out=0 then, held_out=None now\)"):
+        reopen({}, held_out=None)
+
+
 def test_free_settings_may_differ_and_counts_may_grow(tmp_path: Path) -> None:
     before = {**CONFIG, "kv_log": "device", "steps": 3}
     open_folder(tmp_path, before).phase("first", work([]))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +23,7 @@ from thoughtcache.recipes.real_model import run_real_model
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.train import rewards
 from thoughtcache.train.trainer_options import reports
-from thoughtcache.train.trainer_options.schedules import SCHEDULERS, schedule
+from thoughtcache.train.trainer_options.schedules import SCHEDULERS, WITH_MINIMUM, schedule
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +68,21 @@ def test_a_schedule_moves_the_learning_rate_of_both_phases(user: Path, tmp_path:
         assert rates == [rate] * 3
 
 
+RATES = {
+    "linear": [0, 1, 2 / 3, 1 / 3, 0],
+    "cosine": [0, 1, 0.75, 0.25, 0],
+    "cosine_with_restarts": [0, 1, 0.75, 0.25, 0],  # transformers' default is one cycle
+    "polynomial": [0, 1, 2 / 3, 1 / 3, 0],
+    "constant": [1, 1, 1, 1, 1],
+    "constant_with_warmup": [0, 1, 1, 1, 1],
+    "inverse_sqrt": [0, 1, 2**-0.5, 3**-0.5, 0.5],
+    WITH_MINIMUM: [0, 1, 0.05 + 0.95 * 0.75, 0.05 + 0.95 * 0.25, 0.05],
+}
+"""Learning rates of four steps and the end, of which one warms up; cosines are those of 0, 60, 120 and 180 degrees."""
+
+
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_every_schedule_can_be_made(name: str) -> None:
+def test_every_schedule_moves_the_rate_as_its_name_says(name: str) -> None:
     import torch
     from transformers import TrainingArguments, get_scheduler
 
@@ -75,7 +91,65 @@ def test_every_schedule_can_be_made(name: str) -> None:
     made = get_scheduler(
         arguments.lr_scheduler_type, optimizer, 1, 4, scheduler_specific_kwargs=arguments.lr_scheduler_kwargs
     )
-    assert made.get_last_lr() == [0.0] or name in ("constant", "inverse_sqrt")
+    rates = made.get_last_lr()
+    for _ in range(4):
+        optimizer.step()
+        made.step()
+        rates += made.get_last_lr()
+    assert rates == pytest.approx(RATES[name], abs=2e-7)  # a polynomial ends at 1e-7
+
+
+def test_every_phase_has_a_run_of_wandb_and_one_of_the_caller_stays_open(
+    user: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers begins a run only where there is none, and ends none."""
+    wandb: Any = ModuleType("wandb")
+    wandb.__spec__, wandb.run = ModuleSpec("wandb", None), None
+    wandb.finish = lambda: setattr(wandb, "run", None)
+    logged: set[tuple[str, str]] = set()
+
+    class Report(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            wandb.run = wandb.run or SimpleNamespace(name=args.run_name, url=None)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            logged.update((wandb.run.name, name) for name in logs if name in ("loss", "reward"))
+
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setattr("trl.extras.profiling.is_wandb_available", lambda: False)  # it looked before there was this one
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "wandb", Report)
+    monkeypatch.setitem(reports.AVAILABLE, "wandb", lambda: True)
+    train(user, tmp_path / "mine", report_to="wandb")
+    assert wandb.run is None
+    assert {("mine-distill", "loss"), ("mine-grpo", "reward")} <= logged
+    assert ("mine-distill", "reward") not in logged
+    logged.clear()
+    wandb.run = own = SimpleNamespace(name="the caller's", url=None)
+    train(user, tmp_path / "other", report_to="wandb")
+    assert wandb.run is own
+    assert {run for run, _ in logged} == {"the caller's"}
+
+
+def test_a_run_of_an_earlier_version_goes_on(user: Path, tmp_path: Path) -> None:
+    """Before there were questions that are held out, all were trained on."""
+    train(user, tmp_path, grpo_steps=1, distill_steps=0, save_every=1)
+    stored = json.loads((tmp_path / "run.json").read_text())
+    for name in ("temperature", "reward", "held_out", "gradient_accumulation"):
+        del stored[name]
+    del stored["thought"]["encoder_start"]
+    (tmp_path / "run.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match="held_out=0 then, held_out=None now"):
+        train(user, tmp_path, grpo_steps=2, distill_steps=0, save_every=1, resume=True, held_out=None)
+    assert train(user, tmp_path, grpo_steps=2, distill_steps=0, save_every=1, resume=True)["phases"]["grpo"]["rewards"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+@pytest.mark.parametrize(
+    "name", ["distill_learning_rate", "grpo_learning_rate", "grpo_memory_learning_rate", "beta", "temperature"]
+)
+def test_numbers_that_would_spoil_the_weights_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"{name} must be (0 or )?positive, got {value:g}"):
+        RunConfig(**{name: value})
 
 
 def test_a_report_gets_the_logs_of_both_phases(user: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

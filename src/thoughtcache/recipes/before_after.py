@@ -29,6 +29,7 @@ from thoughtcache.measuring.peak_memory import peak_memory_of
 from thoughtcache.recipes.evaluate.table import percent, points, without_empty
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.recipes.run.folder import PhaseResult, RunFolder
+from thoughtcache.recipes.run.reward_names import DEFAULT_REWARD, function_name
 from thoughtcache.records import TokenFilters
 from thoughtcache.report.files import replace_file
 from thoughtcache.report.progress import plain_line, progress_bar
@@ -86,6 +87,13 @@ def num_held_out(run: RunConfig, num_questions: int, fault: str | None = None) -
             )
         return run.held_out
     return min(MOST_HELD_OUT, int(SHARE_HELD_OUT * num_questions))
+
+
+def why_none_held_out(fault: str | None) -> str:
+    """Why a run that did not say how many questions it holds out holds out none; `fault`: see `unjudged`."""
+    if fault is not None:
+        return f"they are judged by reference answers, and a row has one {fault}"
+    return f"there are fewer than {round(1 / SHARE_HELD_OUT)}, of which a tenth is none; --held-out says another number"
 
 
 def split_questions(
@@ -205,6 +213,13 @@ class BeforeAfter:
             "peak_memory_mib": None if memory is None else memory.peak_mib,
         }
 
+    @property
+    def title(self) -> str:
+        """What the table shows: how many questions, who judges their answers, and what GRPO maximises instead."""
+        own = [function_name(name) for name in self.run.reward or () if name != DEFAULT_REWARD]
+        maximised = f", while GRPO maximises {', '.join(own)}" if own else ""
+        return f"did it help? n = {len(self.examples)}, greedy, judged by reference answers{maximised}"
+
     def report(self) -> dict[str, Any] | None:
         """Print and write the table; returns its numbers, or None if nothing was asked."""
         if not self.rows:
@@ -213,8 +228,8 @@ class BeforeAfter:
         less = self._less_window()
         body = [self._cells(name, own, less.get(name)) for name, own in scores.items()]
         header, rows = without_empty(HEADER, body)
-        print_cells(f"did it help? n = {len(self.examples)}, greedy", header, rows, self.console)
-        table = replace_file(self.folder.path / TABLE, markdown(header, rows).encode())
+        print_cells(self.title, header, rows, self.console)
+        table = replace_file(self.folder.path / TABLE, f"{self.title}\n\n{markdown(header, rows)}".encode())
         plain_line(self.console, f"before and after: {table}")
         return {
             name: {

@@ -18,7 +18,7 @@ from thoughtcache.report.phases import step_seconds, write_phase_seconds
 from thoughtcache.report.progress import plain_line
 from thoughtcache.report.trainer_progress import RichProgressCallback
 from thoughtcache.train.checkpoints import history_at_end, load_weights, newest_whole
-from thoughtcache.train.trainer_options.reports import reporting
+from thoughtcache.train.trainer_options.reports import own_report, reporting
 
 
 def find_checkpoint(folder: Path, console: Console) -> Path | None:
@@ -108,7 +108,8 @@ def train_grpo(
     trainer.remove_callback(PrinterCallback)
     if ignore_eos:
         trainer.eos_token_ids = ()
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with own_report(run.report_to):
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     save_adapter(model, folder / "adapter")
     records = [record for record in trainer.state.log_history if "reward" in record]
     completions = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps

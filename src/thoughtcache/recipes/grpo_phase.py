@@ -19,7 +19,8 @@ from thoughtcache.policy.handle import find_tuner
 from thoughtcache.recipes.builders import train_grpo
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.recipes.run.folder import PhaseResult
-from thoughtcache.recipes.run.own_rewards import Reward, load_reward
+from thoughtcache.recipes.run.own_rewards import load_reward
+from thoughtcache.recipes.run.reward_guard import Reward
 from thoughtcache.recipes.run.trouble import troubles
 from thoughtcache.report.phases import TIME_TABLE
 from thoughtcache.report.progress import plain_line

@@ -15,11 +15,20 @@ from rich.console import Console
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from thoughtcache.adapter.positions import position_reach, positions_needed
+from thoughtcache.chains.folding import StepFolding
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.learner.options import SAVINGS, replay_options
 from thoughtcache.planning.fit import free_bytes
 from thoughtcache.planning.savings import usable_bytes
-from thoughtcache.recipes.before_after import START, BeforeAfter, Questions, num_held_out, split_questions, unjudged
+from thoughtcache.recipes.before_after import (
+    START,
+    BeforeAfter,
+    Questions,
+    num_held_out,
+    split_questions,
+    unjudged,
+    why_none_held_out,
+)
 from thoughtcache.recipes.builders import save_adapter
 from thoughtcache.recipes.distill_phase import distill_phase as _distill
 from thoughtcache.recipes.grpo_phase import grpo_phase as _grpo
@@ -35,16 +44,19 @@ from thoughtcache.recipes.run.checks import (
     check_questions,
     check_window,
 )
+from thoughtcache.recipes.run.columns import as_table
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.recipes.run.dry_run import print_prompts, print_run_plan
 from thoughtcache.recipes.run.folder import WRITING_REMEDY, PhaseResult, RunFolder
 from thoughtcache.recipes.run.lengths import check_lengths
-from thoughtcache.recipes.run.own_rewards import NUM_TRIED, try_reward
+from thoughtcache.recipes.run.own_rewards import NUM_TRIED, reward_digest, try_reward
+from thoughtcache.recipes.run.reward_guard import check_folded
 from thoughtcache.recipes.run.settings import (
     EXACT_OPTIONS,
     TRANSIENT_OPTIONS,
     adapter_settings,
     data_identity,
+    default_settings,
     model_identities,
 )
 from thoughtcache.report.files import writing
@@ -58,6 +70,8 @@ from thoughtcache.train.trainer_options.reports import check_report
 
 NOT_DESCRIBED = {*TRANSIENT_OPTIONS, "task", "evaluation_size", "quick"}
 """Options of one call, and those of the embedded job."""
+BEFORE = {"held_out": 0}
+"""What runs did before there was an option, where that is not what its default does."""
 
 
 def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | None = None) -> dict[str, Any]:
@@ -79,6 +93,8 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     check_report(run.report_to)
     own_rewards = rewards_of(run) if run.grpo_steps and run.reward else {}
     described = {name: value for name, value in asdict(run).items() if name not in NOT_DESCRIBED}
+    if own_rewards:
+        described["reward_digests"] = [reward_digest(name, reward) for name, reward in own_rewards.items()]
     folder = RunFolder(
         run.output_dir,
         {**described, "thought": adapter_settings(thought)},
@@ -86,6 +102,7 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
         overwrite=run.overwrite,
         free=(*EXACT_OPTIONS, "chosen"),
         growing=("distill_steps", "grpo_steps"),
+        defaults={**default_settings(RunConfig), **BEFORE, "thought": adapter_settings(ThoughtConfig())},
     )
     check_more_distillation(run, folder)
     report = partial(console.print, markup=False, soft_wrap=True)
@@ -98,13 +115,20 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     asked: Questions = [], []
     every, every_example = prompts, examples
     if run.grpo_steps:
-        (examples, prompts), asked = split_questions(
-            examples, prompts, num_held_out(run, len(examples), unjudged(run, examples))
-        )
+        fault = unjudged(run, examples)
+        count = num_held_out(run, len(examples), fault)
+        if not count and run.held_out is None:
+            report(f"held out: no questions, because {why_none_held_out(fault)}")
+        (examples, prompts), asked = split_questions(examples, prompts, count)
     check_questions(run, len(examples))
-    for name, reward in own_rewards.items():
-        try_reward(name, reward, grpo_rows(examples[:NUM_TRIED], tokenizer, run.instruction), tokenizer)
+    if own_rewards:
+        table_rows = as_table(grpo_rows(examples, tokenizer, run.instruction), run.dataset)
+        tried = list(table_rows.select(range(min(NUM_TRIED, len(table_rows)))))
+        for name, reward in own_rewards.items():
+            try_reward(name, reward, tried, tokenizer)
     thinking = thinking_of(run, tokenizer)
+    if isinstance(thinking, StepFolding):
+        check_folded(own_rewards)
     check_lengths(every, run, thought, config, thinking)
     check_prompt_window(run, thought, every, config.num_hidden_layers)
     check_link_window(run, thought, every, thinking, config.num_hidden_layers)

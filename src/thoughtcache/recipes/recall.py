@@ -25,7 +25,7 @@ from thoughtcache.recipes.builders import find_checkpoint, save_adapter
 from thoughtcache.recipes.load_adapter import WEIGHTS, adapted_model
 from thoughtcache.recipes.load_model import load_tokenizer
 from thoughtcache.recipes.run.folder import WRITING_REMEDY, PhaseResult, RunFolder
-from thoughtcache.recipes.run.settings import adapter_settings, model_identities
+from thoughtcache.recipes.run.settings import adapter_settings, default_settings, model_identities
 from thoughtcache.report.files import writing
 from thoughtcache.report.plots import Panel, plot_curves
 from thoughtcache.report.progress import progress_bar
@@ -162,6 +162,7 @@ def run_recall(run: RecallRun, thought: ThoughtConfig, console: Console | None =
         resume=run.resume,
         overwrite=run.overwrite,
         growing=("steps",),
+        defaults={**default_settings(RecallRun), "thought": adapter_settings(ThoughtConfig())},
     )
     own_sentences = [] if run.text is None else sentences_of(run.text)
     config, tokenizer = load_tokenizer(run.model)

@@ -39,6 +39,7 @@ from thoughtcache.train.divergence import divergence
 from thoughtcache.train.evicted import check_evicted
 from thoughtcache.train.memory_rate import MemoryRate
 from thoughtcache.train.savings import available_to, choose_for, describe, record
+from thoughtcache.train.trainer_options.reports import own_report
 
 Evaluator = Callable[[nn.Module], dict[str, float]]
 
@@ -273,7 +274,8 @@ def distill(
     if free and trainer.accelerator.is_main_process:
         trainer.accelerator.print(describe(chosen, free))
         record(chosen, config.output_dir)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with own_report(config.report_to):
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     model.eval()
     return DistillResult.of(trainer)
 

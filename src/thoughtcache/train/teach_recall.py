@@ -31,6 +31,7 @@ from thoughtcache.train.memory_rate import MemoryRate
 from thoughtcache.train.recall import answer_logprobs
 from thoughtcache.train.recall_config import RecallConfig
 from thoughtcache.train.trainable import train_only
+from thoughtcache.train.trainer_options.reports import own_report
 
 WRITE_COST = 0.05
 """Nats per token that is written to a memory in attention space; docs/lab-log.md, "a price on writing"."""
@@ -144,7 +145,8 @@ def teach_recall(
             data_collator=lambda rows: {"episodes": rows},
             callbacks=list(callbacks),
         )
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        with own_report(config.report_to):
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     model.eval()
     return DistillResult.of(trainer)
 

@@ -24,7 +24,7 @@ from thoughtcache.recipes.distill.texts import read_source, texts_of
 from thoughtcache.recipes.load_adapter import WEIGHTS, adapted_model
 from thoughtcache.recipes.load_model import load_tokenizer
 from thoughtcache.recipes.run.folder import WRITING_REMEDY, PhaseResult, RunFolder
-from thoughtcache.recipes.run.settings import adapter_settings, model_identities
+from thoughtcache.recipes.run.settings import adapter_settings, default_settings, model_identities
 from thoughtcache.records import CacheSettings, Rollout
 from thoughtcache.report.files import writing
 from thoughtcache.report.plots import plot_curves
@@ -77,6 +77,7 @@ def run_distill(run: DistillRun, thought: ThoughtConfig, console: Console | None
         },
         resume=run.resume,
         overwrite=run.overwrite,
+        defaults={**default_settings(DistillRun), "thought": adapter_settings(ThoughtConfig())},
     )
     config, tokenizer = load_tokenizer(run.model)
     smallest = _smallest_budget(run, thought.resolve_window(None, num_layers=config.num_hidden_layers))

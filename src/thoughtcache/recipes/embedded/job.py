@@ -33,7 +33,7 @@ from thoughtcache.recipes.embedded.partial_start import PartialStart
 from thoughtcache.recipes.embedded.report import write_report
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.recipes.run.folder import WRITING_REMEDY, PhaseResult, RunFolder
-from thoughtcache.recipes.run.settings import EXACT_OPTIONS, TRANSIENT_OPTIONS
+from thoughtcache.recipes.run.settings import EXACT_OPTIONS, TRANSIENT_OPTIONS, default_settings
 from thoughtcache.recipes.teacher_samples import kept_samples
 from thoughtcache.records import Rollout
 from thoughtcache.report.files import writing
@@ -179,7 +179,14 @@ def run_embedded(run: RunConfig, console: Console | None = None) -> dict[str, An
     """
     console = console or Console()
     described = {name: value for name, value in asdict(run).items() if name not in TRANSIENT_OPTIONS}
-    folder = RunFolder(run.output_dir, described, resume=run.resume, overwrite=run.overwrite, free=EXACT_OPTIONS)
+    folder = RunFolder(
+        run.output_dir,
+        described,
+        resume=run.resume,
+        overwrite=run.overwrite,
+        free=EXACT_OPTIONS,
+        defaults=default_settings(RunConfig),
+    )
     samples = folder.samples_file("teacher")
     task = EMBEDDED_TASKS[run.task]
     if run.quick:

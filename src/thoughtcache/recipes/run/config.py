@@ -10,6 +10,7 @@ from thoughtcache.chains.table import check_thinking
 from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.learner.options import AUTO, Auto, take_savings
 from thoughtcache.policy.modes import GradientMode, Place
+from thoughtcache.recipes.run.reward_names import check_reward_names
 from thoughtcache.tasks.maths.answer_types import ANSWER_TYPES
 from thoughtcache.train.trainer_options.reports import REPORTS
 from thoughtcache.train.trainer_options.schedules import SCHEDULERS
@@ -169,7 +170,7 @@ class RunConfig:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         for phase in ("distill", "grpo"):
             for name in (f"{phase}_learning_rate", f"{phase}_memory_learning_rate"):
-                if getattr(self, name) is not None and getattr(self, name) <= 0:
+                if getattr(self, name) is not None and not 0 < getattr(self, name) < float("inf"):
                     raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.held_out is not None and self.held_out < 0:
             raise ValueError(f"held_out must be at least 0 questions, got {self.held_out}")
@@ -181,7 +182,7 @@ class RunConfig:
                 f"temperature must be positive, got {self.temperature:g}: logits are divided by it, and greedy answers "
                 "to one question are all alike; use 1.0 or something near it"
             )
-        if self.beta < 0:
+        if not 0 <= self.beta < float("inf"):
             raise ValueError(f"beta must be 0 or positive, got {self.beta}")
         if self.grpo_steps and self.group_size < 2:
             raise ValueError(f"group_size must be at least 2 to compare answers, got {self.group_size}")
@@ -195,11 +196,7 @@ class RunConfig:
             raise ValueError(
                 f"grpo_batch_size={self.grpo_batch_size} must be a multiple of group_size={self.group_size}"
             )
-        if self.reward_weight is not None and len(self.reward_weight) != len(self.reward or ()):
-            raise ValueError(
-                f"reward_weight={self.reward_weight} is one weight for each reward, of which there are "
-                f"{len(self.reward or ())}; give as many of both"
-            )
+        check_reward_names(self.reward, self.reward_weight)
         if self.grpo_batch_size % self.gradient_accumulation:
             raise ValueError(
                 f"gradient_accumulation={self.gradient_accumulation} must divide "

@@ -34,6 +34,7 @@ class RunFolder:
         overwrite: forget finished phases and the checkpoints of an older run.
         free: settings that may be another one when a run goes on.
         growing: counts that may be larger when a run goes on.
+        defaults: what a setting was in runs that were begun before there was one.
 
     Raises:
         ValueError: if the folder holds another run, or holds this one and neither flag is given, or is a file.
@@ -48,6 +49,7 @@ class RunFolder:
         overwrite: bool,
         free: Collection[str] = (),
         growing: Collection[str] = (),
+        defaults: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = Path(path)
         self.resume = resume
@@ -56,6 +58,7 @@ class RunFolder:
         # The folder may have been moved, or be named relative to another one.
         self._free = {*free, "output_dir"}
         self._growing = set(growing)
+        self._defaults = json.loads(json.dumps(dict(defaults or {})))
         self._described: dict[str, Any] = {}
         self._begun = False
         if self.path.exists() and not self.path.is_dir():
@@ -88,7 +91,7 @@ class RunFolder:
         added = json.loads(json.dumps(dict(config), sort_keys=True))
         self._described |= added
         if self.stored is not None:
-            found = differences(self.stored, added, free=self._free, growing=self._growing)
+            found = differences(self.stored, added, free=self._free, growing=self._growing, defaults=self._defaults)
             if found:
                 raise ValueError(
                     f"{self.path} holds a run with other settings ({', '.join(name for name, _, _ in found)}); "

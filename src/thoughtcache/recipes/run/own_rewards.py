@@ -7,35 +7,34 @@ trainer_state=, log_extra=, log_metric=)`, by keyword, and return a number, or N
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import importlib
 import inspect
-import math
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase, TrainerState
 
-Reward = Callable[..., Any]
+from thoughtcache.recipes.run.reward_guard import FAULTS, Reward, guarded
+
 NUM_TRIED = 2
 """Completions that a function is tried on."""
-_FAULTS = (ArithmeticError, AttributeError, LookupError, NameError, OSError, RuntimeError, TypeError, ValueError)
-"""What a function of somebody else is likely to raise; anything else keeps its traceback."""
 
 
 def load_reward(name: str) -> Reward:
     """The function that `package.module:function` names, from the working directory or an installed package.
 
-    The working directory stays on Python's path, as under `python -m`.
+    It is guarded (`reward_guard.py`). The working directory stays on Python's path, as under `python -m`.
 
     Raises:
         ValueError: if there is no such module or function, or if it is none.
     """
-    place, colon, function = name.partition(":")
-    if not colon or not place or not function:
-        raise ValueError(f"reward={name!r} names no function; write package.module:function, such as rewards:short")
+    place, function = _parts(name)
     module = _module(place, name)
     found: Any = module
     for part in function.split("."):
@@ -51,8 +50,43 @@ def load_reward(name: str) -> Reward:
             f"reward={name!r} is a {'class' if inspect.isclass(found) else type(found).__name__}, not a function; name "
             "a function as TRL takes it"
         )
-    reward: Reward = found
-    return reward
+    return guarded(name, found)
+
+
+def reward_digest(name: str, reward: Reward) -> str:
+    """A digest of the files of a loaded reward: the module that was named, and the one that defines the function.
+
+    Not covered: what these import.
+    """
+    function = inspect.unwrap(reward)
+    while isinstance(function, partial):
+        function = function.func
+    modules = [sys.modules[_parts(name)[0]], sys.modules.get(getattr(function, "__module__", ""))]
+    files = {file for module in modules if (file := getattr(module, "__file__", None))}
+    digest = hashlib.blake2b(digest_size=16)
+    for content in sorted(Path(file).read_bytes() for file in files):
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """(module, function) of a name.
+
+    Raises:
+        ValueError: if it has no such parts, or has the path of a file in the place of the module.
+    """
+    place, colon, function = name.rpartition(":")
+    if not colon or not place or not function:
+        raise ValueError(f"reward={name!r} names no function; write package.module:function, such as rewards:short")
+    parts = [part for part in re.split(r"[/\\.:]+", place.removesuffix(".py")) if part]
+    if place.endswith(".py") or ".".join(parts) != place:
+        elsewhere = place.startswith(("/", "..")) or ":" in place
+        dotted = parts[-1] if elsewhere and parts else ".".join(parts)
+        raise ValueError(
+            f"reward={name!r} is the path of a file, not the name of a module as Python sees it from the "
+            f"working directory; write {dotted or 'rewards'}:{function}"
+        )
+    return place, function
 
 
 def _module(place: str, name: str) -> ModuleType:
@@ -70,8 +104,10 @@ def _module(place: str, name: str) -> ModuleType:
         raise ValueError(
             f"reward={name!r}: {place} needs a module that is not installed ({error}); install it"
         ) from error
-    except (ImportError, SyntaxError) as error:
-        raise ValueError(f"reward={name!r}: {place} cannot be imported ({error}); repair it") from error
+    except (*FAULTS, SyntaxError) as error:
+        raise ValueError(
+            f"reward={name!r}: {place} cannot be imported ({type(error).__name__}: {error}); repair it"
+        ) from error
 
 
 def try_reward(
@@ -81,7 +117,7 @@ def try_reward(
 
     Args:
         name: what it is called in errors.
-        reward: the function; a coroutine function is awaited, as TRL does.
+        reward: the guarded function; a coroutine function is awaited, as TRL does.
         rows: rows of the data set that TRL sees, at least one; "prompt" of each, and other columns.
         tokenizer: tokenizer of the model.
 
@@ -110,27 +146,12 @@ def try_reward(
         ) from error
     try:
         found = reward(**arguments)
-        found = asyncio.run(_awaited(found)) if inspect.isawaitable(found) else found
-    except _FAULTS as error:
+        if inspect.isawaitable(found):
+            asyncio.run(_awaited(found))
+    except ValueError as error:
         raise ValueError(
-            f"the reward {name} failed on the {len(tried)} completions that it was tried on "
-            f"({type(error).__name__}: {error}); the first was {texts[0]!r}"
+            f"{error}; it was tried on {len(tried)} completions, of which the first was {texts[0]!r}"
         ) from error
-    if not isinstance(found, list | tuple):
-        raise ValueError(
-            f"the reward {name} returned a {type(found).__name__} ({found!r:.80}); return a list with a number, or "
-            "None, for each completion"
-        )
-    if len(found) != len(tried):
-        raise ValueError(
-            f"the reward {name} returned {len(found)} values for {len(tried)} completions; return one for each"
-        )
-    for value in found:
-        if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
-            raise ValueError(
-                f"the reward {name} returned {value!r:.80}, a {type(value).__name__}; allowed: finite numbers, and "
-                "None for no judgement"
-            )
 
 
 async def _awaited(found: Any) -> Any:

@@ -43,6 +43,12 @@ def adapter_settings(config: ThoughtConfig) -> dict[str, Any]:
     return settings
 
 
+def default_settings(config: type) -> dict[str, Any]:
+    """Every default of a dataclass: what a run had that was begun before there was the setting."""
+    fields = [field for field in dataclasses.fields(config) if field.default is not MISSING]
+    return {field.name: _plain(field.default) for field in fields}
+
+
 def model_identities(config: PretrainedConfig, model: str, adapter_weights: Path | None) -> dict[str, str]:
     """Digests of what paths do not say: the base model, and the adapter that a run starts from.
 
@@ -94,7 +100,12 @@ def data_identity(rows: Iterable[object]) -> str:
 
 
 def differences(
-    before: Mapping[str, Any], now: Mapping[str, Any], *, free: Collection[str] = (), growing: Collection[str] = ()
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    *,
+    free: Collection[str] = (),
+    growing: Collection[str] = (),
+    defaults: Mapping[str, Any] | None = None,
 ) -> list[Difference]:
     """(name, value before, value now) of every setting that is another one; nested settings under their own name.
 
@@ -103,15 +114,24 @@ def differences(
         now: settings of this call; what it does not have is not compared.
         free: settings that may be another one.
         growing: counts that may be larger now.
+        defaults: what a setting was where `before` does not have it, because it was written before there was one.
     """
+    defaults = defaults or {}
     found: list[Difference] = []
     for name, value in sorted(now.items()):
-        old = before.get(name)
+        old = before.get(name, defaults.get(name))
         if name in free or value == old:
             continue
         if isinstance(value, dict) and isinstance(old, dict):
             missing = dict.fromkeys(old.keys() - value.keys())
-            found += differences(old, {**missing, **value}, free=free, growing=growing)
+            inner = defaults.get(name)
+            found += differences(
+                old,
+                {**missing, **value},
+                free=free,
+                growing=growing,
+                defaults=inner if isinstance(inner, dict) else None,
+            )
         elif not (name in growing and isinstance(old, int) and value > old):
             found.append((name, old, value))
     return found

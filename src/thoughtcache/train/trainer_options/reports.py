@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +47,24 @@ def reporting(name: str, output_dir: str | Path) -> dict[str, Any]:
     if name == NONE:
         return {"report_to": []}
     return {"report_to": [name], "run_name": "-".join(Path(output_dir).resolve().parts[-2:])}
+
+
+@contextmanager
+def own_report(name: str) -> Iterator[None]:
+    """Around a training: ends the run of wandb that began in it, as the other reports do by themselves.
+
+    transformers begins a run of wandb where there is none and ends none, so that the next training would go on in it
+    under its name. A run that was open before is the caller's and stays open; where training fails, wandb itself says
+    that the run did.
+
+    Args:
+        name: one of `REPORTS`.
+    """
+    was_open = _open_run() is not None
+    yield
+    if name == "wandb" and not was_open and _open_run() is not None:
+        sys.modules["wandb"].finish()
+
+
+def _open_run() -> Any:
+    return getattr(sys.modules.get("wandb"), "run", None)

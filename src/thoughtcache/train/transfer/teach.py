@@ -30,6 +30,7 @@ from thoughtcache.train.checkpoints import history_at_end, load_weights
 from thoughtcache.train.distill import DistillResult, RolloutRows, longest_first, under_window
 from thoughtcache.train.memory_rate import MemoryRate
 from thoughtcache.train.trainable import train_only
+from thoughtcache.train.trainer_options.reports import own_report
 from thoughtcache.train.transfer.config import TransferConfig
 from thoughtcache.train.transfer.errors import BoundedPass, LayerErrors
 
@@ -222,7 +223,8 @@ def transfer_attention(
             data_collator=longest_first,
             callbacks=list(callbacks),
         )
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        with own_report(config.report_to):
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     model.eval()
     return DistillResult.of(trainer)
 
