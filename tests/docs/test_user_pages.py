@@ -14,6 +14,8 @@ import pytest
 import torch
 import trl.trainer.grpo_trainer
 
+from support.grpo import base_with_eos, make_trainer
+from support.models import adapt
 from thoughtcache.evaluation.scores import SuiteScores
 from thoughtcache.measuring.phase_timer import BRIEF, PHASES
 from thoughtcache.recipes.before_after import HEADER as BEFORE_AFTER
@@ -85,6 +87,15 @@ def test_metrics_of_trl_exist_there() -> None:
     source = inspect.getsource(trl.trainer.grpo_trainer)
     for name in named(section("metrics.md", "GRPO: what comes from TRL")):
         assert f'"{name}"' in source or f'"{name.replace("NAME", "{reward_func_name}")}"' in source, name
+
+
+def test_whatever_a_run_logs_is_on_the_page(tmp_path: Path) -> None:
+    page = (DOCS / "metrics.md").read_text().replace("rewards/NAME/", "rewards/even_words/")
+    trainer = make_trainer(adapt(base_with_eos(), evict_fraction=0.4), tmp_path, max_steps=1, beta=0.1)
+    trainer.train()
+    logged = set(trainer.state.log_history[0]) - {"step"}
+    assert {"kl", "cache/evictions", "memory/reference_mib_max"} <= logged
+    assert all(f"`{name}`" in page for name in logged), {name for name in logged if f"`{name}`" not in page}
 
 
 def test_metrics_of_distillation_are_logged() -> None:
