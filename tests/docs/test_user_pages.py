@@ -162,6 +162,19 @@ def test_the_readme_and_the_pages_in_a_hurry_stay_short() -> None:
         assert len(page.read_text().splitlines()) <= MOST_LINES, page.name
 
 
+WORDS = ("thoughts?", "windows?", "evictions?", "states?", "full cache", "replay", "records?", "nats?", "LoRA_c")
+"""Words of this project, each of which is explained where a page uses it for the first time."""
+
+
+@pytest.mark.parametrize("name", ["README", *SHORT, "embedded"])
+def test_words_are_explained_at_their_first_use(name: str) -> None:
+    text = (ROOT / "README.md" if name == "README" else DOCS / f"{name}.md").read_text()
+    text = re.sub(r"^```.*?^```$|^#.*?$|`[^`]*`|!\[.*?\)|\]\(.*?\)", "", text, flags=re.MULTILINE | re.DOTALL)
+    for word in WORDS:
+        first = re.search(rf"(\*?)\b{word}\b", text, re.IGNORECASE)
+        assert first is None or first.group(1) == "*", text[first.start() - 60 : first.end() + 20]
+
+
 def test_the_readme_leads_to_every_page() -> None:
     linked = set(re.findall(r"\]\(docs/([\w-]+\.md)", (ROOT / "README.md").read_text()))
     assert linked == {page.name for page in DOCS.glob("*.md")}
