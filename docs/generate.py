@@ -62,8 +62,49 @@ def eviction_module() -> str:
 
 
 OPTIONS_INTRODUCTION = """\
-# TRL's options
+# From TRL to ThoughtCache
 
+Three names change, and everything else of your script stays: data, rewards, tokenizer, callbacks, options.
+```diff
+-from peft import LoraConfig
+-from trl import GRPOConfig, GRPOTrainer
++from thoughtcache import ThoughtConfig, ThoughtGRPOConfig, ThoughtGRPOTrainer
+
+-args, peft_config = GRPOConfig(...), LoraConfig(r=32)
++args, peft_config = ThoughtGRPOConfig(...), ThoughtConfig(r=32, window=1024)
+-trainer = GRPOTrainer(model, rewards, args, train_dataset=data, peft_config=peft_config)
++trainer = ThoughtGRPOTrainer(model, rewards, args, train_dataset=data, peft_config=peft_config)
+ trainer.train()
+```
+1. Take out `bf16=True`, `gradient_checkpointing=True`, `use_vllm=True` and sampling filters, if you have them: they are
+   refused, and the refusal says what to use instead. `model_init_kwargs={"dtype": "bfloat16"}` loads the model in
+   bfloat16; `checkpoint_layers` is gradient checkpointing here.
+2. Choose a `window`, the number of generated tokens that stay in the cache: smaller than `max_completion_length`
+   ([choose.md](choose.md)).
+3. A new adapter under a small window answers few questions rightly, and GRPO learns nothing from that. Distil it first
+   with `tc.distill` ([distill.md](distill.md)), and give the trainer that model without `peft_config`.
+4. The log gains metrics of the cache, the state and the distance of sampling and learner ([metrics.md](metrics.md)).
+
+`tc.preset("lora", window=None)` is LoRA with its full cache, `tc.preset("lora", window=1024)` the control under the
+window. A whole script is in the [README](../README.md). Below the trainer are three calls that work by themselves:
+```python
+import peft
+import thoughtcache as tc
+from thoughtcache.tasks.embedded.reasoner import encode_prompt, load_reasoner
+
+base, tokenizer = load_reasoner()  # any Llama, Qwen2/2.5/3, SmolLM2/3, R1 distill, or Mistral without sliding layers
+model = peft.get_peft_model(base, tc.ThoughtConfig(r=8, num_global_tokens=8, window=16))
+
+prompts = [encode_prompt(tokenizer, "347*682=")]
+rollouts = tc.rollout(model, prompts, max_new_tokens=40)  # sampled under the bounded cache
+scored = tc.replay(model, rollouts)  # the same log-probabilities, with gradient
+print((scored.logprobs[0] - rollouts[0].logprobs).abs().max())  # rounding only
+
+inputs = tokenizer("347*682=", return_tensors="pt")
+model.generate(**inputs, max_new_tokens=40)  # bounded cache and state, like any PEFT model
+```
+
+## Options
 `tc.ThoughtGRPOConfig` is `trl.GRPOConfig` (TRL 1.16, with all fields of transformers' `TrainingArguments`) and some
 fields of its own. Generated from `train/trl/options.py` by `make docs`; a test fails when TRL adds an option.
 

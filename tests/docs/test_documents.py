@@ -13,6 +13,7 @@ import pytest
 
 import thoughtcache as tc
 from thoughtcache_cli.arguments import build_parser, command_parsers
+from thoughtcache_cli.effect import refuse_without_effect
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -49,7 +50,12 @@ def test_commands_parse_and_targets_exist(name: str, text: str) -> None:
     for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if words and words[0].endswith("thoughtcache"):
-            build_parser().parse_args(words[1:])
+            parser = build_parser()
+            options = vars(parser.parse_args(words[1:]))
+            command = options.pop("command")
+            actions = command_parsers(parser)[command]._actions
+            spelled = {action.dest: action.option_strings[-1] for action in actions if action.option_strings}
+            refuse_without_effect(command, options, spelled)
         elif words and words[0] == "make":
             assert f"\n{words[1]}:" in makefile
 

@@ -49,7 +49,7 @@ class DistillResult:
     """The result of a distillation.
 
     Attributes:
-        history: log records in order (step, loss, kl_late, evaluation metrics).
+        history: log records in order (step, loss, and the evaluator's numbers under `eval_`).
         elapsed_seconds: wall-clock time of the training loop, evaluations included.
     """
 
