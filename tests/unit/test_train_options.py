@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -103,20 +101,18 @@ def test_every_phase_has_a_run_of_wandb_and_one_of_the_caller_stays_open(
     user: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """transformers begins a run only where there is none, and ends none."""
-    wandb: Any = ModuleType("wandb")
-    wandb.__spec__, wandb.run = ModuleSpec("wandb", None), None
+    wandb: Any = SimpleNamespace(run=None)
     wandb.finish = lambda: setattr(wandb, "run", None)
     logged: set[tuple[str, str]] = set()
 
     class Report(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            wandb.run = wandb.run or SimpleNamespace(name=args.run_name, url=None)
+            wandb.run = wandb.run or SimpleNamespace(name=args.run_name)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             logged.update((wandb.run.name, name) for name in logs if name in ("loss", "reward"))
 
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    monkeypatch.setattr("trl.extras.profiling.is_wandb_available", lambda: False)  # it looked before there was this one
+    monkeypatch.setattr(reports, "sys", SimpleNamespace(modules={"wandb": wandb}))  # other libraries do not see it
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "wandb", Report)
     monkeypatch.setitem(reports.AVAILABLE, "wandb", lambda: True)
     train(user, tmp_path / "mine", report_to="wandb")
@@ -124,7 +120,7 @@ def test_every_phase_has_a_run_of_wandb_and_one_of_the_caller_stays_open(
     assert {("mine-distill", "loss"), ("mine-grpo", "reward")} <= logged
     assert ("mine-distill", "reward") not in logged
     logged.clear()
-    wandb.run = own = SimpleNamespace(name="the caller's", url=None)
+    wandb.run = own = SimpleNamespace(name="the caller's")
     train(user, tmp_path / "other", report_to="wandb")
     assert wandb.run is own
     assert {run for run, _ in logged} == {"the caller's"}
