@@ -153,7 +153,9 @@ def write_summary(output: Path, by_seed: Sequence[Sequence[dict[str, Any]]], opt
         x_doubles=True,
     )
     plot_curves(output / "scaling.png", [panel])
-    payload = {"settings": vars(options), "environment": environment(), "right answers (%)": shares}
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    by_name = {name: {str(number): each for number, each in own.items()} for name, own in shares.items()}
+    payload = {"settings": settings, "environment": environment(), "right answers (%)": by_name}
     written = write_results(output / "results.json", payload)
     console.print(f"results: {written}", soft_wrap=True)
 
