@@ -170,6 +170,7 @@ WORDS = ("thoughts?", "windows?", "evictions?", "states?", "full cache", "replay
 def test_words_are_explained_at_their_first_use(name: str) -> None:
     text = (ROOT / "README.md" if name == "README" else DOCS / f"{name}.md").read_text()
     text = re.sub(r"^```.*?^```$|^#.*?$|`[^`]*`|!\[.*?\)|\]\(.*?\)", "", text, flags=re.MULTILINE | re.DOTALL)
+    text = " ".join(text.split())
     for word in WORDS:
         first = re.search(rf"(\*?)\b{word}\b", text, re.IGNORECASE)
         assert first is None or first.group(1) == "*", text[first.start() - 60 : first.end() + 20]
