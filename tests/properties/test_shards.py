@@ -72,7 +72,7 @@ def test_rows_that_are_not_there_are_refused(wrong: list[int]) -> None:
 
 def test_options_are_the_arguments_of_rollout_that_can_be_sent() -> None:
     """A new argument of `rollout` must be entered in `RolloutOptions`, or among those that cannot be sent."""
-    here_only = {"model", "prompt_ids", "rows", "on_event", "timer", "progress"}
+    here_only = {"model", "prompt_ids", "rows", "on_event", "stream", "timer", "progress"}
     parameters = inspect.signature(tc.rollout).parameters
     assert set(parameters) - here_only == set(RolloutOptions.__annotations__)
 

@@ -26,11 +26,11 @@ def test_what_left_a_layer_is_gone_before_the_next_layer_absorbs(
     def watched(self):
         absorb = absorber(self)
 
-        def call(layer, state, keys, values, positions):
+        def call(layer, state, keys, values, positions, due):
             assert not any(block() is not None for block in earlier), f"layer {layer} finds blocks of another"
             earlier[:] = [weakref.ref(keys), weakref.ref(values)]
             layers.append(layer)
-            return absorb(layer, state, keys, values, positions)
+            return absorb(layer, state, keys, values, positions, due)
 
         return call
 

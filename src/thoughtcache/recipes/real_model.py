@@ -113,13 +113,16 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     )
     examples, prompts = no_longer_than(examples, prompts, run.max_prompt_tokens, report)
     asked: Questions = [], []
+    held_out = ""  # said once nothing is refused any more
     every, every_example = prompts, examples
     if run.grpo_steps:
         fault = unjudged(run, examples)
         count = num_held_out(run, len(examples), fault)
-        if not count and run.held_out is None:
-            report(f"held out: no questions, because {why_none_held_out(fault)}")
         (examples, prompts), asked = split_questions(examples, prompts, count)
+        if asked[0]:
+            held_out = f"held out: {len(asked[0])} questions, chosen by a digest of their prompts (--held-out)"
+        elif run.held_out is None:
+            held_out = f"held out: no questions, because {why_none_held_out(fault)}"
     check_questions(run, len(examples))
     if own_rewards:
         table_rows = as_table(grpo_rows(examples, tokenizer, run.instruction), run.dataset)
@@ -136,8 +139,8 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     shown = print_prompts(prompts, examples, tokenizer, console) if run.dry_run else []
     run, chosen = fitted(run, thought, config, every, console, stored=(folder.stored or {}).get("chosen"))
     if run.dry_run:
-        if chosen:
-            report(chosen)
+        for line in filter(None, (held_out, chosen)):
+            report(line)
         available = usable_bytes(free_bytes("cuda" if torch.cuda.is_available() else "cpu"))
         planned = print_run_plan(run, thought, config, every, available, console)
         plain_line(console, "dry run: nothing was trained and nothing was written")
@@ -147,14 +150,12 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     model = adapted_model(
         run.model, thought, adapter=run.adapter, dtype=run.dtype, load_in_4bit=run.load_in_4bit, seed=run.seed
     )
-    if chosen:
-        report(chosen)
+    for line in filter(None, (held_out, chosen)):
+        report(line)
     table = BeforeAfter(
         run=run, thought=thought, folder=folder, examples=asked[0], prompts=asked[1], thinking=thinking,
         tokenizer=tokenizer, console=console,
     )  # fmt: skip
-    if asked[0]:
-        plain_line(console, f"held out: {len(asked[0])} questions, chosen by a digest of their prompts (--held-out)")
     with writing(folder.path, WRITING_REMEDY):
         table.ask_base(model, fits_in_full=_fits_in_full(run, config, every))
         if run.adapter is not None:
