@@ -138,9 +138,9 @@ def write_summary(output: Path, by_seed: Sequence[Sequence[dict[str, Any]]], opt
     header = ["right answers (%), mean (least to most over seeds)", *(f"{number} operations" for number in operations)]
     print_cells(None, header, rows, console)
     (output / "table.md").write_text(markdown(header, rows), encoding="utf-8")
-    x = [float(number) for number in operations]
+    x, trained = [float(number) for number in operations], ", ".join(map(str, options.train_operations))
     panel = Panel(
-        title=f"Window {options.window}, trained on {options.train_operations} operations per chain",
+        title=f"Window {options.window}, trained on {trained} operations per chain",
         x_label="operations per chain",
         y_label="right answers (%)",
         series={name: (x, [_mean(own[number]) for number in operations]) for name, own in shares.items()},
