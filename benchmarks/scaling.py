@@ -26,6 +26,7 @@ from rich.console import Console
 import thoughtcache as tc
 from thoughtcache.recipes.builders import save_adapter
 from thoughtcache.recipes.evaluate.config import EvalRun
+from thoughtcache.recipes.run.settings import differences
 from thoughtcache.recipes.scaling.operations import run_scale_operations
 from thoughtcache.recipes.teacher_samples import kept_samples
 from thoughtcache.records import Rollout
@@ -71,10 +72,9 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     """
     file = folder / "settings.json"
     if file.is_file():
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        others = {name: (kept.get(name), value) for name, value in settings.items() if kept.get(name) != value}
+        others = differences(json.loads(file.read_text(encoding="utf-8")), settings)
         if others:
-            text = ", ".join(f"{name}={was} then, {value} now" for name, (was, value) in others.items())
+            text = ", ".join(f"{name}={was} then, {value} now" for name, was, value in others)
             raise ValueError(f"adapters in {folder} were trained with {text}; give another --output")
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -98,7 +98,7 @@ def wanted_by_score(scores: Sequence[float], num_kept: int, *, beta: float, temp
     """Thoughts that every head should keep, of mean `num_kept`: `share_h pool + min`.
 
     Args:
-        scores: of all heads, not all 0.
+        scores: one score per head, of which at least one is above 0.
         num_kept: W - E.
         beta: as in `HeadKVBudgets`.
         temperature: as in `HeadKVBudgets`.

@@ -70,16 +70,17 @@ def cache_totals(traces: Sequence[Trace]) -> Float[Tensor, " 7"]:
         states = _states(links)
         if not states:
             continue
-        norms = torch.stack([state.flatten(1).norm(dim=1).cpu() for state in states]).double()
+        norms = torch.stack([state.flatten(1).norm(dim=1) for state in states]).double()
         found[2] += norms.numel()
         found[3] += norms.sum()
         found[4] = max(found[4], norms.max())
         budgets = layer_budgets(links[0].settings.cache)
-        for layer in range(len(states[-1])):
+        for layer in range(norms.shape[1]):
             first = 0 if budgets is None else budgets.num_late(layer)
             if first < len(states) - 1:
                 found[5] += 1
-                found[6] += _change(states[first][layer], states[-1][layer])
+                difference = (states[-1][layer] - states[first][layer]).norm()
+                found[6] += difference / norms[[first, -1], layer].max().clamp_min(TINY)
     return found.float()
 
 
@@ -101,13 +102,6 @@ def _states(links: Sequence[Rollout]) -> list[Float[Tensor, "L *state"]]:
             found.append(link.continues.state)
         found += [] if link.states is None else list(link.states)
     return found
-
-
-def _change(first: Tensor, last: Tensor) -> float:
-    """Relative change of a state; 0 where both are zero."""
-    larger: float = max(first.norm().item(), last.norm().item(), TINY)
-    difference: float = (last.double() - first.double()).norm().item()
-    return difference / larger
 
 
 def cache_metrics(totals: Float[Tensor, "P 7"]) -> dict[str, float]:
