@@ -17,8 +17,10 @@ import itertools
 import json
 import math
 import random
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +57,23 @@ TOPICS = (
 )  # fmt: skip
 
 
+PER_ARM = ("window", "rank", "steps", "transfer_steps", "memory_learning_rate", "seed")
+"""Options that may differ between calls for one folder; each arm keeps its own."""
+
 TRANSFER_WEIGHT = 0.05
 """Weight of a memory before attention transfer: on running text everything that left is too much at first."""
+
+
+SELECTING = ("h2o", "snapkv", "tova")
+"""Eviction policies that do best untrained (docs/eviction.md), each with a LoRA alone and with a memory."""
 
 
 def arms(rank: int, window: int) -> dict[str, Callable[[], tc.ThoughtConfig]]:
     """The compared systems. `lora_window_equal` is sized so that its parameters are PTE's, to the nearest rank.
 
     `attention_N_transfer` begins with attention transfer on the same texts, and is distilled from there;
-    `attention_N_h2o_transfer` does so under the eviction policy `h2o`, so that the memory learns what is not selected.
-    `lora_slots_N`, `lora_h2o_N` and `lora_snapkv_N` have the numbers of `attention_N` as slots, at a head size of 64.
+    `attention_N_POLICY_transfer` does so under an eviction policy, so that the memory learns what is not selected.
+    `lora_slots_N` and `lora_POLICY_N` have the numbers of `attention_N` as slots, at a head size of 64.
     """
 
     def config(r: int = rank, **options: Any) -> tc.ThoughtConfig:
@@ -82,20 +91,26 @@ def arms(rank: int, window: int) -> dict[str, Callable[[], tc.ThoughtConfig]]:
             r=rank, lora_alpha=2 * rank, window=window, memory="attention", memory_features=features, **options
         )
 
+    selecting = {
+        name: arm
+        for features, policy in itertools.product((16, 64), SELECTING)
+        for name, arm in (
+            (f"lora_{policy}_{features}", partial(slots, features, policy)),
+            (
+                f"attention_{features}_{policy}_transfer",
+                partial(attention, features, memory_weight=TRANSFER_WEIGHT, eviction=policy),
+            ),
+        )
+    }
     return {
+        **selecting,
         "lora_window": lambda: config(**plain),
         "lora_slots_16": lambda: slots(16),
         "lora_slots_64": lambda: slots(64),
-        "lora_h2o_16": lambda: slots(16, "h2o"),
-        "lora_h2o_64": lambda: slots(64, "h2o"),
-        "lora_snapkv_16": lambda: slots(16, "snapkv"),
-        "lora_snapkv_64": lambda: slots(64, "snapkv"),
         "attention_16": lambda: attention(16),
         "attention_64": lambda: attention(64),
         "attention_16_transfer": lambda: attention(16, memory_weight=TRANSFER_WEIGHT),
         "attention_64_transfer": lambda: attention(64, memory_weight=TRANSFER_WEIGHT),
-        "attention_16_h2o_transfer": lambda: attention(16, memory_weight=TRANSFER_WEIGHT, eviction="h2o"),
-        "attention_64_h2o_transfer": lambda: attention(64, memory_weight=TRANSFER_WEIGHT, eviction="h2o"),
         "attention_64_rotated": lambda: attention(64, memory_keys="rotated"),
         "attention_64_delta": lambda: attention(64, memory_write="delta"),
         "lora_window_equal": lambda: config(r=rank + rank // 8, num_global_tokens=rank + rank // 8, **plain),
@@ -194,11 +209,30 @@ class Parts:
         }
 
 
+def distill(
+    model: peft.PeftModel,
+    samples: list[Rollout],
+    target: Path,
+    options: argparse.Namespace,
+    evaluate: Callable[[nn.Module], dict[str, float]],
+) -> list[dict[str, Any]]:
+    """Distil an arm towards the base with its full cache; returns what was logged."""
+    has_memory = find_tuner(model).thought_config.has_attention_memory
+    memory_rate = options.memory_learning_rate if has_memory else None
+    config = replace(distill_config(options, target), memory_learning_rate=memory_rate)
+    return list(tc.distill(model, [], config, samples=samples, evaluator=evaluate).history)
+
+
 def run_arm(name: str, folder: Path, options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Train one arm, or read what it left."""
     target = folder / name
     if (target / "arm.json").is_file():
         return json.loads((target / "arm.json").read_text())
+    if not options.steps and not name.endswith("_transfer"):
+        raise SystemExit(
+            f"--steps 0 leaves {name} untrained: only arms whose names end in _transfer learn without them"
+        )
+    start = time.perf_counter()
     base = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype))
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     torch.manual_seed(options.seed)
@@ -223,18 +257,10 @@ def run_arm(name: str, folder: Path, options: argparse.Namespace, console: Conso
         tc.transfer_attention(model, samples[options.held_out :], config)
         transferred = held_out(model)
         console.print(f"{name}, after {options.transfer_steps} steps of attention transfer: {transferred}")
-    has_memory = find_tuner(model).thought_config.has_attention_memory
-    memory_rate = options.memory_learning_rate if has_memory else None
-    result = tc.distill(
-        model,
-        [],
-        replace(distill_config(options, target), memory_learning_rate=memory_rate),
-        samples=samples[options.held_out :],
-        evaluator=evaluate,
-    )
+    history = distill(model, samples[options.held_out :], target, options, evaluate) if options.steps else []
     curve = [before] + [
         {"step": record["step"], **{part: record[f"eval_{part}"] for part in ("early", "late", "far")}}
-        for record in result.history
+        for record in history
         if "eval_late" in record
     ]
     model.save_pretrained(str(target / "adapter"))
@@ -243,7 +269,8 @@ def run_arm(name: str, folder: Path, options: argparse.Namespace, console: Conso
         "curve": curve,
         "held_out_texts": held_out.last,
         "num_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "elapsed_seconds": result.elapsed_seconds,
+        "elapsed_seconds": time.perf_counter() - start,
+        "settings": {name: getattr(options, name) for name in PER_ARM},
         "num_training_texts": len(samples) - options.held_out,
     }
     write_results(target / "arm.json", payload)
@@ -259,7 +286,12 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the base")
     parser.add_argument("--window", type=int, default=64)
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=100,
+        help="of distillation; 0 leaves arms that end in _transfer with attention transfer",
+    )
     parser.add_argument("--samples", type=int, default=192, help="texts to sample; the first ones are held out")
     parser.add_argument("--held-out", type=int, default=16)
     parser.add_argument("--min-new-tokens", type=int, default=160, help="shorter texts are dropped")

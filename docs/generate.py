@@ -13,6 +13,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from thoughtcache.cache.budgets import ALLOCATIONS
+from thoughtcache.cache.budgets.scored import settings_of
+from thoughtcache.cache.budgets.table import SCORED
 from thoughtcache.cache.eviction import EVICTION_POLICIES, EvictionPolicy, default_options
 from thoughtcache.train.trl.options import NO_MEANING, REFUSED, REFUSED_BY_OTHER_NAME, WORKS
 from thoughtcache_cli.arguments import build_parser
@@ -25,7 +27,7 @@ EVICTION_HELP = "src/thoughtcache_cli/options/eviction_help.py"
 def command_line_page() -> str:
     """The help of `thoughtcache` and of every command, at a fixed width."""
     os.environ["COLUMNS"] = "100"
-    eviction_help.POLICIES, eviction_help.BUDGETS = policies(), allocations()
+    eviction_help.POLICIES, eviction_help.BUDGETS, eviction_help.SCORED = policies(), allocations(), scored()
     parser = build_parser()
     commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     parts = ["# Command line", "", "Generated from `--help` by `make docs`.", ""]
@@ -47,6 +49,14 @@ def allocations() -> tuple[tuple[str, str, str], ...]:
     )
 
 
+def scored() -> tuple[tuple[str, str, str], ...]:
+    """(name, where heads of higher scores keep more, settings with their defaults) of every rule by scores of heads."""
+    return tuple(
+        (name, rule.source, " ".join(f"{key}={default:g}" for key, default in settings_of(rule).items()))
+        for name, rule in SCORED.items()
+    )
+
+
 def settings(policy: type[EvictionPolicy]) -> str:
     """The settings of a policy as they are written on the command line."""
     return " ".join(f"{key}={str(value).lower()}" for key, value in default_options(policy).items())
@@ -55,7 +65,7 @@ def settings(policy: type[EvictionPolicy]) -> str:
 def eviction_module() -> str:
     """The source of `eviction_help.py`."""
     lines = [(ROOT / EVICTION_HELP).read_text().split("POLICIES")[0].rstrip("\n"), ""]
-    for name, table in (("POLICIES", policies()), ("BUDGETS", allocations())):
+    for name, table in (("POLICIES", policies()), ("BUDGETS", allocations()), ("SCORED", scored())):
         rows = [["    (", *(f'        "{text}",' for text in row), "    ),"] for row in table]
         lines += [f"{name} = (", *(line for row in rows for line in row), ")"]
     return "\n".join([*lines, ""])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import thoughtcache.adapter  # noqa: F401  registers the PEFT method
+from thoughtcache.cache.budgets.adakv import adakv_budgets
 from thoughtcache.cache.budgets.headkv import headkv_budgets
 from thoughtcache.chains.chain import Chain
 from thoughtcache.chains.folding import StepFolding
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from thoughtcache.studies.families import probe_families
     from thoughtcache.studies.far_attention import probe_far_attention
     from thoughtcache.studies.passcode import probe_passcode
+    from thoughtcache.studies.pooled_attention import probe_pooled_attention
     from thoughtcache.studies.sinks import probe_sinks
     from thoughtcache.studies.state_use import probe_state_use
     from thoughtcache.train.distill import distill
@@ -58,6 +60,7 @@ _LAZY = {
     "probe_attention_share": "thoughtcache.studies.attention_share",
     "probe_families": "thoughtcache.studies.families",
     "probe_far_attention": "thoughtcache.studies.far_attention",
+    "probe_pooled_attention": "thoughtcache.studies.pooled_attention",
     "probe_passcode": "thoughtcache.studies.passcode",
     "probe_sinks": "thoughtcache.studies.sinks",
     "probe_state_use": "thoughtcache.studies.state_use",
@@ -102,6 +105,7 @@ __all__ = [
     "TokenFilters",
     "TokenLogProbs",
     "TransferConfig",
+    "adakv_budgets",
     "distill",
     "folding_reward",
     "full_cache",
@@ -116,6 +120,7 @@ __all__ = [
     "probe_families",
     "probe_far_attention",
     "probe_passcode",
+    "probe_pooled_attention",
     "probe_sinks",
     "probe_state_use",
     "replay",

@@ -82,7 +82,8 @@ class ThoughtConfig(LoraConfig):
         eviction_options: settings of that policy, by name; what is not given, or given as its default, is left out.
         eviction_budgets: None or "even" (every layer holds `window` thoughts), "pyramid" or "pyramid:beta=8"
             (PyramidKV: lower layers hold more), or the budget of every layer as a list, of mean `window`, or that of
-            every kv head, as a list per layer; "headkv:scores=FILE" becomes such a list.
+            every kv head, as a list per layer; "headkv:scores=FILE" and
+            "adakv:scores=FILE" become such lists.
         positions: "absolute" (a thought keeps its position, and the model's positions bound the length) or "rolling"
             (positions count the prompt and the resident thoughts; cached keys are moved when others leave).
         initial_state: "global" (learned), "zero" or "identity" (plain LoRA; needs num_global_tokens == r).

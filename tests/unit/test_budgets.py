@@ -217,7 +217,7 @@ def test_even_lists_are_no_budgets():
     [
         (
             {"eviction_budgets": "cone"},
-            r"eviction_budgets='cone' is not known; choose one of \['even', 'headkv', 'pyramid'\], or give",
+            r"eviction_budgets='cone' is not known; choose one of \['even', 'headkv', 'adakv', 'pyramid'\], or give",
         ),
         ({"eviction_budgets": "pyramid:alpha=3"}, r"'alpha=3' is no setting of 'pyramid'; it has beta=20"),
         ({"eviction_budgets": "pyramid:beta=1"}, r"beta must be at least 2, got 1; at 1 budgets are even"),

@@ -49,7 +49,7 @@ def run_of(model: str, output: Path, **changes: Any) -> CompareRun:
 def test_a_row_by_hand():
     """Two texts, two layers: the window loses 8 of 16 and 10 of 20, and 2 and 5 of that are still missing."""
     lost = {"full": [[8.0, 4.0], [8.0, 16.0]], "error": [[4.0, 4.0], [4.0, 6.0]]}
-    seconds = {"tokens": 12, "wall_seconds": 2.0, "cpu_seconds": 1.5, "eviction_seconds": 0.3}
+    seconds = {"tokens": 12, "wall_seconds": 2.0, "cpu_seconds": 1.5, "eviction_seconds": 0.3, "peak_mib": 5.0}
     before = {**seconds, "cpu_seconds": 1.0}
     own = {
         "by_text": [0.1, 0.3],
@@ -68,7 +68,9 @@ def test_a_row_by_hand():
     assert row.kl[1:] == pytest.approx(mean_interval([0.1, 0.3]))
     assert row.minus_sliding[0] == pytest.approx(-0.15)
     assert row.minus_sliding[1:] == pytest.approx(mean_interval([-0.2, -0.1]))
-    assert (row.speed, row.kept_bytes) == (6.0, 64)
+    assert (row.speed, row.peak_mib, row.kept_bytes) == (6.0, 5.0, 64)
+    seconds.pop("peak_mib")  # as an earlier version wrote it
+    assert row_of("h2o", 8, 10, lost, own, {"by_text": [0.3, 0.4]}).peak_mib is None
     assert row.evicting == pytest.approx(0.2)
     assert row.slower == pytest.approx(1.5)
     one_sided = row_of("h2o", 8, 10, lost, {**own, "error": [[0.0, 2.0], [2.0, 3.0]]}, {"by_text": [0.3, 0.4]})
@@ -128,6 +130,7 @@ def test_the_command_writes_tables_and_a_picture(model, text, tmp_path, capsys):
     assert "window 8, 12 slots" in shown
     rows = list(csv.DictReader(io.StringIO((tmp_path / "run" / "comparison.csv").read_text())))
     assert [(row["policy"], row["slots"], row["slower"]) for row in rows] == [("sliding", "12", ""), ("h2o", "12", "")]
+    assert all(float(row["peak_mib"]) >= 0 for row in rows)
     assert float(rows[0]["share"]) != 0  # four slots more than the window whose loss is the measure
     layers = list(csv.DictReader(io.StringIO((tmp_path / "run" / "layers.csv").read_text())))
     assert [row["layer"] for row in layers] == ["0", "1"] * 2

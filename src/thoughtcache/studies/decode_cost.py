@@ -1,14 +1,16 @@
-"""What an eviction policy costs while texts are decoded token by token: seconds, and bytes of what it keeps."""
+"""What an eviction policy costs while texts are decoded token by token: seconds, memory, bytes of what it keeps."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from peft import PeftModel
 
+from thoughtcache.measuring.peak_memory import peak_memory_of
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.records import CacheSettings, Rollout
 from thoughtcache.sampler.events import Event, Evicted, Evicting, Started
@@ -24,12 +26,15 @@ class DecodeCost:
         wall_seconds: on the wall.
         cpu_seconds: processor time of the process, which does not see what else the machine does.
         eviction_seconds: processor time inside evictions: choice, move of what stays, and record.
+        peak_mib: MiB over what was in use before, which the weights are, from the prefill on; see `PeakMemory`. None
+            where it cannot be measured.
     """
 
     tokens: int
     wall_seconds: float
     cpu_seconds: float
     eviction_seconds: float
+    peak_mib: float | None
 
 
 @dataclass(slots=True)
@@ -58,12 +63,16 @@ def timed_evictions(model: PeftModel, rollouts: Sequence[Rollout]) -> tuple[list
         rollouts: texts under one window; all of them are decoded at once.
     """
     clock = _Clock()
-    found = rollouts_of_given(model, rollouts, clock, batch_size=len(rollouts))
+    memory = peak_memory_of(next(model.parameters()).device)
+    with memory or nullcontext():
+        found = rollouts_of_given(model, rollouts, clock, batch_size=len(rollouts))
+        wall_seconds, cpu_seconds = time.perf_counter() - clock.wall, time.process_time() - clock.cpu
     cost = DecodeCost(
         tokens=sum(len(rollout.token_ids) for rollout in rollouts),
-        wall_seconds=time.perf_counter() - clock.wall,
-        cpu_seconds=time.process_time() - clock.cpu,
+        wall_seconds=wall_seconds,
+        cpu_seconds=cpu_seconds,
         eviction_seconds=clock.evictions,
+        peak_mib=None if memory is None else memory.peak_mib,
     )
     return found, cost
 

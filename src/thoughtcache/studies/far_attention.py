@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor
 
-from thoughtcache.policy.handle import find_tuner
-from thoughtcache.records import Rollout
-from thoughtcache.studies.passes import Piece, Text, pieces_of_texts, texts_under
+from thoughtcache.records import CacheSettings
+from thoughtcache.studies.head_scores import Weights, head_scores
+from thoughtcache.studies.passes import Text
 
 
-@torch.no_grad()
 def probe_far_attention(
     model: PeftModel,
     texts: Sequence[Text],
@@ -44,52 +42,11 @@ def probe_far_attention(
     Raises:
         ValueError: for a window that is no integer, thoughts that differ in length or that stay in the window.
     """
-    tuner = find_tuner(model)
-    cache = tuner.thought_config.resolve_window(None)
-    rollouts = texts_under(texts, cache)
+    return head_scores(model, texts, _far, batch_size=batch_size, progress=progress)
+
+
+def _far(weights: Weights, cache: CacheSettings) -> Float[Tensor, " H"]:
+    """What goes to thoughts that are W or more tokens back."""
     assert cache.window is not None
-    processed = len(texts[0][1]) - 1  # the last thought is read by nobody
-    if processed <= cache.window:
-        raise ValueError(
-            f"of {len(texts[0][1])} thoughts all that are read stay in a window of {cache.window}, so that none is "
-            "far; give longer texts, or a smaller window"
-        )
-    scaling = float(tuner.backbone.layers[0].self_attn.scaling)  # type: ignore[index,union-attr]
-    shape = tuner.num_layers, tuner.kv_shape[0]
-    total = torch.zeros(shape, dtype=torch.float64)
-    for begin in range(0, len(rollouts), batch_size):
-        some = rollouts[begin : begin + batch_size]
-        total += _far_sums(model, some, cache.window, scaling)
-        if progress is not None:
-            progress(len(some))
-    found: list[list[float]] = (total / (len(rollouts) * (processed - cache.window))).tolist()
-    return found
-
-
-def _far_sums(model: PeftModel, texts: Sequence[Rollout], window: int, scaling: float) -> Float[Tensor, "L H"]:
-    """Far attention of every kv head, summed over texts and queries behind the window."""
-    total = None
-    for piece in pieces_of_texts(model, texts, full_cache=True):
-        assert piece.leaving.past is not None
-        found = torch.stack([_far_of_layer(piece, layer, window, scaling) for layer in range(len(piece.queries))])
-        total = found if total is None else total + found
-    assert total is not None
-    return total.cpu()
-
-
-def _far_of_layer(piece: Piece, layer: int, window: int, scaling: float) -> Float[Tensor, " H"]:
-    """The same for one layer and piece."""
-    past, prompts = piece.leaving.past, piece.batch.prompts
-    assert past is not None
-    queries, keys, width = piece.queries[layer], past[layer][0], prompts.ids.shape[1]
-    batch, _, count, size = queries.shape
-    dtype = torch.promote_types(keys.dtype, torch.float32)
-    grouped = queries.to(dtype).reshape(batch, keys.shape[1], -1, count, size)
-    columns = torch.arange(keys.shape[2], device=keys.device)
-    own = columns[-count:, None]
-    exists = columns >= (width - prompts.lengths)[:, None]
-    seen = (columns <= own) & exists[:, None, None, None]
-    weights = (grouped @ keys.to(dtype).unsqueeze(2).mT * scaling).masked_fill(~seen, float("-inf")).softmax(dim=-1)
-    far = (columns >= width) & (columns <= own - window) & (own >= width + window)
-    # Queries of padding see nothing, and are not behind the window.
-    return weights.masked_fill(~far, 0.0).sum(dim=(0, 3, 4)).double().mean(dim=1)
+    far = weights.thought & (weights.age >= cache.window) & weights.behind[:, None]
+    return weights.of_queries.masked_fill(~far, 0.0).sum(dim=(0, 3, 4)).double().mean(dim=1)

@@ -32,13 +32,16 @@ def add_eviction_options(parser: argparse.ArgumentParser, default: str) -> None:
         help="a setting of the policy; may be given repeatedly",
     )
     known = "; ".join(f"{name} ({settings}): {summary}" for name, summary, settings in eviction_help.BUDGETS)
+    scored = ", or ".join(
+        f"{name}:scores=FILE ({source}; settings: {settings})" for name, source, settings in eviction_help.SCORED
+    )
     group.add_argument(
         "--eviction-budgets",
         type=budgets,
         metavar="BUDGETS",
         help=f"thoughts of every layer, the window on average: integers between commas, or {known}; even: alike; those "
-        "of every kv head: slashes between layers, 12,4/6,10, or headkv:scores=FILE (settings: beta=2 temperature=1 "
-        "group=1): those of higher scores in a JSON file, a list of numbers per layer, keep more, as in HeadKV",
+        f"of every kv head: slashes between layers, 12,4/6,10, or {scored}: heads of higher scores in a JSON file, a "
+        "list of numbers per layer, keep more",
     )
 
 

@@ -67,3 +67,15 @@ BUDGETS = (
         "beta=20",
     ),
 )
+SCORED = (
+    (
+        "headkv",
+        "over all layers, as in HeadKV",
+        "beta=2 temperature=1 group=1",
+    ),
+    (
+        "adakv",
+        "within each layer, as in AdaKV",
+        "alpha=0.2 group=1",
+    ),
+)

@@ -54,12 +54,31 @@ def on_grid(wanted: Sequence[Fraction], window: int, num_evicted: int) -> tuple[
         window: W.
         num_evicted: E.
     """
-    num_layers, kept = len(wanted), window - num_evicted
-    step = num_evicted // gcd(num_evicted, num_layers)
-    least = max(Fraction(1), min(wanted))
+    return rows_on_grid([wanted], window, num_evicted)[0]
+
+
+def rows_on_grid(rows: Sequence[Sequence[Fraction]], window: int, num_evicted: int) -> list[tuple[int, ...]]:
+    """The same for several rows of equal length, in one grid, each of mean W: `k_min` is that of all rows.
+
+    With more than one row W is in the grid, `k_min = W - E - c E`, so that a row that wants even shares gets them.
+
+    Args:
+        rows: what should be kept, one row per total that has to come out exactly; the mean of each is W - E.
+        window: W.
+        num_evicted: E.
+    """
+    kept = window - num_evicted
+    step = num_evicted // gcd(num_evicted, len(rows[0])) if len(rows) == 1 else num_evicted
+    least = max(Fraction(1), min(map(min, rows)))
     candidates = range(kept, 0, -step)
     fitting = [number for number in candidates if number <= least]
     smallest = (fitting[0] if fitting else candidates[-1]) if candidates else kept
+    return [_counted_out(row, kept, num_evicted, smallest) for row in rows]
+
+
+def _counted_out(wanted: Sequence[Fraction], kept: int, num_evicted: int, smallest: int) -> tuple[int, ...]:
+    """Step 2 of `on_grid`."""
+    num_layers = len(wanted)
     shares = [(value - smallest) / num_evicted for value in wanted]
     counts = [max(0, int(share)) for share in shares]  # no share is below -1
     missing = num_layers * (kept - smallest) // num_evicted - sum(counts)

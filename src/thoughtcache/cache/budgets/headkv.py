@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
-from statistics import fmean
-from typing import Any
+from typing import ClassVar
 
-from thoughtcache.cache.budgets.base import on_grid
+from thoughtcache.cache.budgets.scored import ScoredBudgets, Scores
 from thoughtcache.cache.schedule import evict_count
-
-NAME = "headkv"
-Scores = Sequence[Sequence[float]]
-"""A number of at least 0 for every head, one list per layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadKVBudgets:
-    """Part of what heads keep is shared out by their scores.
+class HeadKVBudgets(ScoredBudgets):
+    """Part of what heads keep is shared out by their scores, over all layers.
 
     The published code (FYYFU/HeadKV, `headkv/snapkv_utils.py`) selects on the prompt: of a budget B the newest w tokens
     always stay, and head h keeps `round(share_h pool + min)` others, with `base = B - w`, `min = base - base // beta`,
@@ -37,61 +30,26 @@ class HeadKVBudgets:
     Attributes:
         beta: `base // beta` of what a head keeps goes into the pool, at least 1; at 1 everything does.
         temperature: power of the scores, positive; above 1 high scores count more.
-        group: query heads of a kv head, if the scores are those of query heads.
     """
+
+    name: ClassVar[str] = "headkv"
+    source: ClassVar[str] = "over all layers, as in HeadKV"
+    evener: ClassVar[str] = "beta"
 
     beta: float = 2.0
     temperature: float = 1.0
-    group: int = 1
 
     def __post_init__(self) -> None:
         if not 1 <= self.beta < math.inf:
             raise ValueError(f"beta must be at least 1, got {self.beta:g}; at 1 all that stays is shared out by score")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be positive, got {self.temperature:g}; 1 takes scores as they are")
-        if self.group < 1:
-            raise ValueError(f"group must be at least 1 query head of a kv head, got {self.group}")
+        super().__post_init__()
 
-    def share_out(self, scores: Any, window: int, num_evicted: int) -> list[list[int]]:
-        """The budget of every kv head, in one grid and of mean W.
-
-        Args:
-            scores: a number of at least 0 for every head, one list per layer; what a user gives is looked at here.
-            window: W.
-            num_evicted: E.
-
-        Raises:
-            ValueError: for scores that are no numbers of at least 0, and where nothing but even budgets comes out.
-        """
-        rows = self._of_kv_heads(scores)
-        flat = [score for row in rows for score in row]
-        if not any(flat):
-            raise ValueError("scores of heads are all 0, and nothing can be shared out by them; give others")
-        kept = window - num_evicted
-        wanted = wanted_by_score(flat, kept, beta=self.beta, temperature=self.temperature)
-        budgets, heads = on_grid(wanted, window, num_evicted), len(rows[0])
-        if len(set(budgets)) == 1:
-            raise ValueError(
-                f"eviction_budgets={NAME!r} comes to even budgets at window={window} with {num_evicted} thoughts that "
-                f"leave at once, because budgets differ by multiples of {num_evicted}; lower evict_fraction or beta, "
-                "or raise the window"
-            )
-        return [list(budgets[start : start + heads]) for start in range(0, len(budgets), heads)]
-
-    def _of_kv_heads(self, scores: Any) -> list[list[float]]:
-        """The scores of kv heads: the mean over the query heads of each."""
-        lists = isinstance(scores, Sequence) and all(isinstance(row, Sequence) for row in scores)
-        flat = [score for row in scores for score in row] if lists else []
-        numbers = all(type(score) in (int, float) and 0 <= score < math.inf for score in flat)
-        if not flat or not numbers or len({len(row) for row in scores}) != 1:
-            raise ValueError("scores of heads must be lists of equally many numbers of at least 0, one list per layer")
-        if len(scores[0]) % self.group:
-            raise ValueError(
-                f"group={self.group} query heads to a kv head do not divide the {len(scores[0])} scores of a layer; "
-                "leave group out if the scores are those of kv heads"
-            )
-        starts = range(0, len(scores[0]), self.group)
-        return [[fmean(row[start : start + self.group]) for start in starts] for row in scores]
+    def wanted(self, scores: Sequence[Sequence[float]], num_kept: int) -> list[list[Fraction]]:
+        """`share_h pool + min`, in one row of all heads."""
+        flat = [score for row in scores for score in row]
+        return [wanted_by_score(flat, num_kept, beta=self.beta, temperature=self.temperature)]
 
 
 def wanted_by_score(scores: Sequence[float], num_kept: int, *, beta: float, temperature: float) -> list[Fraction]:
@@ -126,37 +84,3 @@ def headkv_budgets(
     """
     rule = HeadKVBudgets(beta=beta, temperature=temperature)
     return rule.share_out(scores, window, evict_count(window, evict_fraction))
-
-
-def budgets_of_text(text: str, window: int | str | None, evict_fraction: float) -> list[list[int]]:
-    """The budgets of `headkv:scores=FILE,beta=2,temperature=1,group=1`; FILE is JSON, one list of numbers per layer.
-
-    Raises:
-        ValueError: if a setting is not known, the file cannot be read, or the window is no integer.
-    """
-    given, kinds = f"eviction_budgets={text!r}", {"beta": float, "temperature": float, "group": int}
-    file, found = None, dict[str, Any]()
-    for pair in filter(None, text.partition(":")[2].split(",")):
-        key, _, value = pair.partition("=")
-        try:
-            if key == "scores":
-                file = Path(value)
-            else:
-                found[key] = kinds[key](value)
-        except (KeyError, ValueError) as error:
-            known = ", ".join(f"{item.name}={item.default:g}" for item in fields(HeadKVBudgets))
-            raise ValueError(f"{given}: {pair!r} is no setting of {NAME!r}; it has scores=FILE, {known}") from error
-    if not isinstance(window, int):
-        raise ValueError(
-            f"{given} needs a window that is an integer, got window={window!r}; give one, or a list of budgets"
-        )
-    if file is None:
-        raise ValueError(f"{given} needs scores: {NAME}:scores=FILE, a JSON file with a list of numbers per layer")
-    try:
-        scores = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{given}: {file} cannot be read as JSON: {error}") from error
-    try:
-        return HeadKVBudgets(**found).share_out(scores, window, evict_count(window, evict_fraction))
-    except ValueError as error:
-        raise ValueError(f"{given}: {error}") from error

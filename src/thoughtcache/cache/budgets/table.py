@@ -6,13 +6,18 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, cast
 
-from thoughtcache.cache.budgets import headkv
+from thoughtcache.cache.budgets.adakv import AdaKVBudgets
 from thoughtcache.cache.budgets.base import BudgetAllocation
+from thoughtcache.cache.budgets.headkv import HeadKVBudgets
 from thoughtcache.cache.budgets.pyramid import PyramidBudgets
+from thoughtcache.cache.budgets.scored import ScoredBudgets, budgets_of_text
 from thoughtcache.cache.schedule import evict_count
 
 ALLOCATIONS: dict[str, type[BudgetAllocation]] = {PyramidBudgets.name: PyramidBudgets}
-"""The allocations of this package."""
+"""The allocations over layers of this package."""
+
+SCORED: dict[str, type[ScoredBudgets]] = {rule.name: rule for rule in (HeadKVBudgets, AdaKVBudgets)}
+"""Those over kv heads, by scores that a file has."""
 
 Budgets = str | Sequence[int] | Sequence[Sequence[int]] | None
 """A name with its settings, `pyramid:beta=8` or `headkv:scores=FILE`; the budget of every layer, or of every kv head, a
@@ -32,7 +37,7 @@ def make_allocation(text: str) -> BudgetAllocation:
     """
     name, _, settings = text.partition(":")
     if name not in ALLOCATIONS:
-        names = [EVEN, headkv.NAME, *sorted(ALLOCATIONS)]
+        names = [EVEN, *SCORED, *sorted(ALLOCATIONS)]
         raise ValueError(
             f"eviction_budgets={text!r} is not known; choose one of {names}, or give the budget of every layer as a "
             "list of integers, or of every kv head as a list per layer"
@@ -85,8 +90,9 @@ def _of_known_form(
 ) -> str | list[int] | list[list[int]]:
     """A known name, or lists of integers; those of scores that a file has."""
     if isinstance(budgets, str):
-        if budgets.partition(":")[0] == headkv.NAME:
-            return budgets if window is None else headkv.budgets_of_text(budgets, window, evict_fraction)
+        rule = SCORED.get(budgets.partition(":")[0])
+        if rule is not None:
+            return budgets if window is None else budgets_of_text(budgets, rule, window, evict_fraction)
         make_allocation(budgets)
         return budgets
     assert budgets is not None
@@ -97,7 +103,7 @@ def _of_known_form(
     if not flat or not alike or any(type(size) is not int or size < 1 for size in flat):
         raise ValueError(
             f"eviction_budgets={sizes} must be integers of at least 1 thought, one per layer, or one list per layer "
-            f"with one integer per kv head; or give a name of {[EVEN, headkv.NAME, *sorted(ALLOCATIONS)]}"
+            f"with one integer per kv head; or give a name of {[EVEN, *SCORED, *sorted(ALLOCATIONS)]}"
         )
     return cast("list[int] | list[list[int]]", sizes)
 

@@ -27,7 +27,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
         table.add_column("policy")
         for name in (
             "KL to the full cache (nats per token)", "minus sliding", "lost attention given back (mean of layers)",
-            "worst to best layer", "tokens/s", "time, sliding = 1", "evicting", "keeps KiB",
+            "worst to best layer", "tokens/s", "time, sliding = 1", "evicting", "peak MiB", "keeps KiB",
         ):  # fmt: skip
             table.add_column(name, justify="right")
         for row in of_window:
@@ -40,6 +40,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
                 f"{row.speed:.0f}",
                 MISSING if row.slower is None else f"{row.slower:.2f}",
                 f"{100 * row.evicting:.1f} %",
+                MISSING if row.peak_mib is None else f"{row.peak_mib:.0f}",
                 f"{row.kept_bytes / 1024:.0f}",
             )
         found.append(table)
@@ -49,7 +50,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
 def comparison_csv(rows: Sequence[Row]) -> str:
     """One line per window and policy."""
     intervals = ("kl", "minus_sliding", "share")
-    single = ("window", "slots", "policy", "texts", "speed", "slower", "evicting", "kept_bytes")
+    single = ("window", "slots", "policy", "texts", "speed", "slower", "evicting", "peak_mib", "kept_bytes")
     head = [*single, *(f"{name}{end}" for name in intervals for end in ("", "_low", "_high"))]
     body = [
         [getattr(row, name) for name in single] + [value for name in intervals for value in getattr(row, name)]

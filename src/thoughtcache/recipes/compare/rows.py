@@ -31,6 +31,8 @@ class Row:
         speed: tokens per second on the wall, median.
         evicting: share of processor time inside evictions, median: choice, move of what stays, and record.
         slower: processor time over that of "sliding" in the pass before, median; None without such passes.
+        peak_mib: peak of memory of the sampler with a batch of texts, over what was in use before, median; None
+            where it cannot be measured, and in phases of versions that did not measure it.
         kept_bytes: logged queries and running scores per sequence.
     """
 
@@ -46,6 +48,7 @@ class Row:
     speed: float
     evicting: float
     slower: float | None
+    peak_mib: float | None
     kept_bytes: int
 
 
@@ -90,12 +93,18 @@ def row_of(
         speed=median(cost["tokens"] / cost["wall_seconds"] for cost in own["costs"]),
         evicting=median(cost["eviction_seconds"] / cost["cpu_seconds"] for cost in own["costs"]),
         slower=_slower(own["costs"], own["of_sliding"]),
+        peak_mib=_peak(own["costs"]),
         kept_bytes=own["bytes"],
     )
 
 
 def _columns(rows: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
     return list(zip(*rows, strict=True))
+
+
+def _peak(costs: Sequence[Mapping[str, Any]]) -> float | None:
+    peaks = [peak for cost in costs if (peak := cost.get("peak_mib")) is not None]
+    return float(median(peaks)) if len(peaks) == len(costs) else None
 
 
 def _slower(own: Sequence[Mapping[str, Any]], sliding: Sequence[Mapping[str, Any]]) -> float | None:
