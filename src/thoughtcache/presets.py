@@ -33,7 +33,10 @@ def preset(name: str, **settings: Any) -> ThoughtConfig:
 
     Args:
         name: a key of `PRESETS`.
-        settings: settings of `ThoughtConfig`, which win over those of the preset.
+        **settings: settings of `ThoughtConfig`, which win over those of the preset.
+
+    Returns:
+        The configuration, for `peft.get_peft_model` or for a trainer's `peft_config`.
 
     Raises:
         ValueError: for an unknown name, or settings that do not go together.

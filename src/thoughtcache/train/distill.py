@@ -81,6 +81,12 @@ def sample_teacher(
         config: lengths, temperature, seed and samples per prompt.
         progress: called with the number of rows that were finished.
         tokenizer: tokenizer of the model; its end-of-sequence token ends a sample as those that the model declares do.
+
+    Returns:
+        `samples_per_prompt` rollouts per prompt, side by side, for `distill(samples=...)`.
+
+    Raises:
+        ValueError: if there are no prompts, or if `rollout` refuses them.
     """
     check_prompts(prompts, open_policy(model), purpose=" to distil on")
     repeated = [list(prompt) for prompt in prompts for _ in range(config.samples_per_prompt)]

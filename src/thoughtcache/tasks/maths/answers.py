@@ -44,6 +44,9 @@ def check_math_answer(
         timeout_seconds: wall-clock time of math-verify, if it is asked at all.
         answer_type: one of `ANSWER_TYPES`.
 
+    Returns:
+        Whether they are equal, what was taken for the answer, and the reason.
+
     Raises:
         ValueError: if the reference is empty, too long or none of its type, or the time is not positive.
         RuntimeError: if the worker process fails for a reason that is not the answer's fault.
