@@ -13,7 +13,7 @@ import griffe
 from api_names import FOR_THE_PACKAGE, GROUPS
 
 SOURCE = Path(__file__).parents[1] / "src"
-WIDTH = 100
+WIDTH, LONGEST_DEFAULT = 100, 60
 ALIASES = {
     "Place": "policy.modes.Place",
     "GradientMode": "policy.modes.GradientMode",
@@ -106,10 +106,10 @@ def _entry(name: str, one: griffe.Object) -> Iterator[str]:
 
 
 def _fields(one: griffe.Class) -> dict[str, griffe.Parameter]:
-    """The fields of a dataclass, in the order of its own docstring before those of its bases."""
+    """The fields of a dataclass: those that must be given, then its own, then those of its bases."""
     found = {parameter.name: parameter for parameter in one.parameters if parameter.name != "self"}
-    own = [name for name in found if name in one.members]
-    return {name: found[name] for name in (*own, *(name for name in found if name not in own))}
+    order = sorted(found, key=lambda name: (found[name].default is not None, name not in one.members))
+    return {name: found[name] for name in order}
 
 
 def _signature(name: str, function: griffe.Function) -> str:
@@ -153,7 +153,7 @@ def _default(value: griffe.Expr | str) -> str:
     if isinstance(value, griffe.ExprCall) and str(value.function) == "field":
         given = {argument.name: argument.value for argument in value.arguments}
         if "default_factory" in given:
-            return {"dict": "{}", "list": "[]"}.get(str(given["default_factory"]), f"{given['default_factory']}()")
+            return _default(f"{given['default_factory']}()")
         return _default(given["default"])
     if isinstance(value, griffe.ExprName):
         try:
@@ -162,8 +162,8 @@ def _default(value: griffe.Expr | str) -> str:
             found = None
         if found is not None and found.is_attribute and found.value is not None:
             text = _default(found.value)
-            return text if len(text) <= 40 else str(value)
-    return str(value).replace("'", '"')
+            return text if len(text) <= LONGEST_DEFAULT else str(value)
+    return {"dict()": "{}", "list()": "[]"}.get(str(value), str(value).replace("'", '"'))
 
 
 def _docstring(one: griffe.Object, fields: dict[str, griffe.Parameter] | None = None) -> Iterator[str]:
@@ -184,11 +184,18 @@ def _docstring(one: griffe.Object, fields: dict[str, griffe.Parameter] | None = 
                 [f"| {'argument' if kind == 'parameters' else 'attribute'} | meaning |", "|---|---|", *rows]
             )
         elif kind == "returns":
-            yield f"**Returns.** {' '.join(item.description for item in section.value)}"
+            yield f"**Returns.** {' '.join(_returned(item, one) for item in section.value)}"
         elif kind == "raises":
             yield "\n".join(f"**Raises {item.annotation}** {item.description}  " for item in section.value).rstrip()
         else:
             raise ValueError(f"{one.path}: sections of kind {kind!r} are not shown; leave it out of the docstring")
+
+
+def _returned(item: griffe.DocstringReturn, function: griffe.Function) -> str:
+    """What is said about a result: words in front of a colon are no type here, since signatures have types."""
+    if str(item.annotation) in (str(function.returns), "None"):
+        return item.description
+    return f"{item.annotation}: {item.description}"
 
 
 def _described(one: griffe.Object) -> dict[str, str]:

@@ -32,7 +32,7 @@ def preset(name: str, **settings: Any) -> ThoughtConfig:
     """A configuration by its name.
 
     Args:
-        name: a key of `PRESETS`.
+        name: "paper", "lora" (under a window: LoRA_c), "memory" or "hybrid"; what they set stands in `PRESETS`.
         **settings: settings of `ThoughtConfig`, which win over those of the preset.
 
     Returns:

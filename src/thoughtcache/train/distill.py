@@ -237,7 +237,7 @@ def distill(
         tokenizer: tokenizer of the model; with it the teacher's samples end where those of GRPO and of `generate` do.
         samples: teacher samples from an earlier `sample_teacher`, to share them between students; drawn without
             filters.
-        evaluator: see `DistillTrainer`.
+        evaluator: called with the model every `config.evaluate_every` steps; its numbers go to the log, under `eval_`.
         callbacks: further trainer callbacks (progress, early stopping).
 
     Returns:
