@@ -195,6 +195,7 @@ GROUPS = (
             "recipes.distill.run.run_distill",
             "recipes.distill.config.DistillRun",
             "recipes.evaluate.run.run_eval",
+            "recipes.evaluate.several.run_eval_caches",
             "recipes.evaluate.config.EvalRun",
             "recipes.recall.run_recall",
             "recipes.recall.RecallRun",
