@@ -67,14 +67,19 @@ def test_every_line_of_the_shell_is_a_command_that_exists(name: str, text: str) 
             check_command(module, words[3:])
         elif words[0] == "pip":
             check_install(words)
+        elif words[0] == "thoughtcache":
+            check_command("thoughtcache_cli", words[1:])
         else:
-            assert words[0] in ("thoughtcache", "make"), line  # looked at in test_documents.py
+            assert words[0] == "make", line  # looked at in test_documents.py
 
 
 def check_command(module: str, words: list[str]) -> None:
     """The command line of this package, and options that a script of the repository declares."""
     if module == "thoughtcache_cli":
-        build_parser().parse_args(words)
+        command = vars(build_parser().parse_args(words))["command"]
+        known = {text for action in command_parsers(build_parser())[command]._actions for text in action.option_strings}
+        given = {word.split("=")[0] for word in words if word.startswith("--")}
+        assert given <= known, given - known  # argparse takes the beginning of an option, too
     elif module.startswith("benchmarks."):
         file = ROOT / module.replace(".", "/")
         source = "".join(
