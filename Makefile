@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed-$(notdir $(CONSTRAINTS))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test test-lowest lint bench gpu-check peers reasoner docs clean
+.PHONY: train test test-lowest lint bench gpu-check peers reasoner docs site clean
 
 train: $(STAMP)  ## the embedded training job, end to end; one thread, because waiting threads cost more on shared cores
 	OMP_NUM_THREADS=1 $(BIN)/thoughtcache train $(TRAIN_ARGS)
@@ -48,8 +48,15 @@ reasoner: $(STAMP)  ## train the embedded reasoners again, into runs/
 docs: $(STAMP)  ## the generated pages
 	$(BIN)/python docs/generate.py
 
+site: $(STAMP)  ## the pages as a site in site/, without network: open site/index.html
+	rm -rf build/pages site
+	mkdir -p build/pages
+	cp -r README.md CONTRIBUTING.md docs build/pages/
+	rm -rf build/pages/docs/*.py build/pages/docs/__pycache__
+	$(BIN)/zensical build --strict
+
 clean:
-	rm -rf $(VENV) .venv-lowest build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-lowest build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch first and alone: everything else then resolves against it.

@@ -1,5 +1,5 @@
-"""Writes docs/cli.md from the parser's help, docs/trl.md from the table of TRL's options, and the lines about eviction
-policies in that help from the table of policies.
+"""Writes docs/cli.md from the parser's help, docs/trl.md from the table of TRL's options, docs/api.md from docstrings,
+and the lines about eviction policies in that help from the table of policies.
 
 `python docs/generate.py --check` fails if a page is not current.
 """
@@ -11,6 +11,8 @@ import os
 import sys
 from dataclasses import fields
 from pathlib import Path
+
+from api_page import api_page
 
 from thoughtcache.cache.budgets import ALLOCATIONS
 from thoughtcache.cache.budgets.scored import settings_of
@@ -75,6 +77,11 @@ OPTIONS_INTRODUCTION = """\
 # From TRL to ThoughtCache
 
 Three names change, and everything else of your script stays: data, rewards, tokenizer, callbacks, options.
+
+**Words.** A *window* of the generated tokens (*thoughts*) stays in the KV cache; when it is full some leave
+(*eviction*) and are folded into a *state*. With the *full cache* nothing leaves. The *learner* repeats a sampled answer
+with its evictions and with gradients (*replay*).
+
 ```diff
 -from peft import LoraConfig
 -from trl import GRPOConfig, GRPOTrainer
@@ -86,6 +93,7 @@ Three names change, and everything else of your script stays: data, rewards, tok
 +trainer = ThoughtGRPOTrainer(model, rewards, args, train_dataset=data, peft_config=peft_config)
  trainer.train()
 ```
+
 1. Take out `bf16=True`, `gradient_checkpointing=True`, `use_vllm=True` and sampling filters, if you have them: they are
    refused, and the refusal says what to use instead. `model_init_kwargs={"dtype": "bfloat16"}` loads the model in
    bfloat16; `checkpoint_layers` is gradient checkpointing here.
@@ -144,7 +152,12 @@ def _listed(names: tuple[str, ...]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-PAGES = {EVICTION_HELP: eviction_module, "docs/cli.md": command_line_page, "docs/trl.md": options_page}
+PAGES = {
+    EVICTION_HELP: eviction_module,
+    "docs/api.md": api_page,
+    "docs/cli.md": command_line_page,
+    "docs/trl.md": options_page,
+}
 
 
 def main() -> int:

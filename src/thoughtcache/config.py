@@ -73,6 +73,7 @@ class ThoughtConfig(LoraConfig):
         r: rank R (paper: 32).
         lora_alpha: the delta is scaled by `lora_alpha / r`.
         target_modules: linear layers inside the decoder layers; the paper says all of them.
+        task_type: PEFT's, always "CAUSAL_LM".
         num_global_tokens: G, global queries and tokens (paper: 32).
         window: thought tokens that stay in the cache: an integer, "prompt" (the paper's training setting: the longest
             prompt of a call of `rollout`, which in GRPO is the generation batch of a process; of all teacher samples in
@@ -109,6 +110,9 @@ class ThoughtConfig(LoraConfig):
             attention) or "added".
         memory_keys: "content" (un-rotated keys and queries) or "rotated".
         memory_weight: how much the memory counts at the start against the window, positive.
+
+    Raises:
+        ValueError: for a value that is unknown or out of range, or settings of which one undoes the other.
     """
 
     r: int = 32

@@ -32,8 +32,11 @@ def preset(name: str, **settings: Any) -> ThoughtConfig:
     """A configuration by its name.
 
     Args:
-        name: a key of `PRESETS`.
-        settings: settings of `ThoughtConfig`, which win over those of the preset.
+        name: "paper", "lora" (under a window: LoRA_c), "memory" or "hybrid"; what they set stands in `PRESETS`.
+        **settings: settings of `ThoughtConfig`, which win over those of the preset.
+
+    Returns:
+        The configuration, for `peft.get_peft_model` or for a trainer's `peft_config`.
 
     Raises:
         ValueError: for an unknown name, or settings that do not go together.

@@ -31,7 +31,7 @@ class TokenFilters:
         min_p: keep tokens that are at least so likely relative to the most likely one, in [0, 1]; 0 keeps all.
         repetition_penalty: positive; divides the positive and multiplies the negative logits of tokens that stand in
             the prompt or were drawn before. Above 1 discourages them; 1 does nothing.
-        min_new_tokens: the first so many thought tokens are no stop tokens and end no sequence.
+        min_new_tokens: stop tokens are ignored for the first `min_new_tokens` thought tokens.
 
     Raises:
         ValueError: if a value is out of range.

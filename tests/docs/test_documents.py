@@ -12,23 +12,9 @@ from pathlib import Path
 import pytest
 
 import thoughtcache as tc
+from support.documents import PAGES, ROOT, blocks
 from thoughtcache_cli.arguments import build_parser, command_parsers
 from thoughtcache_cli.effect import refuse_without_effect
-
-ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-def blocks(language: str) -> list[tuple[str, str]]:
-    """(page and number, text) of every fenced block of a language in all pages."""
-    return [
-        (f"{page.name}:{number}", text)
-        for page in PAGES
-        for number, (found, text) in enumerate(FENCE.findall(page.read_text()))
-        if found == language
-    ]
-
 
 PYTHON, SHELL = blocks("python"), blocks("bash")
 

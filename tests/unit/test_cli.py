@@ -25,6 +25,7 @@ from thoughtcache_cli.arguments import build_parser
 HELP_SECONDS = 3.0  # a third of that is the promise; the rest is for busy machines
 FIELDS = {field.name: field.default for config in (ThoughtConfig, RunConfig) for field in dataclasses.fields(config)}
 FIELDS["preset"] = "paper"  # what a configuration is by itself
+FIELDS["steps"] = FIELDS["grpo_steps"]  # and those of distillation, which are as many
 
 
 def subcommands() -> dict[str, argparse.ArgumentParser]:
@@ -73,6 +74,20 @@ def test_options_of_train_are_fields_and_state_their_defaults(action: argparse.A
     else:
         assert documented is not None
         assert float(documented) == default
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [
+        (["--steps", "7"], (7, 7)),
+        (["--steps", "7", "--grpo-steps", "0"], (7, 0)),
+        (["--distill-steps", "0", "--steps", "7"], (0, 7)),
+    ],
+)
+def test_steps_are_those_of_both_phases_unless_one_has_its_own(arguments: list[str], steps: tuple[int, int]) -> None:
+    given = vars(build_parser().parse_args(["train", *arguments]))
+    assert (given["distill_steps"], given["grpo_steps"]) == steps
+    assert set(given) == {"command", "distill_steps", "grpo_steps"}
 
 
 def test_every_setting_of_a_run_is_an_option() -> None:

@@ -393,3 +393,8 @@ def test_load_in_double_precision_and_from_a_missing_folder(monkeypatch, tmp_pat
     monkeypatch.setitem(reasoner.FOLDERS, "chains", tmp_path)
     with pytest.raises(ValueError, match=r"no model.safetensors in .*; reinstall the package"):
         reasoner.load_reasoner()
+
+
+def test_a_task_without_a_reasoner_is_refused():
+    with pytest.raises(ValueError, match=r"task='chess' is not known; choose one of .*'long_chains'"):
+        reasoner.load_reasoner(task="chess")

@@ -29,12 +29,13 @@ Keep = Literal["encoded", "written"]
 
 @dataclass(frozen=True, kw_only=True)
 class StepFolding(Thinking):
-    """Accordion-Thinking; the default sizes are the published ones.
+    """Accordion-Thinking (arXiv 2602.03249): a step leaves when its summary is written; the sizes are published ones.
 
     Attributes:
         opening: tokens of the marker that opens a summary.
         closing: tokens of the marker that closes it and ends the step.
-        keep: "encoded" or "written", see above.
+        keep: "encoded" (the next prompt is the old prompt and the summary, encoded again; the published variant) or
+            "written" (the summary's keys and values stay as they were written, and the details are absorbed).
         separator: tokens put in front of every carried summary; they are prompt, and never scored. None with "written".
         fold: whether details leave. False is the unfold mode: nothing leaves, and a chain is one link.
         max_steps: links that a chain has at most, the one with the answer included.

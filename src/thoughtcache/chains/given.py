@@ -79,6 +79,9 @@ def given_chains(
         window: resident thoughts of every link instead of the adapter's own.
         seed: seed of eviction policies that draw.
 
+    Returns:
+        One `Chain` per question, in order.
+
     Raises:
         ValueError: if there is not one trace per question, if one is empty, or if tokens are none of the model's.
     """

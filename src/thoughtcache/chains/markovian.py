@@ -31,7 +31,7 @@ def carried(thoughts: Tokens, keep_first: int, keep_last: int) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class MarkovianThinking(Thinking):
-    """Delethink; the defaults are the published sizes.
+    """Delethink: a full context is reset to the first and the last thoughts; the sizes are the published ones.
 
     Attributes:
         context: thoughts that a context holds behind the question, carried and new ones together (C).

@@ -29,6 +29,9 @@ def replay_chains(model: nn.Module, chains: Sequence[Trace], **options: Any) -> 
         chains: chains, or rollouts, sampled under one set of cache settings.
         **options: those of `replay`.
 
+    Returns:
+        One row per chain, in order; `T` is the length of the longest trace.
+
     Raises:
         ValueError: as `replay`.
     """
@@ -46,6 +49,12 @@ def naive_chain_logprobs(
         model: the adapted model.
         chains: chains of any settings.
         gradient: see `naive_logprobs`.
+
+    Returns:
+        One row per chain, as `replay_chains` gives them.
+
+    Raises:
+        ValueError: as `naive_logprobs`.
     """
     links: list[Rollout] = []
     for chain in chains:

@@ -73,6 +73,9 @@ def replay(
             twice before the backward pass. Right as long as the weights are those that sampled, as `anchored`. The
             returned scores are the recorded ones. Without gradients the flag has no effect.
 
+    Returns:
+        One row per rollout, in order: log-probabilities [B, T] with gradient, in nats and at least fp32, and a mask.
+
     Raises:
         ValueError: if a mode is unknown, `rollouts` is no list of rollouts of the model's tokens, settings are mixed,
             anchors are missing or of another shape, or `reuse` comes without records or together with what was not

@@ -90,6 +90,9 @@ def make_plan(setting: PlanSetting, *, reserve_bytes: int | None = None) -> Plan
     Args:
         setting: the run.
         reserve_bytes: room for everything that is not a tensor; None means 1 GiB on CUDA and nothing on the CPU.
+
+    Returns:
+        The phases in order, with the bytes of every part; `total_bytes` is the highest point.
     """
     if reserve_bytes is None:
         reserve_bytes = CUDA_RESERVE_BYTES if setting.device_type == "cuda" else 0

@@ -69,6 +69,9 @@ class PlanSetting:
         beta: weight of the KL term; above 0 TRL keeps a copy of the adapter and runs a pass without gradient.
         unequal_prompts: whether prompts of one batch differ in length, which brings dense attention masks.
         device_type: "cuda" or "cpu" (masks of chunks are dense there).
+
+    Raises:
+        ValueError: for a value that is unknown or out of range, or a combination without a meaning.
     """
 
     model: PretrainedConfig

@@ -59,6 +59,9 @@ def full_cache(model: nn.Module) -> AbstractContextManager[None]:
     Args:
         model: model with a thought adapter, wrapped or not.
 
+    Returns:
+        A context manager: `with full_cache(model): ...`.
+
     Raises:
         ValueError: if the model carries no thought adapter.
     """

@@ -47,6 +47,9 @@ def naive_logprobs(
         choose: let the naive form of the eviction policy choose what leaves, instead of what was recorded
             (`naive_eviction.py`); for policies that score.
 
+    Returns:
+        One row per rollout, as `replay` gives them.
+
     Raises:
         ValueError: if `rollouts` is no list of rollouts of the model's tokens, if one is longer than the model's
             positions, or if a link stands alone.

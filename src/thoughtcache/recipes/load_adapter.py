@@ -166,6 +166,9 @@ def load_adapted(
         cache: other settings of the cache than the adapter's: window, evict_fraction, positions, eviction_budgets.
         base: the base model, where it is loaded already.
 
+    Returns:
+        The model, in eval mode, and its tokenizer.
+
     Raises:
         ValueError: if the model, the adapter, the eviction policy or the cache cannot be used.
     """

@@ -186,7 +186,7 @@ class Engine:
         return sequence.request
 
     def abort(self, request: int) -> bool:
-        """Forget a request, whether it waits or runs; its slot is free at once.
+        """Forget the request of this number, whether it waits or runs; its slot is free at once.
 
         Returns:
             Whether it was there; it may have finished before.

@@ -73,7 +73,7 @@ def rollout(
         seed: row `i` draws from `(seed, i)`, independent of its neighbours and of `batch_size`. One seed per prompt
             instead: each row is the one that a call of its own with its seed would give.
         ignore_eos: go on past end-of-sequence tokens.
-        min_new_tokens: the first so many thought tokens are no stop tokens and end no sequence.
+        min_new_tokens: stop tokens are ignored for the first `min_new_tokens` thought tokens.
         window: resident thoughts instead of the adapter's own: an integer, "prompt" or None for the full cache.
         batch_size: slots: sequences decoded at once, all of them by default. A slot whose sequence ends takes the next
             prompt at once.

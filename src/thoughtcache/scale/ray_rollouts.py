@@ -135,7 +135,7 @@ class RayRollouts:
     def start(
         self, model: nn.Module, prompt_ids: Sequence[Sequence[int]], **options: Unpack[RolloutOptions]
     ) -> _Pending:
-        """Push the adapter if it has changed, and begin; see `RolloutBackend`.
+        """Push the adapter if it has changed, and begin; see `RolloutBackend`, also for the arguments.
 
         Raises:
             ValueError: if the prompts are no lists of the model's token ids, or if the model has no thought adapter or
@@ -170,6 +170,14 @@ class RayRollouts:
         self, model: nn.Module, prompt_ids: Sequence[Sequence[int]], **options: Unpack[RolloutOptions]
     ) -> list[Rollout]:
         """Sample as `thoughtcache.rollout` does, by the actors, with the adapter of `model`, which must be enabled.
+
+        Args:
+            model: the learner's PEFT model, not wrapped.
+            prompt_ids: token ids, one list per prompt.
+            **options: options as `thoughtcache.rollout` takes them.
+
+        Returns:
+            One `Rollout` per prompt, in order.
 
         Raises:
             LostActors: if no actor is left or the time limit is over.

@@ -78,6 +78,9 @@ def probe_anatomy(
         seed: seed of eviction policies that draw.
         progress: called with the number of texts that were looked at.
 
+    Returns:
+        One value per memory, layer and head, and by text what every thought wrote.
+
     Raises:
         ValueError: for an adapter whose states no eviction changes, a window that is no integer, or thoughts that
             differ in length or are too short to be evicted.

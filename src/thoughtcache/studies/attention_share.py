@@ -43,10 +43,10 @@ class AttentionShare:
 
     Attributes:
         layer: decoder layer, from 0.
-        cache: `MEMORY`, or the name of a window without a memory that has as many more slots as the states have
-            numbers.
-        lost: see above; the window's, whatever the cache.
-        share: see above.
+        cache: `MEMORY` ("with its memory"), or the name of a window without a memory that has as many more slots as the
+            states have numbers.
+        lost: share of the attention output that the window loses, |o_full - o_window|^2 / |o_full|^2.
+        share: how much of that comes back, 1 - |o_full - o_memory|^2 / |o_full - o_window|^2: 1 is all, 0 nothing.
         low: lower end of its 95 % interval over texts (Student's, of the linearised ratio).
         high: upper end of it.
         texts: number of texts.

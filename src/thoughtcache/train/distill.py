@@ -81,6 +81,12 @@ def sample_teacher(
         config: lengths, temperature, seed and samples per prompt.
         progress: called with the number of rows that were finished.
         tokenizer: tokenizer of the model; its end-of-sequence token ends a sample as those that the model declares do.
+
+    Returns:
+        `samples_per_prompt` rollouts per prompt, side by side, for `distill(samples=...)`.
+
+    Raises:
+        ValueError: if there are no prompts, or if `rollout` refuses them.
     """
     check_prompts(prompts, open_policy(model), purpose=" to distil on")
     repeated = [list(prompt) for prompt in prompts for _ in range(config.samples_per_prompt)]
@@ -231,7 +237,7 @@ def distill(
         tokenizer: tokenizer of the model; with it the teacher's samples end where those of GRPO and of `generate` do.
         samples: teacher samples from an earlier `sample_teacher`, to share them between students; drawn without
             filters.
-        evaluator: see `DistillTrainer`.
+        evaluator: called with the model every `config.evaluate_every` steps; its numbers go to the log, under `eval_`.
         callbacks: further trainer callbacks (progress, early stopping).
 
     Returns:

@@ -25,6 +25,9 @@ class DistillConfig(ReplayLoopConfig):
         evaluate_every: steps between evaluations, 0 for none.
         allow_no_eviction: train even if no sample is long enough to be evicted under the student's window. Teacher and
             student then see the same cache, and an adapter at its start has nothing but rounding noise to learn.
+
+    Raises:
+        ValueError: for a value that is unknown or out of range.
     """
 
     batch_size: int = 32

@@ -26,7 +26,9 @@ def folding_reward(reward: Reward, folding: StepFolding, stop_ids: Sequence[int]
         stop_ids: tokens that end a sequence. A chain whose last token is another one did not end: its budget ran out,
             or its last step was none.
 
-    A row that `reward` does not judge (None) stays so, whatever its trace is.
+    Returns:
+        A reward function with the name of `reward`. A row that `reward` does not judge (None) stays so, whatever its
+        trace is.
 
     Raises:
         ValueError: if there are no stop tokens, without which nothing would ever be rewarded, or if the function is a

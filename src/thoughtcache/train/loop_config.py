@@ -21,7 +21,8 @@ class LoopConfig:
         num_steps: optimiser steps.
         batch_size: sequences per step and process.
         learning_rate: peak, after `warmup_steps`.
-        scheduler: how it moves from there, one of `SCHEDULERS`; by default a cosine down to `min_learning_rate_ratio`.
+        scheduler: how it moves from there, by transformers' name: "linear", "cosine", "constant" and others
+            (`SCHEDULERS`); by default a cosine down to `min_learning_rate_ratio`.
         memory_learning_rate: the same for what writes and reads the states; None takes `learning_rate`.
         warmup_steps: linear warm-up, which "constant" is without.
         min_learning_rate_ratio: where a `cosine_with_min_lr` ends, as a share of the peak.
@@ -30,7 +31,7 @@ class LoopConfig:
         seed: seed of the data, their order and the trainer.
         save_every: steps between checkpoints, 0 for none.
         log_every: steps between log lines.
-        report_to: where they are reported, one of `REPORTS`.
+        report_to: where they are reported: "none", "tensorboard", "trackio", "wandb" or "mlflow".
         resume: continue from the newest whole checkpoint in `output_dir`, or from the checkpoint whose folder this is.
 
     Raises:

@@ -26,6 +26,9 @@ class RecallConfig(ReplayLoopConfig):
         trains: "memory" (what writes and reads the states alone) or "adapter" (the factors of the linears as well).
         write_cost: nats that a token adds to the loss when it is written to a memory in attention space, with strength
             one in all heads of all layers. None: 0.05 for such a memory; the paper's state has no price.
+
+    Raises:
+        ValueError: for a value that is unknown or out of range.
     """
 
     num_steps: int = 200

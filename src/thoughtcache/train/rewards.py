@@ -32,11 +32,20 @@ def math_correctness(
 ) -> list[float]:
     """1.0 where the final answer equals `answer`, else 0.0 (see `tasks/maths/answers.py`).
 
-    `answer_type` is the column of the declared types (`tasks/maths/answer_types.py`); without it each answer says of
-    which type it is. When TRL passes `log_metric`, logs the fractions `malformed_answers` (no readable answer) and
-    `answer_timeouts`, and `answers/<reason>`: how many completions of the batch got their verdict for that reason
-    (`REASONS` in `tasks/verdict.py`). When it passes `log_extra`, the reason of each completion and what was taken for
-    its answer become columns of the table of completions.
+    Args:
+        completions: what the model wrote: texts, or lists of chat messages, of which the last one counts.
+        answer: the reference of each: text, a number, or a list of these that belong together.
+        log_metric: TRL's; takes the fractions `malformed_answers` (no readable answer) and `answer_timeouts`, and
+            `answers/<reason>`: how many completions of the batch got their verdict for that reason (`REASONS` in
+            `tasks/verdict.py`).
+        answer_type: the declared type of each reference (`tasks/maths/answer_types.py`); without it each answer says of
+            which type it is.
+        log_extra: TRL's; takes the reason of each completion and what was taken for its answer, as columns of the table
+            of completions.
+        **kwargs: other columns of the data set, which are not read.
+
+    Returns:
+        One reward per completion.
 
     Raises:
         ValueError: if an answer is missing or of another type, or there is not one for each completion.
@@ -56,7 +65,14 @@ def recited_answer(
 ) -> list[float]:
     """1.0 where the completion recites `answer` after its last `#`, else 0.0; the embedded tasks, as their metric.
 
-    `log_extra` is as in `math_correctness`.
+    Args:
+        completions: what the model wrote: texts, or lists of chat messages, of which the last one counts.
+        answer: the reference of each.
+        log_extra: as in `math_correctness`.
+        **kwargs: other columns of the data set, which are not read.
+
+    Returns:
+        One reward per completion.
 
     Raises:
         ValueError: if an answer is missing or empty, or there is not one for each completion.
@@ -71,6 +87,14 @@ def exact_match(completions: Sequence[Completion], answer: Sequence[Reference], 
 
     "Exactly": what stands before must not belong to the answer, so `18054`, `-8054` or `0.8054` do not match `8054`,
     while `#8054`, `= 8054` and `8054` do.
+
+    Args:
+        completions: what the model wrote: texts, or lists of chat messages, of which the last one counts.
+        answer: the reference of each.
+        **kwargs: other columns of the data set, which are not read.
+
+    Returns:
+        One reward per completion.
 
     Raises:
         ValueError: if an answer is missing or empty, or there is not one for each completion.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from typing import Any
 
 from thoughtcache_cli.options.shared import (
     adapter_options,
@@ -24,6 +26,21 @@ examples:
 """
 
 
+class _BothSteps(argparse.Action):
+    """Sets the steps of distillation and of GRPO, where neither has an option of its own."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        for name in ("distill_steps", "grpo_steps"):
+            if not hasattr(namespace, name):
+                setattr(namespace, name, values)
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add them to the parser of the command."""
     group = parser.add_argument_group("model and data")
@@ -39,6 +56,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     adapter_options(parser)
     learner_options(parser, reuse_field="reuse_rollout")
     group = parser.add_argument_group("training")
+    group.add_argument(
+        "--steps",
+        type=int,
+        action=_BothSteps,
+        help="steps of distillation, and as many of GRPO; the options below win (100)",
+    )
     group.add_argument("--distill-steps", type=int, help="steps of cache distillation, 0 to skip (100)")
     group.add_argument("--distill-batch-size", type=int, help="sequences per distillation step (8)")
     group.add_argument("--distill-learning-rate", type=float, help="peak learning rate of distillation (1e-3)")

@@ -79,6 +79,9 @@ def headkv_budgets(
         beta: the smaller, the more is shared out by score, at least 1.
         temperature: power of the scores, positive.
 
+    Returns:
+        Thoughts that every kv head holds, one list per layer.
+
     Raises:
         ValueError: if a value is out of range, or where nothing but even budgets comes out.
     """

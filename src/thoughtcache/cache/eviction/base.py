@@ -28,7 +28,12 @@ class EvictionPolicy(ABC):
     """Whether it needs `EvictionView.rotation`; a model whose keys cannot be moved is refused then."""
 
     def num_queries(self, window: int, num_evicted: int) -> int:
-        """Number of the last queries that the policy wants to see; 0 for none."""
+        """Number of the last queries that the policy wants to see; 0 for none.
+
+        Args:
+            window: W, resident thoughts of a full window.
+            num_evicted: E, thoughts that leave at once.
+        """
         return 0
 
     @abstractmethod

@@ -33,7 +33,11 @@ class ScoredEviction(EvictionPolicy):
 
     @abstractmethod
     def score(self, view: EvictionView) -> Float[Tensor, "B H W"]:
-        """The score of each resident thought, in at least fp32."""
+        """The score of each resident thought, in at least fp32; the lowest leave.
+
+        Args:
+            view: one layer, as it is cached.
+        """
 
     def select(self, view: EvictionView) -> Int[Tensor, "B H E"]:
         """The lowest scores among what is not protected, ascending slots."""
@@ -88,7 +92,11 @@ class AccumulatedEviction(ScoredEviction):
 
     @abstractmethod
     def increments(self, attended: Attended) -> Float[Tensor, "B H W"]:
-        """The amounts that the queries since the last look add to the running scores."""
+        """The amounts that the queries since the last look add to the running scores.
+
+        Args:
+            attended: these queries, and what each of them attended to.
+        """
 
     def score(self, view: EvictionView) -> Float[Tensor, "B H W"]:
         """The running scores."""

@@ -84,6 +84,9 @@ class RunConfig:
         save_every: optimiser steps between checkpoints.
         resume: go on in `output_dir` where the last run stopped.
         overwrite: start anew in an `output_dir` that holds another run.
+
+    Raises:
+        ValueError: for a value that is unknown or out of range, or a combination without a meaning.
     """
 
     output_dir: str = "runs/train"

@@ -73,7 +73,14 @@ class StateRule(ABC):
         keys: Float[Tensor, "B E K"],
         values: Float[Tensor, "B E K"],
     ) -> Float[Tensor, "B G R"]:
-        """The state after tokens with these keys and values, RMS-normalised, have left; before it is normalised."""
+        """The state after tokens with these keys and values have left; before it is normalised.
+
+        Args:
+            weights: the encoder's tensors.
+            state: the state before, in fp32 or more.
+            keys: keys of the tokens that leave, RMS-normalised per token.
+            values: their values, RMS-normalised as well.
+        """
 
     @staticmethod
     def token_weights(
@@ -96,7 +103,14 @@ class StateRule(ABC):
     @staticmethod
     @abstractmethod
     def flops(kv_size: int, num_evicted: int, rank: int, num_global_tokens: int) -> int:
-        """Operations of one write of one layer of one sequence."""
+        """Operations of one write of one layer of one sequence.
+
+        Args:
+            kv_size: K.
+            num_evicted: E.
+            rank: R.
+            num_global_tokens: G.
+        """
 
 
 def projection_flops(kv_size: int, num_evicted: int, rank: int) -> int:

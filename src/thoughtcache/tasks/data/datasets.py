@@ -61,6 +61,9 @@ def load_prompts(
         bad_rows: "refuse" or "drop" rows that cannot be read, or have no usable prompt or reference.
         report: gets one sentence about the rows that were dropped.
 
+    Returns:
+        One `Example` per usable row, in order.
+
     Raises:
         ValueError: if the source is missing or empty, its suffix is not supported, a split or a column is not there, a
             row is bad under "refuse", or no row can be used.

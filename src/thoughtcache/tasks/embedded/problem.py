@@ -36,9 +36,10 @@ GROWING_TASKS = ("long_chains",)
 class Problem:
     """One problem with its worked solution, as text of one token per character.
 
-    prompt: what the model is given, without `<bos>`; ends in `=`.
-    trace: the worked solution the model was pre-trained on, without `<eos>`; ends in `#` and the answer.
-    answer: what is recited after the last `#`.
+    Attributes:
+        prompt: what the model is given, without `<bos>`; ends in `=`.
+        trace: the worked solution the model was pre-trained on, without `<eos>`; ends in `#` and the answer.
+        answer: what is recited after the last `#`.
     """
 
     prompt: str
@@ -57,10 +58,19 @@ def sample_problems(
     """`num` random problems of one split: the same list for the same arguments, on every machine.
 
     Problems are drawn independently, so a small task may repeat one. The first `n` problems do not depend on `num`.
-    Different seeds, tasks and splits give unrelated lists. `step_markers` closes every step of a trace with a summary;
-    the problems are the same. `num_operations` makes traces longer; None, and the task's own number, are the
-    same. Raises `ValueError` for an unknown task or split, a negative `num`, step markers or operations of a task that
-    has none, or a number of operations that it does not have.
+    Different seeds, tasks and splits give unrelated lists.
+
+    Args:
+        task: "chains", "long_chains" or "multiplication".
+        num: number of problems.
+        split: "train", "val" or "test"; no problem is in two of them.
+        seed: seed of the list.
+        step_markers: close every step of a trace with a summary; the problems are the same.
+        num_operations: more operations make longer traces; None, and the task's own number, are the same.
+
+    Raises:
+        ValueError: for an unknown task or split, a negative `num`, step markers or operations of a task that has none,
+            or a number of operations that it does not have.
     """
     draw_problem, of = _function(task, "draw_problem"), task
     if num_operations is not None:

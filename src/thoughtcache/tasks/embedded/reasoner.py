@@ -17,6 +17,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from thoughtcache.checks import one_of
 from thoughtcache.ends import prompt_token_ids
 
 if TYPE_CHECKING:
@@ -81,12 +82,22 @@ def build_config(max_positions: int = MAX_POSITIONS) -> LlamaConfig:
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
-    """Token ids of a prompt, `<bos>` in front: `len(prompt) + 1` tokens."""
+    """Token ids of a prompt, `<bos>` in front: `len(prompt) + 1` tokens.
+
+    Args:
+        tokenizer: the reasoner's.
+        prompt: what the model is asked, of characters in `CHARACTERS` only.
+    """
     return prompt_token_ids(tokenizer, prompt)
 
 
 def encode_trace(tokenizer: PreTrainedTokenizerFast, trace: str) -> list[int]:
-    """Token ids of a trace, `<eos>` behind: `len(trace) + 1` tokens."""
+    """Token ids of a trace, `<eos>` behind: `len(trace) + 1` tokens.
+
+    Args:
+        tokenizer: the reasoner's.
+        trace: a worked solution, of characters in `CHARACTERS` only.
+    """
     token_ids: list[int] = tokenizer(trace, add_special_tokens=False)["input_ids"]
     return [*token_ids, VOCABULARY[EOS]]
 
@@ -94,13 +105,22 @@ def encode_trace(tokenizer: PreTrainedTokenizerFast, trace: str) -> list[int]:
 def load_reasoner(
     dtype: torch.dtype | None = None, task: str = "chains"
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """The packaged model of a task (in eval mode, on the CPU, float32 unless `dtype` is given) and its tokenizer.
+    """The packaged model of a task, in eval mode and on the CPU, and its tokenizer.
 
-    Raises `ValueError` if the folder is missing from the installation.
+    Args:
+        dtype: dtype of the weights; None for float32.
+        task: "chains", "multiplication" or "long_chains"; the first two have the same model.
+
+    Returns:
+        The model and the tokenizer.
+
+    Raises:
+        ValueError: if the task is unknown, or if the folder is missing from the installation.
     """
     import torch
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+    one_of("task", task, tuple(FOLDERS))
     folder = FOLDERS[task]
     if not (folder / "model.safetensors").is_file():
         raise ValueError(

@@ -42,7 +42,10 @@ def check_math_answer(
         completion: what the model wrote; a malformed one is a result, never an exception.
         reference: the right answer.
         timeout_seconds: wall-clock time of math-verify, if it is asked at all.
-        answer_type: one of `ANSWER_TYPES`.
+        answer_type: how it is compared, one of `ANSWER_TYPES` (docs/answers.md).
+
+    Returns:
+        Whether they are equal, what was taken for the answer, and the reason.
 
     Raises:
         ValueError: if the reference is empty, too long or none of its type, or the time is not positive.

@@ -15,6 +15,9 @@ class TransferConfig(LoopConfig):
 
     Attributes:
         learning_rate: peak, as LoLCATs has it (arXiv 2410.10254).
+
+    Raises:
+        ValueError: for a value that is unknown or out of range.
     """
 
     num_steps: int = 200

@@ -58,6 +58,10 @@ class ThoughtGRPOConfig(GRPOConfig):
         pack_weights: sample from a faster copy of the weights on a CPU; see `rollout(pack_weights=True)`.
         gradient_checkpointing: refused, because transformers then drops the cache.
         bf16: refused with `fp16`; load the model in the dtype that it should compute in.
+
+    Raises:
+        ValueError: for a value that is unknown or out of range, or an option of TRL's that would score another policy
+            than was sampled; docs/trl.md lists them.
     """
 
     memory_learning_rate: float | None = field(
