@@ -100,18 +100,19 @@ def fitted(
     highest = max(plans, key=lambda plan: plan.total_bytes)
     if available_bytes is not None and highest.total_bytes > available_bytes and not run.force:
         raise _refused(phases, (*free, *([MICRO_BATCH] if splits else [])), highest, available_bytes, console)
+    run = replace(run, **asdict(chosen))
+    more: list[str] = []
+    for phase in (chosen.of(phase) for phase in phases if phase.distills):
+        run, more = _with_texts_at_once(run, phase, len(prompts), available_bytes, stored)
+    plans = [make_plan(phase) for phase in planned_phases(run, thought, model, prompts)]
+    highest = max(plans, key=lambda plan: plan.total_bytes)
     peak = f"{highest.total_bytes / GIB:.2f} GiB at the highest point, {highest.peak.name}"
     line = f"learner: {chosen.text_of(free)}: {reason} ({peak})"
     if began is not None and not keeps:
         line += (
             f"; the run began with {began.text_of(free)}, which does not fit any more, and is not repeated bit by bit"
         )
-    lines = [line] if free and run.recompute else []
-    run = replace(run, **asdict(chosen))
-    for phase in (chosen.of(phase) for phase in phases if phase.distills):
-        run, more = _with_texts_at_once(run, phase, len(prompts), available_bytes, stored)
-        lines += more
-    return run, lines
+    return run, ([line] if free and run.recompute else []) + more
 
 
 def _split(
