@@ -38,6 +38,7 @@ from thoughtcache_cli.options.shared import (
     integers,
     learner_options,
     numbers,
+    teacher_options,
 )
 from thoughtcache_cli.options.train import EXAMPLES as TRAIN_EXAMPLES
 from thoughtcache_cli.options.train import OUTPUT_DIR as TRAIN_OUTPUT_DIR
@@ -237,8 +238,9 @@ def _plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     group.add_argument("--group", type=int, help="completions per prompt (8)")
     group.add_argument(
-        "--rollout-batch", type=int, help="completions decoded at once (larger of batch and group; distill: 4 batches)"
+        "--rollout-batch", type=int, help="completions decoded at once (larger of batch and group; distill: chosen)"
     )
+    teacher_options(group, sizes=False)
     group.add_argument("--unequal-prompts", action="store_true", help="prompts of a batch differ in length: masks")
     group.add_argument("--logits", help="of full-cache LoRA: chunked (default, TRL 1.16) or materialised (earlier)")
     group = parser.add_argument_group("output")

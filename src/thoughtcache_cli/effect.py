@@ -11,7 +11,11 @@ from typing import Any
 Options = Mapping[str, Any]
 
 ON_TEXTS = ("state-use", "anatomy", "attention-share", "sinks")
-_DISTILLATION = ("distill_batch_size", "distill_learning_rate", "distill_memory_learning_rate")
+_TEACHER = ("teacher_batch_size", "teacher_cache")
+_DISTILLATION = (
+    "distill_batch_size", "distill_micro_batch_size", "distill_learning_rate", "distill_memory_learning_rate",
+    *_TEACHER,
+)  # fmt: skip
 _GRPO = (
     "group_size", "grpo_batch_size", "gradient_accumulation", "grpo_learning_rate", "grpo_memory_learning_rate",
     "beta", "reuse_rollout", "reward", "reward_weight",
@@ -231,6 +235,11 @@ RULES: dict[str, tuple[Rule, ...]] = {
             reason="is about questions, and --text is running text; leave it out, or give --dataset",
         ),
         Rule(
+            names=(*_TEACHER, "force"),
+            when=lambda options: "text" in options,
+            reason="is about what the base answers, and --text is running text; leave it out, or give --dataset",
+        ),
+        Rule(
             names=("prompt_tokens",),
             when=lambda options: "dataset" in options,
             reason="cuts a --text into pieces, and questions are prompts as they are; leave it out",
@@ -315,6 +324,11 @@ RULES: dict[str, tuple[Rule, ...]] = {
             names=("group", "logits"),
             when=lambda options: options.get("objective") == "distill",
             reason="changes nothing under --objective distill, without groups and full-cache LoRA; leave it out",
+        ),
+        Rule(
+            names=("teacher_cache",),
+            when=_full_cache,
+            reason="changes nothing under --window none, without distillation; leave it out, or give a window",
         ),
         Rule(
             names=("kv_log",),

@@ -25,6 +25,13 @@ CASES: dict[str, tuple[list[str], str, list[str]]] = {
                             [*OWN, "--reward", "a:b", "--reward-weight", "1"]),
     "distil batch": ([*OWN, "--distill-steps", "0", "--distill-batch-size", "9"], "--distill-batch-size",
                      [*OWN, "--distill-batch-size", "9"]),
+    "teacher of no distillation": ([*OWN, "--distill-steps", "0", "--teacher-cache", "window=9"], "--teacher-cache",
+                                   [*OWN, "--teacher-cache", "window=9"]),
+    "teacher of a text": (["distill", "--model", "m", "--text", "t", "--teacher-batch-size", "9"],
+                          "--teacher-batch-size",
+                          ["distill", "--model", "m", "--dataset", "d", "--teacher-batch-size", "9"]),
+    "plan of no teacher": (["plan", "--model", "m", "--window", "none", "--teacher-cache", "window=9"],
+                           "--teacher-cache", ["plan", "--model", "m", "--teacher-cache", "window=9"]),
     "distil rate": ([*OWN, "--distill-steps", "0", "--distill-learning-rate", "1"], "--distill-learning-rate",
                     [*OWN, "--grpo-steps", "0", "--distill-learning-rate", "1"]),
     **{

@@ -15,6 +15,7 @@ from tests.support.text_model import save_passcode_model, save_questions, save_t
 
 from thoughtcache.evaluation.intervals import mean_interval
 from thoughtcache.policy.handle import find_tuner
+from thoughtcache.policy.other_cache import changes_nothing
 from thoughtcache.recipes.compare import measure
 from thoughtcache.recipes.compare.config import CompareRun
 from thoughtcache.recipes.compare.measure import Measurement
@@ -23,7 +24,6 @@ from thoughtcache.recipes.compare.run import run_compare
 from thoughtcache.recipes.load_adapter import adapted_model
 from thoughtcache.recipes.texts import read_tokens
 from thoughtcache.sampler.given import given_text, with_own_evictions
-from thoughtcache.studies.arms import changes_nothing
 from thoughtcache.studies.decode_cost import policy_bytes
 from thoughtcache.studies.held_out import HeldOut, summary
 from thoughtcache_cli import main

@@ -163,11 +163,20 @@ def test_the_base_answers_questions(model, tmp_path):
     with pytest.raises(ValueError, match=r"too short for window=8, whose layers hold \d thoughts"):
         run_distill(run_of(model, tmp_path / "c", text=str(text), max_new_tokens=7), budgets, Console(quiet=True))
     paper = tc.ThoughtConfig(r=2, num_global_tokens=2, window=8)
-    result = run_distill(run, paper, Console(quiet=True))
+    console = Console(record=True, width=200, file=io.StringIO())
+    result = run_distill(run, paper, console)
+    assert "teacher: samples 7 texts at once: chosen by the planner (" in console.export_text()
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["chosen"] == {"teacher_batch_size": 7}
     assert list(result["phases"]) == ["1-logits"]
     assert result["held_out"][0]["before"] == pytest.approx(0, abs=1e-5)
     assert result["held_out"][0]["after"] > 1e-4  # the base forgets what left
     assert result["held_out"][1]["after"] == pytest.approx(result["held_out"][0]["after"])  # nothing is adapted yet
+
+    bounded = dataclasses.replace(run, output_dir=str(tmp_path / "bounded"), teacher_cache={"window": 5})
+    forgets = run_distill(bounded, paper, Console(quiet=True))
+    assert forgets["held_out"][0]["before"] == pytest.approx(0, abs=1e-5), "the targets are the full cache's"
+    samples = [tmp_path / name / "phases" / "texts.samples" for name in ("run", "bounded")]
+    assert samples[0].read_bytes() != samples[1].read_bytes()
 
     shorter = run_of(model, tmp_path / "run", dataset=str(questions), recipe=str(recipe), max_new_tokens=15)
     other = run_distill(dataclasses.replace(shorter, overwrite=True), paper, Console(quiet=True))

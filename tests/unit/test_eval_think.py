@@ -22,12 +22,12 @@ from thoughtcache.evaluation.thinking.definition import DeepThinking
 from thoughtcache.evaluation.thinking.scores import think_scores
 from thoughtcache.evaluation.thinking.selection import Prefix, ThinkAtN, kept_samples
 from thoughtcache.evaluation.votes import majority_at_k, vote_groups
+from thoughtcache.policy.other_cache import changes_nothing
 from thoughtcache.recipes.evaluate import run as eval_run
 from thoughtcache.recipes.evaluate.config import EvalRun
 from thoughtcache.recipes.evaluate.run import GENERATIONS, run_eval
 from thoughtcache.recipes.evaluate.think import PREFIXES
 from thoughtcache.recipes.load_model import load_base, load_tokenizer
-from thoughtcache.studies.arms import changes_nothing
 from thoughtcache_cli import main
 
 WORKER = Path(__file__).parents[1] / "support" / "eval_worker.py"

@@ -40,7 +40,7 @@ def test_a_run_that_fits_says_nothing() -> None:
 def test_the_line_about_the_choice_names_what_was_chosen() -> None:
     where = (THOUGHT, load_config("Qwen2.5-0.5B"), PROMPTS, Console(file=StringIO(), width=200))
     lines = [
-        fitted(replace(RUN, **given), *where, available_bytes=400 * GIB)[1]
+        fitted(replace(RUN, distill_steps=0, **given), *where, available_bytes=400 * GIB)[1]
         for given in (
             {},
             {"chunk_tokens": 64},
@@ -48,9 +48,10 @@ def test_the_line_about_the_choice_names_what_was_chosen() -> None:
             {"recompute": False},  # there is nothing to choose
         )
     ]
-    assert lines[0].startswith("learner: checkpoint_layers False, chunk_tokens 256, kv_log device: chosen by the")
-    assert lines[1].startswith("learner: checkpoint_layers False, kv_log device: chosen by the planner (")
-    assert lines[2:] == ["", ""]
+    ((whole,), (without_chunks,), *none) = lines
+    assert whole.startswith("learner: checkpoint_layers False, chunk_tokens 256, kv_log device: chosen by the")
+    assert without_chunks.startswith("learner: checkpoint_layers False, kv_log device: chosen by the planner (")
+    assert none == [[], []]
 
 
 def test_a_run_that_goes_on_keeps_its_choice_where_it_fits() -> None:
@@ -58,8 +59,9 @@ def test_a_run_that_goes_on_keeps_its_choice_where_it_fits() -> None:
     where = (THOUGHT, load_config("Qwen2.5-0.5B"), PROMPTS, Console(file=StringIO(), width=200))
 
     def goes_on(available_gib: float, stored: dict[str, Any], **given: Any) -> tuple[dict[str, Any], str]:
-        run, line = fitted(replace(RUN, **given), *where, available_bytes=int(available_gib * GIB), stored=stored)
-        return {name: getattr(run, name) for name in began}, line
+        asked = replace(RUN, distill_steps=0, **given)
+        run, lines = fitted(asked, *where, available_bytes=int(available_gib * GIB), stored=stored)
+        return {name: getattr(run, name) for name in began}, "".join(lines)
 
     kept, line = goes_on(400, began)
     assert kept == began
@@ -119,6 +121,7 @@ def named_settings(message: str) -> dict[str, Any]:
             ("group-size to", "group_size"),
             ("grpo-batch-size to", "grpo_batch_size"),
             ("distill-batch-size to", "distill_batch_size"),
+            ("distill-micro-batch-size", "distill_micro_batch_size"),
             ("gradient-accumulation", "gradient_accumulation"),
             ("max-new-tokens to", "max_new_tokens"),
         )
@@ -135,9 +138,10 @@ def test_force_overrides() -> None:
 
 def test_distillation_is_planned_as_distillation() -> None:
     run = replace(RUN, grpo_steps=0, distill_batch_size=64, chunk_tokens=64, beta=0.1, reuse_rollout=True)
-    with pytest.raises(DoesNotFitError, match=r"lower --distill-batch-size to \d+, or") as caught:
-        refuse(run, 8 * GIB)
+    with pytest.raises(DoesNotFitError, match=r"set --distill-micro-batch-size (16|32), or") as caught:
+        refuse(replace(run, distill_micro_batch_size=64), 8 * GIB)
     assert "teacher" in {phase.name for phase in caught.value.plan.phases}
+    refuse(run, 8 * GIB)  # the planner splits it
 
 
 def test_a_step_is_split_before_it_loses_completions() -> None:

@@ -172,10 +172,11 @@ def test_a_run_goes_on_with_the_savings_that_it_began_with(
     interrupt_distillation(run_config(user, tmp_path), 3)
     marker = tmp_path / "run.json"
     content = json.loads(marker.read_text())
-    content["chosen"] = {"checkpoint_layers": True, "chunk_tokens": 128, "kv_log": "device"}
+    content["chosen"] |= {"checkpoint_layers": True, "chunk_tokens": 128, "teacher_batch_size": 2}
     marker.write_text(json.dumps(content))
     text = train(run_config(user, tmp_path, resume=True))
     assert "learner: checkpoint_layers True, chunk_tokens 128, kv_log device: as the run began (" in text
+    assert "teacher: samples 2 texts at once: as the run began (" in text
     assert json.loads(marker.read_text())["chosen"] == content["chosen"]
 
 

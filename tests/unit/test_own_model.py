@@ -57,7 +57,13 @@ def run_config(user: Path, output: Path, **changes: Any) -> RunConfig:
 def test_trains_saves_and_reloads(user: Path, tmp_path: Path) -> None:
     results = run_real_model(run_config(user, tmp_path), thought(), Console(quiet=True))
     chosen = json.loads((tmp_path / "run.json").read_text())["chosen"]
-    assert chosen == {"checkpoint_layers": False, "chunk_tokens": 256, "kv_log": "device"}
+    assert chosen == {
+        "checkpoint_layers": False,
+        "chunk_tokens": 256,
+        "kv_log": "device",
+        "teacher_batch_size": 6,  # all that there are, of two steps
+        "distill_micro_batch_size": 3,
+    }
     assert [step for step, _ in results["phases"]["distill"]["losses"]] == [1, 2]
     assert [step for step, _ in results["phases"]["grpo"]["rewards"]] == [1, 2]
     assert json.loads((tmp_path / "results.json").read_text())["run"]["thought"]["window"] == WINDOW

@@ -18,6 +18,7 @@ from thoughtcache.planning.advice import Phases, advise, most_of_run, phases_of,
 from thoughtcache.planning.plan import GIB, make_plan
 from thoughtcache.planning.savings import combinations, usable_bytes
 from thoughtcache.planning.setting import PlanSetting
+from thoughtcache.planning.teacher import split_to_fit, with_teacher_batch
 from thoughtcache.presets import preset_settings
 from thoughtcache.recipes.plan.command import train_commands
 from thoughtcache.recipes.plan.memory_plan import plan_memory
@@ -40,8 +41,8 @@ def typed(command: str) -> tuple[RunConfig, dict[str, Any]]:
     return run, {option: value for option, value in options.items() if option not in RUN_FIELDS}
 
 
-def again(run: RunConfig, setting: PlanSetting) -> list[PlanSetting]:
-    """The phases of a run, planned from the run."""
+def again(run: RunConfig, setting: PlanSetting, available: int) -> list[PlanSetting]:
+    """The phases of a run, planned from the run, with what it chooses itself: texts at once of both sides."""
     shared = replace(
         setting,
         max_new_tokens=run.max_new_tokens,
@@ -54,17 +55,18 @@ def again(run: RunConfig, setting: PlanSetting) -> list[PlanSetting]:
     )
     phases = []
     if run.distill_steps:
-        phases.append(
-            replace(
-                shared,
-                objective="distill",
-                batch=run.distill_batch_size,
-                group=1,
-                beta=0.0,
-                reuse=False,
-                generation_batch=None,
-            )
+        assert (run.distill_micro_batch_size, run.teacher_batch_size) == ("auto", "auto")
+        distill = replace(
+            shared,
+            objective="distill",
+            batch=run.distill_batch_size,
+            group=1,
+            beta=0.0,
+            reuse=False,
+            generation_batch=None,
         )
+        split = split_to_fit(distill, (), available)
+        phases.append(with_teacher_batch(split, available_bytes=available))
     if run.grpo_steps:
         phases.append(
             replace(
@@ -91,7 +93,7 @@ def test_what_is_advised_fits_when_it_is_planned_again(model: str, gpu: int) -> 
         runs = advised(setting, available)
         assert runs, (model, gpu, tokens)
         for command, phases in zip(train_commands(model, {}, runs), runs, strict=True):
-            found = again(typed(command)[0], setting)
+            found = again(typed(command)[0], setting, available)
             assert len(found) == len(phases)
             for phase in found:
                 assert make_plan(phase).total_bytes <= available
@@ -147,7 +149,7 @@ def test_a_length_at_which_the_smallest_budget_evicts_is_advice() -> None:
 
 
 def test_distillation_goes_first_where_its_teacher_needs_shorter_thoughts() -> None:
-    first, second = advised(planned(MODELS[0], 32000, batch=2, group=2), 3 * GIB)
+    first, second = advised(planned(MODELS[0], 32000, batch=2, group=2), int(2.8 * GIB))
     assert [phase.objective for phase in (*first, *second)] == ["distill", "grpo"]
     assert first[0].max_new_tokens < second[0].max_new_tokens == 32000
     commands = train_commands("m", {"window": 1024}, (first, second))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
+from typing import Any
 
 import peft
 import pytest
@@ -12,7 +14,7 @@ from support.plans import cpu_setting
 from thoughtcache.measuring.live_bytes import LiveBytes
 from thoughtcache.measuring.operator_flops import OperatorFlops
 from thoughtcache.planning.fit import DoesNotFitError, check_fit
-from thoughtcache.planning.memory.distillation import teacher_setting
+from thoughtcache.planning.memory.distillation import sampling_teacher
 from thoughtcache.planning.memory.parts import highest, total
 from thoughtcache.planning.memory.rollout import rollout_parts
 from thoughtcache.planning.plan import make_plan
@@ -39,6 +41,8 @@ def built(setting: PlanSetting) -> tuple[peft.PeftModel, DistillConfig]:
         recompute=setting.recompute,
         max_new_tokens=setting.max_new_tokens,
         sample_batch_size=setting.decoded_at_once,
+        teacher_cache=setting.teacher_cache,
+        micro_batch_size=setting.batch,
     )
     assert isinstance(model, peft.PeftModel)
     return model, config
@@ -53,14 +57,16 @@ def test_arithmetic_of_teacher_and_student(name: str) -> None:
     assert step_flops(setting).learner == pytest.approx(counted.total, rel=TOLERANCE)
 
 
+@pytest.mark.parametrize("cache", [None, {"window": 16, "eviction": "h2o", "evict_fraction": 0.5}], ids=str)
 @pytest.mark.parametrize("name", ["whole segments", "large vocabulary"])
-def test_memory_of_the_teacher_that_samples(name: str) -> None:
-    setting = with_layers(CASES[name], 2)
+def test_memory_of_the_teacher_that_samples(name: str, cache: dict[str, Any] | None) -> None:
+    """Four texts at once, with the full cache, and under a window whose evictions are chosen."""
+    setting = replace(with_layers(CASES[name], 2), rollout_batch=4, teacher_cache=cache)
     model, config = built(setting)
     prompts = [[1 + row] * setting.prompt_tokens for row in range(setting.decoded_at_once)]
     with LiveBytes() as live:
         sample_teacher(model, prompts, config)
-    closed = total(highest(rollout_parts(teacher_setting(setting)).values()))
+    closed = total(highest(rollout_parts(sampling_teacher(setting)).values()))
     assert closed == pytest.approx(live.peak_bytes, rel=TOLERANCE)
 
 
@@ -72,10 +78,24 @@ def test_parts_by_hand() -> None:
     assert phases["learner: backward"]["teacher states"] == 4 * (120 + 16) * 576 * 4
     # 4 x 16 rows of 49152 logits, five fp32 tensors.
     assert phases["learner: forward"]["logits"] == 64 * 49152 * 5 * 4
-    # The teacher samples four batches at once and evicts nothing: 2 x 4 layers x 16 rows x 152 tokens x 192 numbers.
-    assert phases["teacher samples: drawing"]["rollout K/V"] == 2 * 4 * 16 * 152 * 192 * 4
+    # The teacher can sample one text at once, and evicts nothing: 2 x 4 layers x 152 tokens x 192 numbers of 4 bytes.
+    assert phases["teacher samples: drawing"]["rollout K/V"] == 2 * 4 * 152 * 192 * 4
     assert "thought states" not in phases["teacher samples: drawing"]
     assert list(side_by_side(setting)) == ["LoRA_c", "PTE"]
+
+
+def test_parts_of_several_texts_and_micro_batches_by_hand() -> None:
+    """Eight texts a step, two in the learner at once; the teacher samples 16 under a window of 20."""
+    small = cpu_setting(objective="distill", prompt_tokens=32, max_new_tokens=120, batch=2, chunk_tokens=16)
+    step = replace(small, generation_batch=8, rollout_batch=16, teacher_cache={"window": 20})
+    phases = {phase.name: phase.parts for phase in make_plan(step).phases}
+    assert phases["teacher samples: drawing"]["rollout K/V"] == 2 * 4 * 16 * (32 + 20) * 192 * 4
+    alone = {phase.name: phase.parts for phase in make_plan(small).phases}
+    assert phases["teacher"]["resident K/V"] == alone["teacher"]["resident K/V"], "distributions are the full cache's"
+    assert phases["learner: backward"]["teacher states"] == alone["learner: backward"]["teacher states"]
+    waiting = phases["learner: forward"]["gradients"] - alone["learner: forward"].get("gradients", 0)
+    assert waiting == alone["optimizer step"]["gradients"], "of the micro-batches before"
+    assert step_flops(step).learner == pytest.approx(4 * step_flops(small).learner)
 
 
 def test_no_advice_that_distillation_cannot_take() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from support.plans import cpu_setting
 from thoughtcache.measuring.peak_memory import MIB, can_measure_resident_bytes
+from thoughtcache.planning.memory.distillation import sampling_teacher
 from thoughtcache.planning.memory.parts import highest, total
 from thoughtcache.planning.memory.rollout import rollout_parts
 from thoughtcache.planning.plan import learner_bytes
@@ -76,6 +77,9 @@ DISTILLATION = {
     "whole segments": cpu_setting(objective="distill", prompt_tokens=64, max_new_tokens=90, batch=8),
     "chunks": cpu_setting("qwen2", objective="distill", max_new_tokens=300, batch=4, chunk_tokens=32),
     "everything kept": cpu_setting("qwen2", objective="distill", max_new_tokens=300, batch=2, recompute=False),
+    "checkpoints of layers": cpu_setting(
+        "qwen2", objective="distill", prompt_tokens=96, max_new_tokens=70, batch=8, checkpoint_layers=True
+    ),
 }
 
 
@@ -83,6 +87,14 @@ DISTILLATION = {
 def test_distillation(name):
     setting = with_layers(DISTILLATION[name], 2)
     compare(learner_bytes(setting), measure(setting, module=DISTILL_CHILD), live_tolerance=0.05)
+
+
+@pytest.mark.parametrize("cache", [None, {"window": 4, "eviction": "h2o", "evict_fraction": 0.5}], ids=str)
+def test_the_teachers_sampling(cache):
+    setting = cpu_setting("smollm2", objective="distill", max_new_tokens=8, rollout_batch=96, teacher_cache=cache)
+    setting = with_layers(setting, 2)
+    closed = total(highest(rollout_parts(sampling_teacher(setting)).values()))
+    compare(closed, measure(setting, "rollout", module=DISTILL_CHILD))
 
 
 def test_a_child_that_fails_says_why(monkeypatch):

@@ -143,8 +143,6 @@ def test_records_of_a_whole_generation_count() -> None:
     chosen = choose_savings([eight], SAVINGS, available_bytes=available)
     assert chosen != choose_savings([one], SAVINGS, available_bytes=available)
     assert need(eight, chosen) <= available
-    with pytest.raises(ValueError, match="generation_batch=64; leave it out"):
-        planned(objective="distill", group=1, generation_batch=64)
 
 
 def test_a_host_that_was_given_is_not_taken_back() -> None:

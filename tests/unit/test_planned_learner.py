@@ -155,9 +155,8 @@ def test_every_memory_is_planned(changes: dict[str, Any], tmp_path: Path, capsys
 def settings_of_a_run(kind: str, folder: Path, changes: dict[str, Any]) -> Any:
     if kind == "grpo":
         return tc.ThoughtGRPOConfig(output_dir=str(folder), use_cpu=True, report_to="none", **changes)
-    if kind == "distill":
-        return tc.DistillConfig(output_dir=str(folder), **changes)
-    run = RunConfig()  # the tests' run-time type checks would refuse the text
+    # The tests' run-time type checks would refuse the text.
+    run = tc.DistillConfig(output_dir=str(folder)) if kind == "distill" else RunConfig()
     for name, value in changes.items():
         object.__setattr__(run, name, value)
     run.__post_init__()

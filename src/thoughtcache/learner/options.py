@@ -99,6 +99,24 @@ def _place(value: object) -> Place | Auto:
     raise ValueError(f'kv_log={value!r} is not known; use "auto", "device" or "host"')
 
 
+def count_or_auto(name: str, value: object) -> int | Auto:
+    """A count that may be left to the planner, from a number or a text.
+
+    Args:
+        name: what it is called in an error.
+        value: what was given.
+
+    Raises:
+        ValueError: for another text, or a number below 1.
+    """
+    number = int(value) if isinstance(value, str) and value.isdecimal() else value
+    if number == AUTO:
+        return AUTO
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise ValueError(f'{name} must be at least 1 or "auto", got {value!r}')
+    return number
+
+
 def learner_options(settings: object) -> dict[str, Any]:
     """The values of these options in some settings that have all of them, "auto" included."""
     return {name: getattr(settings, name) for name in LEARNER_OPTIONS}

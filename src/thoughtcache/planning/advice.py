@@ -18,6 +18,7 @@ from thoughtcache.planning.limits import HIGHEST_BATCH, highest, largest, with_f
 from thoughtcache.planning.plan import make_plan
 from thoughtcache.planning.savings import choose_savings, combinations, tightest
 from thoughtcache.planning.setting import PlanSetting
+from thoughtcache.planning.teacher import in_micro_batches, split_to_fit
 
 Phases = tuple[PlanSetting, ...]
 
@@ -41,12 +42,6 @@ def phases_of(setting: PlanSetting) -> Phases:
     return distill, grpo
 
 
-def in_micro_batches(setting: PlanSetting, completions: int, most: int) -> PlanSetting:
-    """The setting with so many completions in a step, in the largest equal micro-batches of at most `most` of them."""
-    size = max(size for size in range(1, min(most, completions) + 1) if completions % size == 0)
-    return replace(setting, batch=size, generation_batch=None if size == completions else completions)
-
-
 def advise(
     phases: Sequence[PlanSetting],
     available_bytes: int,
@@ -62,7 +57,7 @@ def advise(
         available_bytes: what the device may be filled with.
         reserve_bytes: see `make_plan`.
         whole_groups: whether what GRPO samples at once must hold whole groups, and is decoded at once.
-        splits: whether a step of GRPO may be split into micro-batches smaller than a group.
+        splits: whether a step may be split into micro-batches, those of GRPO also into smaller ones than a group.
     """
     changed = tuple(phases)
     for changed in _cheaper(tuple(phases), whole_groups):
@@ -90,7 +85,8 @@ def advise(
 def most_of_run(phases: Phases, available_bytes: int, *, reserve_bytes: int | None = None) -> dict[str, int]:
     """The longest thoughts of all phases, the largest batch of each, and the largest group; one change at a time.
 
-    Every saving may be used. A group is a micro-batch of its own; batches of GRPO hold whole groups and are not split.
+    Every saving may be used. A group is a micro-batch of its own; batches of GRPO hold whole groups and are not split,
+    and those of distillation are what the learner takes at once.
 
     Args:
         phases: the phases of a run.
@@ -109,7 +105,7 @@ def most_of_run(phases: Phases, available_bytes: int, *, reserve_bytes: int | No
 
     found = {"max_new_tokens": min(most(phase, "max_new_tokens") for phase in phases)}
     for phase in phases:
-        phase = phase if phase.distills else replace(phase, generation_batch=None)
+        phase = replace(phase, generation_batch=None)
         rows = most(phase, "batch")
         if phase.distills:
             found["distill_batch_size"] = rows
@@ -183,19 +179,24 @@ def advise_runs(
 def _cheaper(phases: Phases, at_once: bool) -> Iterator[Phases]:
     """The phases as they are, sampling fewer completions at once, and with a learner that recomputes.
 
+    A teacher samples one text at once then, beyond which the planner chooses.
+
     Args:
         phases: the phases of a run.
         at_once: whether the run decodes all completions of a step at once, whatever they are.
     """
     yield phases
-    fewer = tuple(
-        one if at_once or one.distills or one.decoded_at_once <= one.batch else replace(one, rollout_batch=one.batch)
-        for one in phases
-    )
+    fewer = tuple(_sampling_fewer(one, at_once) for one in phases)
     if fewer != phases:
         yield fewer
     if not all(one.recompute for one in phases):
         yield tuple(replace(one, recompute=True) for one in fewer)
+
+
+def _sampling_fewer(phase: PlanSetting, at_once: bool) -> PlanSetting:
+    if phase.distills:
+        return replace(phase, rollout_batch=None)
+    return phase if at_once or phase.decoded_at_once <= phase.batch else replace(phase, rollout_batch=phase.batch)
 
 
 def _saving(phases: Phases, available: int, reserve: int | None) -> Phases | None:
@@ -238,18 +239,14 @@ def _lowered(phases: Phases, field: str, available: int, reserve: int | None, wh
 
 
 def _split(phases: Phases, available: int, reserve: int | None) -> Phases:
-    """Each phase of GRPO that does not fit in the largest micro-batches of the same step that do, or in single rows."""
-    found = []
-    for phase in phases:
-        tight = _tight(phase)
-        if phase.distills or _fits(tight, available, reserve):
-            found.append(phase)
-            continue
-        count = phase.completions
-        sizes = [size for size in range(phase.batch, 0, -1) if count % size == 0]
-        fitting = (size for size in sizes if _fits(in_micro_batches(tight, count, size), available, reserve))
-        found.append(in_micro_batches(phase, count, next(fitting, 1)))
-    return tuple(found)
+    """Each phase that does not fit in the largest micro-batches of the same step that do, or in single rows."""
+    return tuple(_split_one(phase, available, reserve) for phase in phases)
+
+
+def _split_one(phase: PlanSetting, available: int, reserve: int | None) -> PlanSetting:
+    packed = phase.pack_weights
+    split = split_to_fit(replace(phase, pack_weights=False), SAVINGS, available, reserve_bytes=reserve)
+    return replace(split, pack_weights=packed)
 
 
 def _whole_unless_it_fits(phase: PlanSetting, available: int, reserve: int | None) -> PlanSetting:

@@ -27,6 +27,7 @@ OPTION_NAMES = {
     "max_new_tokens": "--max-new-tokens",
 }
 ACCUMULATION = "gradient_accumulation"
+MICRO_BATCH = "micro_batch_size"
 NOTHING_HELPS = "no setting is enough; use a smaller model, 4-bit weights or a larger device"
 _MEMINFO = Path("/proc/meminfo")
 
@@ -107,19 +108,23 @@ def changes(
         before: the run.
         after: what it is to be.
         option_names: what the caller calls the settings in its own options (see `OPTION_NAMES`). With a name for
-            `ACCUMULATION` its batches are the completions of a step, which may be split into micro-batches.
+            `ACCUMULATION` or `MICRO_BATCH` its batches are the completions of a step, or its texts, which may be split
+            into micro-batches.
         free: settings that are not told, since the planner chooses them.
     """
     names = OPTION_NAMES | dict(option_names or {})
     texts = []
     for name, option in names.items():
-        if name == ACCUMULATION:
+        if name in (ACCUMULATION, MICRO_BATCH):
             continue
         value = getattr(after, name)
-        if name == "batch" and ACCUMULATION in names and not after.distills:
-            texts += _steps(before, after, names)
+        if name == "batch" and {ACCUMULATION, MICRO_BATCH} & set(names):
+            texts += _steps(before, after, names, free)
             continue
         if name in free or value == getattr(before, name):
+            continue
+        if name == "rollout_batch" and after.distills:
+            texts.append(f"leave out {option}")
             continue
         if name in ("batch", "group", "max_new_tokens"):
             texts.append(f"lower {option} to {value}")
@@ -130,13 +135,15 @@ def changes(
     return texts
 
 
-def _steps(before: PlanSetting, after: PlanSetting, names: Mapping[str, str]) -> list[str]:
-    """What differs between the steps of two runs: completions, and micro-batches."""
+def _steps(before: PlanSetting, after: PlanSetting, names: Mapping[str, str], free: Collection[str]) -> list[str]:
+    """What differs between the steps of two runs: completions or texts, and micro-batches."""
     texts = []
     if after.completions != before.completions:
         texts.append(f"lower {names['batch']} to {after.completions}")
-    if after.micro_batches != before.micro_batches:
+    if ACCUMULATION in names and after.micro_batches != before.micro_batches:
         texts.append(f"set {names[ACCUMULATION]} {after.micro_batches}")
+    if MICRO_BATCH in names and MICRO_BATCH not in free and after.batch != before.batch:
+        texts.append(f"set {names[MICRO_BATCH]} {after.batch}")
     return texts
 
 

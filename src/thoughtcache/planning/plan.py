@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from thoughtcache.planning.flops import linear_shapes
 from thoughtcache.planning.memory.checkpointed import checkpointed_parts, reference_parts
-from thoughtcache.planning.memory.distillation import kept_for_student, teacher_parts, teacher_setting
+from thoughtcache.planning.memory.distillation import kept_for_student, sampling_teacher, teacher_parts
 from thoughtcache.planning.memory.layer import adapter_bytes, kv_bytes, layer_numbers
 from thoughtcache.planning.memory.parts import Parts, add, highest, total
 from thoughtcache.planning.memory.replay import (
@@ -34,6 +34,8 @@ from thoughtcache.planning.setting import PlanSetting
 GIB = 2**30
 CUDA_RESERVE_BYTES = GIB
 """CUDA context, cuBLAS workspaces and fragmentation: an assumption, not a calculation."""
+TEACHER_SAMPLES = "teacher samples"
+"""What the phases are called in which the teacher of distillation draws its texts."""
 FOUR_BIT_BYTES = 0.5 + 4 / 64
 """bitsandbytes: half a byte and one fp32 scale per block of 64."""
 
@@ -159,7 +161,7 @@ def dequantised_bytes(setting: PlanSetting) -> int:
 
 def _rollout(setting: PlanSetting) -> dict[str, Parts]:
     if setting.distills:
-        return {f"teacher samples: {name}": parts for name, parts in rollout_parts(teacher_setting(setting)).items()}
+        return {f"{TEACHER_SAMPLES}: {name}": parts for name, parts in rollout_parts(sampling_teacher(setting)).items()}
     parts = {f"rollout: {name}": parts for name, parts in rollout_parts(setting).items()}
     if setting.learner == "checkpointed":
         # transformers' own cache grows by concatenation: one layer exists twice for a moment.

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from transformers import PretrainedConfig
@@ -22,6 +22,7 @@ from thoughtcache.learner.options import CHUNK_TOKENS, ReplayOptions, learner_op
 from thoughtcache.planning.flops import memory_of
 from thoughtcache.planning.model_size import adapter_size, model_size
 from thoughtcache.policy.modes import GradientMode, Place
+from thoughtcache.policy.other_cache import check_teacher_cache
 from thoughtcache.records import CacheSettings
 from thoughtcache.state.attention.weights import MemoryShape
 
@@ -32,8 +33,6 @@ SYSTEMS = ("LoRA, full cache", "LoRA_c", "PTE")
 WITH_MEMORY = {"adapter": SYSTEMS[2], "attention": "memory in attention", "both": "PTE and memory"}
 """What the third system is called, by its memory."""
 DEVICES = ("cuda", "cpu")
-TEACHER_BATCHES = 4
-"""Batches of distillation that the teacher samples at once: sampling takes less memory than the learner."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +48,13 @@ class PlanSetting:
         max_new_tokens: T, thought tokens of every row.
         batch: completions in one micro-batch of the learner.
         group: completions per prompt.
-        rollout_batch: completions decoded at once; None: the larger one of `batch` and `group`, or the teacher's
-            `TEACHER_BATCHES` batches.
-        generation_batch: completions that are sampled before the learner takes the first of them, and are kept until it
-            has seen all: several micro-batches of GRPO. None: the larger one of `batch` and `group`.
+        rollout_batch: completions decoded at once. None: the larger one of `batch` and `group`; or, where the teacher
+            of distillation samples, one, since as few do it: `planning/teacher.py` chooses more.
+        generation_batch: completions of a step, where the learner takes it in several micro-batches. Those of GRPO are
+            sampled before it takes the first of them, and are kept until it has seen all. None: the larger one of
+            `batch` and `group`.
+        teacher_cache: the cache under which the teacher of distillation samples, as settings of `ThoughtConfig` with a
+            `window`; None for the full one. Its distributions are those of the full cache in any case.
         dtype: dtype of the base model. The adapter is kept in float32, as PEFT does.
         load_in_4bit: linears of the decoder in bitsandbytes' 4 bits.
         learner: "replay" is this package's; "checkpointed" is one forward pass over whole rows with a checkpoint per
@@ -83,6 +85,7 @@ class PlanSetting:
     group: int = 8
     rollout_batch: int | None = None
     generation_batch: int | None = None
+    teacher_cache: dict[str, Any] | None = None
     dtype: str = "bfloat16"
     load_in_4bit: bool = False
     learner: Learner = "replay"
@@ -109,16 +112,12 @@ class PlanSetting:
             one_of(name, getattr(self, name), values)
         if self.beta < 0:
             raise ValueError(f"beta must be 0 or positive, got {self.beta}")
-        if self.distills and self.generation_batch is not None:
-            raise ValueError(
-                f"distillation keeps no records of what was sampled, got generation_batch={self.generation_batch}; "
-                "leave it out, or use objective='grpo'"
-            )
         if self.distills and (self.beta or self.reuse or self.learner != "replay"):
             raise ValueError(
                 f"distillation replays and has no reference and no records, got learner={self.learner!r}, "
                 f"beta={self.beta} and reuse={self.reuse}; leave them out, or use objective='grpo'"
             )
+        check_teacher_cache(self.teacher_cache)
         _ = self.replay_options
 
     @property
@@ -187,16 +186,16 @@ class PlanSetting:
     @property
     def decoded_at_once(self) -> int:
         """Completions that are decoded at once."""
-        return self.rollout_batch or (TEACHER_BATCHES * self.batch if self.distills else self.completions)
+        return self.rollout_batch or (1 if self.distills else self.completions)
 
     @property
     def completions(self) -> int:
-        """Completions of a step; their records are kept until the learner has seen them."""
-        return self.batch if self.distills else self.generation_batch or max(self.batch, self.group)
+        """Completions of a step, or its texts; records of GRPO are kept until the learner has seen them."""
+        return self.generation_batch or (self.batch if self.distills else max(self.batch, self.group))
 
     @property
     def micro_batches(self) -> int:
-        """Micro-batches of a step of GRPO, the last one of which may be smaller."""
+        """Micro-batches of a step, the last one of which may be smaller."""
         return -(-self.completions // self.batch)
 
     @property

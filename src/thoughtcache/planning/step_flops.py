@@ -16,7 +16,7 @@ from thoughtcache.planning.flops import (
     rollout_flops_per_token,
     share_columns,
 )
-from thoughtcache.planning.memory.distillation import teacher_setting
+from thoughtcache.planning.memory.distillation import sampling_teacher, teacher_setting
 from thoughtcache.planning.model_size import model_size
 from thoughtcache.planning.setting import PlanSetting, grouped_chunks, learner_chunks
 from thoughtcache.state.attention.read import read_flops, write_flops
@@ -41,7 +41,7 @@ class StepFlops:
 
 def step_flops(setting: PlanSetting) -> StepFlops:
     """Count one step over `setting.completions` completions of full length."""
-    sampler = teacher_setting(setting) if setting.distills else setting
+    sampler = sampling_teacher(setting) if setting.distills else setting
     rows, prompt = setting.completions, setting.prompt_tokens
     prompts = -(-rows // sampler.group)
     per_token = rollout_flops_per_token(

@@ -17,7 +17,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from thoughtcache.adapter.positions import position_reach, positions_needed
 from thoughtcache.chains.folding import StepFolding
 from thoughtcache.config import ThoughtConfig
-from thoughtcache.learner.options import SAVINGS, replay_options
+from thoughtcache.learner.options import AUTO, replay_options
 from thoughtcache.planning.fit import free_bytes
 from thoughtcache.planning.savings import usable_bytes
 from thoughtcache.recipes.before_after import (
@@ -35,7 +35,7 @@ from thoughtcache.recipes.grpo_phase import grpo_phase as _grpo
 from thoughtcache.recipes.grpo_phase import grpo_rows, rewards_of, thinking_of
 from thoughtcache.recipes.load_adapter import WEIGHTS, adapted_model
 from thoughtcache.recipes.load_model import load_tokenizer
-from thoughtcache.recipes.plan.fit import fitted
+from thoughtcache.recipes.plan.fit import CHOSEN, fitted
 from thoughtcache.recipes.prompts import encode_examples, examples_of, no_longer_than
 from thoughtcache.recipes.run.checks import (
     check_link_window,
@@ -139,18 +139,18 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     shown = print_prompts(prompts, examples, tokenizer, console) if run.dry_run else []
     run, chosen = fitted(run, thought, config, every, console, stored=(folder.stored or {}).get("chosen"))
     if run.dry_run:
-        for line in filter(None, (held_out, chosen)):
+        for line in filter(None, (held_out, *chosen)):
             report(line)
         available = usable_bytes(free_bytes("cuda" if torch.cuda.is_available() else "cpu"))
         planned = print_run_plan(run, thought, config, every, available, console)
         plain_line(console, "dry run: nothing was trained and nothing was written")
         return {"prompts": shown, "planned_bytes": planned}
     assert run.model is not None
-    folder.describe({"chosen": {name: getattr(run, name) for name in SAVINGS}})
+    folder.describe({"chosen": {name: getattr(run, name) for name in CHOSEN if getattr(run, name) != AUTO}})
     model = adapted_model(
         run.model, thought, adapter=run.adapter, dtype=run.dtype, load_in_4bit=run.load_in_4bit, seed=run.seed
     )
-    for line in filter(None, (held_out, chosen)):
+    for line in filter(None, (held_out, *chosen)):
         report(line)
     table = BeforeAfter(
         run=run, thought=thought, folder=folder, examples=asked[0], prompts=asked[1], thinking=thinking,

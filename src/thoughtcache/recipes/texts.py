@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from peft import PeftModel
 from rich.console import Console
@@ -119,8 +119,10 @@ def base_answers(
     *,
     max_new_tokens: int,
     seed: int,
+    batch_size: int = SAMPLED_AT_ONCE,
+    cache: dict[str, Any] | None = None,
 ) -> list[Rollout]:
-    """What the base answers with its full cache at temperature 1, one answer per question.
+    """What the base answers at temperature 1, one answer per question.
 
     Args:
         model: the adapted model.
@@ -130,8 +132,12 @@ def base_answers(
         console: where progress goes.
         max_new_tokens: bound on an answer.
         seed: seeds the sampling.
+        batch_size: answers that it samples at once.
+        cache: the cache under which it does, see `DistillConfig.teacher_cache`; None for the full one.
     """
-    settings = DistillConfig(output_dir="", max_new_tokens=max_new_tokens, sample_batch_size=SAMPLED_AT_ONCE, seed=seed)
+    settings = DistillConfig(
+        output_dir="", max_new_tokens=max_new_tokens, sample_batch_size=batch_size, teacher_cache=cache, seed=seed
+    )
 
     def draw(start: int, stop: int) -> list[Rollout]:
         with progress_bar("answers of the base", stop - start, console=console) as advance:

@@ -22,7 +22,7 @@ HUNDRED = 100
 
 MOST = {
     "max_new_tokens": "thoughts of {:,} tokens",
-    "distill_batch_size": "{:,} texts of distillation",
+    "distill_batch_size": "{:,} texts of distillation at once",
     "grpo_batch_size": "{:,} completions of GRPO",
     "group_size": "groups of {:,}",
 }

@@ -13,6 +13,7 @@ from typing import Any
 from peft import PeftModel
 
 from thoughtcache.config import ThoughtConfig
+from thoughtcache.policy.other_cache import changes_nothing, under_adapter
 
 POLICIES_BESIDE = ("h2o", "random", "sliding", "snapkv")
 """Eviction policies of the arms with more slots if no others are named: the newest, by chance, and the two that are
@@ -37,17 +38,8 @@ class Arm:
         if self.config is None:
             yield
             return
-        before = str(model.active_adapter)
-        trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-        model.add_adapter("arm", self.config)
-        try:
-            model.set_adapter("arm")
+        with under_adapter(model, self.config):
             yield
-        finally:
-            model.set_adapter(before)
-            model.delete_adapter("arm")
-            for parameter, requires_grad in trained:
-                parameter.requires_grad_(requires_grad)
 
 
 def arms_beside(thought: ThoughtConfig, *, extra_slots: int) -> list[Arm]:
@@ -96,14 +88,3 @@ def wider_arms(thought: ThoughtConfig, *, extra_slots: int, policies: Sequence[s
 def _arm(thought: ThoughtConfig, name: str, **cache: Any) -> Arm:
     settings = {"evict_fraction": thought.evict_fraction, "positions": thought.positions, **cache}
     return Arm(name=name, config=changes_nothing(**settings))
-
-
-def changes_nothing(**cache: Any) -> ThoughtConfig:
-    """Settings of an adapter that leaves the base model as it is under a cache.
-
-    Args:
-        cache: settings of the cache: window, evict_fraction, positions, eviction, eviction_options.
-    """
-    return ThoughtConfig(
-        target_modules=["q_proj"], r=1, num_global_tokens=1, initial_state="identity", absorb=False, **cache
-    )

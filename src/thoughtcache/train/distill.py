@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,11 +24,12 @@ from transformers.trainer_callback import PrinterCallback
 
 from thoughtcache.cache.eviction.policies.sliding import sliding_evictions
 from thoughtcache.config import ThoughtConfig
-from thoughtcache.learner.options import CHUNK_TOKENS, ReplayOptions, left_to_the_planner
+from thoughtcache.learner.options import AUTO, CHUNK_TOKENS, ReplayOptions, left_to_the_planner
 from thoughtcache.learner.replay import run_replay
 from thoughtcache.planning.savings import Savings
 from thoughtcache.policy.batch import RolloutBatch, batch_rollouts
 from thoughtcache.policy.handle import find_tuner, open_policy
+from thoughtcache.policy.other_cache import changes_nothing, under_adapter
 from thoughtcache.policy.token_ids import check_prompts, check_rollouts
 from thoughtcache.records import Rollout
 from thoughtcache.sampler.given import with_own_evictions
@@ -38,9 +40,11 @@ from thoughtcache.train.distill_config import DistillConfig
 from thoughtcache.train.divergence import divergence
 from thoughtcache.train.evicted import check_evicted
 from thoughtcache.train.memory_rate import MemoryRate
-from thoughtcache.train.savings import available_to, choose_for, describe, record
+from thoughtcache.train.savings import available_to, choose_for_texts, describe, record
 from thoughtcache.train.trainer_options.reports import own_report
 
+TEXTS_PER_CALL = 4
+"""Texts in one call of a teacher that samples under a bounded cache, as a multiple of those that it samples at once."""
 Evaluator = Callable[[nn.Module], dict[str, float]]
 
 
@@ -73,7 +77,11 @@ def sample_teacher(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[Rollout]:
-    """The teacher's own samples: adapter off, full cache.
+    """The teacher's own samples: adapter off, full cache, or the cache that the settings name.
+
+    A sample depends on its number, the seed and the prompt, not on `sample_batch_size` (up to rounding). Where a cache
+    is named, the samples come back as texts: what was evicted while they were drawn is not kept, and their
+    log-probabilities are those under that cache.
 
     Args:
         model: the adapted model; its base is the teacher.
@@ -90,19 +98,28 @@ def sample_teacher(
     """
     check_prompts(prompts, open_policy(model), purpose=" to distil on")
     repeated = [list(prompt) for prompt in prompts for _ in range(config.samples_per_prompt)]
-    with model.disable_adapter():
-        return rollout(
-            model,
-            repeated,
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            seed=config.seed,
-            window=None,
-            batch_size=config.sample_batch_size,
-            pack_weights=config.pack_weights,
-            tokenizer=tokenizer,
-            progress=progress,
-        )
+    sample = partial(
+        rollout,
+        model,
+        repeated,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        seed=config.seed,
+        batch_size=config.sample_batch_size,
+        pack_weights=config.pack_weights,
+        tokenizer=tokenizer,
+        progress=progress,
+    )
+    if config.teacher_cache is None:
+        with model.disable_adapter():
+            return sample(window=None)
+    size = TEXTS_PER_CALL * config.sample_batch_size  # what a call records of its evictions is kept until it ends
+    texts: list[Rollout] = []
+    with under_adapter(model, changes_nothing(**config.teacher_cache)):
+        for start in range(0, len(repeated), size):
+            drawn = sample(rows=range(start, min(start + size, len(repeated))), anchors=False)
+            texts += [replace(text, settings=text.settings.with_full_cache(), evictions=()) for text in drawn]
+    return texts
 
 
 def under_window(samples: Sequence[Rollout], config: ThoughtConfig) -> list[Rollout]:
@@ -171,8 +188,27 @@ class DistillTrainer(MemoryRate, Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
-        """Mean divergence per thought token (nats) of one batch of rollouts."""
-        return distill_loss(model, self.accelerator.unwrap_model(model), inputs["rollouts"], self.distill_config)
+        """Mean divergence per thought token (nats) of one batch of rollouts.
+
+        All micro-batches but the last go backward here, each weighed by its share of the tokens, so that gradients are
+        those of the batch in one piece; the trainer sends the last one backward.
+        """
+        rows, config = inputs["rollouts"], self.distill_config
+        size = len(rows) if config.micro_batch_size == AUTO else config.micro_batch_size
+        *before, last = [rows[start : start + size] for start in range(0, len(rows), size)]
+        tokens = sum(len(row.token_ids) for row in rows)
+
+        def share(part: list[Rollout]) -> Tensor:
+            weight = sum(len(row.token_ids) for row in part) / tokens
+            return weight * distill_loss(model, self.accelerator.unwrap_model(model), part, config)
+
+        done = 0.0
+        for part in before:
+            with self.accelerator.no_sync(model):
+                loss = share(part)
+                self.accelerator.backward(loss)
+            done += float(loss.detach())
+        return share(last) + done
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The evaluator's numbers, logged under `eval_`."""
@@ -264,9 +300,9 @@ def distill(
         load_weights(model, checkpoint)
         return DistillResult(history=finished)
     model.train()
-    chosen = _chosen_for(model, student, config)
+    chosen, at_once = _chosen_for(model, student, config)
     free = left_to_the_planner(config) if config.recompute else ()
-    config = replace(config, **asdict(chosen))
+    config = replace(config, **asdict(chosen), micro_batch_size=at_once)
     trainer = DistillTrainer(
         distill_config=config,
         evaluator=evaluator,
@@ -286,19 +322,17 @@ def distill(
     return DistillResult.of(trainer)
 
 
-def _chosen_for(model: PeftModel, student: Sequence[Rollout], config: DistillConfig) -> Savings:
-    """The savings of the learner for these texts."""
+def _chosen_for(model: PeftModel, student: Sequence[Rollout], config: DistillConfig) -> tuple[Savings, int]:
+    """The savings of the learner for these texts, and how many it takes at once."""
     prompts = {len(sample.prompt_ids) for sample in student}
-    return choose_for(
+    return choose_for_texts(
         model,
         config.replay_options,
         left_to_the_planner(config),
         available_to(model),
-        objective="distill",
+        at_once=config.micro_batch_size,
         prompt_tokens=max(prompts),
         max_new_tokens=max(len(sample.token_ids) for sample in student),
         batch=min(config.batch_size, len(student)),
-        group=1,
-        rollout_batch=1,  # the samples are drawn
         unequal_prompts=len(prompts) > 1,
     )

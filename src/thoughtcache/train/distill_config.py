@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from thoughtcache.checks import at_least_one, one_of
+from thoughtcache.learner.options import AUTO, Auto, count_or_auto
+from thoughtcache.policy.other_cache import check_teacher_cache
 from thoughtcache.train.divergence import DIVERGENCES
 from thoughtcache.train.loop_config import ReplayLoopConfig
 
@@ -21,6 +24,10 @@ class DistillConfig(ReplayLoopConfig):
         temperature: temperature of the teacher's samples and of both distributions.
         samples_per_prompt: teacher samples per prompt.
         sample_batch_size: rows sampled at once.
+        teacher_cache: the cache under which the teacher samples, as settings of `ThoughtConfig` with a window; None for
+            the full one. Its distributions are those of the full cache in any case.
+        micro_batch_size: samples of a step that the learner takes at once; the step is the same up to rounding. "auto":
+            all, or on a GPU where they do not fit, the largest equal parts that do.
         pack_weights: sample from a faster copy of the weights on a CPU; see `rollout`.
         evaluate_every: steps between evaluations, 0 for none.
         allow_no_eviction: train even if no sample is long enough to be evicted under the student's window. Teacher and
@@ -36,6 +43,8 @@ class DistillConfig(ReplayLoopConfig):
     temperature: float = 1.0
     samples_per_prompt: int = 1
     sample_batch_size: int = 256
+    teacher_cache: dict[str, Any] | None = None
+    micro_batch_size: int | Auto = AUTO
     pack_weights: bool = True
     evaluate_every: int = 0
     allow_no_eviction: bool = False
@@ -43,4 +52,6 @@ class DistillConfig(ReplayLoopConfig):
     def __post_init__(self) -> None:
         ReplayLoopConfig.__post_init__(self)
         one_of("loss", self.loss, sorted(DIVERGENCES))
-        at_least_one(self, "max_new_tokens", "samples_per_prompt")
+        at_least_one(self, "max_new_tokens", "samples_per_prompt", "sample_batch_size")
+        check_teacher_cache(self.teacher_cache)
+        object.__setattr__(self, "micro_batch_size", count_or_auto("micro_batch_size", self.micro_batch_size))

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from thoughtcache.adapter.support import DTYPES
-from thoughtcache.learner.options import ReplayOptions, learner_options
+from thoughtcache.learner.options import AUTO, Auto, ReplayOptions, learner_options
 from thoughtcache.planning.fit import free_bytes
 from thoughtcache.planning.savings import Savings, choose_savings, usable_bytes
 from thoughtcache.planning.setting import PlanSetting
+from thoughtcache.planning.teacher import split_to_fit
 from thoughtcache.policy.handle import find_tuner
 
 LEARNER_FILE = "learner.json"
@@ -45,26 +46,68 @@ def choose_for(
         available_bytes: see `available_to`.
         planned: the other fields of `PlanSetting`: lengths, batches and what else the run is.
     """
-    given = Savings(
+    if not free or not options.recompute:
+        return _given(options)
+    setting = _setting(model, options, **planned)
+    return _chosen(setting, free, available_bytes)
+
+
+def choose_for_texts(
+    model: nn.Module,
+    options: ReplayOptions,
+    free: Collection[str],
+    available_bytes: int | None,
+    *,
+    at_once: int | Auto,
+    batch: int,
+    **planned: Any,
+) -> tuple[Savings, int]:
+    """The savings of distillation's learner, as `choose_for`, and how many texts of a step it takes at once.
+
+    Args:
+        model: the adapted model.
+        options: options of the learner, with defaults for what is free.
+        free: names of the savings that are left to the planner.
+        available_bytes: see `available_to`.
+        at_once: texts that it is to take at once; "auto" for the most that fit.
+        batch: texts of a step.
+        planned: lengths, and what else the run is.
+    """
+    free = free if options.recompute else ()
+    setting = _setting(model, options, objective="distill", group=1, batch=batch, rollout_batch=1, **planned)
+    if at_once != AUTO:
+        size = min(at_once, batch)
+        setting = replace(setting, batch=size, generation_batch=None if size == batch else batch)
+    else:
+        setting = split_to_fit(setting, free, available_bytes)
+    return _chosen(setting, free, available_bytes) if free else _given(options), setting.batch
+
+
+def _given(options: ReplayOptions) -> Savings:
+    return Savings(
         checkpoint_layers=options.checkpoint_layers, chunk_tokens=options.chunk_tokens, kv_log=options.kv_log
     )
-    if not free or not options.recompute:
-        return given
+
+
+def _chosen(setting: PlanSetting, free: Collection[str], available_bytes: int | None) -> Savings:
+    host_bytes = usable_bytes(free_bytes("cpu")) if setting.device_type == "cuda" else None
+    return choose_savings([setting], free, available_bytes=available_bytes, host_bytes=host_bytes)
+
+
+def _setting(model: nn.Module, options: ReplayOptions, **planned: Any) -> PlanSetting:
+    """The setting of a loaded model."""
     tuner = find_tuner(model)
     base = tuner.model
     dtype = str(base.dtype).removeprefix("torch.")
-    on_gpu = base.device.type == "cuda"
-    setting = PlanSetting(
+    return PlanSetting(
         model=base.config,
         thought=tuner.thought_config,
         dtype=dtype if dtype in DTYPES else "float32",
         load_in_4bit=any(type(module).__name__ == "Linear4bit" for module in base.modules()),
-        device_type="cuda" if on_gpu else "cpu",
+        device_type="cuda" if base.device.type == "cuda" else "cpu",
         **learner_options(options),
         **planned,
     )
-    host_bytes = usable_bytes(free_bytes("cpu")) if on_gpu else None
-    return choose_savings([setting], free, available_bytes=available_bytes, host_bytes=host_bytes)
 
 
 def describe(chosen: Savings, free: Collection[str]) -> str:

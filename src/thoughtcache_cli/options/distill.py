@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from thoughtcache_cli.options.shared import adapter_options, folder_options
+from thoughtcache_cli.options.shared import adapter_options, folder_options, teacher_options
 
 OUTPUT_DIR = "runs/distill"
 EXAMPLES = """\
@@ -34,6 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--held-out", type=int, help="texts that are measured and never trained on (16)")
     group.add_argument("--prompt-tokens", type=int, help="with --text: first tokens of a piece, which stay (16)")
     group.add_argument("--max-new-tokens", type=int, help="thoughts of a text (384)")
+    teacher_options(group)
     group.add_argument(
         "--no-baselines", dest="baselines", action="store_false", help="no windows with as many slots more beside it"
     )
@@ -43,4 +44,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="logits, memory, or a TOML file with stages (memory for a memory in attention, else logits)",
     )
     adapter_options(parser, "hybrid")
-    folder_options(parser.add_argument_group("run"), OUTPUT_DIR, save_every=25, may_grow=False)
+    group = parser.add_argument_group("run")
+    folder_options(group, OUTPUT_DIR, save_every=25, may_grow=False)
+    group.add_argument("--force", action="store_true", help="sample even if the planner says that it does not fit")

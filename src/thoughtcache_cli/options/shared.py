@@ -24,6 +24,11 @@ def count_or_none(text: str) -> int | None:
     return None if text == "none" else int(text)
 
 
+def count_or_auto(text: str) -> int | str:
+    """An integer, or "auto" for what the planner chooses."""
+    return int(text) if text.lstrip("-").isdigit() else text
+
+
 def integers(text: str) -> tuple[int, ...]:
     """Integers between commas."""
     return tuple(int(part) for part in text.split(","))
@@ -163,6 +168,34 @@ def cache_settings(text: str) -> dict[str, Any]:
     if found.get("window") == _OWN:
         del found["window"]
     return {**found, **({"eviction_options": options} if options else {})}
+
+
+def teacher_cache(text: str) -> dict[str, Any] | None:
+    """The cache of a teacher: its settings, or none for the full one."""
+    found = cache_settings(text)
+    return None if found == {"window": None} else found
+
+
+def teacher_options(group: argparse._ArgumentGroup, *, sizes: bool = True) -> None:
+    """Enter how the base samples the texts of distillation.
+
+    Args:
+        group: where they go.
+        sizes: whether the number of texts at once may be given.
+    """
+    if sizes:
+        group.add_argument(
+            "--teacher-batch-size",
+            type=count_or_auto,
+            help="texts that the base samples at once; left to the planner (auto)",
+        )
+    group.add_argument(
+        "--teacher-cache",
+        type=teacher_cache,
+        metavar="CACHE",
+        help="the cache under which the base samples them: full (default), or bounded, as window=512,eviction=h2o; "
+        "what is learned are the full cache's distributions on them",
+    )
 
 
 def base_options(group: argparse._ArgumentGroup, dtypes: str) -> None:

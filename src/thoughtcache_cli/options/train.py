@@ -9,9 +9,11 @@ from typing import Any
 from thoughtcache_cli.options.shared import (
     adapter_options,
     base_options,
+    count_or_auto,
     folder_options,
     learner_options,
     question_options,
+    teacher_options,
 )
 from thoughtcache_cli.options.thinking import add_thinking_options
 
@@ -64,6 +66,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--distill-steps", type=int, help="steps of cache distillation, 0 to skip (100)")
     group.add_argument("--distill-batch-size", type=int, help="sequences per distillation step (8)")
+    group.add_argument(
+        "--distill-micro-batch-size",
+        type=count_or_auto,
+        help="of them, sequences in the learner at once: less memory, the same step; left to the planner (auto)",
+    )
+    teacher_options(group)
     group.add_argument("--distill-learning-rate", type=float, help="peak learning rate of distillation (1e-3)")
     group.add_argument(
         "--distill-memory-learning-rate",

@@ -1,8 +1,9 @@
 """Memory of cache distillation, in closed form: what `train/distill.py` adds to the replaying learner.
 
-The base samples the texts and passes over them with its full cache and without the adapter; its hidden states [B, T, d]
-stay while the student is replayed, and every chunk of scores forms two distributions over the vocabulary. Not covered:
-losses other than the forward KL, the texts of a whole run (4 bytes per token).
+The base samples the texts, with its full cache or under a bounded one, and passes over them with its full cache and
+without the adapter; its hidden states [B, T, d] stay while the student is replayed, and every chunk of scores forms two
+distributions over the vocabulary. Not covered: losses other than the forward KL, the texts of a whole run (4 bytes per
+token).
 """
 
 from __future__ import annotations
@@ -13,12 +14,22 @@ from thoughtcache.planning.memory.layer import forward_transient_bytes, kv_bytes
 from thoughtcache.planning.memory.parts import Parts, highest
 from thoughtcache.planning.model_size import model_size
 from thoughtcache.planning.setting import PlanSetting, learner_chunks, plain_lora
+from thoughtcache.policy.other_cache import changes_nothing
 
 
 def teacher_setting(setting: PlanSetting) -> PlanSetting:
     """The base alone, with its full cache, on prompts that all differ."""
     nothing = replace(plain_lora(setting.thought, None), target_modules=[])
-    return replace(setting, objective="grpo", thought=nothing, group=1, rollout_batch=setting.decoded_at_once)
+    return replace(setting, objective="grpo", thought=nothing, group=1, generation_batch=None, teacher_cache=None)
+
+
+def sampling_teacher(setting: PlanSetting) -> PlanSetting:
+    """The base alone while it samples, under `teacher_cache` if there is one; each sequence is kept as tokens only."""
+    rows, teacher = setting.decoded_at_once, teacher_setting(setting)
+    if setting.teacher_cache is not None:
+        teacher = replace(teacher, thought=changes_nothing(**setting.teacher_cache))
+        teacher = replace(teacher, thought=replace(teacher.thought, target_modules=[]))
+    return replace(teacher, batch=rows, rollout_batch=rows)
 
 
 def teacher_parts(setting: PlanSetting) -> Parts:

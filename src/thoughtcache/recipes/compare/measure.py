@@ -10,11 +10,12 @@ from peft import PeftModel
 
 from thoughtcache.cache.eviction import EVICTION_POLICIES
 from thoughtcache.policy.handle import find_tuner
+from thoughtcache.policy.other_cache import changes_nothing
 from thoughtcache.recipes.compare.config import CompareRun
 from thoughtcache.recipes.run.folder import PhaseResult
 from thoughtcache.records import Rollout
 from thoughtcache.sampler.given import given_text, with_own_evictions
-from thoughtcache.studies.arms import Arm, changes_nothing
+from thoughtcache.studies.arms import Arm
 from thoughtcache.studies.attention_share import FullCache, squared_distances
 from thoughtcache.studies.decode_cost import DecodeCost, policy_bytes, timed_evictions
 from thoughtcache.studies.held_out import HeldOut, summary

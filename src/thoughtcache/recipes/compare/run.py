@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from thoughtcache.adapter.positions import check_positions, position_reach
+from thoughtcache.policy.other_cache import changes_nothing
 from thoughtcache.recipes.compare.config import CompareRun
 from thoughtcache.recipes.compare.measure import SLIDING, Measurement
 from thoughtcache.recipes.compare.report import comparison_csv, layers_csv, panels, tables
@@ -24,7 +25,6 @@ from thoughtcache.report.plots import plot_curves
 from thoughtcache.report.progress import plain_line, progress_bar
 from thoughtcache.report.results import environment, write_results
 from thoughtcache.report.tables import print_wide
-from thoughtcache.studies.arms import changes_nothing
 
 NOT_DESCRIBED = {"resume", "overwrite"}
 

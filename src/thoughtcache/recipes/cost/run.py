@@ -86,8 +86,8 @@ def run_cost(run: RunConfig, thought: ThoughtConfig, console: Console | None = N
     measured: list[PhaseSeconds] = []
     runs: dict[str, RunConfig] = {}
     for name, settings in arms.items():  # all of them before the first one runs, which takes memory and time
-        runs[name], line = fitted(run, settings, config, prompts, console)
-        plain_line(console, f"{name}: {line}" if line else name)
+        runs[name], lines = fitted(run, settings, config, prompts, console)
+        plain_line(console, f"{name}: {' '.join(lines)}" if lines else name)
     for name, settings in arms.items():
         plain_line(console, f"{name}: {WARM_STEPS} step to warm up, then {run.grpo_steps}")
         measured.append(_timed(name, runs[name], settings, tokenizer, rows, console))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from thoughtcache.adapter.support import DTYPES
 from thoughtcache.checks import at_least_one, one_of
+from thoughtcache.learner.options import AUTO, Auto, count_or_auto
+from thoughtcache.policy.other_cache import check_teacher_cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +31,11 @@ class DistillRun:
         held_out: see `num_texts`.
         prompt_tokens: with `text`, first tokens of a piece, which stay in the cache.
         max_new_tokens: thoughts of a text.
+        teacher_batch_size: with `dataset`, answers that the base samples at once; an answer does not depend on the
+            others beside it. "auto": as many as keep to 60 % of the device (`planning/teacher.py`).
+        teacher_cache: with `dataset`, the cache under which it samples them, as settings of `ThoughtConfig` with a
+            window; None for the full one. What is learned from are the distributions of the full cache in any case.
+        force: sample even if the planner says that it does not fit.
         baselines: measure the base beside it, under windows with as many slots more as the states have numbers: the
             newest ones, and those that `h2o` chooses.
         seed: seed of all random numbers of the run.
@@ -53,6 +61,9 @@ class DistillRun:
     held_out: int = 16
     prompt_tokens: int = 16
     max_new_tokens: int = 384
+    teacher_batch_size: int | Auto = AUTO
+    teacher_cache: dict[str, Any] | None = None
+    force: bool = False
     baselines: bool = True
     seed: int = 0
     save_every: int = 25
@@ -61,6 +72,9 @@ class DistillRun:
 
     def __post_init__(self) -> None:
         one_of("dtype", self.dtype, DTYPES)
+        rows = count_or_auto("teacher_batch_size", self.teacher_batch_size)
+        object.__setattr__(self, "teacher_batch_size", rows)
+        check_teacher_cache(self.teacher_cache)
         at_least_one(self, "prompt_tokens", "max_new_tokens", "save_every")
         if (self.text is None) == (self.dataset is None):
             raise ValueError(

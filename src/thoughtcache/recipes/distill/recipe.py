@@ -32,6 +32,7 @@ KINDS: dict[str, type[LoopConfig]] = {"transfer": TransferConfig, "recall": Reca
 _OF_THE_RUN = {"output_dir", "seed", "save_every", "log_every", "resume"}
 _OF_THE_TEXTS = {
     "max_new_tokens", "temperature", "samples_per_prompt", "sample_batch_size", "pack_weights", "evaluate_every",
+    "teacher_cache",
 }  # fmt: skip
 
 

@@ -23,12 +23,13 @@ from thoughtcache.recipes.distill.report import paired, panels_of, print_tables
 from thoughtcache.recipes.distill.texts import read_source, texts_of
 from thoughtcache.recipes.load_adapter import WEIGHTS, adapted_model
 from thoughtcache.recipes.load_model import load_tokenizer
+from thoughtcache.recipes.plan.teacher import fitted_teacher
 from thoughtcache.recipes.run.folder import WRITING_REMEDY, PhaseResult, RunFolder
 from thoughtcache.recipes.run.settings import adapter_settings, default_settings, model_identities
 from thoughtcache.records import CacheSettings, Rollout
 from thoughtcache.report.files import writing
 from thoughtcache.report.plots import plot_curves
-from thoughtcache.report.progress import progress_bar
+from thoughtcache.report.progress import plain_line, progress_bar
 from thoughtcache.report.results import environment, write_results
 from thoughtcache.report.trainer_progress import RichProgressCallback
 from thoughtcache.sampler.given import with_own_evictions
@@ -45,7 +46,7 @@ from thoughtcache.train.transfer.teach import check_transferable, transfer_atten
 
 WINDOW = "base, window"
 """The row of the base under the window, against which the others are compared."""
-NOT_DESCRIBED = {"resume", "overwrite", "save_every", "recipe"}
+NOT_DESCRIBED = {"resume", "overwrite", "save_every", "recipe", "force"}
 
 
 def run_distill(run: DistillRun, thought: ThoughtConfig, console: Console | None = None) -> dict[str, Any]:
@@ -77,6 +78,7 @@ def run_distill(run: DistillRun, thought: ThoughtConfig, console: Console | None
         },
         resume=run.resume,
         overwrite=run.overwrite,
+        free=("teacher_batch_size", "chosen"),
         defaults={**default_settings(DistillRun), "thought": adapter_settings(ThoughtConfig())},
     )
     config, tokenizer = load_tokenizer(run.model)
@@ -86,6 +88,12 @@ def run_distill(run: DistillRun, thought: ThoughtConfig, console: Console | None
     source = read_source(run, tokenizer, report=partial(console.print, markup=False, soft_wrap=True))
     folder.describe({"texts_digest": source.digest})
     check_positions(source.longest_prompt, run.max_new_tokens, position_reach(config), rolling_window=None)
+    if source.prompts:
+        began = (folder.stored or {}).get("chosen", {}).get("teacher_batch_size")
+        run, lines = fitted_teacher(run, thought, config, source.prompts, began=began)
+        folder.describe({"chosen": {"teacher_batch_size": run.teacher_batch_size}})
+        for line in lines:
+            plain_line(console, line)
     model = adapted_model(run.model, thought, adapter=run.adapter, dtype=run.dtype, seed=run.seed)
     numbers, tokens = find_tuner(model).state_size()
     console.print(f"state: {numbers:,} numbers per layer, as many as the keys and values of {tokens:.1f} tokens")

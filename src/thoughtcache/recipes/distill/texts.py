@@ -6,10 +6,18 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
+from thoughtcache.learner.options import AUTO
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.recipes.distill.config import DistillRun
 from thoughtcache.recipes.run.folder import RunFolder
-from thoughtcache.recipes.texts import TextSource, base_answers, encoded_file, pieces_of, questions_of
+from thoughtcache.recipes.texts import (
+    SAMPLED_AT_ONCE,
+    TextSource,
+    base_answers,
+    encoded_file,
+    pieces_of,
+    questions_of,
+)
 from thoughtcache.records import Rollout
 from thoughtcache.report.progress import plain_line
 from thoughtcache.sampler.given import given_text
@@ -65,8 +73,17 @@ def texts_of(
     cache = thought.resolve_window(None)
     if source.texts:
         return [given_text(*piece, cache, seed=run.seed + row) for row, piece in enumerate(source.texts)]
+    rows = run.teacher_batch_size
     drawn = base_answers(
-        model, source.prompts, folder, tokenizer, console, max_new_tokens=run.max_new_tokens, seed=run.seed
+        model,
+        source.prompts,
+        folder,
+        tokenizer,
+        console,
+        max_new_tokens=run.max_new_tokens,
+        seed=run.seed,
+        batch_size=SAMPLED_AT_ONCE if rows == AUTO else rows,
+        cache=run.teacher_cache,
     )
     answers = [row for row in drawn if row.token_ids]
     evicted = [bool(row.evictions) for row in under_window(answers, thought)]

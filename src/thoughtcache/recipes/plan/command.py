@@ -8,6 +8,7 @@ from typing import Any
 
 from thoughtcache.planning.advice import Phases
 from thoughtcache.planning.setting import PlanSetting
+from thoughtcache.policy.other_cache import cache_text
 
 DATASET = "questions.jsonl"
 """Stands for the user's data, of which a plan knows nothing."""
@@ -50,7 +51,9 @@ def _run_options(phases: Phases) -> list[str]:
     words += ["--max-new-tokens", str(first.max_new_tokens)]
     for phase in phases:
         if phase.distills:
-            words += ["--distill-batch-size", str(phase.batch)]
+            words += ["--distill-batch-size", str(phase.completions)]
+            words += [] if phase.rollout_batch is None else ["--teacher-batch-size", str(phase.rollout_batch)]
+            words += [] if phase.teacher_cache is None else ["--teacher-cache", cache_text(phase.teacher_cache)]
             continue
         words += ["--group-size", str(phase.group), "--grpo-batch-size", str(phase.completions)]
         words += ["--gradient-accumulation", str(phase.micro_batches)] if phase.micro_batches > 1 else []

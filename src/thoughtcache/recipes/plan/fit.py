@@ -11,12 +11,22 @@ from rich.console import Console
 from transformers import PretrainedConfig
 
 from thoughtcache.config import ThoughtConfig
-from thoughtcache.learner.options import SAVINGS, learner_options, left_to_the_planner, replay_options
-from thoughtcache.planning.advice import Phases, in_micro_batches, runs_that_fit
-from thoughtcache.planning.fit import ACCUMULATION, NOTHING_HELPS, DoesNotFitError, changes, free_bytes, refusal
+from thoughtcache.learner.options import AUTO, SAVINGS, learner_options, left_to_the_planner, replay_options
+from thoughtcache.planning.advice import Phases, runs_that_fit
+from thoughtcache.planning.fit import (
+    ACCUMULATION,
+    MICRO_BATCH,
+    NOTHING_HELPS,
+    DoesNotFitError,
+    changes,
+    free_bytes,
+    refusal,
+)
 from thoughtcache.planning.plan import GIB, Plan, make_plan
 from thoughtcache.planning.savings import Savings, choose_savings, usable_bytes
 from thoughtcache.planning.setting import PlanSetting
+from thoughtcache.planning.teacher import in_micro_batches, split_to_fit
+from thoughtcache.recipes.plan.teacher import bounded_remedy, bounded_teacher_line, teacher_batch
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.report.plan import print_plans
 from thoughtcache.report.plan_advice import price_lines
@@ -24,8 +34,14 @@ from thoughtcache.report.progress import plain_line
 
 OPTIONS = {
     "grpo": {"batch": "--grpo-batch-size", "group": "--group-size", ACCUMULATION: "--gradient-accumulation"},
-    "distill": {"batch": "--distill-batch-size"},
+    "distill": {
+        "batch": "--distill-batch-size",
+        MICRO_BATCH: "--distill-micro-batch-size",
+        "rollout_batch": "--teacher-batch-size",
+    },
 }
+CHOSEN = (*SAVINGS, "teacher_batch_size", "distill_micro_batch_size")
+"""Settings of a run that may be left to the planner."""
 OTHER = {"grpo": "--distill-steps", "distill": "--grpo-steps"}
 
 
@@ -38,8 +54,11 @@ def fitted(
     *,
     available_bytes: int | None = None,
     stored: Mapping[str, Any] | None = None,
-) -> tuple[RunConfig, str]:
-    """The run with the savings that its settings leave to the planner, and a line about them, "" if none was left.
+) -> tuple[RunConfig, list[str]]:
+    """The run with what its settings leave to the planner, and a line about each of its choices, none if none was left.
+
+    What it chooses: savings of the learner, texts that distillation's learner takes at once, and those that its teacher
+    samples at once.
 
     A refusal prints a table, and what the changes cost that it names.
 
@@ -50,8 +69,8 @@ def fitted(
         prompts: token ids of all prompts; the longest one counts.
         console: where the table goes.
         available_bytes: what may be used; None asks the device, and leaves a margin.
-        stored: the savings with which a run that goes on began; they are taken for what is left to the planner as long
-            as they fit, so that it computes what an uninterrupted one would. None for a new run.
+        stored: what was chosen when a run that goes on began (`CHOSEN`); it is taken for what is left to the planner as
+            long as it fits, so that it computes what an uninterrupted one would. None for a new run.
 
     Raises:
         DoesNotFitError: if a phase needs more than is available; the message names the total, what is available, the
@@ -61,12 +80,15 @@ def fitted(
     run = replace(run, **{name: getattr(replay_options(run), name) for name in SAVINGS})
     if run.thinking is not None:
         plain_line(console, f"plan: --thinking {run.thinking} is not planned, so nothing says whether this run fits")
-        return run, ""
+        return run, []
     phases = planned_phases(run, thought, model, prompts)
     device_type = phases[0].device_type
     if available_bytes is None and not (run.force and device_type == "cpu"):
         available_bytes = usable_bytes(free_bytes(device_type))
     host_bytes = usable_bytes(free_bytes("cpu")) if device_type == "cuda" else None
+    splits = run.distill_micro_batch_size == AUTO
+    if splits:
+        phases = tuple(_split(phase, free, available_bytes, stored) for phase in phases)
     began = _as_it_began(phases[0], free, stored) if run.recompute else None
     keeps = began is not None and (run.force or _fits(began, phases, available_bytes, host_bytes))
     if began is not None and keeps:
@@ -77,19 +99,59 @@ def fitted(
     plans = [make_plan(chosen.of(phase)) for phase in phases]
     highest = max(plans, key=lambda plan: plan.total_bytes)
     if available_bytes is not None and highest.total_bytes > available_bytes and not run.force:
-        raise _refused(phases, free, highest, available_bytes, console)
+        raise _refused(phases, (*free, *([MICRO_BATCH] if splits else [])), highest, available_bytes, console)
+    run = replace(run, **asdict(chosen))
+    more: list[str] = []
+    for phase in (chosen.of(phase) for phase in phases if phase.distills):
+        run, more = _with_texts_at_once(run, phase, len(prompts), available_bytes, stored)
+    plans = [make_plan(phase) for phase in planned_phases(run, thought, model, prompts)]
+    highest = max(plans, key=lambda plan: plan.total_bytes)
     peak = f"{highest.total_bytes / GIB:.2f} GiB at the highest point, {highest.peak.name}"
     line = f"learner: {chosen.text_of(free)}: {reason} ({peak})"
     if began is not None and not keeps:
         line += (
             f"; the run began with {began.text_of(free)}, which does not fit any more, and is not repeated bit by bit"
         )
-    return replace(run, **asdict(chosen)), line if free and run.recompute else ""
+    return run, ([line] if free and run.recompute else []) + more
+
+
+def _split(
+    phase: PlanSetting, free: Collection[str], available_bytes: int | None, stored: Mapping[str, Any] | None
+) -> PlanSetting:
+    """A phase of distillation with as many texts in its learner at once as fit, or as the run began with."""
+    if not phase.distills:
+        return phase
+    began = int((stored or {}).get("distill_micro_batch_size", 0))
+    same = in_micro_batches(phase, phase.completions, began) if began else None
+    if same is not None and same == split_to_fit(same, free, available_bytes):
+        return same
+    return split_to_fit(phase, free, available_bytes)
+
+
+def _with_texts_at_once(
+    run: RunConfig, phase: PlanSetting, num_prompts: int, available_bytes: int | None, stored: Mapping[str, Any] | None
+) -> tuple[RunConfig, list[str]]:
+    """The run with the texts that its learner of distillation and its teacher take at once, and lines about both."""
+    lines = []
+    if run.distill_micro_batch_size == AUTO and phase.micro_batches > 1:
+        lines.append(
+            f"distillation: its learner takes {phase.batch} of the {phase.completions} texts of a step at once: chosen "
+            "by the planner"
+        )
+    run = replace(run, distill_micro_batch_size=phase.batch)
+    most = min(num_prompts, run.distill_steps * run.distill_batch_size)
+    rows, line = teacher_batch(
+        phase, run.teacher_batch_size, most, available_bytes, began=(stored or {}).get("teacher_batch_size")
+    )
+    lines += [line] if line else []
+    if run.teacher_cache is not None:
+        lines.append(bounded_teacher_line(run.teacher_cache))
+    return replace(run, teacher_batch_size=rows), lines
 
 
 def _as_it_began(setting: PlanSetting, free: Collection[str], stored: Mapping[str, Any] | None) -> Savings | None:
     """What is given, and for what is free the choice with which a run began; None if it is not known."""
-    if not free or stored is None or set(stored) != set(SAVINGS):
+    if not free or stored is None or not set(SAVINGS) <= set(stored):
         return None
     return Savings(**{name: stored[name] if name in free else getattr(setting, name) for name in SAVINGS})
 
@@ -120,7 +182,8 @@ def _refused(
         steps.append(" and ".join(dict.fromkeys(told)))
         for line in (line for phase in advised for line in price_lines(phase)):
             plain_line(console, line)
-    error = refusal(highest, available_bytes, "; then, in a run of its own, ".join(steps) or NOTHING_HELPS)
+    remedy = "; then, in a run of its own, ".join(steps) or NOTHING_HELPS
+    error = refusal(highest, available_bytes, remedy + bounded_remedy(phases, free, highest, available_bytes))
     return DoesNotFitError(f"{error}, or pass --force", error.plan, error.available_bytes)
 
 
@@ -137,7 +200,11 @@ def planned_phases(
     """
     phases, shared = [], _shared(run, thought, model, prompts)
     if run.distill_steps:
-        phases.append(replace(shared, objective="distill", batch=run.distill_batch_size, group=1))
+        texts = replace(shared, objective="distill", batch=run.distill_batch_size, group=1)
+        if run.distill_micro_batch_size != AUTO and run.distill_micro_batch_size < texts.batch:
+            texts = replace(texts, batch=run.distill_micro_batch_size, generation_batch=texts.batch)
+        asked = None if run.teacher_batch_size == AUTO else run.teacher_batch_size
+        phases.append(replace(texts, rollout_batch=asked, teacher_cache=run.teacher_cache))
     if run.grpo_steps:
         size = run.grpo_batch_size // run.gradient_accumulation
         grpo = in_micro_batches(replace(shared, group=run.group_size), run.grpo_batch_size, size)

@@ -117,7 +117,8 @@ def _run(model: PeftModel, setting: PlanSetting, work: Work) -> None:
     if work == "rollout":
         different = -(-setting.decoded_at_once // setting.group)
         prompts = [[1 + row % different] * setting.prompt_tokens for row in range(setting.decoded_at_once)]
-        rollout(model, prompts, max_new_tokens=setting.max_new_tokens, ignore_eos=True)
+        tokens = setting.max_new_tokens
+        rollout(model, prompts, max_new_tokens=tokens, ignore_eos=True, pack_weights=setting.pack_weights)
         return
     scores = score_rollouts(model, blank_rollouts(setting), setting.replay_options)
     scores.logprobs.sum().backward()  # type: ignore[no-untyped-call]

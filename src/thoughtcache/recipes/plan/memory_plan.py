@@ -20,6 +20,7 @@ from thoughtcache.planning.plan import GIB, Plan, learner_bytes, make_plan
 from thoughtcache.planning.savings import MARGIN, choose_savings, usable_bytes
 from thoughtcache.planning.setting import PlanSetting, side_by_side
 from thoughtcache.planning.step_flops import learner_flops_per_row
+from thoughtcache.planning.teacher import with_teacher_batch
 from thoughtcache.presets import preset_settings
 from thoughtcache.recipes.plan.command import DATASET, train_commands
 from thoughtcache.recipes.plan.measure import measure
@@ -163,7 +164,7 @@ def _setting(model: str | None, options: Mapping[str, Any]) -> PlanSetting:
 def _chosen(setting: PlanSetting, free: Collection[str], device: _Device) -> PlanSetting:
     """A setting with the savings that are chosen for it."""
     found = choose_savings([setting], free, available_bytes=device.usable, reserve_bytes=device.reserve)
-    return found.of(setting)
+    return with_teacher_batch(found.of(setting), available_bytes=device.usable, reserve_bytes=device.reserve)
 
 
 def _systems(setting: PlanSetting, free: Collection[str], device: _Device) -> dict[str, PlanSetting]:
@@ -219,11 +220,16 @@ def _advice(
     if not runs:
         plain_line(console, f"nothing to type: {NOTHING_HELPS}")
         return []
+    most = [most_of_run(phases, device.usable, reserve_bytes=device.reserve) for phases in runs]
     plain_line(console, f"to type, with your data for {DATASET}; every phase fits:")
+    chosen = [
+        tuple(with_teacher_batch(one, available_bytes=device.usable, reserve_bytes=device.reserve) for one in phases)
+        for phases in runs
+    ]
     return print_advice(
-        runs,
-        train_commands(model, adapter, runs),
-        [most_of_run(phases, device.usable, reserve_bytes=device.reserve) for phases in runs],
+        chosen,
+        train_commands(model, adapter, runs),  # the run chooses what its teacher samples at once, as here
+        most,
         console,
         reserve_bytes=device.reserve,
         objective=setting.objective,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from thoughtcache.adapter.support import DTYPES
 from thoughtcache.chains.table import check_thinking
 from thoughtcache.checks import at_least_one, one_of
-from thoughtcache.learner.options import AUTO, Auto, take_savings
+from thoughtcache.learner.options import AUTO, Auto, count_or_auto, take_savings
 from thoughtcache.policy.modes import GradientMode, Place
+from thoughtcache.policy.other_cache import check_teacher_cache
 from thoughtcache.recipes.run.reward_names import check_reward_names
 from thoughtcache.tasks.maths.answer_types import ANSWER_TYPES
 from thoughtcache.train.trainer_options.reports import REPORTS
@@ -42,6 +43,12 @@ class RunConfig:
         max_new_tokens: length of the thoughts.
         distill_steps: optimiser steps of cache distillation, 0 to skip it.
         distill_batch_size: sequences per distillation step.
+        distill_micro_batch_size: how many of them the learner takes at once; the step stays the same up to rounding.
+            "auto": all, or where they do not fit the largest equal parts of a step that do (`planning/teacher.py`).
+        teacher_batch_size: texts that the teacher of distillation samples at once; a text does not depend on the others
+            beside it. "auto": as many as keep to 60 % of the device.
+        teacher_cache: the cache under which it samples them, as settings of `ThoughtConfig` with a window; None for the
+            full one. What is learned from are the distributions of the full cache on these texts in any case.
         distill_learning_rate: peak learning rate of distillation.
         distill_memory_learning_rate: the same for what writes and reads the states; None for no other one.
         grpo_steps: optimiser steps of GRPO, 0 to skip it.
@@ -107,6 +114,9 @@ class RunConfig:
     max_new_tokens: int = 3072
     distill_steps: int = 100
     distill_batch_size: int = 8
+    distill_micro_batch_size: int | Auto = AUTO
+    teacher_batch_size: int | Auto = AUTO
+    teacher_cache: dict[str, Any] | None = None
     distill_learning_rate: float = 1e-3
     distill_memory_learning_rate: float | None = None
     grpo_steps: int = 100
@@ -146,6 +156,9 @@ class RunConfig:
         one_of("task", self.task, ("chains", "multiplication"))
         one_of("dtype", self.dtype, DTYPES)
         take_savings(self)
+        for name in ("distill_micro_batch_size", "teacher_batch_size"):
+            object.__setattr__(self, name, count_or_auto(name, getattr(self, name)))
+        check_teacher_cache(self.teacher_cache)
         one_of("answer_type", self.answer_type, ANSWER_TYPES)
         one_of("bad_rows", self.bad_rows, ("refuse", "drop"))
         check_thinking(self.thinking, self.thinking_options)
