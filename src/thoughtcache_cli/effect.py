@@ -26,14 +26,21 @@ _SHAPE = (
     "initial_state", "absorb", "write_scale", "encoder_start", "read_start",
     "memory", "memory_features", "memory_feature_map", "memory_write", "memory_read", "memory_keys", "memory_weight",
 )  # fmt: skip
+_TEACHING = (
+    "batch_size", "learning_rate", "memory_learning_rate", "max_evictions", "max_before", "growth_steps", "trains",
+    "write_cost", "save_every",
+)  # fmt: skip
 _OLDEST = "sliding"
 _EVICTING = ("evict_fraction", "eviction", "eviction_options", "eviction_budgets")
+_THINK = (
+    "think_prefix", "think_keep", "think_threshold", "think_depth", "think_reading", "think_norm", "think_log_base",
+    "think_finish_rest",
+)  # fmt: skip
 _OF_EVAL = (
     "suite", "data", "limit", "prompt_column", "answer_column", "answer_type", "bad_rows", "model", "adapter", "dtype",
     "tokenizer", "instruction", "system", "samples", "temperature", "top_p", "top_k", "max_new_tokens", "stop",
     "window", "positions", *_EVICTING, "thinking", "thinking_options", "batch_size", "pack_weights", "seed", "resume",
-    "overwrite", "select", "think_prefix", "think_keep", "think_threshold", "think_depth", "think_reading",
-    "think_norm", "think_log_base", "think_finish_rest", "caches",
+    "overwrite", "select", *_THINK, "caches",
 )  # fmt: skip
 
 
@@ -188,16 +195,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         ),
         _SEED_OF_GREEDY,
         Rule(
-            names=(
-                "think_prefix",
-                "think_keep",
-                "think_threshold",
-                "think_depth",
-                "think_reading",
-                "think_norm",
-                "think_log_base",
-                "think_finish_rest",
-            ),
+            names=_THINK,
             when=lambda options: "select" not in options,
             reason="changes nothing without --select think@n, which chooses by it; add that, or leave it out",
         ),
@@ -250,17 +248,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     ),
     "recall": (
         Rule(
-            names=(
-                "batch_size",
-                "learning_rate",
-                "memory_learning_rate",
-                "max_evictions",
-                "max_before",
-                "growth_steps",
-                "trains",
-                "write_cost",
-                "save_every",
-            ),
+            names=_TEACHING,
             when=lambda options: options.get("steps") == 0,
             reason="changes nothing with --steps 0, which measures only; leave it out, or set steps",
         ),
