@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -250,17 +249,6 @@ def plan(options: dict[str, Any]) -> None:
     from thoughtcache.recipes.plan.memory_plan import plan_memory
 
     plan_memory(**options)
-
-
-def quieten_libraries() -> None:
-    """Keep what is not for the user off standard error: notices to developers and, unless on a terminal, load bars."""
-    from transformers.utils import logging
-
-    warnings.simplefilter("ignore", FutureWarning)
-    warnings.simplefilter("ignore", DeprecationWarning)
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {

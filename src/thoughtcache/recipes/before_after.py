@@ -201,7 +201,7 @@ class BeforeAfter:
 
             def keep(generation: Generation) -> None:
                 found.append(generation)
-                advance(1)
+                advance(1, tokens=generation.num_tokens)
 
             was_training = model.training
             model.eval()

@@ -16,10 +16,10 @@ from thoughtcache.policy.handle import find_tuner
 from thoughtcache.recipes.builders import find_checkpoint, save_adapter
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.recipes.run.folder import PhaseResult
+from thoughtcache.recipes.run.training import watched
 from thoughtcache.recipes.teacher_samples import kept_samples
 from thoughtcache.records import Rollout
-from thoughtcache.report.progress import plain_line, progress_bar
-from thoughtcache.report.trainer_progress import RichProgressCallback
+from thoughtcache.report.progress import finished_rows, plain_line, progress_bar
 from thoughtcache.train.trainer_options.schedules import WITH_MINIMUM
 
 
@@ -77,7 +77,9 @@ def distill_phase(
         # Samples that a longer run adds have numbers of their own.
         settings = replace(config, seed=config.seed + start, resume=False)
         with progress_bar("teacher samples", stop - start, console=console) as advance:
-            return sample_teacher(model, prompts[start:stop], settings, advance, tokenizer=tokenizer)
+            return sample_teacher(
+                model, prompts[start:stop], settings, tokenizer=tokenizer, on_event=finished_rows(advance)
+            )
 
     started = time.perf_counter()
     needed = min(len(prompts), run.distill_steps * run.distill_batch_size)
@@ -88,8 +90,8 @@ def distill_phase(
     if 0 < 2 * evicted < len(bounded):
         _warn(console, f"only {evicted} of {len(bounded)} teacher samples are longer than the window; the others teach "
               "nothing, lower --window")  # fmt: skip
-    bar = RichProgressCallback(description="distillation", console=console)
-    result = distill(model, (), config, samples=samples, callbacks=[bar])
+    with watched("distillation", console) as callbacks:
+        result = distill(model, (), config, samples=samples, callbacks=callbacks)
     save_adapter(model, folder / "adapter")
     return {
         "losses": [[record["step"], record["loss"]] for record in result.history if "loss" in record],

@@ -147,6 +147,7 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
         return {"prompts": shown, "planned_bytes": planned}
     assert run.model is not None
     folder.describe({"chosen": {name: getattr(run, name) for name in SAVINGS}})
+    plain_line(console, f"loading {run.model}")
     model = adapted_model(
         run.model, thought, adapter=run.adapter, dtype=run.dtype, load_in_4bit=run.load_in_4bit, seed=run.seed
     )

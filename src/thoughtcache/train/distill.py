@@ -30,6 +30,7 @@ from thoughtcache.policy.batch import RolloutBatch, batch_rollouts
 from thoughtcache.policy.handle import find_tuner, open_policy
 from thoughtcache.policy.token_ids import check_prompts, check_rollouts
 from thoughtcache.records import Rollout
+from thoughtcache.sampler.events import Event
 from thoughtcache.sampler.given import with_own_evictions
 from thoughtcache.sampler.rollout import rollout
 from thoughtcache.train.arguments import last_checkpoint, training_arguments
@@ -72,6 +73,7 @@ def sample_teacher(
     progress: Callable[[int], None] | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    on_event: Callable[[Event], None] | None = None,
 ) -> list[Rollout]:
     """The teacher's own samples: adapter off, full cache.
 
@@ -81,6 +83,7 @@ def sample_teacher(
         config: lengths, temperature, seed and samples per prompt.
         progress: called with the number of rows that were finished.
         tokenizer: tokenizer of the model; its end-of-sequence token ends a sample as those that the model declares do.
+        on_event: is told what happens, as by `rollout`.
     """
     check_prompts(prompts, open_policy(model), purpose=" to distil on")
     repeated = [list(prompt) for prompt in prompts for _ in range(config.samples_per_prompt)]
@@ -96,6 +99,7 @@ def sample_teacher(
             pack_weights=config.pack_weights,
             tokenizer=tokenizer,
             progress=progress,
+            on_event=on_event,
         )
 
 
@@ -166,6 +170,7 @@ class DistillTrainer(MemoryRate, Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """Mean divergence per thought token (nats) of one batch of rollouts."""
+        self.state.num_input_tokens_seen += num_tokens(inputs["rollouts"])
         return distill_loss(model, self.accelerator.unwrap_model(model), inputs["rollouts"], self.distill_config)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -175,6 +180,11 @@ class DistillTrainer(MemoryRate, Trainer):
         self.log(named)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, named)
         return named
+
+
+def num_tokens(rollouts: Sequence[Rollout]) -> int:
+    """Tokens of a batch, prompts included, as trainers count them for the progress."""
+    return sum(len(one.prompt_ids) + len(one.token_ids) for one in rollouts)
 
 
 def distill_loss(

@@ -54,6 +54,7 @@ def run_compare(run: CompareRun, console: Console | None = None) -> dict[str, An
     # The full cache beside it does not roll.
     check_positions(source.longest_prompt, run.length, position_reach(config), rolling_window=None)
     start = changes_nothing(window=run.window[0], evict_fraction=run.evict_fraction, positions=run.positions)
+    plain_line(console, f"loading {run.model}")
     model = adapted_model(run.model, start, adapter=None, dtype=run.dtype, seed=run.seed)
     with writing(folder.path, WRITING_REMEDY):
         texts = texts_of(source, run, model, tokenizer, folder, console)

@@ -25,12 +25,12 @@ from thoughtcache.recipes.load_adapter import WEIGHTS, adapted_model
 from thoughtcache.recipes.load_model import load_tokenizer
 from thoughtcache.recipes.run.folder import WRITING_REMEDY, PhaseResult, RunFolder
 from thoughtcache.recipes.run.settings import adapter_settings, default_settings, model_identities
+from thoughtcache.recipes.run.training import watched
 from thoughtcache.records import CacheSettings, Rollout
 from thoughtcache.report.files import writing
 from thoughtcache.report.plots import plot_curves
-from thoughtcache.report.progress import progress_bar
+from thoughtcache.report.progress import plain_line, progress_bar
 from thoughtcache.report.results import environment, write_results
-from thoughtcache.report.trainer_progress import RichProgressCallback
 from thoughtcache.sampler.given import with_own_evictions
 from thoughtcache.studies.arms import Arm, wider_arms
 from thoughtcache.studies.held_out import HeldOut, summary
@@ -86,6 +86,7 @@ def run_distill(run: DistillRun, thought: ThoughtConfig, console: Console | None
     source = read_source(run, tokenizer, report=partial(console.print, markup=False, soft_wrap=True))
     folder.describe({"texts_digest": source.digest})
     check_positions(source.longest_prompt, run.max_new_tokens, position_reach(config), rolling_window=None)
+    plain_line(console, f"loading {run.model}")
     model = adapted_model(run.model, thought, adapter=run.adapter, dtype=run.dtype, seed=run.seed)
     numbers, tokens = find_tuner(model).state_size()
     console.print(f"state: {numbers:,} numbers per layer, as many as the keys and values of {tokens:.1f} tokens")
@@ -226,14 +227,14 @@ def _train(
         save_every=run.save_every,
         resume=False if checkpoint is None else str(checkpoint),
     )
-    bar = RichProgressCallback(description=stage.kind, console=console)
-    if isinstance(config, TransferConfig):
-        result = transfer_attention(model, texts, config, callbacks=[bar])
-    elif isinstance(config, RecallConfig):
-        result = teach_recall(model, tokenizer, config, callbacks=[bar])
-    else:
-        assert isinstance(config, DistillConfig)
-        result = distill(model, (), config, samples=texts, callbacks=[bar])
+    with watched(stage.kind, console) as callbacks:
+        if isinstance(config, TransferConfig):
+            result = transfer_attention(model, texts, config, callbacks=callbacks)
+        elif isinstance(config, RecallConfig):
+            result = teach_recall(model, tokenizer, config, callbacks=callbacks)
+        else:
+            assert isinstance(config, DistillConfig)
+            result = distill(model, (), config, samples=texts, callbacks=callbacks)
     save_adapter(model, folder / "adapter", tokenizer)
     return {
         "losses": [[record["step"], record["loss"]] for record in result.history if "loss" in record],

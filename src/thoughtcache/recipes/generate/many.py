@@ -152,7 +152,7 @@ def answer_questions(
                     )  # fmt: skip
                     file.add(record)
                     found.append(record)
-                    advance(1)
+                    advance(1, tokens=record.tokens)
 
                 def hear(event: Event) -> None:
                     if asking.thinking is None and isinstance(event, Finished):

@@ -45,6 +45,7 @@ def run_perplexity(run: PerplexityRun, console: Console | None = None) -> dict[s
     console, folder = console or Console(), Path(run.output_dir)
     if (folder / RESULTS).exists() and not run.overwrite:
         raise ValueError(f"{folder} already holds a result; choose another --output-dir, or add --overwrite")
+    plain_line(console, f"loading {run.bounded.model}")
     model, tokenizer, config = run.bounded.load()
     texts = _texts(run, tokenizer)
     policy = open_policy(model)
