@@ -251,3 +251,22 @@ def test_the_command_that_goes_on() -> None:
 def test_what_to_do_next(command: str, options: dict[str, object], expected: list[str]) -> None:
     given = ["train", "--model", "m", "--dry-run"]
     assert next_steps(command, options, given) == expected
+
+
+def test_completions_are_shown_and_change_nothing(user: Path, tmp_path: Path) -> None:
+    without = Process(train(tmp_path / "without", grpo_steps=2), user, terminal=False)
+    assert without.end() == 0
+    assert "Step 1" not in without.text
+    shown = Process([*train(tmp_path / "shown", grpo_steps=2), "--log-completions", "1"], user, terminal=True)
+    assert shown.end() == 0, shown.text
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.text)
+    for step in (1, 2):
+        panel = plain.split(f" Step {step} ")[1].split("╰")[0]
+        assert panel.count("Question: ") == 1
+    tops = [line for line in plain.replace("\r", "\n").splitlines() if "Step" in line]
+    assert all(line.startswith("╭") for line in tops), "the live line is out of the way"
+    weights = [tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("without", "shown")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    kept = [(tmp_path / name / "grpo" / "rollouts.jsonl").read_text() for name in ("without", "shown")]
+    assert kept[0] == kept[1]
+    assert len(kept[0].splitlines()) == 4

@@ -113,6 +113,8 @@ def grpo_settings(run: RunConfig, num_steps: int) -> dict[str, Any]:
         "beta": run.beta,
         "reuse_rollout": run.reuse_rollout,
         "pack_weights": run.pack_weights,
+        "log_completions": run.log_completions > 0,
+        "num_completions_to_print": run.log_completions,
         **({} if run.learning_rate_scheduler is None else schedule(run.learning_rate_scheduler)),
         **learner_options(run),
     }

@@ -88,6 +88,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--report-to", help="where both phases report their logs: none (default), tensorboard, trackio, wandb or mlflow"
     )
+    group.add_argument(
+        "--log-completions",
+        type=int,
+        metavar="N",
+        help="show N completions of every step of GRPO, drawn at random (0); all are in grpo/rollouts.jsonl",
+    )
     group.add_argument("--evaluation-size", type=int, help="test problems of the embedded job (1000)")
     folder_options(group, OUTPUT_DIR)
     group.add_argument(

@@ -16,7 +16,7 @@ from thoughtcache.config import ThoughtConfig
 
 EXACT_OPTIONS = (
     "recompute", "checkpoint_layers", "chunk_tokens", "kv_log", "reuse_rollout", "pack_weights", "save_every",
-    "profile_memory", "report_to",
+    "profile_memory", "report_to", "log_completions",
 )  # fmt: skip
 """Options that change memory, time or what is left behind, and nothing that is computed beyond rounding."""
 TRANSIENT_OPTIONS = ("resume", "overwrite", "force", "dry_run")
