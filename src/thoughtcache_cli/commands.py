@@ -6,6 +6,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 from safetensors import SafetensorError
@@ -74,6 +75,7 @@ def generate(options: dict[str, Any]) -> None:
     from thoughtcache.recipes.generate.asking import Asking, Speaker
     from thoughtcache.recipes.generate.chat import chat, read_messages
     from thoughtcache.recipes.generate.many import Questions, answer_questions
+    from thoughtcache.report.progress import loading
 
     options = dict(options)  # an interruption looks at what was given
     given = [name for name in ("prompt", "messages", "questions") if name in options]
@@ -93,7 +95,9 @@ def generate(options: dict[str, Any]) -> None:
         answer_questions(Questions(**file), asking, Console(stderr=True))
         return
     history = [] if messages is None else read_messages(messages)
-    speaker = Speaker(asking)
+    errors = Console(stderr=True)
+    with loading(asking.model, errors) if errors.is_terminal else nullcontext():
+        speaker = Speaker(asking)
     if chats:
         chat(speaker, _typed(), _say, _complain, history=history)
     else:

@@ -68,7 +68,7 @@ def test_a_log_file_has_plain_lines_and_the_last_step(user: Path, tmp_path: Path
     assert log.end() == 0, log.text
     assert not CONTROL.search(log.text)
     lines = log.text.splitlines()
-    assert lines[0] == "loading model"
+    assert lines[0].startswith("held out: 2 questions")
     for phase, total in (("distillation", 2), ("GRPO", 3), ("teacher samples", 6), ("held out: after GRPO", 2)):
         assert [line.split("  ")[0] for line in lines if line.startswith(f"{phase} ")] == [
             f"{phase} 0/{total}", f"{phase} {total}/{total}",

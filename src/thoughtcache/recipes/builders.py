@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,13 @@ def save_adapter(model: PeftModel, folder: Path, tokenizer: PreTrainedTokenizerB
         model.save_pretrained(str(unfinished))
         if tokenizer is not None:
             tokenizer.save_pretrained(str(unfinished))
+
+
+def free_memory() -> None:
+    """Give back the memory of a model that nobody needs any more: a trainer and its model hold each other."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def train_grpo(

@@ -32,6 +32,7 @@ def distill_phase(
     samples_file: Path,
     resume: bool,
     console: Console,
+    title: str = "",
 ) -> PhaseResult:
     """Distil `model` in place; returns the losses by step and the seconds of both parts.
 
@@ -44,6 +45,7 @@ def distill_phase(
         samples_file: file in which the teacher's samples are kept.
         resume: whether the folder may hold checkpoints to go on from.
         console: where progress goes.
+        title: text in front of the lines of its progress.
     """
     from thoughtcache.train.distill import distill, sample_teacher, under_window
     from thoughtcache.train.distill_config import DistillConfig
@@ -76,7 +78,7 @@ def distill_phase(
     def draw(start: int, stop: int) -> list[Rollout]:
         # Samples that a longer run adds have numbers of their own.
         settings = replace(config, seed=config.seed + start, resume=False)
-        with progress_bar("teacher samples", stop - start, console=console) as advance:
+        with progress_bar(f"{title}teacher samples", stop - start, console=console) as advance:
             return sample_teacher(
                 model, prompts[start:stop], settings, tokenizer=tokenizer, on_event=finished_rows(advance)
             )
@@ -90,7 +92,7 @@ def distill_phase(
     if 0 < 2 * evicted < len(bounded):
         _warn(console, f"only {evicted} of {len(bounded)} teacher samples are longer than the window; the others teach "
               "nothing, lower --window")  # fmt: skip
-    with watched("distillation", console) as callbacks:
+    with watched(f"{title}distillation", console) as callbacks:
         result = distill(model, (), config, samples=samples, callbacks=callbacks)
     save_adapter(model, folder / "adapter")
     return {

@@ -29,7 +29,7 @@ from thoughtcache.recipes.run.settings import adapter_settings, default_settings
 from thoughtcache.recipes.run.training import watched
 from thoughtcache.report.files import writing
 from thoughtcache.report.plots import Panel, plot_curves
-from thoughtcache.report.progress import plain_line, progress_bar
+from thoughtcache.report.progress import loading, progress_bar
 from thoughtcache.report.results import environment, write_results
 from thoughtcache.report.tables import print_wide
 from thoughtcache.studies.ages import probe_ages
@@ -169,8 +169,8 @@ def run_recall(run: RecallRun, thought: ThoughtConfig, console: Console | None =
     weights = None if run.adapter is None else Path(run.adapter) / WEIGHTS
     folder.describe(model_identities(config, run.model, weights))
     _check_lengths(run, thought, config, tokenizer, own_sentences)
-    plain_line(console, f"loading {run.model}")
-    model = adapted_model(run.model, thought, adapter=run.adapter, dtype=run.dtype, seed=run.seed)
+    with loading(run.model, console):
+        model = adapted_model(run.model, thought, adapter=run.adapter, dtype=run.dtype, seed=run.seed)
     console.print(_size(model), markup=False, soft_wrap=True)
     with writing(folder.path, WRITING_REMEDY):
         phases: dict[str, PhaseResult] = {}

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -203,6 +204,30 @@ def progress_bar(
         yield advance
     finally:
         line.stop()
+
+
+@contextmanager
+def loading(what: str, console: Console) -> Iterator[None]:
+    """Say that a model is read in this block: on a terminal while it is, elsewhere if it takes long.
+
+    Nothing is left on a terminal, and nothing is said of what is refused at once.
+
+    Args:
+        what: the model.
+        console: where to write.
+    """
+    text = f"loading {what}"
+    if console.is_terminal:
+        with console.status(Text(text)):
+            yield
+        return
+    late = threading.Timer(FIRST_WAIT, plain_line, (console, text))
+    late.daemon = True
+    late.start()
+    try:
+        yield
+    finally:
+        late.cancel()
 
 
 def finished_rows(advance: Advance) -> Callable[[Event], None]:

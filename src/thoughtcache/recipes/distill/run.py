@@ -29,7 +29,7 @@ from thoughtcache.recipes.run.training import watched
 from thoughtcache.records import CacheSettings, Rollout
 from thoughtcache.report.files import writing
 from thoughtcache.report.plots import plot_curves
-from thoughtcache.report.progress import plain_line, progress_bar
+from thoughtcache.report.progress import loading, progress_bar
 from thoughtcache.report.results import environment, write_results
 from thoughtcache.sampler.given import with_own_evictions
 from thoughtcache.studies.arms import Arm, wider_arms
@@ -86,8 +86,8 @@ def run_distill(run: DistillRun, thought: ThoughtConfig, console: Console | None
     source = read_source(run, tokenizer, report=partial(console.print, markup=False, soft_wrap=True))
     folder.describe({"texts_digest": source.digest})
     check_positions(source.longest_prompt, run.max_new_tokens, position_reach(config), rolling_window=None)
-    plain_line(console, f"loading {run.model}")
-    model = adapted_model(run.model, thought, adapter=run.adapter, dtype=run.dtype, seed=run.seed)
+    with loading(run.model, console):
+        model = adapted_model(run.model, thought, adapter=run.adapter, dtype=run.dtype, seed=run.seed)
     numbers, tokens = find_tuner(model).state_size()
     console.print(f"state: {numbers:,} numbers per layer, as many as the keys and values of {tokens:.1f} tokens")
     with writing(folder.path, WRITING_REMEDY):

@@ -73,9 +73,7 @@ def run_eval(
         console = (console or Console()) if crew.is_first else Console(quiet=True)
         asked = read_questions(run, partial(plain_line, console))
         folder = _folder(run, asked) if crew.is_first else None
-        if base is None:
-            plain_line(console, f"loading {model_name(run)}")
-        with (base or SharedBase()).opened(run) as opened:
+        with (base or SharedBase()).opened(run, console) as opened:
             ready = prepare(run, asked, opened, partial(plain_line, console))
             (model, tokenizer, config), asked, tasks, cache = opened, ready.asked, ready.tasks, ready.cache
             _check_alike(crew, _prompts_digest(tasks))

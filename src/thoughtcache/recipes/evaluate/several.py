@@ -17,7 +17,7 @@ from thoughtcache.recipes.evaluate.prepare import SHORTER, Remedies, prepare
 from thoughtcache.recipes.evaluate.questions import read_questions
 from thoughtcache.recipes.evaluate.run import run_eval
 from thoughtcache.recipes.evaluate.several_report import write_report
-from thoughtcache.recipes.evaluate.subject import SharedBase, model_name
+from thoughtcache.recipes.evaluate.subject import SharedBase
 from thoughtcache.recipes.evaluate.table import percent
 from thoughtcache.recipes.run.folder import WRITING_REMEDY, RunFolder
 from thoughtcache.report.files import writing
@@ -94,8 +94,7 @@ def run_arms(
         ValueError, OSError: if an arm cannot be used; nothing is sampled or written then.
     """
     base, results = SharedBase(), []
-    plain_line(console, f"loading {model_name(arms[0].run)}")
-    _check_arms(arms, base, shorter)
+    _check_arms(arms, base, shorter, console)
     if folder is not None:
         with writing(folder.path, WRITING_REMEDY):
             if arms[0].run.overwrite:
@@ -119,7 +118,7 @@ def _in_short(result: Mapping[str, Any]) -> str:
     return ", ".join([*shares, *([] if seconds is None else [duration(seconds)])])
 
 
-def _check_arms(arms: Sequence[Arm], base: SharedBase, shorter: str) -> None:
+def _check_arms(arms: Sequence[Arm], base: SharedBase, shorter: str, console: Console) -> None:
     """Look at what every arm asks, once for each cache and suite, at its longest answers."""
     longest: dict[str, dict[tuple[str, ...], Arm]] = {}
     for arm in arms:
@@ -129,7 +128,7 @@ def _check_arms(arms: Sequence[Arm], base: SharedBase, shorter: str) -> None:
             of_cache[tuple(arm.run.suite)] = arm
     report = partial(plain_line, Console(quiet=True))
     for of_cache in longest.values():
-        with base.opened(next(iter(of_cache.values())).run) as opened:
+        with base.opened(next(iter(of_cache.values())).run, console) as opened:
             for arm in of_cache.values():
                 remedies = Remedies(
                     shorter=shorter, rolling=f"give the cache {arm.name!r} a window and 'positions=rolling'"

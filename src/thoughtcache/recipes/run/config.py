@@ -77,6 +77,7 @@ class RunConfig:
         evaluation_size: problems of the embedded test split.
         held_out: questions that are asked before and after every stage of a run with GRPO, and never trained on; None
             for a tenth of them, at most 32; 0 for none.
+        baseline: train LoRA under the same window, without a memory, beside it (`recipes/run/baseline.py`).
         report_to: where the trainers of both phases report their logs, one of `REPORTS`.
         log_completions: completions of every step of GRPO that are shown, 0 for none; TRL's options `log_completions`
             and `num_completions_to_print`. All of them are in `grpo/rollouts.jsonl` in any case.
@@ -133,6 +134,7 @@ class RunConfig:
     force: bool = False
     evaluation_size: int = 1000
     held_out: int | None = None
+    baseline: bool = False
     report_to: str = "none"
     log_completions: int = 0
     seed: int = 0

@@ -19,6 +19,8 @@ EXACT_OPTIONS = (
     "profile_memory", "report_to", "log_completions",
 )  # fmt: skip
 """Options that change memory, time or what is left behind, and nothing that is computed beyond rounding."""
+FREE_OPTIONS = (*EXACT_OPTIONS, "chosen", "baseline")
+"""What may be another one when a run goes on: these, what the planner chose, and a baseline, a run of its own."""
 TRANSIENT_OPTIONS = ("resume", "overwrite", "force", "dry_run")
 """Options of one call rather than of the run."""
 _NO_SETTINGS = {
