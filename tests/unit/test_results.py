@@ -156,9 +156,9 @@ def test_plain_lines_come_at_the_start_now_and_then_and_at_the_end(monkeypatch):
             advance(tokens=30, loss=0.5 if step < 39 else 0.123456)
     lines = stream.getvalue().splitlines()
     assert [line.split("  ")[0] for line in lines] == [f"evaluating {n}/40" for n in (0, *range(3, 40, 3), 40)]
-    assert lines[0] == "evaluating 0/40  1.50 GiB"
-    assert lines[1] == "evaluating 3/40  6 s, 74 s left  loss 0.5  15 tok/s  1.50 GiB"
-    assert lines[-1] == "evaluating 40/40  80 s  loss 0.1235  15 tok/s  1.50 GiB"
+    assert lines[0] == "evaluating 0/40  1.5 GiB"
+    assert lines[1] == "evaluating 3/40  6 s, 74 s left  loss 0.5  15 tok/s  1.5 GiB"
+    assert lines[-1] == "evaluating 40/40  80 s  loss 0.1235  15 tok/s  1.5 GiB"
 
 
 def test_a_quick_phase_gets_two_lines_and_a_brief_one_none(monkeypatch):
@@ -210,6 +210,20 @@ def test_a_terminal_gets_a_bar():
         advance(reward=0.25)
     assert "3/3" in stream.getvalue()
     assert "reward 0.25" in stream.getvalue()
+
+
+def test_a_narrow_terminal_has_room_for_all_figures(monkeypatch):
+    clock, stream = Clock(monkeypatch), io.StringIO()
+    console = Console(file=stream, force_terminal=True, color_system=None, width=80)
+    monkeypatch.setattr(progress, "mib_in_use", lambda: 12_840.0)
+    line = progress.PhaseLine("GRPO", 100, console=console)
+    clock.now = 720.0
+    line.update(37, tokens=333_000, loss=0.02293, reward=0.4375)
+    line.stop()
+    shown = "GRPO 37/100  12 min, 20 min left  loss 0.02293  reward 0.4375  462 tok/s  12.5 GiB"
+    assert len(shown) == 82
+    last = stream.getvalue().split("\x1b[2K")[-1].splitlines()[0]
+    assert last == f"{shown[:79]}…", "one line"
 
 
 def test_other_processes_are_quiet(monkeypatch):

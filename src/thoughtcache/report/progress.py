@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task
 from rich.table import Column
 from rich.text import Text
 
@@ -27,6 +27,8 @@ FIRST_WAIT, LONGEST_WAIT, WAITS = 5.0, 300.0, 20
 """Seconds between two plain lines at the beginning, and at most; in between a twentieth of the time so far."""
 REFRESHES_PER_SECOND = 2.0
 BAR_WIDTH = 12
+ROOM_FOR_BAR = 110
+"""Columns of a terminal below which figures need the place of the bar."""
 
 
 @runtime_checkable
@@ -152,18 +154,22 @@ class PhaseLine:
             times if new > 0 or elapsed >= 1 else "",
             format_fields(self.fields),
             f"{self.tokens / elapsed:,.0f} tok/s" if self.tokens and elapsed > 0 else "",
-            "" if memory is None else f"{memory / 1024:.2f} GiB",
+            "" if memory is None else f"{memory / 1024:.3g} GiB",
         ]
         return "  ".join(part for part in parts if part)
 
+    def text(self) -> str:
+        """What is done, and the figures."""
+        return f"{self.description} {self.done}/{self.total}  {self.figures()}".rstrip()
+
     def _print(self) -> None:
         self._printed, self._last_line = self.done, time.perf_counter()
-        plain_line(self.console, "  ".join([f"{self.description} {self.done}/{self.total}", self.figures()]).rstrip())
+        plain_line(self.console, self.text())
 
     def _live(self) -> Progress:
+        bar = [BarColumn(BAR_WIDTH)] if self.console.width >= ROOM_FOR_BAR else []
         progress = Progress(
-            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
-            BarColumn(BAR_WIDTH),
+            *bar,
             _Figures(self),
             console=self.console,
             refresh_per_second=REFRESHES_PER_SECOND,
@@ -174,7 +180,7 @@ class PhaseLine:
 
 
 class _Figures(ProgressColumn):
-    """What a line says behind its bar."""
+    """What a line says behind its bar; what there is no room for is cut at its end."""
 
     max_refresh = 1 / REFRESHES_PER_SECOND
 
@@ -183,7 +189,7 @@ class _Figures(ProgressColumn):
         self.line = line
 
     def render(self, task: Task) -> Text:
-        return Text(f"{self.line.done}/{self.line.total}  {self.line.figures()}")
+        return Text(self.line.text())
 
 
 @contextmanager

@@ -37,9 +37,10 @@ def next_steps(command: str, options: Mapping[str, Any], given: Sequence[str]) -
     """
     if options.get("dry_run"):
         return ["next:", f"  {PROGRAM} {shlex.join([one for one in given if one != '--dry-run'])}"]
-    if command not in DEFAULT_OUTPUT_DIRS or command == "export":
+    folders = {**DEFAULT_OUTPUT_DIRS, "probe": "runs/probe"}
+    if command not in folders:
         return []
-    folder = str(options.get("output_dir", DEFAULT_OUTPUT_DIRS[command]))
+    folder = str(options.get("output_dir", folders[command]))
     if command == "eval" and "compare" in options:
         folder = str(options.get("output_dir", "runs/comparison"))
     lines = [f"results folder: {folder}"]
