@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,8 +10,10 @@ from typing import Any
 
 from thoughtcache_cli.arguments import DEFAULT_OUTPUT_DIRS, build_parser, command_parsers
 from thoughtcache_cli.effect import refuse_without_effect
+from thoughtcache_cli.process.console import hide_harmless, hide_model_bars, loading_shown
 from thoughtcache_cli.process.interrupts import INTERRUPTED, two_interrupts
 from thoughtcache_cli.process.launch import is_first, several_processes
+from thoughtcache_cli.process.next_steps import going_on, next_steps
 from thoughtcache_cli.words import in_options
 
 WRONG_INPUT = 2
@@ -21,17 +22,19 @@ WRONG_INPUT = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Exit codes: 0 done, 2 wrong input (one line says what and the remedy), 130 interrupted."""
     parser = build_parser()
-    options = vars(parser.parse_args(arguments))
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = vars(parser.parse_args(given))
     command = options.pop("command")
     with two_interrupts():
         try:
-            return _run(command, options)
+            return _run(command, options, given)
         except KeyboardInterrupt:
-            print("interrupted" + _resume_hint(command, options), file=sys.stderr)
+            if is_first(os.environ):
+                print("interrupted" + _resume_hint(command, options, given), file=sys.stderr)
             return INTERRUPTED
 
 
-def _run(command: str, options: dict[str, Any]) -> int:
+def _run(command: str, options: dict[str, Any], given: Sequence[str]) -> int:
     parser = command_parsers(build_parser())[command]
     refused = several_processes(os.environ, command)
     if refused is not None:
@@ -41,15 +44,19 @@ def _run(command: str, options: dict[str, Any]) -> int:
         refuse_without_effect(command, options, spelled)
     except ValueError as error:
         return _fail(str(error))
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports missing speed-ups while it is imported
-    from thoughtcache_cli.commands import COMMANDS, USER_ERRORS, quieten_libraries
+    hide_harmless()
+    with loading_shown():
+        from thoughtcache_cli.commands import COMMANDS, USER_ERRORS
 
-    quieten_libraries()
+        hide_model_bars()
     try:
-        COMMANDS[command](options)
+        COMMANDS[command](dict(options))
     except USER_ERRORS as error:
         message = " ".join(str(error).split()) or type(error).__name__
         return _fail(in_options(message, parser))
+    if is_first(os.environ):
+        for line in next_steps(command, options, given):
+            print(line, flush=True)
     return 0
 
 
@@ -60,11 +67,13 @@ def _fail(message: str) -> int:
     return WRONG_INPUT
 
 
-def _resume_hint(command: str, options: Mapping[str, Any]) -> str:
-    """A hint how to go on, if there is anything to go on with."""
-    folder = options.get("output_dir", DEFAULT_OUTPUT_DIRS.get(command))
-    begun = folder is not None and (Path(folder) / "run.json").is_file()
-    begun_file = "output" in options and Path(f"{options['output']}.run.json").is_file()
-    if not (begun or begun_file):
+def _resume_hint(command: str, options: Mapping[str, Any], given: Sequence[str]) -> str:
+    """Where the results so far are and what goes on with them, if there is anything to go on with."""
+    if "output" in options:
+        there, begun = options["output"], Path(f"{options['output']}.run.json").is_file()
+    else:
+        there = options.get("output_dir", DEFAULT_OUTPUT_DIRS.get(command))
+        begun = there is not None and (Path(there) / "run.json").is_file()
+    if not begun:
         return ""
-    return "; run the same command with --resume to go on"
+    return f"; {there} has what is done, and this goes on:\n  {going_on(given, os.environ)}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 from safetensors import SafetensorError
@@ -75,6 +75,7 @@ def generate(options: dict[str, Any]) -> None:
     from thoughtcache.recipes.generate.asking import Asking, Speaker
     from thoughtcache.recipes.generate.chat import chat, read_messages
     from thoughtcache.recipes.generate.many import Questions, answer_questions
+    from thoughtcache.report.progress import loading
 
     options = dict(options)  # an interruption looks at what was given
     given = [name for name in ("prompt", "messages", "questions") if name in options]
@@ -94,7 +95,9 @@ def generate(options: dict[str, Any]) -> None:
         answer_questions(Questions(**file), asking, Console(stderr=True))
         return
     history = [] if messages is None else read_messages(messages)
-    speaker = Speaker(asking)
+    errors = Console(stderr=True)
+    with loading(asking.model, errors) if errors.is_terminal else nullcontext():
+        speaker = Speaker(asking)
     if chats:
         chat(speaker, _typed(), _say, _complain, history=history)
     else:
@@ -250,17 +253,6 @@ def plan(options: dict[str, Any]) -> None:
     from thoughtcache.recipes.plan.memory_plan import plan_memory
 
     plan_memory(**options)
-
-
-def quieten_libraries() -> None:
-    """Keep what is not for the user off standard error: notices to developers and, unless on a terminal, load bars."""
-    from transformers.utils import logging
-
-    warnings.simplefilter("ignore", FutureWarning)
-    warnings.simplefilter("ignore", DeprecationWarning)
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {

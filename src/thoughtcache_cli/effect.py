@@ -19,7 +19,7 @@ _DISTILLATION = (
 _GRPO = (
     "group_size", "grpo_batch_size", "gradient_accumulation", "grpo_learning_rate", "grpo_memory_learning_rate",
     "beta", "reuse_rollout", "reward", "reward_weight",
-    "profile_memory", "answer_column", "answer_type", "thinking", "held_out",
+    "profile_memory", "answer_column", "answer_type", "thinking", "held_out", "log_completions", "baseline",
 )  # fmt: skip
 _SHAPE = (
     "preset", "r", "target_modules", "num_global_tokens", "lora_alpha", "state_rule", "state_norm", "state_norm_at",

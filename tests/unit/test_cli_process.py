@@ -26,7 +26,7 @@ class Hook:
 def fake(name, work):
     import types
     sys.modules["thoughtcache_cli.commands"] = types.SimpleNamespace(
-        COMMANDS={name: work}, USER_ERRORS=(ValueError,), quieten_libraries=lambda: None
+        COMMANDS={name: work}, USER_ERRORS=(ValueError,)
     )
 def lose(options):
     for _ in range(2):
@@ -71,7 +71,8 @@ def test_interrupts_end_without_a_traceback(name: str, tmp_path: Path) -> None:
 def test_the_way_to_go_on_is_shown_where_there_is_something_to_go_on_with(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     script = f"{PRELUDE}\nfake('train', lambda options: press())\nsys.exit(main(['train', '--output-dir', '.']))"
-    assert run(script, tmp_path).stderr == "interrupted; run the same command with --resume to go on\n"
+    going_on = "  thoughtcache train --output-dir . --resume\n"
+    assert run(script, tmp_path).stderr == f"interrupted; . has what is done, and this goes on:\n{going_on}"
 
 
 @pytest.mark.parametrize(

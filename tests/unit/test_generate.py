@@ -299,7 +299,7 @@ def test_an_interruption_keeps_what_was_answered_and_says_how_to_go_on(
     with monkeypatch.context() as patch:
         patch.setattr(many.RecordFile, "add", interrupted)
         assert main(command) == 130
-    assert "run the same command with --resume" in capsys.readouterr().err
+    assert "this goes on:\n  thoughtcache generate " in capsys.readouterr().err
     assert [line["index"] for line in lines(output)] == written == [0, 1]
     assert main([*command, "--resume"]) == 0
     assert [line["index"] for line in lines(output)] == list(range(6))

@@ -9,13 +9,14 @@ import subprocess
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from rich.console import Console
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from thoughtcache.report import results
+from thoughtcache.report import progress, results
 from thoughtcache.report.progress import progress_bar
 from thoughtcache.report.results import environment, write_results
 from thoughtcache.report.trainer_progress import RichProgressCallback
@@ -138,15 +139,67 @@ def plain() -> tuple[Console, io.StringIO]:
     return Console(file=stream, force_terminal=False, width=40), stream
 
 
-def test_plain_lines_at_every_tenth():
-    console, stream = plain()
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: self.now))
+
+
+def test_plain_lines_come_at_the_start_now_and_then_and_at_the_end(monkeypatch):
+    clock, (console, stream) = Clock(monkeypatch), plain()
+    monkeypatch.setattr(progress, "mib_in_use", lambda: 1536.0)
     with progress_bar("evaluating", 40, console=console) as advance:
         for step in range(40):
-            advance(loss=0.5 if step < 39 else 0.123456)
+            clock.now += 2.0
+            advance(tokens=30, loss=0.5 if step < 39 else 0.123456)
     lines = stream.getvalue().splitlines()
-    assert [line.split("  ")[0] for line in lines] == [f"evaluating {4 * n}/40" for n in range(1, 11)]
-    assert lines[0].endswith("loss 0.5")
-    assert lines[-1].endswith("loss 0.1235")
+    assert [line.split("  ")[0] for line in lines] == [f"evaluating {n}/40" for n in (0, *range(3, 40, 3), 40)]
+    assert lines[0] == "evaluating 0/40  1.5 GiB"
+    assert lines[1] == "evaluating 3/40  6 s, 74 s left  loss 0.5  15 tok/s  1.5 GiB"
+    assert lines[-1] == "evaluating 40/40  80 s  loss 0.1235  15 tok/s  1.5 GiB"
+
+
+def test_a_quick_phase_gets_two_lines_and_a_brief_one_none(monkeypatch):
+    Clock(monkeypatch)
+    for brief, expected in ((False, 2), (True, 0)):
+        console, stream = plain()
+        with progress_bar("evaluating", 40, console=console, brief=brief) as advance:
+            for _ in range(40):
+                advance()
+        assert len(stream.getvalue().splitlines()) == expected
+
+
+def test_a_phase_that_stops_in_between_says_where():
+    console, stream = plain()
+
+    def interrupted() -> None:
+        with progress_bar("evaluating", 9, console=console) as advance:
+            advance(4)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert stream.getvalue().splitlines()[-1].startswith("evaluating 4/9")
+
+
+def test_plain_lines_of_a_long_phase_are_further_apart():
+    assert [progress.plain_wait(seconds) for seconds in (0.0, 100.0, 200.0, 6000.0, 36_000.0)] == [5, 5, 10, 300, 300]
+    assert [progress.duration(seconds) for seconds in (0.4, 99.0, 600.0, 36_000.0)] == [
+        "0 s",
+        "99 s",
+        "10 min",
+        "10.0 h",
+    ]
+
+
+def test_the_time_left_counts_from_where_a_phase_goes_on(monkeypatch):
+    clock, (console, _) = Clock(monkeypatch), plain()
+    line = progress.PhaseLine("training", 100, console=console, done=90)
+    clock.now = 50.0
+    line.update(95)
+    assert "50 s, 50 s left" in line.figures()
 
 
 def test_a_terminal_gets_a_bar():
@@ -157,6 +210,20 @@ def test_a_terminal_gets_a_bar():
         advance(reward=0.25)
     assert "3/3" in stream.getvalue()
     assert "reward 0.25" in stream.getvalue()
+
+
+def test_a_narrow_terminal_has_room_for_all_figures(monkeypatch):
+    clock, stream = Clock(monkeypatch), io.StringIO()
+    console = Console(file=stream, force_terminal=True, color_system=None, width=80)
+    monkeypatch.setattr(progress, "mib_in_use", lambda: 12_840.0)
+    line = progress.PhaseLine("GRPO", 100, console=console)
+    clock.now = 720.0
+    line.update(37, tokens=333_000, loss=0.02293, reward=0.4375)
+    line.stop()
+    shown = "GRPO 37/100  12 min, 20 min left  loss 0.02293  reward 0.4375  462 tok/s  12.5 GiB"
+    assert len(shown) == 82
+    last = stream.getvalue().split("\x1b[2K")[-1].splitlines()[0]
+    assert last == f"{shown[:79]}…", "one line"
 
 
 def test_other_processes_are_quiet(monkeypatch):
@@ -186,20 +253,29 @@ def run_trainer_events(callback: RichProgressCallback, *, num_steps: int, is_mai
     callback.on_train_end(arguments, state, control)
 
 
-def test_trainer_lines_every_n_steps_and_at_the_end(tmp_path):
-    console, stream = plain()
-    callback = RichProgressCallback(("reward",), steps_per_line=4, console=console)
-    run_trainer_events(callback, num_steps=9, is_main=True, tmp_path=tmp_path)
-    lines = stream.getvalue().splitlines()
-    assert [line.split("  ")[0] for line in lines] == [f"training {step}/9" for step in (1, 4, 8, 9)]
-    assert lines[1].endswith("loss 0.25  reward 4")
+def test_trainer_lines_at_the_start_and_at_the_last_step_with_its_figures(tmp_path):
+    for num_steps in (1, 9):
+        console, stream = plain()
+        callback = RichProgressCallback(("reward",), console=console)
+        run_trainer_events(callback, num_steps=num_steps, is_main=True, tmp_path=tmp_path)
+        first, last = stream.getvalue().splitlines()
+        assert first.startswith(f"training 0/{num_steps}")
+        assert last.startswith(f"training {num_steps}/{num_steps}")
+        assert f"loss {1 / num_steps:.4g}  reward {num_steps}" in last
 
 
-def test_the_last_step_is_printed_once(tmp_path):
+def test_trainer_lines_count_tokens_and_steps_that_are_not_logged(tmp_path):
     console, stream = plain()
-    callback = RichProgressCallback(steps_per_line=4, console=console)
-    run_trainer_events(callback, num_steps=8, is_main=True, tmp_path=tmp_path)
-    assert [line.split("  ")[0] for line in stream.getvalue().splitlines()] == [f"training {n}/8" for n in (1, 4, 8)]
+    callback = RichProgressCallback(console=console)
+    arguments = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
+    state, control = TrainerState(max_steps=7, global_step=3, num_input_tokens_seen=1000), TrainerControl()
+    callback.on_train_begin(arguments, state, control)
+    state.global_step, state.num_input_tokens_seen = 5, 1400
+    callback.on_step_end(arguments, state, control)
+    assert callback._line is not None
+    assert (callback._line.done, callback._line.tokens) == (5, 400)
+    callback.close()
+    assert [line.split("  ")[0] for line in stream.getvalue().splitlines()] == ["training 3/7", "training 5/7"]
 
 
 def test_trainer_bar_on_a_terminal(tmp_path):
@@ -218,8 +294,3 @@ def test_trainer_is_quiet_on_other_processes(tmp_path):
         callback = RichProgressCallback(console=Console(file=stream, force_terminal=terminal))
         run_trainer_events(callback, num_steps=3, is_main=False, tmp_path=tmp_path)
         assert stream.getvalue() == ""
-
-
-def test_trainer_lines_need_a_positive_interval():
-    with pytest.raises(ValueError, match="steps_per_line must"):
-        RichProgressCallback(steps_per_line=0)

@@ -106,6 +106,13 @@ def can_measure_resident_bytes() -> bool:
     return _STATM.exists()
 
 
+def mib_in_use() -> float | None:
+    """MiB that are in use now: PyTorch's allocator of the current CUDA device, or this process; None if unknown."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return torch.cuda.memory_allocated() / MIB
+    return resident_bytes() / MIB if can_measure_resident_bytes() else None
+
+
 def peak_memory_of(device: torch.device) -> PeakMemory | None:
     """A measurement of the device; None where the system does not tell."""
     return PeakMemory(device) if device.type == "cuda" or can_measure_resident_bytes() else None

@@ -46,6 +46,7 @@ HEADER = (
     "who is asked",
     "right (95 %)",
     "less base, window",
+    "less LoRA_c",
     "cut",
     "tokens",
     "evictions",
@@ -137,6 +138,7 @@ class BeforeAfter:
         thinking: how the run thinks in links; None for one context.
         tokenizer: tokenizer of the model.
         console: where progress and the table go.
+        prefix: text in front of the lines of the run's progress.
     """
 
     run: RunConfig
@@ -147,9 +149,23 @@ class BeforeAfter:
     thinking: Thinking | None
     tokenizer: PreTrainedTokenizerBase
     console: Console
+    prefix: str = ""
 
     def __post_init__(self) -> None:
         self.rows: dict[str, PhaseResult] = {}
+        self.beside: dict[str, str] = {}
+
+    def stand_beside(self, other: BeforeAfter, name: str) -> None:
+        """Take in the rows of another run that was asked the same, each with what it is compared with here.
+
+        Args:
+            other: its table.
+            name: what its rows are called, before their own names.
+        """
+        for row in other.rows:
+            if row not in (FULL, WINDOWED, START):
+                self.rows[f"{name}, {row}"] = other.rows[row]
+                self.beside[row] = f"{name}, {row}"
 
     def ask_base(self, model: PeftModel, *, fits_in_full: bool) -> None:
         """Ask the base, with its full cache if its positions reach so far, and under the window of the run."""
@@ -197,11 +213,14 @@ class BeforeAfter:
         memory = peak_memory_of(next(model.parameters()).device)
         found: list[Generation] = []
         started = monotonic()
-        with progress_bar(f"held out: {name}", len(tasks), console=self.console) as advance, memory or nullcontext():
+        with (
+            progress_bar(f"{self.prefix}held out: {name}", len(tasks), console=self.console) as advance,
+            memory or nullcontext(),
+        ):
 
             def keep(generation: Generation) -> None:
                 found.append(generation)
-                advance(1)
+                advance(1, tokens=generation.num_tokens)
 
             was_training = model.training
             model.eval()
@@ -224,13 +243,17 @@ class BeforeAfter:
         """Print and write the table; returns its numbers, or None if nothing was asked."""
         if not self.rows:
             return None
-        scores = {name: score(answers_of(row)) for name, row in self.rows.items()}
-        less = self._less_window()
-        body = [self._cells(name, own, less.get(name)) for name, own in scores.items()]
+        scores, less, beside = self._scores(), self._less_window(), self._less_beside()
+        body = [self._cells(name, own, less.get(name), beside.get(name)) for name, own in scores.items()]
         header, rows = without_empty(HEADER, body)
         print_cells(self.title, header, rows, self.console)
         table = replace_file(self.folder.path / TABLE, f"{self.title}\n\n{markdown(header, rows)}".encode())
         plain_line(self.console, f"before and after: {table}")
+        return self.numbers()
+
+    def numbers(self) -> dict[str, Any]:
+        """The numbers of the table."""
+        less, beside = self._less_window(), self._less_beside()
         return {
             name: {
                 "accuracy": asdict(own.accuracy),
@@ -240,31 +263,48 @@ class BeforeAfter:
                 "reasons": own.reasons,
                 "seconds": self.rows[name]["seconds"],
                 "peak_memory_mib": self.rows[name]["peak_memory_mib"],
-                "less_base_window": None
-                if name not in less
-                else {**asdict(less[name]), "difference": less[name].difference},
+                "less_base_window": _as_json(less.get(name)),
+                **({"less_lora": _as_json(beside[name])} if name in beside else {}),
             }
-            for name, own in scores.items()
+            for name, own in self._scores().items()
         }
+
+    def _scores(self) -> dict[str, SuiteScores]:
+        return {name: score(answers_of(row)) for name, row in self.rows.items()}
 
     def _less_window(self) -> dict[str, PairedDifference]:
         """Every other row less the base under the window, question by question."""
-        right = {name: {one.question: float(one.correct) for one in answers_of(row)} for name, row in self.rows.items()}
+        right = self._right()
         beside = right.pop(WINDOWED, None)
         return {} if beside is None else {name: compare(beside, own) for name, own in right.items()}
 
-    def _cells(self, name: str, own: SuiteScores, less: PairedDifference | None) -> list[str]:
+    def _less_beside(self) -> dict[str, PairedDifference]:
+        """Every row less that of the baseline after the same stage, question by question."""
+        right = self._right()
+        return {name: compare(right[other], right[name]) for name, other in self.beside.items() if name in right}
+
+    def _right(self) -> dict[str, dict[str, float]]:
+        return {name: {one.question: float(one.correct) for one in answers_of(row)} for name, row in self.rows.items()}
+
+    def _cells(
+        self, name: str, own: SuiteScores, less: PairedDifference | None, beside: PairedDifference | None
+    ) -> list[str]:
         peak = self.rows[name]["peak_memory_mib"]
         return [
             name,
             percent(own.accuracy),
             "" if less is None else points(less),
+            "" if beside is None else points(beside),
             f"{100 * own.truncated:.1f} %",
             f"{own.tokens['mean']:,.0f}",
             f"{own.evictions_mean:.1f}" if own.evictions_mean else "",
             f"{self.rows[name]['seconds']:,.1f}",
             "" if peak is None else f"{peak:,.0f}",
         ]
+
+
+def _as_json(found: PairedDifference | None) -> dict[str, Any] | None:
+    return None if found is None else {**asdict(found), "difference": found.difference}
 
 
 def answers_of(row: PhaseResult) -> list[Generation]:

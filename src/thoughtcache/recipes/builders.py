@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ from transformers import PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback
 
 from thoughtcache.recipes.run.config import RunConfig
+from thoughtcache.recipes.run.training import watched
 from thoughtcache.report.files import whole_folder
 from thoughtcache.report.memory import write_memory_profile
 from thoughtcache.report.phases import step_seconds, write_phase_seconds
 from thoughtcache.report.progress import plain_line
-from thoughtcache.report.trainer_progress import RichProgressCallback
 from thoughtcache.train.checkpoints import history_at_end, load_weights, newest_whole
 from thoughtcache.train.trainer_options.reports import own_report, reporting
 
@@ -34,6 +35,13 @@ def save_adapter(model: PeftModel, folder: Path, tokenizer: PreTrainedTokenizerB
         model.save_pretrained(str(unfinished))
         if tokenizer is not None:
             tokenizer.save_pretrained(str(unfinished))
+
+
+def free_memory() -> None:
+    """Give back the memory of a model that nobody needs any more: a trainer and its model hold each other."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def train_grpo(
@@ -103,12 +111,13 @@ def train_grpo(
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         thinking=thinking,
-        callbacks=[RichProgressCallback(metrics=("reward",), description=title, console=console)],
     )
     trainer.remove_callback(PrinterCallback)
     if ignore_eos:
         trainer.eos_token_ids = ()
-    with own_report(run.report_to):
+    with own_report(run.report_to), watched(title, console, ("reward",)) as callbacks:
+        for callback in callbacks:
+            trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     save_adapter(model, folder / "adapter")
     records = [record for record in trainer.state.log_history if "reward" in record]

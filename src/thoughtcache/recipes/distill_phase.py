@@ -16,10 +16,10 @@ from thoughtcache.policy.handle import find_tuner
 from thoughtcache.recipes.builders import find_checkpoint, save_adapter
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.recipes.run.folder import PhaseResult
+from thoughtcache.recipes.run.training import watched
 from thoughtcache.recipes.teacher_samples import kept_samples
 from thoughtcache.records import Rollout
-from thoughtcache.report.progress import plain_line, progress_bar
-from thoughtcache.report.trainer_progress import RichProgressCallback
+from thoughtcache.report.progress import finished_rows, plain_line, progress_bar
 from thoughtcache.train.trainer_options.schedules import WITH_MINIMUM
 
 
@@ -32,6 +32,7 @@ def distill_phase(
     samples_file: Path,
     resume: bool,
     console: Console,
+    title: str = "",
 ) -> PhaseResult:
     """Distil `model` in place; returns the losses by step and the seconds of both parts.
 
@@ -44,6 +45,7 @@ def distill_phase(
         samples_file: file in which the teacher's samples are kept.
         resume: whether the folder may hold checkpoints to go on from.
         console: where progress goes.
+        title: text in front of the lines of its progress.
     """
     from thoughtcache.train.distill import distill, sample_teacher, under_window
     from thoughtcache.train.distill_config import DistillConfig
@@ -78,8 +80,10 @@ def distill_phase(
     def draw(start: int, stop: int) -> list[Rollout]:
         # Samples that a longer run adds have numbers of their own.
         settings = replace(config, seed=config.seed + start, resume=False)
-        with progress_bar("teacher samples", stop - start, console=console) as advance:
-            return sample_teacher(model, prompts[start:stop], settings, advance, tokenizer=tokenizer)
+        with progress_bar(f"{title}teacher samples", stop - start, console=console) as advance:
+            return sample_teacher(
+                model, prompts[start:stop], settings, tokenizer=tokenizer, on_event=finished_rows(advance)
+            )
 
     started = time.perf_counter()
     needed = min(len(prompts), run.distill_steps * run.distill_batch_size)
@@ -90,8 +94,8 @@ def distill_phase(
     if 0 < 2 * evicted < len(bounded):
         _warn(console, f"only {evicted} of {len(bounded)} teacher samples are longer than the window; the others teach "
               "nothing, lower --window")  # fmt: skip
-    bar = RichProgressCallback(description="distillation", console=console)
-    result = distill(model, (), config, samples=samples, callbacks=[bar])
+    with watched(f"{title}distillation", console) as callbacks:
+        result = distill(model, (), config, samples=samples, callbacks=callbacks)
     save_adapter(model, folder / "adapter")
     return {
         "losses": [[record["step"], record["loss"]] for record in result.history if "loss" in record],

@@ -45,6 +45,7 @@ def grpo_phase(
     folder: Path,
     resume: bool,
     console: Console,
+    title: str = "",
 ) -> PhaseResult:
     """Train `model` in place; returns the rewards by step, the log and the seconds.
 
@@ -56,6 +57,7 @@ def grpo_phase(
         folder: folder for checkpoints and the adapter.
         resume: whether the folder may hold checkpoints to go on from.
         console: where progress goes.
+        title: text in front of the line of its progress.
     """
     from thoughtcache.train.folding_reward import folding_reward
 
@@ -73,7 +75,7 @@ def grpo_phase(
         run,
         folder=folder,
         resume=resume,
-        title="GRPO",
+        title=f"{title}GRPO",
         console=console,
         thinking=thinking,
         **grpo_settings(run, run.grpo_steps),
@@ -113,6 +115,8 @@ def grpo_settings(run: RunConfig, num_steps: int) -> dict[str, Any]:
         "beta": run.beta,
         "reuse_rollout": run.reuse_rollout,
         "pack_weights": run.pack_weights,
+        "log_completions": run.log_completions > 0,
+        "num_completions_to_print": run.log_completions,
         **({} if run.learning_rate_scheduler is None else schedule(run.learning_rate_scheduler)),
         **learner_options(run),
     }

@@ -5,7 +5,7 @@ Same stages and same trainers as the embedded job; only the model, the data and 
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from thoughtcache.learner.options import AUTO, replay_options
 from thoughtcache.planning.fit import free_bytes
 from thoughtcache.planning.savings import usable_bytes
 from thoughtcache.recipes.before_after import (
+    FULL,
     START,
+    WINDOWED,
     BeforeAfter,
     Questions,
     num_held_out,
@@ -29,7 +31,7 @@ from thoughtcache.recipes.before_after import (
     unjudged,
     why_none_held_out,
 )
-from thoughtcache.recipes.builders import save_adapter
+from thoughtcache.recipes.builders import free_memory, save_adapter
 from thoughtcache.recipes.distill_phase import distill_phase as _distill
 from thoughtcache.recipes.grpo_phase import grpo_phase as _grpo
 from thoughtcache.recipes.grpo_phase import grpo_rows, rewards_of, thinking_of
@@ -37,6 +39,15 @@ from thoughtcache.recipes.load_adapter import WEIGHTS, adapted_model
 from thoughtcache.recipes.load_model import load_tokenizer
 from thoughtcache.recipes.plan.fit import CHOSEN, fitted
 from thoughtcache.recipes.prompts import encode_examples, examples_of, no_longer_than
+from thoughtcache.recipes.run.baseline import (
+    LORA,
+    announced,
+    baseline_config,
+    baseline_folder,
+    baseline_run,
+    check_asked,
+    check_baseline,
+)
 from thoughtcache.recipes.run.checks import (
     check_link_window,
     check_more_distillation,
@@ -52,7 +63,7 @@ from thoughtcache.recipes.run.lengths import check_lengths
 from thoughtcache.recipes.run.own_rewards import NUM_TRIED, reward_digest, try_reward
 from thoughtcache.recipes.run.reward_guard import check_folded
 from thoughtcache.recipes.run.settings import (
-    EXACT_OPTIONS,
+    FREE_OPTIONS,
     TRANSIENT_OPTIONS,
     adapter_settings,
     data_identity,
@@ -61,7 +72,7 @@ from thoughtcache.recipes.run.settings import (
 )
 from thoughtcache.report.files import writing
 from thoughtcache.report.plots import Panel, plot_curves
-from thoughtcache.report.progress import plain_line
+from thoughtcache.report.progress import loading, plain_line
 from thoughtcache.report.results import environment, write_results
 from thoughtcache.tasks.example import Example
 from thoughtcache.tasks.saved_prompt import save_prompt_format
@@ -72,6 +83,12 @@ NOT_DESCRIBED = {*TRANSIENT_OPTIONS, "task", "evaluation_size", "quick"}
 """Options of one call, and those of the embedded job."""
 BEFORE = {"held_out": 0}
 """What runs did before there was an option, where that is not what its default does."""
+KEPT: dict[str, Any] = {
+    "free": FREE_OPTIONS,
+    "growing": ("distill_steps", "grpo_steps"),
+    "defaults": {**default_settings(RunConfig), **BEFORE, "thought": adapter_settings(ThoughtConfig())},
+}
+"""What is compared when a run goes on: arguments of `RunFolder`."""
 
 
 def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | None = None) -> dict[str, Any]:
@@ -90,6 +107,7 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     console = console or Console()
     _ = replay_options(run)
     check_window(run, thought)
+    check_baseline(run, thought)
     check_report(run.report_to)
     own_rewards = rewards_of(run) if run.grpo_steps and run.reward else {}
     described = {name: value for name, value in asdict(run).items() if name not in NOT_DESCRIBED}
@@ -100,9 +118,7 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
         {**described, "thought": adapter_settings(thought)},
         resume=run.resume,
         overwrite=run.overwrite,
-        free=(*EXACT_OPTIONS, "chosen"),
-        growing=("distill_steps", "grpo_steps"),
-        defaults={**default_settings(RunConfig), **BEFORE, "thought": adapter_settings(ThoughtConfig())},
+        **KEPT,
     )
     check_more_distillation(run, folder)
     report = partial(console.print, markup=False, soft_wrap=True)
@@ -123,6 +139,7 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
             held_out = f"held out: {len(asked[0])} questions, chosen by a digest of their prompts (--held-out)"
         elif run.held_out is None:
             held_out = f"held out: no questions, because {why_none_held_out(fault)}"
+    check_asked(run, len(asked[0]))
     check_questions(run, len(examples))
     if own_rewards:
         table_rows = as_table(grpo_rows(examples, tokenizer, run.instruction), run.dataset)
@@ -138,8 +155,9 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     folder.describe(_identities(run, config, every, every_example))
     shown = print_prompts(prompts, examples, tokenizer, console) if run.dry_run else []
     run, chosen = fitted(run, thought, config, every, console, stored=(folder.stored or {}).get("chosen"))
+    doubled = announced(run, thought) if run.baseline else ""
     if run.dry_run:
-        for line in filter(None, (held_out, *chosen)):
+        for line in filter(None, (held_out, *chosen, doubled)):
             report(line)
         available = usable_bytes(free_bytes("cuda" if torch.cuda.is_available() else "cpu"))
         planned = print_run_plan(run, thought, config, every, available, console)
@@ -147,10 +165,13 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
         return {"prompts": shown, "planned_bytes": planned}
     assert run.model is not None
     folder.describe({"chosen": {name: getattr(run, name) for name in CHOSEN if getattr(run, name) != AUTO}})
-    model = adapted_model(
-        run.model, thought, adapter=run.adapter, dtype=run.dtype, load_in_4bit=run.load_in_4bit, seed=run.seed
-    )
-    for line in filter(None, (held_out, *chosen)):
+    lora, lora_run = baseline_config(thought), baseline_run(run)
+    beside = baseline_folder(lora_run, lora, folder.described, **KEPT) if run.baseline else None
+    with loading(run.model, console):
+        model = adapted_model(
+            run.model, thought, adapter=run.adapter, dtype=run.dtype, load_in_4bit=run.load_in_4bit, seed=run.seed
+        )
+    for line in filter(None, (held_out, *chosen, doubled)):
         report(line)
     table = BeforeAfter(
         run=run, thought=thought, folder=folder, examples=asked[0], prompts=asked[1], thinking=thinking,
@@ -160,19 +181,24 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
         table.ask_base(model, fits_in_full=_fits_in_full(run, config, every))
         if run.adapter is not None:
             table.ask(START, model)
-        phases = _phases(run, folder, model, tokenizer, prompts, examples, table, console)
-        save_adapter(model, folder.path / "adapter")
-        for phase in ("", *phases):
-            _save_format(folder.path / phase / "adapter", tokenizer, run)
-        payload = {
-            "run": folder.described,
-            "environment": environment(),
-            "phases": phases,
-            "before_after": table.report(),
-        }
-        write_results(folder.path / "results.json", payload)
-        if phases:
-            plot_curves(folder.path / "curves.png", _panels(phases))
+        samples = folder.samples_file("teacher")
+        phases = _phases(run, folder, model, tokenizer, prompts, examples, table, console, samples)
+        payload = _written(run, folder, model, tokenizer, phases, table.report())
+        if beside is not None:
+            del model  # one of the two at a time has to fit
+            free_memory()
+            plain_line(console, f"baseline: {LORA} in {beside.path}")
+            with loading(run.model, console):
+                model = adapted_model(
+                    run.model, lora, adapter=None, dtype=run.dtype, load_in_4bit=run.load_in_4bit, seed=run.seed
+                )
+            own = replace(table, run=lora_run, thought=lora, folder=beside, prefix=f"{LORA} ")
+            own.rows |= {name: table.rows[name] for name in (FULL, WINDOWED) if name in table.rows}
+            its = _phases(lora_run, beside, model, tokenizer, prompts, examples, own, console, samples)
+            _written(lora_run, beside, model, tokenizer, its, own.numbers())
+            table.stand_beside(own, LORA)
+            payload = {**payload, "before_after": table.report()}
+            write_results(folder.path / "results.json", payload)
     console.print(f"adapter: {folder.path / 'adapter'}\nresults: {folder.path / 'results.json'}", soft_wrap=True)
     return payload
 
@@ -186,14 +212,14 @@ def _phases(
     examples: list[Example],
     table: BeforeAfter,
     console: Console,
+    samples: Path,
 ) -> dict[str, PhaseResult]:
     """Run the phases and return the result of each; `model` ends with the adapter of the last one."""
     phases: dict[str, PhaseResult] = {}
     if run.distill_steps:
-        samples = folder.samples_file("teacher")
         phases["distill"] = folder.phase(
             "distill",
-            lambda path, resume: _distill(run, model, tokenizer, prompts, path, samples, resume, console),
+            lambda path, resume: _distill(run, model, tokenizer, prompts, path, samples, resume, console, table.prefix),
             num_steps=run.distill_steps,
         )
         load_weights(model, folder.path / "distill" / "adapter")  # the phase may have run in an earlier call
@@ -201,12 +227,31 @@ def _phases(
     if run.grpo_steps:
         phases["grpo"] = folder.phase(
             "grpo",
-            lambda path, resume: _grpo(run, model, tokenizer, examples, path, resume, console),
+            lambda path, resume: _grpo(run, model, tokenizer, examples, path, resume, console, table.prefix),
             num_steps=run.grpo_steps,
         )
         load_weights(model, folder.path / "grpo" / "adapter")
         table.ask("after GRPO", model, run.grpo_steps)
     return phases
+
+
+def _written(
+    run: RunConfig,
+    folder: RunFolder,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    phases: dict[str, PhaseResult],
+    asked: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Write adapter, results.json and curves.png; returns what is in results.json."""
+    save_adapter(model, folder.path / "adapter")
+    for phase in ("", *phases):
+        _save_format(folder.path / phase / "adapter", tokenizer, run)
+    payload = {"run": folder.described, "environment": environment(), "phases": phases, "before_after": asked}
+    write_results(folder.path / "results.json", payload)
+    if phases:
+        plot_curves(folder.path / "curves.png", _panels(phases))
+    return payload
 
 
 def _fits_in_full(run: RunConfig, config: PretrainedConfig, prompts: list[list[int]]) -> bool:

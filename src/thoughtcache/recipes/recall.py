@@ -26,12 +26,12 @@ from thoughtcache.recipes.load_adapter import WEIGHTS, adapted_model
 from thoughtcache.recipes.load_model import load_tokenizer
 from thoughtcache.recipes.run.folder import WRITING_REMEDY, PhaseResult, RunFolder
 from thoughtcache.recipes.run.settings import adapter_settings, default_settings, model_identities
+from thoughtcache.recipes.run.training import watched
 from thoughtcache.report.files import writing
 from thoughtcache.report.plots import Panel, plot_curves
-from thoughtcache.report.progress import progress_bar
+from thoughtcache.report.progress import loading, progress_bar
 from thoughtcache.report.results import environment, write_results
 from thoughtcache.report.tables import print_wide
-from thoughtcache.report.trainer_progress import RichProgressCallback
 from thoughtcache.studies.ages import probe_ages
 from thoughtcache.studies.arms import Arm, arms_beside
 from thoughtcache.studies.passcode import DISTANCES
@@ -169,7 +169,8 @@ def run_recall(run: RecallRun, thought: ThoughtConfig, console: Console | None =
     weights = None if run.adapter is None else Path(run.adapter) / WEIGHTS
     folder.describe(model_identities(config, run.model, weights))
     _check_lengths(run, thought, config, tokenizer, own_sentences)
-    model = adapted_model(run.model, thought, adapter=run.adapter, dtype=run.dtype, seed=run.seed)
+    with loading(run.model, console):
+        model = adapted_model(run.model, thought, adapter=run.adapter, dtype=run.dtype, seed=run.seed)
     console.print(_size(model), markup=False, soft_wrap=True)
     with writing(folder.path, WRITING_REMEDY):
         phases: dict[str, PhaseResult] = {}
@@ -240,8 +241,8 @@ def _teach(
 ) -> PhaseResult:
     checkpoint = find_checkpoint(folder, console) if resume else None
     config = run.teaching(str(folder), run.steps, resume=False if checkpoint is None else str(checkpoint))
-    bar = RichProgressCallback(description="teaching", console=console)
-    result = teach_recall(model, tokenizer, config, own_sentences=own_sentences, callbacks=[bar])
+    with watched("teaching", console) as callbacks:
+        result = teach_recall(model, tokenizer, config, own_sentences=own_sentences, callbacks=callbacks)
     save_adapter(model, folder / "adapter", tokenizer)
     return {
         "losses": [[record["step"], record["loss"]] for record in result.history if "loss" in record],

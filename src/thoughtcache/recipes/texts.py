@@ -16,7 +16,7 @@ from thoughtcache.recipes.run.folder import PhaseResult, RunFolder
 from thoughtcache.recipes.run.settings import data_identity
 from thoughtcache.recipes.teacher_samples import kept_samples
 from thoughtcache.records import Rollout
-from thoughtcache.report.progress import progress_bar
+from thoughtcache.report.progress import finished_rows, progress_bar
 from thoughtcache.tasks.data.bad_rows import Report
 from thoughtcache.tasks.data.datasets import load_prompts
 from thoughtcache.train.distill import sample_teacher
@@ -141,7 +141,9 @@ def base_answers(
 
     def draw(start: int, stop: int) -> list[Rollout]:
         with progress_bar("answers of the base", stop - start, console=console) as advance:
-            return sample_teacher(model, prompts[start:stop], settings, advance, tokenizer=tokenizer)
+            return sample_teacher(
+                model, prompts[start:stop], settings, tokenizer=tokenizer, on_event=finished_rows(advance)
+            )
 
     file = folder.samples_file("texts")
 

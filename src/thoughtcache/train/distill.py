@@ -32,6 +32,7 @@ from thoughtcache.policy.handle import find_tuner, open_policy
 from thoughtcache.policy.other_cache import changes_nothing, under_adapter
 from thoughtcache.policy.token_ids import check_prompts, check_rollouts
 from thoughtcache.records import Rollout
+from thoughtcache.sampler.events import Event
 from thoughtcache.sampler.given import with_own_evictions
 from thoughtcache.sampler.rollout import rollout
 from thoughtcache.train.arguments import last_checkpoint, training_arguments
@@ -76,6 +77,7 @@ def sample_teacher(
     progress: Callable[[int], None] | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    on_event: Callable[[Event], None] | None = None,
 ) -> list[Rollout]:
     """The teacher's own samples: adapter off, full cache, or the cache that the settings name.
 
@@ -89,6 +91,7 @@ def sample_teacher(
         config: lengths, temperature, seed and samples per prompt.
         progress: called with the number of rows that were finished.
         tokenizer: tokenizer of the model; its end-of-sequence token ends a sample as those that the model declares do.
+        on_event: is told what happens, as by `rollout`.
 
     Returns:
         `samples_per_prompt` rollouts per prompt, side by side, for `distill(samples=...)`.
@@ -109,6 +112,7 @@ def sample_teacher(
         pack_weights=config.pack_weights,
         tokenizer=tokenizer,
         progress=progress,
+        on_event=on_event,
     )
     if config.teacher_cache is None:
         with model.disable_adapter():
@@ -194,6 +198,7 @@ class DistillTrainer(MemoryRate, Trainer):
         those of the batch in one piece; the trainer sends the last one backward.
         """
         rows, config = inputs["rollouts"], self.distill_config
+        self.state.num_input_tokens_seen += num_tokens(rows)
         size = len(rows) if config.micro_batch_size == AUTO else config.micro_batch_size
         *before, last = [rows[start : start + size] for start in range(0, len(rows), size)]
         tokens = sum(len(row.token_ids) for row in rows)
@@ -217,6 +222,11 @@ class DistillTrainer(MemoryRate, Trainer):
         self.log(named)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, named)
         return named
+
+
+def num_tokens(rollouts: Sequence[Rollout]) -> int:
+    """Tokens of a batch, prompts included, as trainers count them for the progress."""
+    return sum(len(one.prompt_ids) + len(one.token_ids) for one in rollouts)
 
 
 def distill_loss(

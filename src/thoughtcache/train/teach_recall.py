@@ -90,6 +90,7 @@ class RecallTrainer(MemoryRate, Trainer):
     ) -> Tensor:
         """Mean cross-entropy (nats) per token of the answers."""
         adapted = self.accelerator.unwrap_model(model)
+        self.state.num_input_tokens_seen += sum(len(one.prompt_ids) + len(one.token_ids) for one in inputs["episodes"])
         options, seed = self.recall_config.replay_options, self.state.global_step
         logprobs, _ = answer_logprobs(model, adapted, inputs["episodes"], self.cache, options, seed=seed)
         return -logprobs.mean()

@@ -117,7 +117,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="questions that are asked before and after and never trained on; by default a tenth, at most 32; 0: none",
     )
     group.add_argument(
+        "--baseline",
+        action="store_true",
+        help="train LoRA under the same window, without a memory, beside it in OUTPUT_DIR/baseline, for the table at "
+        "the end; twice the time",
+    )
+    group.add_argument(
         "--report-to", help="where both phases report their logs: none (default), tensorboard, trackio, wandb or mlflow"
+    )
+    group.add_argument(
+        "--log-completions",
+        type=int,
+        metavar="N",
+        help="show N completions of every step of GRPO, drawn at random; all are in grpo/rollouts.jsonl (0)",
     )
     group.add_argument("--evaluation-size", type=int, help="test problems of the embedded job (1000)")
     folder_options(group, OUTPUT_DIR)

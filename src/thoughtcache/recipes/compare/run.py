@@ -22,7 +22,7 @@ from thoughtcache.recipes.run.folder import WRITING_REMEDY, PhaseResult, RunFold
 from thoughtcache.recipes.run.settings import model_identities
 from thoughtcache.report.files import replace_file, writing
 from thoughtcache.report.plots import plot_curves
-from thoughtcache.report.progress import plain_line, progress_bar
+from thoughtcache.report.progress import loading, plain_line, progress_bar
 from thoughtcache.report.results import environment, write_results
 from thoughtcache.report.tables import print_wide
 
@@ -54,7 +54,8 @@ def run_compare(run: CompareRun, console: Console | None = None) -> dict[str, An
     # The full cache beside it does not roll.
     check_positions(source.longest_prompt, run.length, position_reach(config), rolling_window=None)
     start = changes_nothing(window=run.window[0], evict_fraction=run.evict_fraction, positions=run.positions)
-    model = adapted_model(run.model, start, adapter=None, dtype=run.dtype, seed=run.seed)
+    with loading(run.model, console):
+        model = adapted_model(run.model, start, adapter=None, dtype=run.dtype, seed=run.seed)
     with writing(folder.path, WRITING_REMEDY):
         texts = texts_of(source, run, model, tokenizer, folder, console)
         measurement = Measurement(run, model, texts)

@@ -7,14 +7,12 @@ this package's sampler and learner; TRL's own are not timed.
 
 from __future__ import annotations
 
-import gc
 import tempfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -23,7 +21,7 @@ from thoughtcache.learner.options import learner_options
 from thoughtcache.planning.plan import make_plan
 from thoughtcache.planning.setting import plain_lora
 from thoughtcache.planning.step_flops import step_flops
-from thoughtcache.recipes.builders import train_grpo
+from thoughtcache.recipes.builders import free_memory, train_grpo
 from thoughtcache.recipes.grpo_phase import grpo_rows, grpo_settings
 from thoughtcache.recipes.load_adapter import adapted_model
 from thoughtcache.recipes.load_model import load_tokenizer
@@ -35,7 +33,7 @@ from thoughtcache.recipes.run.folder import SPACE_REMEDY
 from thoughtcache.recipes.run.lengths import check_lengths
 from thoughtcache.report.files import writing
 from thoughtcache.report.phases import PhaseSeconds, print_phase_seconds, step_seconds, write_phase_seconds
-from thoughtcache.report.progress import plain_line
+from thoughtcache.report.progress import loading, plain_line
 from thoughtcache.report.results import environment, write_results
 from thoughtcache.report.tables import format_flops
 from thoughtcache.train.rewards import math_correctness
@@ -91,9 +89,7 @@ def run_cost(run: RunConfig, thought: ThoughtConfig, console: Console | None = N
     for name, settings in arms.items():
         plain_line(console, f"{name}: {WARM_STEPS} step to warm up, then {run.grpo_steps}")
         measured.append(_timed(name, runs[name], settings, tokenizer, rows, console))
-        gc.collect()  # a trainer and its model hold each other
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
     longest = max(map(len, prompts))
     planned = [_planned(runs[name], settings, config, prompts) for name, settings in arms.items()]
     more = {
@@ -134,9 +130,10 @@ def _timed(
     """Steps of one arm."""
     assert run.model is not None
     adapter = run.adapter if name == ADAPTER else None
-    model = adapted_model(
-        run.model, thought, adapter=adapter, dtype=run.dtype, load_in_4bit=run.load_in_4bit, seed=run.seed
-    )
+    with loading(run.model, console):
+        model = adapted_model(
+            run.model, thought, adapter=adapter, dtype=run.dtype, load_in_4bit=run.load_in_4bit, seed=run.seed
+        )
     with tempfile.TemporaryDirectory() as scratch:
         log = train_grpo(
             model,

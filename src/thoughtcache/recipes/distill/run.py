@@ -26,12 +26,12 @@ from thoughtcache.recipes.load_model import load_tokenizer
 from thoughtcache.recipes.plan.teacher import fitted_teacher
 from thoughtcache.recipes.run.folder import WRITING_REMEDY, PhaseResult, RunFolder
 from thoughtcache.recipes.run.settings import adapter_settings, default_settings, model_identities
+from thoughtcache.recipes.run.training import watched
 from thoughtcache.records import CacheSettings, Rollout
 from thoughtcache.report.files import writing
 from thoughtcache.report.plots import plot_curves
-from thoughtcache.report.progress import plain_line, progress_bar
+from thoughtcache.report.progress import loading, plain_line, progress_bar
 from thoughtcache.report.results import environment, write_results
-from thoughtcache.report.trainer_progress import RichProgressCallback
 from thoughtcache.sampler.given import with_own_evictions
 from thoughtcache.studies.arms import Arm, wider_arms
 from thoughtcache.studies.held_out import HeldOut, summary
@@ -94,7 +94,8 @@ def run_distill(run: DistillRun, thought: ThoughtConfig, console: Console | None
         folder.describe({"chosen": {"teacher_batch_size": run.teacher_batch_size}})
         for line in lines:
             plain_line(console, line)
-    model = adapted_model(run.model, thought, adapter=run.adapter, dtype=run.dtype, seed=run.seed)
+    with loading(run.model, console):
+        model = adapted_model(run.model, thought, adapter=run.adapter, dtype=run.dtype, seed=run.seed)
     numbers, tokens = find_tuner(model).state_size()
     console.print(f"state: {numbers:,} numbers per layer, as many as the keys and values of {tokens:.1f} tokens")
     with writing(folder.path, WRITING_REMEDY):
@@ -234,14 +235,14 @@ def _train(
         save_every=run.save_every,
         resume=False if checkpoint is None else str(checkpoint),
     )
-    bar = RichProgressCallback(description=stage.kind, console=console)
-    if isinstance(config, TransferConfig):
-        result = transfer_attention(model, texts, config, callbacks=[bar])
-    elif isinstance(config, RecallConfig):
-        result = teach_recall(model, tokenizer, config, callbacks=[bar])
-    else:
-        assert isinstance(config, DistillConfig)
-        result = distill(model, (), config, samples=texts, callbacks=[bar])
+    with watched(stage.kind, console) as callbacks:
+        if isinstance(config, TransferConfig):
+            result = transfer_attention(model, texts, config, callbacks=callbacks)
+        elif isinstance(config, RecallConfig):
+            result = teach_recall(model, tokenizer, config, callbacks=callbacks)
+        else:
+            assert isinstance(config, DistillConfig)
+            result = distill(model, (), config, samples=texts, callbacks=callbacks)
     save_adapter(model, folder / "adapter", tokenizer)
     return {
         "losses": [[record["step"], record["loss"]] for record in result.history if "loss" in record],

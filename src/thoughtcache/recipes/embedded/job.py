@@ -34,11 +34,11 @@ from thoughtcache.recipes.embedded.report import write_report
 from thoughtcache.recipes.run.config import RunConfig
 from thoughtcache.recipes.run.folder import WRITING_REMEDY, PhaseResult, RunFolder
 from thoughtcache.recipes.run.settings import EXACT_OPTIONS, TRANSIENT_OPTIONS, default_settings
+from thoughtcache.recipes.run.training import watched
 from thoughtcache.recipes.teacher_samples import kept_samples
 from thoughtcache.records import Rollout
 from thoughtcache.report.files import writing
-from thoughtcache.report.progress import plain_line, progress_bar
-from thoughtcache.report.trainer_progress import RichProgressCallback
+from thoughtcache.report.progress import finished_rows, plain_line, progress_bar
 from thoughtcache.tasks.embedded.problem import Problem, sample_problems
 from thoughtcache.tasks.embedded.reasoner import encode_prompt, load_reasoner
 
@@ -138,7 +138,13 @@ class _Job:
 
             def draw(start: int, stop: int) -> list[Rollout]:
                 with progress_bar("teacher samples", stop - start, console=self.console) as advance:
-                    return sample_teacher(model, prompts[start:stop], config, advance, tokenizer=self.tokenizer)
+                    return sample_teacher(
+                        model,
+                        prompts[start:stop],
+                        config,
+                        tokenizer=self.tokenizer,
+                        on_event=finished_rows(advance),
+                    )
 
             self._samples = kept_samples(self.samples_file, len(prompts), draw)
         return self._samples
@@ -256,10 +262,10 @@ def _distil(job: _Job, model: PeftModel, folder: Path, steps: int, resume: bool,
     )
     if checkpoint is None:
         shutil.rmtree(folder / PARTLY_DISTILLED, ignore_errors=True)
-    callback = RichProgressCallback(metrics=("eval_accuracy",), description=title, console=job.console)
     samples = job.teacher_samples()
     started = time.perf_counter()
-    result = distill(model, (), config, samples=samples, evaluator=evaluate, callbacks=[callback])
+    with watched(title, job.console, ("eval_accuracy",)) as callbacks:
+        result = distill(model, (), config, samples=samples, evaluator=evaluate, callbacks=callbacks)
     seconds = {"distil": time.perf_counter() - started - evaluation_seconds, "evaluate": evaluation_seconds}
     save_adapter(model, folder / "adapter")
     curve = [[h["step"], h["eval_accuracy"]] for h in result.history if "eval_accuracy" in h]

@@ -63,6 +63,8 @@ def sample_to_cut(
     sampling: Sampling,
     crew: Crew,
     console: Console,
+    *,
+    brief: bool = False,
 ) -> dict[str, int | float | None]:
     """Sample what is not there yet, keep its tokens, and judge it whole.
 
@@ -74,6 +76,7 @@ def sample_to_cut(
         sampling: how they are sampled.
         crew: the processes.
         console: where the progress goes.
+        brief: see `PhaseLine`.
 
     Returns:
         answers, tokens: how many were sampled by this call, in all processes.
@@ -92,9 +95,20 @@ def sample_to_cut(
             what="answers",
             crew=crew,
             console=console,
+            tokens=lambda answer: len(answer.token_ids),
+            brief=brief,
         )
     seconds = monotonic() - started
-    fill(file, Generation, tasks, _verdicts(kept.found, tokenizer), what="verdicts", crew=crew, console=console)
+    fill(
+        file,
+        Generation,
+        tasks,
+        _verdicts(kept.found, tokenizer),
+        what="verdicts",
+        crew=crew,
+        console=console,
+        brief=True,
+    )
     return {
         "answers": len(kept.made),
         "tokens": sum(len(kept.found[key].token_ids) for key in kept.made),

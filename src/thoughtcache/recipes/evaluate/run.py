@@ -47,6 +47,7 @@ def run_eval(
     *,
     base: SharedBase | None = None,
     lengths: Sequence[int] = (),
+    brief: bool = False,
 ) -> dict[str, Any]:
     """Ask all questions; returns what is written to results.json.
 
@@ -58,6 +59,7 @@ def run_eval(
         base: the base model of several runs; None loads one for this run.
         lengths: smaller bounds on the tokens, and the run's own: answers are sampled once, kept in tokens, and judged
             at each (`cutting.py`); memory is measured then.
+        brief: print no table and no paths, for one of several runs.
 
     Returns:
         What is written to results.json; nothing in processes other than the first.
@@ -71,25 +73,26 @@ def run_eval(
         console = (console or Console()) if crew.is_first else Console(quiet=True)
         asked = read_questions(run, partial(plain_line, console))
         folder = _folder(run, asked) if crew.is_first else None
-        with (base or SharedBase()).opened(run) as opened:
+        with (base or SharedBase()).opened(run, console) as opened:
             ready = prepare(run, asked, opened, partial(plain_line, console))
             (model, tokenizer, config), asked, tasks, cache = opened, ready.asked, ready.tasks, ready.cache
             _check_alike(crew, _prompts_digest(tasks))
 
             def sample(path: Path, resume: bool = False) -> PhaseResult:
-                return _sample(run, Path(run.output_dir), model, tokenizer, ready, bool(lengths), crew, console)
+                return _sample(run, Path(run.output_dir), model, tokenizer, ready, bool(lengths), crew, console, brief)
 
             if folder is None:
                 if crew.from_first(None):
                     sample(Path(run.output_dir))
                 return {}
-            phase = _sampled(run, folder, asked, tasks, model, config, cache, crew, console, sample)
+            said = Console(quiet=True) if brief else console
+            phase = _sampled(run, folder, asked, tasks, model, config, cache, crew, said, sample)
         shorter = {
             length: cut_answers(folder.path / GENERATIONS, tokenizer, tasks, length)
             for length in lengths
             if any(length < task.max_new_tokens for task in tasks)
         }
-        return _reported(run, folder, asked, tasks, cache, phase, shorter, console)
+        return _reported(run, folder, asked, tasks, cache, phase, shorter, said)
 
 
 def _folder(run: EvalRun, asked: list[Asked]) -> RunFolder:
@@ -176,6 +179,7 @@ def _sample(
     keep_tokens: bool,
     crew: Crew,
     console: Console,
+    brief: bool,
 ) -> PhaseResult:
     """Sample what is not in the folder yet."""
     started, tasks = monotonic(), ready.tasks
@@ -190,7 +194,7 @@ def _sample(
         timer=(timer := PhaseTimer(next(model.parameters()).device)),
     )
     if keep_tokens:
-        last = sample_to_cut(folder / GENERATIONS, model, tokenizer, tasks, sampling, crew, console)
+        last = sample_to_cut(folder / GENERATIONS, model, tokenizer, tasks, sampling, crew, console, brief=brief)
         assert last["seconds"] is not None
         return {"last_call": last, "phases": sampling_seconds(timer.flush(), last["seconds"])}
     selection, num_tokens = run.selection, 0
@@ -200,7 +204,9 @@ def _sample(
         def begin(wanted: list[Task], keep: Callable[[Prefix], None]) -> None:
             sample_prefixes(model, tokenizer, wanted, sampling, selection, keep)
 
-        begun = fill(folder / PREFIXES, Prefix, tasks, begin, what="beginnings", crew=crew, console=console)
+        begun = fill(
+            folder / PREFIXES, Prefix, tasks, begin, what="beginnings", crew=crew, console=console, brief=brief
+        )
         prefixes = [begun.found[task.key] for task in tasks]
         num_tokens = sum(len(begun.found[key].token_ids) for key in begun.made)
         tasks = wanted_answers(tasks, prefixes, selection)
@@ -213,7 +219,17 @@ def _sample(
         if to_sample:
             sample_answers(model, tokenizer, to_sample, sampling, keep)
 
-    answers = fill(folder / GENERATIONS, Generation, tasks, finish, what="answers", crew=crew, console=console)
+    answers = fill(
+        folder / GENERATIONS,
+        Generation,
+        tasks,
+        finish,
+        what="answers",
+        crew=crew,
+        console=console,
+        tokens=lambda answer: answer.num_tokens,
+        brief=brief,
+    )
     lengths = {task.key: len(task.begun) for task in tasks}
     num_tokens += sum(answers.found[key].num_tokens - lengths[key] for key in answers.made)
     seconds = monotonic() - started

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from thoughtcache.evaluation.scores import Share
 from thoughtcache.recipes.evaluate.arms import FOLDERS, Arm, arms_of
 from thoughtcache.recipes.evaluate.config import EvalRun
 from thoughtcache.recipes.evaluate.prepare import SHORTER, Remedies, prepare
@@ -17,9 +18,10 @@ from thoughtcache.recipes.evaluate.questions import read_questions
 from thoughtcache.recipes.evaluate.run import run_eval
 from thoughtcache.recipes.evaluate.several_report import write_report
 from thoughtcache.recipes.evaluate.subject import SharedBase
+from thoughtcache.recipes.evaluate.table import percent
 from thoughtcache.recipes.run.folder import WRITING_REMEDY, RunFolder
 from thoughtcache.report.files import writing
-from thoughtcache.report.progress import plain_line
+from thoughtcache.report.progress import duration, plain_line
 from thoughtcache.scale.crew import open_crew
 
 
@@ -92,21 +94,31 @@ def run_arms(
         ValueError, OSError: if an arm cannot be used; nothing is sampled or written then.
     """
     base, results = SharedBase(), []
-    _check_arms(arms, base, shorter)
+    _check_arms(arms, base, shorter, console)
     if folder is not None:
         with writing(folder.path, WRITING_REMEDY):
             if arms[0].run.overwrite:
                 _forget_arms(folder.path / FOLDERS)
             folder.begin()
     for number, arm in enumerate(arms, start=1):
-        console.rule(f"{number} of {len(arms)}: {arm.name}")
+        place = f"{number}/{len(arms)} {arm.name}"
         # The whole run may have stopped before this arm began.
         own = replace(arm.run, resume=arm.run.resume and (Path(arm.run.output_dir) / "run.json").is_file())
-        results.append(run_eval(own, console, base=base, lengths=lengths[number - 1] if lengths else ()))
+        bounds = lengths[number - 1] if lengths else ()
+        results.append(run_eval(own, console, base=base, lengths=bounds, brief=len(arms) > 1))
+        if len(arms) > 1 and folder is not None:
+            plain_line(console, f"{place}: {_in_short(results[-1])}")
     return results
 
 
-def _check_arms(arms: Sequence[Arm], base: SharedBase, shorter: str) -> None:
+def _in_short(result: Mapping[str, Any]) -> str:
+    """What an arm has come to, in a line."""
+    seconds = result["last_call"]["seconds"]
+    shares = (f"{name} {percent(Share(**own['accuracy']))}" for name, own in result["suites"].items())
+    return ", ".join([*shares, *([] if seconds is None else [duration(seconds)])])
+
+
+def _check_arms(arms: Sequence[Arm], base: SharedBase, shorter: str, console: Console) -> None:
     """Look at what every arm asks, once for each cache and suite, at its longest answers."""
     longest: dict[str, dict[tuple[str, ...], Arm]] = {}
     for arm in arms:
@@ -116,7 +128,7 @@ def _check_arms(arms: Sequence[Arm], base: SharedBase, shorter: str) -> None:
             of_cache[tuple(arm.run.suite)] = arm
     report = partial(plain_line, Console(quiet=True))
     for of_cache in longest.values():
-        with base.opened(next(iter(of_cache.values())).run) as opened:
+        with base.opened(next(iter(of_cache.values())).run, console) as opened:
             for arm in of_cache.values():
                 remedies = Remedies(
                     shorter=shorter, rolling=f"give the cache {arm.name!r} a window and 'positions=rolling'"

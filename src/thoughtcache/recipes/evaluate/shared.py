@@ -44,6 +44,8 @@ def fill(
     what: str,
     crew: Crew,
     console: Console,
+    tokens: Callable[[R], int] | None = None,
+    brief: bool = False,
 ) -> Filled[R]:
     """Make the records that a file lacks.
 
@@ -55,22 +57,24 @@ def fill(
         what: what they are called in the progress.
         crew: the processes.
         console: where the progress goes.
+        tokens: tokens that were sampled for a record, for the progress; None where none are.
+        brief: see `PhaseLine`.
     """
     missing: list[int] = []
     if crew.is_first:
         gather(file, kind)
         there = {record.key for record in read_records(file, kind)}
         missing = [number for number, task in enumerate(tasks) if task.key not in there]
-        if len(missing) < len(tasks):
+        if len(missing) < len(tasks) and not brief:
             plain_line(console, f"{len(tasks) - len(missing)} of {len(tasks)} {what} are there")
     wanted = [tasks[number] for number in crew.from_first(missing)]
     mine = crew.share(wanted, [task.example.identifier for task in wanted])
     own = file if crew.is_first else _beside(file, crew.rank)
-    with RecordFile(own, kind) as kept, progress_bar(what, len(mine), console=console) as advance:
+    with RecordFile(own, kind) as kept, progress_bar(what, len(mine), console=console, brief=brief) as advance:
 
         def keep(record: R) -> None:
             kept.add(record)
-            advance()
+            advance(tokens=0 if tokens is None else tokens(record))
 
         if mine:
             sample(mine, keep)

@@ -7,11 +7,13 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from peft import PeftModel
+from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.recipes.bounded import BoundedModel
 from thoughtcache.recipes.evaluate.config import EvalRun
+from thoughtcache.report.progress import loading
 
 
 def model_name(run: EvalRun) -> str:
@@ -49,13 +51,20 @@ class SharedBase:
         self._base: Any = None
 
     @contextmanager
-    def opened(self, run: EvalRun) -> Iterator[tuple[PeftModel, PreTrainedTokenizerBase, ThoughtConfig]]:
+    def opened(
+        self, run: EvalRun, console: Console | None = None
+    ) -> Iterator[tuple[PeftModel, PreTrainedTokenizerBase, ThoughtConfig]]:
         """The model that is asked inside this block, its tokenizer, and the settings of its adapter and cache.
+
+        Args:
+            run: the run.
+            console: where it is said that the base is loaded; None says nothing.
 
         Raises:
             ValueError: if the model, the adapter, the tokenizer or the cache cannot be used.
         """
-        model, tokenizer, config = bounded_model(run).load(self._base)
+        with loading(model_name(run), Console(quiet=True) if self._base is not None or console is None else console):
+            model, tokenizer, config = bounded_model(run).load(self._base)
         try:
             with nullcontext() if run.adapter is not None else model.disable_adapter():
                 yield model, tokenizer, config

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from thoughtcache.recipes.load_adapter import WEIGHTS
-from thoughtcache.recipes.run.settings import EXACT_OPTIONS, differences, file_identity
+from thoughtcache.recipes.run.settings import FREE_OPTIONS, differences, file_identity
 
 LAST = "adapter"
 GRPO_PREFIX = "grpo_"
-_FREE, _GROWING = (*EXACT_OPTIONS, "chosen", "output_dir"), ("distill_steps", "grpo_steps", "steps")
+_FREE, _GROWING = (*FREE_OPTIONS, "output_dir"), ("distill_steps", "grpo_steps", "steps")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

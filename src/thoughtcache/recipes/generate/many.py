@@ -24,7 +24,7 @@ from thoughtcache.recipes.prompts import encoded_by
 from thoughtcache.recipes.run.settings import adapter_settings, data_identity, differences, model_identities
 from thoughtcache.records import Rollout
 from thoughtcache.report.files import replace_file, writing
-from thoughtcache.report.progress import plain_line, progress_bar
+from thoughtcache.report.progress import loading, plain_line, progress_bar
 from thoughtcache.sampler.events import Event, Finished
 from thoughtcache.tasks.data.bad_rows import BAD_ROWS
 from thoughtcache.tasks.data.datasets import load_prompts
@@ -126,7 +126,8 @@ def answer_questions(
         bad_rows=asked.bad_rows,
         report=report,
     )
-    speaker = make_speaker(asking)
+    with loading(asking.model, console):
+        speaker = make_speaker(asking)
     examples, prompts = encoded_by(speaker.encode, examples, bad_rows=asked.bad_rows, report=report)
     speaker.check(prompts)
     described = _described(speaker, prompts)
@@ -152,7 +153,7 @@ def answer_questions(
                     )  # fmt: skip
                     file.add(record)
                     found.append(record)
-                    advance(1)
+                    advance(1, tokens=record.tokens)
 
                 def hear(event: Event) -> None:
                     if asking.thinking is None and isinstance(event, Finished):

@@ -20,7 +20,7 @@ from thoughtcache.recipes.texts import Text, encoded_file, pieces_of, read_token
 from thoughtcache.records import Rollout
 from thoughtcache.report.files import replace_file, writing
 from thoughtcache.report.plots import Panel, plot_curves
-from thoughtcache.report.progress import plain_line, progress_bar
+from thoughtcache.report.progress import loading, plain_line, progress_bar
 from thoughtcache.report.results import environment, write_results
 from thoughtcache.report.tables import markdown, print_cells
 from thoughtcache.sampler.given import given_text, with_own_evictions
@@ -45,7 +45,8 @@ def run_perplexity(run: PerplexityRun, console: Console | None = None) -> dict[s
     console, folder = console or Console(), Path(run.output_dir)
     if (folder / RESULTS).exists() and not run.overwrite:
         raise ValueError(f"{folder} already holds a result; choose another --output-dir, or add --overwrite")
-    model, tokenizer, config = run.bounded.load()
+    with loading(run.bounded.model, console):
+        model, tokenizer, config = run.bounded.load()
     texts = _texts(run, tokenizer)
     policy = open_policy(model)
     check_prompts([ids for text in texts for ids in text], policy)

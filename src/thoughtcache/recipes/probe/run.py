@@ -27,7 +27,7 @@ from thoughtcache.recipes.run.folder import WRITING_REMEDY
 from thoughtcache.recipes.texts import pieces_of
 from thoughtcache.report.files import writing
 from thoughtcache.report.plots import plot_curves
-from thoughtcache.report.progress import progress_bar
+from thoughtcache.report.progress import loading, progress_bar
 from thoughtcache.report.results import environment, write_results
 from thoughtcache.report.tables import print_wide
 from thoughtcache.studies.passes import check_memory, texts_under
@@ -81,7 +81,8 @@ def run_probe(run: ProbeRun, console: Console | None = None) -> dict[str, Any]:
     console, folder = console or Console(), Path(run.output_dir)
     if (folder / "probe.json").exists() and not run.overwrite:
         raise ValueError(f"{folder} already holds a probe; choose another --output-dir, or add --overwrite")
-    subject = _subject(run)
+    with loading(run.model, console):
+        subject = _subject(run)
     tuner = find_tuner(subject.model)
     cache, (numbers, tokens) = tuner.thought_config.resolve_window(None), tuner.state_size()
     console.print(f"state: {numbers:,} numbers per layer, as many as the keys and values of {tokens:.1f} tokens")

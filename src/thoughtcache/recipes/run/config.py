@@ -84,7 +84,10 @@ class RunConfig:
         evaluation_size: problems of the embedded test split.
         held_out: questions that are asked before and after every stage of a run with GRPO, and never trained on; None
             for a tenth of them, at most 32; 0 for none.
+        baseline: train LoRA under the same window, without a memory, beside it (`recipes/run/baseline.py`).
         report_to: where the trainers of both phases report their logs, one of `REPORTS`.
+        log_completions: completions of every step of GRPO that are shown, 0 for none; TRL's options `log_completions`
+            and `num_completions_to_print`. All of them are in `grpo/rollouts.jsonl` in any case.
         seed: seed of all random numbers of the run.
         dry_run: read the data, print the first prompts and the plan, and end there; nothing is written or trained.
         quick: a shortened embedded job, about a minute, whose figures say nothing about the method.
@@ -144,7 +147,9 @@ class RunConfig:
     force: bool = False
     evaluation_size: int = 1000
     held_out: int | None = None
+    baseline: bool = False
     report_to: str = "none"
+    log_completions: int = 0
     seed: int = 0
     dry_run: bool = False
     quick: bool = False
@@ -181,7 +186,7 @@ class RunConfig:
             "grpo_batch_size",
             "evaluation_size",
         )
-        for name in ("distill_steps", "grpo_steps", "save_every"):
+        for name in ("distill_steps", "grpo_steps", "save_every", "log_completions"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         for phase in ("distill", "grpo"):

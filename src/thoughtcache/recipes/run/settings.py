@@ -16,9 +16,11 @@ from thoughtcache.config import ThoughtConfig
 
 EXACT_OPTIONS = (
     "recompute", "checkpoint_layers", "chunk_tokens", "kv_log", "reuse_rollout", "pack_weights", "save_every",
-    "profile_memory", "report_to", "teacher_batch_size", "distill_micro_batch_size",
+    "profile_memory", "report_to", "log_completions", "teacher_batch_size", "distill_micro_batch_size",
 )  # fmt: skip
 """Options that change memory, time or what is left behind, and nothing that is computed beyond rounding."""
+FREE_OPTIONS = (*EXACT_OPTIONS, "chosen", "baseline")
+"""What may be another one when a run goes on: these, what the planner chose, and a baseline, a run of its own."""
 TRANSIENT_OPTIONS = ("resume", "overwrite", "force", "dry_run")
 """Options of one call rather than of the run."""
 _NO_SETTINGS = {

@@ -1,0 +1,80 @@
+"""Commands as processes of their own, on a pseudo-terminal or with pipes, that can be pressed Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+SECONDS = 240.0
+
+
+class Process:
+    """A running `thoughtcache`, in a process group of its own as a shell starts it.
+
+    Args:
+        arguments: what is typed behind its name.
+        folder: where it is started.
+        terminal: whether standard output and error are a terminal; else both are one pipe.
+
+    Attributes:
+        text: what was printed so far.
+        first_seconds: seconds from the start to the first output.
+    """
+
+    def __init__(self, arguments: Sequence[str], folder: Path, *, terminal: bool) -> None:
+        if terminal:
+            self._ours, theirs = pty.openpty()
+        else:
+            self._ours, theirs = os.pipe()
+        paths = os.pathsep.join(path for path in sys.path if path)
+        self._started = time.monotonic()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "thoughtcache_cli", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=theirs,
+            stderr=theirs,
+            cwd=folder,
+            start_new_session=True,
+            env={
+                **os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "TERM": "xterm", "COLUMNS": "120",
+                "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1",
+            },
+        )  # fmt: skip
+        os.close(theirs)
+        self.text, self.first_seconds = "", 0.0
+
+    def wait_for(self, words: str) -> None:
+        """Read until these words were printed."""
+        while words not in self.text:
+            assert self._read(), f"ended without {words!r}:\n{self.text}"
+
+    def press(self) -> None:
+        """Ctrl-C."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def end(self) -> int:
+        """Read to the end; returns the exit code."""
+        while self._read():
+            pass
+        os.close(self._ours)
+        return self.process.wait(SECONDS)
+
+    def _read(self) -> bool:
+        """Take what is printed next; False at the end."""
+        ready, _, _ = select.select([self._ours], [], [], SECONDS)
+        assert ready, f"nothing more within {SECONDS:.0f} s:\n{self.text}"
+        try:
+            piece = os.read(self._ours, 65536)
+        except OSError:  # a terminal whose other end is closed
+            return False
+        if piece and not self.first_seconds:
+            self.first_seconds = time.monotonic() - self._started
+        self.text += piece.decode(errors="replace")
+        return bool(piece)

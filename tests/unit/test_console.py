@@ -1,0 +1,273 @@
+"""What somebody sees who types a long command: on a terminal, in a log file, and when Ctrl-C is pressed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+from tests.support.command_line import run_commands
+from tests.support.terminal import Process
+from tests.support.text_model import save_questions, save_text_model
+
+from thoughtcache.train.checkpoints import checkpoints
+from thoughtcache.train.trainer_options.stop_between_steps import stop_between_steps
+from thoughtcache_cli.process.console import LOADING, hide_harmless
+from thoughtcache_cli.process.next_steps import going_on, next_steps
+
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
+STEPS = 2000
+"""More than a test waits for."""
+
+
+@pytest.fixture(scope="module")
+def user(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("user")
+    save_text_model(folder / "model")
+    save_questions(folder / "questions.jsonl", 12)
+    return folder
+
+
+def train(output: Path, *, grpo_steps: int, distill_steps: int = 0) -> list[str]:
+    return [
+        *("train", "--model", "model", "--dataset", "questions.jsonl", "--max-new-tokens", "9", "--window", "4"),
+        *("--distill-steps", str(distill_steps), "--grpo-steps", str(grpo_steps)),
+        *(("--distill-batch-size", "3") if distill_steps else ()),
+        *("--group-size", "2", "--grpo-batch-size", "2", "--r", "3", "--num-global-tokens", "3", "--held-out", "2"),
+        *("--output-dir", str(output)),
+    ]
+
+
+def test_a_terminal_shows_something_at_once_and_one_live_line_per_phase(user: Path, tmp_path: Path) -> None:
+    shown = Process(train(tmp_path / "run", grpo_steps=3, distill_steps=2), user, terminal=True)
+    assert shown.end() == 0, shown.text
+    assert shown.text.startswith(LOADING)
+    assert shown.first_seconds < 1.0
+    assert "Traceback" not in shown.text
+    for noise in ("FutureWarning", "gemm_4bit", "Loading weights", "Writing model shards", "UserWarning"):
+        assert noise not in shown.text
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.text)
+    assert re.search(r"GRPO 3/3  \d+ s  loss \S+  reward \S+  [\d,]+ tok/s  \d+(\.\d+)? GiB", plain), plain
+    assert re.search(r"distillation 2/2  ", plain)
+    last = shown.text.rindex("\x1b[?25h")
+    assert last > shown.text.rindex("\x1b[?25l"), "the cursor is there again"
+    assert f"results folder: {tmp_path / 'run'}" in plain
+    assert f"thoughtcache generate --model model --adapter {tmp_path / 'run' / 'adapter'} 'a question'" in plain
+
+
+def test_a_log_file_has_plain_lines_and_the_last_step(user: Path, tmp_path: Path) -> None:
+    log = Process(train(tmp_path / "run", grpo_steps=3, distill_steps=2), user, terminal=False)
+    assert log.end() == 0, log.text
+    assert not CONTROL.search(log.text)
+    lines = log.text.splitlines()
+    assert lines[0].startswith("held out: 2 questions")
+    for phase, total in (("distillation", 2), ("GRPO", 3), ("teacher samples", 6), ("held out: after GRPO", 2)):
+        assert [line.split("  ")[0] for line in lines if line.startswith(f"{phase} ")] == [
+            f"{phase} 0/{total}", f"{phase} {total}/{total}",
+        ]  # fmt: skip
+    assert lines[-5] == f"results folder: {tmp_path / 'run'}"
+    assert [line.split()[1] for line in lines[-3:]] == ["generate", "eval", "export"]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_one_interrupt_saves_the_step_and_names_the_command_that_goes_on(
+    terminal: bool, user: Path, tmp_path: Path
+) -> None:
+    arguments = train(tmp_path / "run", grpo_steps=STEPS)
+    running = Process(arguments, user, terminal=terminal)
+    running.wait_for("GRPO ")
+    running.press()
+    assert running.end() == 130
+    assert "Traceback" not in running.text
+    assert "stopping after this step, which is saved" in running.text
+    last = running.text.replace("\r", "").rstrip().splitlines()
+    command = last[-1].strip()
+    assert last[-2].endswith(f"interrupted; {tmp_path / 'run'} has what is done, and this goes on:")
+    assert command == f"thoughtcache {' '.join(arguments)} --resume"
+    (saved,) = checkpoints(tmp_path / "run" / "grpo")
+    step = int(saved.name.removeprefix("checkpoint-"))
+    assert 1 <= step < STEPS
+    rollouts = [json.loads(line) for line in (tmp_path / "run" / "grpo" / "rollouts.jsonl").read_text().splitlines()]
+    assert max(line["step"] for line in rollouts) == step - 1
+
+
+def test_two_interrupts_leave_at_once(user: Path, tmp_path: Path) -> None:
+    running = Process(train(tmp_path / "run", grpo_steps=STEPS), user, terminal=False)
+    running.wait_for("GRPO ")
+    running.press()
+    running.wait_for("stopping after this step")
+    running.press()
+    assert running.end() == 130
+    assert "Traceback" not in running.text
+    assert "interrupted twice\n" in running.text
+
+
+def test_an_interrupted_embedded_job_goes_on(tmp_path: Path) -> None:
+    arguments = ["train", "--quick", "--evaluation-size", "4", "--output-dir", "run"]
+    running = Process(arguments, tmp_path, terminal=False)
+    running.wait_for("PTE, delta rule 0/110")
+    running.press()
+    assert running.end() == 130
+    (saved,) = checkpoints(tmp_path / "run" / "thought_best")
+    again = Process([*arguments, "--resume"], tmp_path, terminal=False)
+    again.wait_for(f"thought_best goes on from {saved.name}")
+    again.wait_for("PTE, delta rule ")
+    again.press()
+    assert again.end() == 130
+    assert len(checkpoints(tmp_path / "run" / "thought_best")) == 2
+    assert again.text.rstrip().endswith("thoughtcache train --quick --evaluation-size 4 --output-dir run --resume")
+
+
+def test_two_interrupts_end_compiled_code_that_hears_of_neither() -> None:
+    script = (
+        "import hashlib, sys, thoughtcache_cli as cli\n"
+        "def work(*given):\n"
+        "    print('ready', flush=True)\n"
+        "    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)\n"  # minutes without an instruction of Python
+        "cli._run = work\n"
+        "sys.exit(cli.main(['train']))\n"
+    )
+    paths = os.pathsep.join(path for path in sys.path if path)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "interrupted twice\n")
+
+
+def press_twice(heard: list[int]) -> None:
+    with stop_between_steps() as stop:
+        stop.in_steps = True
+        signal.raise_signal(signal.SIGINT)
+        assert heard == []
+        assert stop.asked
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_between_steps_a_second_press_is_two_for_the_handler_from_before() -> None:
+    heard: list[int] = []
+
+    def before(number: int, frame: object) -> None:
+        heard.append(number)
+        raise KeyboardInterrupt
+
+    shown = signal.signal(signal.SIGINT, before)
+    try:
+        with pytest.raises(KeyboardInterrupt), stop_between_steps():
+            signal.raise_signal(signal.SIGINT)  # no trainer takes steps
+        assert len(heard) == 1
+        heard.clear()
+        with pytest.raises(KeyboardInterrupt):
+            press_twice(heard)
+        assert len(heard) == 2
+        assert signal.getsignal(signal.SIGINT) is before
+    finally:
+        signal.signal(signal.SIGINT, shown)
+
+
+def test_commands_whose_output_is_data_print_nothing_else(user: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    commands = {
+        "train": [
+            *("train", "--model", "model", "--dataset", "questions.jsonl", "--max-new-tokens", "9", "--window", "4"),
+            *("--distill-steps", "1", "--grpo-steps", "0", "--r", "3", "--num-global-tokens", "3"),
+            *("--output-dir", str(run)),
+        ],
+        "plan": ["plan", "--model", "model", "--window", "4", "--max-new-tokens", "9", "--device-type", "cpu"],
+    }
+    found = run_commands(commands, user)
+    assert found["train"].code == 0, found["train"].stderr
+    adapter = str(run / "adapter")
+    asked = ["generate", "w3 w4", "--model", "model", "--adapter", adapter, "--max-new-tokens", "3"]
+    answered = run_commands({"generate": asked}, user)["generate"]
+    assert answered.code == 0
+    assert len(answered.stdout.splitlines()) == 1
+    assert LOADING not in answered.stdout + answered.stderr
+    assert "next:" not in found["plan"].stdout
+    on_terminal = Process(asked, user, terminal=True)
+    assert on_terminal.end() == 0
+    shown = on_terminal.text.split("\x1b[2K")
+    assert shown[0].strip() == LOADING
+    assert shown[-1].strip() == answered.stdout.strip()
+
+
+def test_what_is_hidden_is_hidden_by_its_words() -> None:
+    records: list[str] = []
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    handler = logging.Handler()
+    handler.emit = lambda record: records.append(record.getMessage())  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    filters = list(logger.filters)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            hide_harmless()
+            for text in ("`is_gradient_checkpointing` is deprecated and will be removed", "another matter"):
+                warnings.warn(text, FutureWarning, stacklevel=1)
+            logger.warning("Failed to load CPU gemm_4bit_forward from %s", "somewhere")
+            logger.warning("something else")
+    finally:
+        logger.removeHandler(handler)
+        logger.filters[:] = filters
+    assert [str(one.message) for one in caught] == ["another matter"]
+    assert records == ["something else"]
+
+
+def test_the_command_that_goes_on() -> None:
+    given = ["eval", "--suite", "a b", "--overwrite", "--output-dir", "x"]
+    assert going_on(given, {}) == "thoughtcache eval --suite 'a b' --output-dir x --resume"
+    several = "torchrun --nproc_per_node 2 -m thoughtcache_cli eval --resume"
+    assert going_on(["eval", "--resume"], {"WORLD_SIZE": "2"}) == several
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "expected"),
+    [
+        ("train", {"model": "m", "dry_run": True}, ["next:", "  thoughtcache train --model m"]),
+        ("cost", {}, ["results folder: runs/cost"]),
+        ("probe", {}, ["results folder: runs/probe"]),
+        ("plan", {}, []),
+        ("generate", {}, []),
+        ("eval", {"compare": ["a", "b"]}, ["results folder: runs/comparison"]),
+        ("eval", {}, ["results folder: runs/eval", "next:", "  thoughtcache eval --compare runs/eval OTHER_RUN"]),
+    ],
+)
+def test_what_to_do_next(command: str, options: dict[str, object], expected: list[str]) -> None:
+    given = ["train", "--model", "m", "--dry-run"]
+    assert next_steps(command, options, given) == expected
+
+
+def test_completions_are_shown_and_change_nothing(user: Path, tmp_path: Path) -> None:
+    without = Process(train(tmp_path / "without", grpo_steps=2), user, terminal=False)
+    assert without.end() == 0
+    assert "Step 1" not in without.text
+    shown = Process([*train(tmp_path / "shown", grpo_steps=2), "--log-completions", "1"], user, terminal=True)
+    assert shown.end() == 0, shown.text
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.text)
+    for step in (1, 2):
+        panel = plain.split(f" Step {step} ")[1].split("╰")[0]
+        assert panel.count("Question: ") == 1
+    tops = [line for line in plain.replace("\r", "\n").splitlines() if "Step" in line]
+    assert all(line.startswith("╭") for line in tops), "the live line is out of the way"
+    weights = [tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("without", "shown")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    kept = [(tmp_path / name / "grpo" / "rollouts.jsonl").read_text() for name in ("without", "shown")]
+    assert kept[0] == kept[1]
+    assert len(kept[0].splitlines()) == 4
