@@ -70,6 +70,7 @@ from thoughtcache.recipes.run.settings import (
     default_settings,
     model_identities,
 )
+from thoughtcache.recipes.teacher_samples import has_samples
 from thoughtcache.report.files import writing
 from thoughtcache.report.plots import Panel, plot_curves
 from thoughtcache.report.progress import loading, plain_line
@@ -154,7 +155,10 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     check_link_window(run, thought, every, thinking, config.num_hidden_layers)
     folder.describe(_identities(run, config, every, every_example))
     shown = print_prompts(prompts, examples, tokenizer, console) if run.dry_run else []
-    run, chosen = fitted(run, thought, config, every, console, stored=(folder.stored or {}).get("chosen"))
+    needed = min(len(prompts), run.distill_steps * run.distill_batch_size)
+    sampled = folder.stored is not None and has_samples(folder.samples_file("teacher"), needed)
+    stored = (folder.stored or {}).get("chosen")
+    run, chosen = fitted(run, thought, config, every, console, stored=stored, sampled=sampled)
     doubled = announced(run, thought) if run.baseline else ""
     if run.dry_run:
         for line in filter(None, (held_out, *chosen, doubled)):
