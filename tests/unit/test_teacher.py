@@ -69,7 +69,9 @@ def test_the_bounded_teacher_is_the_base_under_that_cache() -> None:
     )
     before = {name: value.clone() for name, value in model.state_dict().items()}
     trained = [name for name, value in model.named_parameters() if value.requires_grad]
+    drawn = torch.get_rng_state()
     texts = sample_teacher(model, PROMPTS, config(teacher_cache=CACHE))
+    assert torch.equal(torch.get_rng_state(), drawn), "the adapter in between draws from a state of its own"
     with bare.disable_adapter():
         expected = tc.rollout(bare, PROMPTS, max_new_tokens=19, seed=3)
     assert [text.token_ids for text in texts] == [row.token_ids for row in expected]

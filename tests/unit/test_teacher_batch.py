@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from thoughtcache.recipes.plan.fit import fitted
 from thoughtcache.recipes.plan.memory_plan import plan_memory
 from thoughtcache.recipes.plan.teacher import fitted_teacher
 from thoughtcache.recipes.run.config import RunConfig
+from thoughtcache.recipes.run.dry_run import print_run_plan
 from thoughtcache.recipes.run.settings import differences
 from thoughtcache.train.distill_config import DistillConfig
 
@@ -183,6 +185,9 @@ def test_without_a_word_about_free_memory_a_run_is_planned_but_not_refused(
     assert line.startswith("teacher: samples 32 texts at once: chosen by the planner")
     run, lines = fitted(RUN, *WHERE, QUIET)
     assert run.teacher_batch_size == MOST_AT_ONCE["cpu"]
+    shown = StringIO()
+    assert set(print_run_plan(run, *WHERE, None, Console(file=shown, width=200))) == {"distillation"}
+    assert "not known" in shown.getvalue()
     assert lines[-1] == "plan: nothing says here how much memory is free, so nothing says whether this run fits"
 
 

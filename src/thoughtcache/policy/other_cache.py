@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from peft import PeftModel
 
 from thoughtcache.cache.schedule import num_evictions
@@ -37,7 +38,9 @@ def under_adapter(model: PeftModel, config: ThoughtConfig) -> Iterator[None]:
     """
     before = str(model.active_adapter)
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.add_adapter(_NAME, config)
+    device = next(model.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # its factors are drawn and never used
+        model.add_adapter(_NAME, config)
     try:
         model.set_adapter(_NAME)
         yield

@@ -18,8 +18,7 @@ from thoughtcache.adapter.positions import position_reach, positions_needed
 from thoughtcache.chains.folding import StepFolding
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.learner.options import AUTO, replay_options
-from thoughtcache.planning.fit import free_bytes
-from thoughtcache.planning.savings import usable_bytes
+from thoughtcache.planning.fit import usable_here
 from thoughtcache.recipes.before_after import (
     FULL,
     START,
@@ -163,7 +162,7 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     if run.dry_run:
         for line in filter(None, (held_out, *chosen, doubled)):
             report(line)
-        available = usable_bytes(free_bytes("cuda" if torch.cuda.is_available() else "cpu"))
+        available = usable_here("cuda" if torch.cuda.is_available() else "cpu")
         planned = print_run_plan(run, thought, config, every, available, console)
         plain_line(console, "dry run: nothing was trained and nothing was written")
         return {"prompts": shown, "planned_bytes": planned}
