@@ -27,6 +27,7 @@ from thoughtcache.config import ThoughtConfig
 from thoughtcache.learner.options import SAVINGS
 from thoughtcache.measuring.peak_memory import MIB
 from thoughtcache.planning.memory.distillation import sampling_teacher
+from thoughtcache.planning.memory.layer import adapter_bytes
 from thoughtcache.planning.memory.parts import highest, total
 from thoughtcache.planning.memory.rollout import rollout_parts
 from thoughtcache.planning.plan import learner_bytes
@@ -54,7 +55,7 @@ class Case:
     Attributes:
         setting: the run, with what is given; the rest is chosen.
         device_mib: memory of the device that it is chosen for.
-        work: what is measured: one micro-batch of the learner, or sampling.
+        work: what is measured: one micro-batch of the learner, a step of distillation in several, or sampling.
         free: names of the savings that are chosen.
     """
 
@@ -78,7 +79,8 @@ class Case:
         """The peak over the loaded model."""
         chosen = self.chosen
         if self.work == "learner":
-            return learner_bytes(chosen)
+            waiting = adapter_bytes(chosen) if chosen.micro_batches > 1 else 0  # gradients of the micro-batches before
+            return learner_bytes(chosen) + waiting
         sampler = sampling_teacher(chosen) if chosen.distills else chosen
         return total(highest(rollout_parts(sampler).values()))
 

@@ -240,17 +240,24 @@ def test_a_run_is_the_same_whatever_its_teacher_samples_at_once(tmp_path: Path) 
         "two": {"teacher_batch_size": 2, "distill_micro_batch_size": 1},
         "bounded": {"teacher_cache": CACHE},
     }
+
+    def run_of(name: str) -> RunConfig:
+        return RunConfig(**own, **steps, **changes[name], output_dir=str(tmp_path / name))
+
     losses = {}
-    for name, given in changes.items():
-        run = RunConfig(**own, **steps, **given, output_dir=str(tmp_path / name))
-        losses[name] = [
-            loss for _, loss in run_real_model(run, thought, Console(quiet=True))["phases"]["distill"]["losses"]
-        ]
+    for name in changes:
+        result = run_real_model(run_of(name), replace(thought), Console(quiet=True))
+        losses[name] = [loss for _, loss in result["phases"]["distill"]["losses"]]
     assert losses["two"] == pytest.approx(losses["auto"], rel=1e-4)
     assert losses["bounded"] != pytest.approx(losses["auto"], rel=1e-4)
     recorded = json.loads((tmp_path / "two" / "run.json").read_text())
     assert (recorded["teacher_batch_size"], recorded["chosen"]["teacher_batch_size"]) == (2, 2)
+    again, shown = replace(run_of("auto"), resume=True), StringIO()
+    run_real_model(again, replace(thought), Console(file=shown, width=200))
+    assert "learner: " in shown.getvalue()
+    assert "teacher: samples" not in shown.getvalue(), "all texts are on disk"
+    recorded = json.loads((tmp_path / "auto" / "run.json").read_text())
+    assert isinstance(recorded["chosen"]["teacher_batch_size"], int)
+    other = replace(run_of("auto"), output_dir=str(tmp_path / "bounded"), resume=True)
     with pytest.raises(ValueError, match=r"other settings \(teacher_cache\)"):
-        run_real_model(
-            RunConfig(**own, **steps, output_dir=str(tmp_path / "bounded"), resume=True), thought, Console(quiet=True)
-        )
+        run_real_model(other, thought, Console(quiet=True))
