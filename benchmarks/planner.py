@@ -102,6 +102,7 @@ def cases() -> dict[str, Case]:
         "GRPO, chunks": Case(setting=replace(grpo, kv_log="host"), device_mib=760, free=("chunk_tokens",)),
         "GRPO, tight": Case(setting=replace(grpo, batch=16, group=16, max_new_tokens=192), device_mib=800),
         "distillation, tight": Case(setting=distill, device_mib=740),
+        "distillation, split": Case(setting=distill, device_mib=420),
         "sampling, h2o and attention memory": Case(
             setting=setting_of(hybrid, max_new_tokens=96, batch=64, group=64), device_mib=8192, work="rollout"
         ),
