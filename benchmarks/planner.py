@@ -27,6 +27,7 @@ from thoughtcache.config import ThoughtConfig
 from thoughtcache.learner.options import SAVINGS
 from thoughtcache.measuring.peak_memory import MIB
 from thoughtcache.planning.memory.distillation import sampling_teacher
+from thoughtcache.planning.memory.layer import adapter_bytes
 from thoughtcache.planning.memory.parts import highest, total
 from thoughtcache.planning.memory.rollout import rollout_parts
 from thoughtcache.planning.plan import learner_bytes
@@ -54,7 +55,7 @@ class Case:
     Attributes:
         setting: the run, with what is given; the rest is chosen.
         device_mib: memory of the device that it is chosen for.
-        work: what is measured: one micro-batch of the learner, or sampling.
+        work: what is measured: one micro-batch of the learner, a step of distillation in several, or sampling.
         free: names of the savings that are chosen.
     """
 
@@ -78,7 +79,8 @@ class Case:
         """The peak over the loaded model."""
         chosen = self.chosen
         if self.work == "learner":
-            return learner_bytes(chosen)
+            waiting = adapter_bytes(chosen) if chosen.micro_batches > 1 else 0  # gradients of the micro-batches before
+            return learner_bytes(chosen) + waiting
         sampler = sampling_teacher(chosen) if chosen.distills else chosen
         return total(highest(rollout_parts(sampler).values()))
 
@@ -100,6 +102,7 @@ def cases() -> dict[str, Case]:
         "GRPO, chunks": Case(setting=replace(grpo, kv_log="host"), device_mib=760, free=("chunk_tokens",)),
         "GRPO, tight": Case(setting=replace(grpo, batch=16, group=16, max_new_tokens=192), device_mib=800),
         "distillation, tight": Case(setting=distill, device_mib=740),
+        "distillation, split": Case(setting=distill, device_mib=420),
         "sampling, h2o and attention memory": Case(
             setting=setting_of(hybrid, max_new_tokens=96, batch=64, group=64), device_mib=8192, work="rollout"
         ),

@@ -6,6 +6,8 @@ Run by `torchrun`; prints one line of JSON per rank.
 from __future__ import annotations
 
 import json
+import tempfile
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +18,9 @@ import thoughtcache as tc
 from support.compare import gradient_error, gradients
 from support.models import tiny_model, use_norms_without_fp32
 from thoughtcache.state.attention.weights import MEMORIES
+from thoughtcache.train.arguments import training_arguments
+from thoughtcache.train.distill import DistillTrainer, RolloutRows, distill_loss
+from thoughtcache.train.distill_config import DistillConfig
 from thoughtcache.train.trainable import train_only
 from thoughtcache.train.transfer.teach import attention_shares, texts_that_evict
 
@@ -118,6 +123,35 @@ def transfer_errors(rank: int, world: int) -> tuple[float, float, float]:
     return gradient_error(at_once, of_ranks), gradient_error(in_parts, of_texts), gradient_error(local, of_ranks)
 
 
+def distillation_errors(rank: int, world: int) -> tuple[float, float, float]:
+    """The same of distillation's loss: a step in one piece, in micro-batches of one text, and left alone.
+
+    The mean of a rank is over its own tokens: DDP gives the mean of the ranks' gradients.
+    """
+    model, rollouts = build({"memory": "attention", "memory_features": 6}, train_base=False)
+    mine, rows = rollouts[2 * rank : 2 * rank + 2], [rollouts[:2], rollouts[2:]]
+    settings = DistillConfig(output_dir=tempfile.mkdtemp())
+
+    def trainer(size: int) -> DistillTrainer:
+        return DistillTrainer(
+            distill_config=replace(settings, micro_batch_size=size), evaluator=None, model=model,
+            args=training_arguments(settings), train_dataset=RolloutRows(rollouts),
+        )  # fmt: skip
+
+    whole, parts = trainer(2), trainer(1)
+    wrapped = DistributedDataParallel(model)
+    at_once = gradients(wrapped, lambda: whole.compute_loss(wrapped, {"rollouts": mine}))
+    in_parts = gradients(wrapped, lambda: parts.compute_loss(wrapped, {"rollouts": mine}))
+    of_each = [gradients(model, lambda some=some: distill_loss(model, model, some, settings)) for some in rows]
+    of_ranks = {name: sum(one[name] for one in of_each) / world for name in of_each[0]}
+    at_once, in_parts = ({n.removeprefix("module."): g for n, g in found.items()} for found in (at_once, in_parts))
+    return (
+        gradient_error(at_once, of_ranks),
+        gradient_error(in_parts, of_ranks),
+        gradient_error(of_each[rank], of_ranks),
+    )
+
+
 def main() -> None:
     """Compare both sides in every case."""
     torch.set_num_threads(1)
@@ -127,6 +161,7 @@ def main() -> None:
     report = {"rank": rank, "world": world, "evictions": len(rollouts[2 * rank].evictions)}
     errors = {name: errors_of(case, rank, world) for name, case in CASES.items()}
     errors["attention transfer"] = transfer_errors(rank, world)
+    errors["distillation"] = distillation_errors(rank, world)
     print(json.dumps({**report, "errors": errors}), flush=True)
     dist.barrier()
     dist.destroy_process_group()

@@ -24,6 +24,7 @@ def test_the_planner_chooses_what_the_names_say() -> None:
     assert kept["GRPO, chunks"].kv_log == "host"
     assert kept["GRPO, tight"].checkpoint_layers
     assert kept["distillation, tight"].checkpoint_layers
+    assert (chosen["distillation, split"].batch, chosen["distillation, split"].completions) == (4, 8)
     assert chosen["teacher's sampling"].decoded_at_once > 1
     assert all(case.planned_bytes > 190 * 2**20 for case in planner.cases().values()), "less is noise"
 
@@ -31,13 +32,16 @@ def test_the_planner_chooses_what_the_names_say() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not can_measure_resident_bytes(), reason="no /proc on this system")
 def test_small_configurations_keep_to_the_tolerance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A learner that is chosen for a tight device, and a teacher that samples, on two layers."""
+    """A learner that is chosen for a tight device, a split step, and a teacher that samples, on two layers."""
     tight = planner.setting_of(pack_weights=False, batch=12, group=12, max_new_tokens=140)
     texts = planner.setting_of(objective="distill", group=1, max_new_tokens=24)
+    step = planner.setting_of(pack_weights=False, objective="distill", group=1, batch=4, max_new_tokens=140)
     small = {
         "tight": planner.Case(setting=with_layers(tight, 2), device_mib=600),
+        "split": planner.Case(setting=with_layers(step, 2), device_mib=300),
         "teacher": planner.Case(setting=with_layers(texts, 2), device_mib=4096, work="rollout"),
     }
+    assert small["split"].chosen.micro_batches == 2
     assert savings_of(small["tight"].chosen) != savings_of(small["tight"].setting)
     monkeypatch.setattr(planner, "cases", lambda: small)
     assert planner.main(["--output", str(tmp_path)]) == 0

@@ -152,7 +152,7 @@ def test_an_interrupted_run_goes_on(model, text, recipe, tmp_path, monkeypatch):
         run_distill(other, thought(), Console(quiet=True))
 
 
-def test_the_base_answers_questions(model, tmp_path):
+def test_the_base_answers_questions(model, tmp_path, monkeypatch):
     questions = tmp_path / "questions.jsonl"
     rows = ["The secret .", "words are", "The digits are .", "secret words", "are .", "The .", "digits"]
     questions.write_text("".join(json.dumps({"question": row}) + "\n" for row in rows))
@@ -171,6 +171,13 @@ def test_the_base_answers_questions(model, tmp_path):
     assert result["held_out"][0]["before"] == pytest.approx(0, abs=1e-5)
     assert result["held_out"][0]["after"] > 1e-4  # the base forgets what left
     assert result["held_out"][1]["after"] == pytest.approx(result["held_out"][0]["after"])  # nothing is adapted yet
+
+    again = Console(record=True, width=200, file=io.StringIO())
+    with monkeypatch.context() as patch:
+        patch.setattr(distill_run, "fitted_teacher", None)  # all answers are there
+        run_distill(dataclasses.replace(run, resume=True), tc.ThoughtConfig(r=2, num_global_tokens=2, window=8), again)
+    assert "teacher: samples" not in again.export_text()
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["chosen"] == {"teacher_batch_size": 7}
 
     bounded = dataclasses.replace(run, output_dir=str(tmp_path / "bounded"), teacher_cache={"window": 5})
     forgets = run_distill(bounded, paper, Console(quiet=True))

@@ -14,7 +14,7 @@ from support.plans import cpu_setting
 from thoughtcache.measuring.live_bytes import LiveBytes
 from thoughtcache.measuring.operator_flops import OperatorFlops
 from thoughtcache.planning.fit import DoesNotFitError, check_fit
-from thoughtcache.planning.memory.distillation import sampling_teacher
+from thoughtcache.planning.memory.distillation import TEXTS_PER_CALL, sampling_teacher
 from thoughtcache.planning.memory.parts import highest, total
 from thoughtcache.planning.memory.rollout import rollout_parts
 from thoughtcache.planning.plan import make_plan
@@ -60,10 +60,11 @@ def test_arithmetic_of_teacher_and_student(name: str) -> None:
 @pytest.mark.parametrize("cache", [None, {"window": 16, "eviction": "h2o", "evict_fraction": 0.5}], ids=str)
 @pytest.mark.parametrize("name", ["whole segments", "large vocabulary"])
 def test_memory_of_the_teacher_that_samples(name: str, cache: dict[str, Any] | None) -> None:
-    """Four texts at once, with the full cache, and under a window whose evictions are chosen."""
+    """Four texts at once, with the full cache, and sixteen by four under a window whose evictions are chosen."""
     setting = replace(with_layers(CASES[name], 2), rollout_batch=4, teacher_cache=cache)
     model, config = built(setting)
-    prompts = [[1 + row] * setting.prompt_tokens for row in range(setting.decoded_at_once)]
+    texts = setting.decoded_at_once * (1 if cache is None else TEXTS_PER_CALL)
+    prompts = [[1 + row] * setting.prompt_tokens for row in range(texts)]
     with LiveBytes() as live:
         sample_teacher(model, prompts, config)
     closed = total(highest(rollout_parts(sampling_teacher(setting)).values()))
@@ -96,6 +97,18 @@ def test_parts_of_several_texts_and_micro_batches_by_hand() -> None:
     waiting = phases["learner: forward"]["gradients"] - alone["learner: forward"].get("gradients", 0)
     assert waiting == alone["optimizer step"]["gradients"], "of the micro-batches before"
     assert step_flops(step).learner == pytest.approx(4 * step_flops(small).learner)
+
+
+def test_what_a_bounded_teacher_evicted_waits_for_the_end_of_its_call() -> None:
+    """Sixteen texts of 119 processed thoughts, four at once, a window of 20 of which a quarter leaves: 20 evictions."""
+    cache = {"window": 20, "eviction": "h2o", "evict_fraction": 0.25}
+    here = cpu_setting(objective="distill", max_new_tokens=120, batch=1, rollout_batch=4, teacher_cache=cache)
+    phases = {phase.name: phase.parts for phase in make_plan(here).phases}
+    # 4 layers, 3 heads, 5 slots of two bytes.
+    assert phases["teacher samples: drawing"]["evicted slots"] == 16 * 20 * 4 * 3 * 5 * 2
+    on_gpu = make_plan(replace(here, device_type="cuda"))
+    assert "evicted slots" not in dict(on_gpu.phases[0].parts)
+    assert on_gpu.host_bytes >= 16 * 20 * 4 * 3 * 5 * 2
 
 
 def test_no_advice_that_distillation_cannot_take() -> None:

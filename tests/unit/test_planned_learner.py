@@ -80,7 +80,7 @@ def test_the_line_names_what_was_chosen(tmp_path: Path, capsys: pytest.CaptureFi
     lines = [line for line in capsys.readouterr().out.splitlines() if "planner" in line]
     assert lines == [
         "learner: checkpoint_layers False, kv_log device: chosen by the planner",
-        "learner: checkpoint_layers False, chunk_tokens 256: chosen by the planner",
+        "learner: checkpoint_layers False, chunk_tokens 256, micro_batch_size 1: chosen by the planner",
     ]
 
 
@@ -125,8 +125,10 @@ def test_distillation_takes_what_was_chosen(
         )
         result = tc.distill(adapted(), [[3, 4, 5], [4, 5]], config)
         losses.append([record["loss"] for record in result.history if "loss" in record])
-        assert "chosen by the planner" in capsys.readouterr().out
-        assert json.loads((folder / savings.LEARNER_FILE).read_text())["checkpoint_layers"] is (available == 1)
+        assert f"micro_batch_size {1 if available == 1 else 2}: chosen by the planner" in capsys.readouterr().out
+        written = json.loads((folder / savings.LEARNER_FILE).read_text())
+        assert written["checkpoint_layers"] is (available == 1)
+        assert written["micro_batch_size"] == (1 if available == 1 else 2)
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
 
 
@@ -148,8 +150,8 @@ def test_every_memory_is_planned(changes: dict[str, Any], tmp_path: Path, capsys
     trainer.train()
     assert math.isfinite(trainer.state.log_history[0]["loss"])
     assert capsys.readouterr().out.count("chosen by the planner") == 2
-    for name in ("distill", "grpo"):
-        assert set(json.loads((tmp_path / name / savings.LEARNER_FILE).read_text())) == set(SAVINGS)
+    for name, more in (("distill", {"micro_batch_size"}), ("grpo", set())):
+        assert set(json.loads((tmp_path / name / savings.LEARNER_FILE).read_text())) == {*SAVINGS, *more}
 
 
 def settings_of_a_run(kind: str, folder: Path, changes: dict[str, Any]) -> Any:

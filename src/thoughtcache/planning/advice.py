@@ -19,6 +19,7 @@ from thoughtcache.planning.plan import make_plan
 from thoughtcache.planning.savings import choose_savings, combinations, tightest
 from thoughtcache.planning.setting import PlanSetting
 from thoughtcache.planning.teacher import in_micro_batches, split_to_fit
+from thoughtcache.policy.other_cache import ever_evicts
 
 Phases = tuple[PlanSetting, ...]
 
@@ -59,27 +60,10 @@ def advise(
         whole_groups: whether what GRPO samples at once must hold whole groups, and is decoded at once.
         splits: whether a step may be split into micro-batches, those of GRPO also into smaller ones than a group.
     """
-    changed = tuple(phases)
-    for changed in _cheaper(tuple(phases), whole_groups):
-        fitted = _saving(changed, available_bytes, reserve_bytes)
-        if fitted is not None:
-            return fitted
-    if splits:
-        split = _split(changed, available_bytes, reserve_bytes)
-        fitted = _saving(split, available_bytes, reserve_bytes)
-        if fitted is not None:
-            return fitted
-        changed = tuple(_whole_unless_it_fits(phase, available_bytes, reserve_bytes) for phase in split)
-    for field in ("batch", "group", "max_new_tokens"):
-        if splits and field == "max_new_tokens":
-            changed = _split(changed, available_bytes, reserve_bytes)
-        changed = _lowered(changed, field, available_bytes, reserve_bytes, whole_groups)
-        if field == "max_new_tokens" and any(_evicts_nothing(phase) for phase in changed):
-            return None
-        fitted = _saving(changed, available_bytes, reserve_bytes)
-        if fitted is not None:
-            return fitted
-    return None
+    found = _advised(tuple(phases), available_bytes, reserve_bytes, whole_groups, splits)
+    if found is None:
+        return None
+    return tuple(_sampling_as_asked(*pair, available_bytes, reserve_bytes) for pair in zip(phases, found, strict=True))
 
 
 def most_of_run(phases: Phases, available_bytes: int, *, reserve_bytes: int | None = None) -> dict[str, int]:
@@ -176,6 +160,39 @@ def advise_runs(
     return () if together is None else (together,)
 
 
+def _advised(
+    phases: Phases, available_bytes: int, reserve_bytes: int | None, whole_groups: bool, splits: bool
+) -> Phases | None:
+    """What `advise` returns, sampling fewer at once in all phases if any of them has to."""
+    changed = phases
+    for changed in _cheaper(phases, whole_groups):
+        fitted = _saving(changed, available_bytes, reserve_bytes)
+        if fitted is not None:
+            return fitted
+    if splits:
+        split = _split(changed, available_bytes, reserve_bytes)
+        fitted = _saving(split, available_bytes, reserve_bytes)
+        if fitted is not None:
+            return fitted
+        changed = tuple(_whole_unless_it_fits(phase, available_bytes, reserve_bytes) for phase in split)
+    for field in ("batch", "group", "max_new_tokens"):
+        if splits and field == "max_new_tokens":
+            changed = _split(changed, available_bytes, reserve_bytes)
+        changed = _lowered(changed, field, available_bytes, reserve_bytes, whole_groups)
+        if field == "max_new_tokens" and any(_evicts_nothing(phase) for phase in changed):
+            return None
+        fitted = _saving(changed, available_bytes, reserve_bytes)
+        if fitted is not None:
+            return fitted
+    return None
+
+
+def _sampling_as_asked(asked: PlanSetting, found: PlanSetting, available: int, reserve: int | None) -> PlanSetting:
+    """A phase that fits, sampling as many at once as it was asked to wherever it fits with them."""
+    same = replace(found, rollout_batch=asked.rollout_batch)
+    return same if _fits(same, available, reserve) else found
+
+
 def _cheaper(phases: Phases, at_once: bool) -> Iterator[Phases]:
     """The phases as they are, sampling fewer completions at once, and with a learner that recomputes.
 
@@ -270,5 +287,7 @@ def _smaller_groups(phase: PlanSetting, tight: PlanSetting, available: int, rese
 
 
 def _evicts_nothing(phase: PlanSetting) -> bool:
+    if phase.teacher_cache is not None and not ever_evicts(phase.teacher_cache, phase.max_new_tokens):
+        return True
     events = num_evictions(phase.max_new_tokens - 1, phase.cache.smallest_budget, phase.num_evicted)
     return phase.window is not None and events == 0

@@ -84,12 +84,20 @@ def check_fit(
     raise refusal(plan, available, remedy)
 
 
-def refusal(plan: Plan, available_bytes: int, remedy: str) -> DoesNotFitError:
-    """What is said of a run that needs more than there is: how much, where most of it goes, and what to do."""
+def refusal(plan: Plan, available_bytes: int, remedy: str, texts: int | None = None) -> DoesNotFitError:
+    """What is said of a run that needs more than there is: how much, where most of it goes, and what to do.
+
+    Args:
+        plan: what the run needs.
+        available_bytes: what there is.
+        remedy: what to do.
+        texts: texts that the phase of the peak takes at once, which are named then.
+    """
     part, size = plan.largest_part
+    rows = "" if texts is None else f", {texts} text{'s' if texts > 1 else ''} at once"
     return DoesNotFitError(
         f"the run needs {_gib(plan.total_bytes)} and {_gib(available_bytes)} are available; most goes to {part} "
-        f"({_gib(size)}, {plan.peak.name}); {remedy}",
+        f"({_gib(size)}, {plan.peak.name}{rows}); {remedy}",
         plan,
         available_bytes,
     )
@@ -164,6 +172,13 @@ def free_bytes(device_type: str) -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     raise ValueError(f"{_MEMINFO} does not state MemAvailable; pass available_bytes")
+
+
+def usable_here(device_type: str) -> int | None:
+    """Bytes that a run may fill here, a margin left; None where nothing says what is free, as on macOS."""
+    if device_type == "cpu" and not _MEMINFO.is_file():
+        return None
+    return usable_bytes(free_bytes(device_type))
 
 
 def _gib(value: int) -> str:

@@ -175,6 +175,15 @@ def _host_bytes(setting: PlanSetting) -> int:
     """Bytes that a run on a GPU keeps on the host: eviction records, and keys and values with `kv_log="host"`."""
     if setting.device_type == "cpu":
         return 0
+    if setting.distills and setting.teacher_cache is not None:
+        teacher = sampling_teacher(setting)
+        sampling = slot_bytes(teacher, teacher.completions) + leaving_thought_bytes(teacher)
+    else:
+        sampling = 0
+    return max(sampling, _learner_host_bytes(setting))
+
+
+def _learner_host_bytes(setting: PlanSetting) -> int:
     rows = 0 if setting.distills else setting.completions
     records = anchor_bytes(setting, rows) + slot_bytes(setting, rows) + leaving_thought_bytes(setting)
     if setting.learner != "replay" or setting.logs_on_device:

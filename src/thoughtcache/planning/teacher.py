@@ -1,8 +1,9 @@
 """How many texts of distillation go through the device at once: those that the teacher samples, and the learner's.
 
 The teacher samples with its full cache, the one phase of a run whose memory grows with the answer, for every text that
-it decodes at once. It decodes as many as keep to `COMFORTABLE` of the device, and one where not even one does. What a
-text says depends on its own number and the seed, not on its neighbours (`sampler/draw/inverse_cdf.py`).
+it decodes at once. It decodes as many as keep to `COMFORTABLE` of the device. Where weights leave little room below
+that, it decodes as many as fit, `ENOUGH` at most, and one where not even one does. What a text says depends on its own
+number and the seed, not on its neighbours (`sampler/draw/inverse_cdf.py`).
 
 The learner takes the texts of a step at once where they fit, else in the largest equal micro-batches that do. Losses
 are weighed by tokens, so that the step stays the same up to rounding (`train/distill.py`).
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 
 from thoughtcache.planning.limits import highest
 from thoughtcache.planning.plan import TEACHER_SAMPLES, Phase, make_plan
@@ -20,6 +22,10 @@ from thoughtcache.planning.setting import PlanSetting
 
 MOST_AT_ONCE = {"cuda": 256, "cpu": 32}
 """Texts from which on a step of decoding is bound by arithmetic, so that more at once save no time: assumed."""
+UNPLANNED = MOST_AT_ONCE["cpu"]
+"""Texts at once where nothing was planned, on any device."""
+ENOUGH = {"cuda": 32, "cpu": 8}
+"""Texts up to which a teacher goes beyond `COMFORTABLE`: a step reads all weights, for one as for many. Assumed."""
 
 
 def teacher_samples(setting: PlanSetting, *, reserve_bytes: int | None = None) -> Phase:
@@ -37,7 +43,9 @@ def teacher_samples(setting: PlanSetting, *, reserve_bytes: int | None = None) -
 def choose_teacher_batch(
     setting: PlanSetting, most: int, *, available_bytes: int | None, reserve_bytes: int | None = None
 ) -> int:
-    """Texts that the teacher samples at once; 1 where not even one keeps to the bound, or fits.
+    """Texts that the teacher samples at once; 1 where not even one fits.
+
+    As many as keep to `COMFORTABLE` of what there is; where these are fewer than `ENOUGH`, as many up to it as fit.
 
     Args:
         setting: a setting of distillation; its own number does not count.
@@ -48,12 +56,13 @@ def choose_teacher_batch(
     most = max(1, min(most, MOST_AT_ONCE[setting.device_type]))
     if available_bytes is None:
         return most
-    bound = COMFORTABLE * available_bytes
 
-    def fits(rows: int) -> bool:
+    def keeps_to(bound: float, rows: int) -> bool:
         return teacher_samples(replace(setting, rollout_batch=rows), reserve_bytes=reserve_bytes).total_bytes <= bound
 
-    return max(1, highest(fits, most))
+    enough = min(most, ENOUGH[setting.device_type])
+    comfortable = highest(partial(keeps_to, COMFORTABLE * available_bytes), most)
+    return max(1, comfortable if comfortable >= enough else highest(partial(keeps_to, float(available_bytes)), enough))
 
 
 def with_teacher_batch(setting: PlanSetting, *, available_bytes: int, reserve_bytes: int | None = None) -> PlanSetting:
@@ -80,6 +89,7 @@ def split_to_fit(
         setting: one phase of a run.
         free: names of the savings that may change.
         available_bytes: what the device may be filled with; None if it is not known, in which case nothing is split.
+            The teacher's sampling is not held to it: no split makes that smaller.
         reserve_bytes: see `make_plan`.
 
     Returns:
@@ -89,7 +99,8 @@ def split_to_fit(
         return setting
 
     def fits(one: PlanSetting) -> bool:
-        return make_plan(tightest(one, free), reserve_bytes=reserve_bytes).total_bytes <= available_bytes
+        phases = make_plan(tightest(one, free), reserve_bytes=reserve_bytes).phases
+        return all(p.total_bytes <= available_bytes for p in phases if not p.name.startswith(TEACHER_SAMPLES))
 
     if fits(setting):
         return setting

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from peft import PeftModel
 
+from thoughtcache.cache.schedule import num_evictions
 from thoughtcache.config import ThoughtConfig
 
 _NAME = "arm"
@@ -36,7 +38,9 @@ def under_adapter(model: PeftModel, config: ThoughtConfig) -> Iterator[None]:
     """
     before = str(model.active_adapter)
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.add_adapter(_NAME, config)
+    device = next(model.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # its factors are drawn and never used
+        model.add_adapter(_NAME, config)
     try:
         model.set_adapter(_NAME)
         yield
@@ -47,14 +51,15 @@ def under_adapter(model: PeftModel, config: ThoughtConfig) -> Iterator[None]:
             parameter.requires_grad_(requires_grad)
 
 
-def check_teacher_cache(cache: Mapping[str, Any] | None) -> None:
+def check_teacher_cache(cache: Mapping[str, Any] | None, max_new_tokens: int | None = None) -> None:
     """Refuse settings that make no bounded cache for a teacher that samples; None is the full one.
 
     Args:
         cache: settings of `ThoughtConfig`: a window, and how it evicts.
+        max_new_tokens: bound on the tokens of a text; None where it is not known yet.
 
     Raises:
-        ValueError: for another setting, no window, or a value out of range.
+        ValueError: for another setting, no window, a value out of range, or a window that holds every text.
     """
     if cache is None:
         return
@@ -64,6 +69,17 @@ def check_teacher_cache(cache: Mapping[str, Any] | None) -> None:
             f"integer, and may have {', '.join(TEACHER_CACHE[1:])}; write for example window=512,eviction=h2o"
         )
     changes_nothing(**cache)
+    if max_new_tokens is not None and not ever_evicts(cache, max_new_tokens):
+        raise ValueError(
+            f"teacher_cache is {cache_text(cache)!r}, which holds every text of max_new_tokens={max_new_tokens}, as "
+            f"the full cache does; set its window below {max(2, max_new_tokens - 1)}, or leave teacher_cache out"
+        )
+
+
+def ever_evicts(cache: Mapping[str, Any], max_new_tokens: int) -> bool:
+    """Whether the cache of a teacher evicts anything of a text of so many tokens, whose last one it never holds."""
+    settings = changes_nothing(**cache).resolve_window(None)
+    return num_evictions(max_new_tokens - 1, settings.smallest_budget, settings.num_evicted) > 0
 
 
 def cache_text(cache: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from thoughtcache.learner.options import AUTO, Auto, learner_options
-from thoughtcache.planning.teacher import MOST_AT_ONCE
+from thoughtcache.planning.teacher import UNPLANNED
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.recipes.builders import find_checkpoint, save_adapter
 from thoughtcache.recipes.run.config import RunConfig
@@ -104,8 +104,8 @@ def distill_phase(
 
 
 def _number(chosen: int | Auto) -> int:
-    """What was chosen, or the most on a CPU where nothing was planned."""
-    return MOST_AT_ONCE["cpu"] if chosen == AUTO else chosen
+    """What was chosen; all samples are on disk where nothing was."""
+    return UNPLANNED if chosen == AUTO else chosen
 
 
 def _warn(console: Console, text: str) -> None:

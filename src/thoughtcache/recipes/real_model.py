@@ -18,8 +18,7 @@ from thoughtcache.adapter.positions import position_reach, positions_needed
 from thoughtcache.chains.folding import StepFolding
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.learner.options import AUTO, replay_options
-from thoughtcache.planning.fit import free_bytes
-from thoughtcache.planning.savings import usable_bytes
+from thoughtcache.planning.fit import usable_here
 from thoughtcache.recipes.before_after import (
     FULL,
     START,
@@ -70,6 +69,7 @@ from thoughtcache.recipes.run.settings import (
     default_settings,
     model_identities,
 )
+from thoughtcache.recipes.teacher_samples import has_samples
 from thoughtcache.report.files import writing
 from thoughtcache.report.plots import Panel, plot_curves
 from thoughtcache.report.progress import loading, plain_line
@@ -154,12 +154,15 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     check_link_window(run, thought, every, thinking, config.num_hidden_layers)
     folder.describe(_identities(run, config, every, every_example))
     shown = print_prompts(prompts, examples, tokenizer, console) if run.dry_run else []
-    run, chosen = fitted(run, thought, config, every, console, stored=(folder.stored or {}).get("chosen"))
+    needed = min(len(prompts), run.distill_steps * run.distill_batch_size)
+    sampled = folder.stored is not None and has_samples(folder.samples_file("teacher"), needed)
+    stored = (folder.stored or {}).get("chosen")
+    run, chosen = fitted(run, thought, config, every, console, stored=stored, sampled=sampled)
     doubled = announced(run, thought) if run.baseline else ""
     if run.dry_run:
         for line in filter(None, (held_out, *chosen, doubled)):
             report(line)
-        available = usable_bytes(free_bytes("cuda" if torch.cuda.is_available() else "cpu"))
+        available = usable_here("cuda" if torch.cuda.is_available() else "cpu")
         planned = print_run_plan(run, thought, config, every, available, console)
         plain_line(console, "dry run: nothing was trained and nothing was written")
         return {"prompts": shown, "planned_bytes": planned}

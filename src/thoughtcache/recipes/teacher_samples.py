@@ -30,6 +30,15 @@ def kept_samples(file: Path, num_samples: int, draw: Callable[[int, int], list[R
     return found[:num_samples]
 
 
+def has_samples(file: Path, num_samples: int) -> bool:
+    """Whether so many rollouts were drawn before, so that none is drawn again.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    return file.is_file() and len(_read(file)) >= num_samples
+
+
 def _read(file: Path) -> list[Rollout]:
     try:
         return unpack_rollouts(file.read_bytes())

@@ -11,6 +11,7 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
+from thoughtcache.planning.teacher import UNPLANNED
 from thoughtcache.recipes.prompts import encode_examples
 from thoughtcache.recipes.run.folder import PhaseResult, RunFolder
 from thoughtcache.recipes.run.settings import data_identity
@@ -22,8 +23,8 @@ from thoughtcache.tasks.data.datasets import load_prompts
 from thoughtcache.train.distill import sample_teacher
 from thoughtcache.train.distill_config import DistillConfig
 
-SAMPLED_AT_ONCE = 32
-"""Answers that the base samples at once."""
+TEXTS = "texts"
+"""Name of the phase in which the base answers, and of the file of its answers."""
 Text = tuple[list[int], list[int]]
 """Token ids of a prompt and of the thoughts after it."""
 
@@ -119,7 +120,7 @@ def base_answers(
     *,
     max_new_tokens: int,
     seed: int,
-    batch_size: int = SAMPLED_AT_ONCE,
+    batch_size: int = UNPLANNED,
     cache: dict[str, Any] | None = None,
 ) -> list[Rollout]:
     """What the base answers at temperature 1, one answer per question.
@@ -145,12 +146,12 @@ def base_answers(
                 model, prompts[start:stop], settings, tokenizer=tokenizer, on_event=finished_rows(advance)
             )
 
-    file = folder.samples_file("texts")
+    file = folder.samples_file(TEXTS)
 
     def sample(path: Path, resume: bool) -> PhaseResult:
         return {"answers": len(kept_samples(file, len(prompts), draw))}
 
-    folder.phase("texts", sample)
+    folder.phase(TEXTS, sample)
     return kept_samples(file, len(prompts), draw)
 
 

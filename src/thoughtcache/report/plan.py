@@ -33,7 +33,7 @@ ROLLING = "--positions rolling with a window"
 
 def print_plans(
     plans: Mapping[str, Plan],
-    available_bytes: int,
+    available_bytes: int | None,
     title: str,
     console: Console,
     *,
@@ -44,7 +44,7 @@ def print_plans(
 
     Args:
         plans: a plan by the name of its system.
-        available_bytes: what the device may be filled with.
+        available_bytes: what the device may be filled with; None if it is not known.
         title: title of the table.
         console: where it goes.
         gpu_bytes: what the GPU has, of which a share is printed; None without a GPU.
@@ -261,7 +261,9 @@ def _with_difference(value: float, reported: float) -> str:
     return f"{value:.1f} ({value - reported:+.1f})"
 
 
-def _verdict(plan: Plan, available_bytes: int) -> str:
+def _verdict(plan: Plan, available_bytes: int | None) -> str:
+    if available_bytes is None:
+        return "not known"
     return "fits" if plan.total_bytes <= available_bytes else f"{_gib(plan.total_bytes - available_bytes)} too much"
 
 

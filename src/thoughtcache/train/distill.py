@@ -26,6 +26,7 @@ from thoughtcache.cache.eviction.policies.sliding import sliding_evictions
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.learner.options import AUTO, CHUNK_TOKENS, ReplayOptions, left_to_the_planner
 from thoughtcache.learner.replay import run_replay
+from thoughtcache.planning.memory.distillation import TEXTS_PER_CALL
 from thoughtcache.planning.savings import Savings
 from thoughtcache.policy.batch import RolloutBatch, batch_rollouts
 from thoughtcache.policy.handle import find_tuner, open_policy
@@ -44,8 +45,6 @@ from thoughtcache.train.memory_rate import MemoryRate
 from thoughtcache.train.savings import available_to, choose_for_texts, describe, record
 from thoughtcache.train.trainer_options.reports import own_report
 
-TEXTS_PER_CALL = 4
-"""Texts in one call of a teacher that samples under a bounded cache, as a multiple of those that it samples at once."""
 Evaluator = Callable[[nn.Module], dict[str, float]]
 
 
@@ -312,6 +311,7 @@ def distill(
     model.train()
     chosen, at_once = _chosen_for(model, student, config)
     free = left_to_the_planner(config) if config.recompute else ()
+    left = config.micro_batch_size == AUTO
     config = replace(config, **asdict(chosen), micro_batch_size=at_once)
     trainer = DistillTrainer(
         distill_config=config,
@@ -323,9 +323,10 @@ def distill(
         data_collator=longest_first,
         callbacks=list(callbacks),
     )
-    if free and trainer.accelerator.is_main_process:
-        trainer.accelerator.print(describe(chosen, free))
-        record(chosen, config.output_dir)
+    split = left and at_once < min(config.batch_size, len(student))
+    if (free or split) and trainer.accelerator.is_main_process:
+        trainer.accelerator.print(describe(chosen, free, micro_batch_size=at_once if left else None))
+        record(chosen, config.output_dir, micro_batch_size=at_once)
     with own_report(config.report_to):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     model.eval()

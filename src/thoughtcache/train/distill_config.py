@@ -53,5 +53,5 @@ class DistillConfig(ReplayLoopConfig):
         ReplayLoopConfig.__post_init__(self)
         one_of("loss", self.loss, sorted(DIVERGENCES))
         at_least_one(self, "max_new_tokens", "samples_per_prompt", "sample_batch_size")
-        check_teacher_cache(self.teacher_cache)
+        check_teacher_cache(self.teacher_cache, self.max_new_tokens)
         object.__setattr__(self, "micro_batch_size", count_or_auto("micro_batch_size", self.micro_batch_size))

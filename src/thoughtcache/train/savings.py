@@ -110,13 +110,21 @@ def _setting(model: nn.Module, options: ReplayOptions, **planned: Any) -> PlanSe
     )
 
 
-def describe(chosen: Savings, free: Collection[str]) -> str:
-    """One line about what the planner chose, which is what was `free`."""
-    return f"learner: {chosen.text_of(free)}: chosen by the planner"
+def describe(chosen: Savings, free: Collection[str], *, micro_batch_size: int | None = None) -> str:
+    """One line about what the planner chose, which is what was `free`, and texts at once if it chose them too."""
+    words = [chosen.text_of(free)] if free else []
+    words += [] if micro_batch_size is None else [f"micro_batch_size {micro_batch_size}"]
+    return f"learner: {', '.join(words)}: chosen by the planner"
 
 
-def record(chosen: Savings, output_dir: str) -> None:
-    """Write down what the planner chose, beside the checkpoints of the run."""
+def record(chosen: Savings, output_dir: str, **more: int) -> None:
+    """Write down with what a learner works, beside the checkpoints of the run.
+
+    Args:
+        chosen: the savings, of which the planner chose some.
+        output_dir: folder of the run.
+        more: what else makes a continuation equal bit by bit.
+    """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / LEARNER_FILE).write_text(json.dumps(asdict(chosen), indent=2) + "\n", encoding="utf-8")
+    (folder / LEARNER_FILE).write_text(json.dumps(asdict(chosen) | more, indent=2) + "\n", encoding="utf-8")

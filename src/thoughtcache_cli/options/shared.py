@@ -24,8 +24,8 @@ def count_or_none(text: str) -> int | None:
     return None if text == "none" else int(text)
 
 
-def count_or_auto(text: str) -> int | str:
-    """An integer, or "auto" for what the planner chooses."""
+def integer_or_word(text: str) -> int | str:
+    """An integer, or a word that the settings know, such as "auto" or "exact"."""
     return int(text) if text.lstrip("-").isdigit() else text
 
 
@@ -42,11 +42,6 @@ def numbers(text: str) -> tuple[float, ...]:
 def names(text: str) -> tuple[str, ...]:
     """Words between commas."""
     return tuple(part.strip() for part in text.split(","))
-
-
-def gradient(text: str) -> int | str:
-    """An integer, "exact" or "detached"."""
-    return int(text) if text.lstrip("-").isdigit() else text
 
 
 def question_options(group: argparse._ArgumentGroup) -> None:
@@ -186,7 +181,7 @@ def teacher_options(group: argparse._ArgumentGroup, *, sizes: bool = True) -> No
     if sizes:
         group.add_argument(
             "--teacher-batch-size",
-            type=count_or_auto,
+            type=integer_or_word,
             help="texts that the base samples at once; left to the planner (auto)",
         )
     group.add_argument(
@@ -242,7 +237,9 @@ def learner_options(parser: argparse.ArgumentParser, *, reuse_field: str) -> Non
         "--no-pack-weights", dest="pack_weights", action="store_false", help="on a CPU: sample slower, in less memory"
     )
     group.add_argument("--beta", type=float, help="weight of the KL to the reference (0)")
-    group.add_argument("--gradient", type=gradient, help="exact (default), detached, or segments per exact block")
+    group.add_argument(
+        "--gradient", type=integer_or_word, help="exact (default), detached, or segments per exact block"
+    )
     group.add_argument(
         "--no-recompute", dest="recompute", action="store_false", help="keep all activations: faster, where they fit"
     )

@@ -9,8 +9,8 @@ from typing import Any
 from thoughtcache_cli.options.shared import (
     adapter_options,
     base_options,
-    count_or_auto,
     folder_options,
+    integer_or_word,
     learner_options,
     question_options,
     teacher_options,
@@ -68,7 +68,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--distill-batch-size", type=int, help="sequences per distillation step (8)")
     group.add_argument(
         "--distill-micro-batch-size",
-        type=count_or_auto,
+        type=integer_or_word,
         help="of them, sequences in the learner at once: less memory, the same step; left to the planner (auto)",
     )
     teacher_options(group)

@@ -16,6 +16,9 @@ from thoughtcache.planning.model_size import model_size
 from thoughtcache.planning.setting import PlanSetting, learner_chunks, plain_lora
 from thoughtcache.policy.other_cache import changes_nothing
 
+TEXTS_PER_CALL = 4
+"""Texts in one call of a teacher that samples under a bounded cache, as a multiple of those that it samples at once."""
+
 
 def teacher_setting(setting: PlanSetting) -> PlanSetting:
     """The base alone, with its full cache, on prompts that all differ."""
@@ -24,12 +27,15 @@ def teacher_setting(setting: PlanSetting) -> PlanSetting:
 
 
 def sampling_teacher(setting: PlanSetting) -> PlanSetting:
-    """The base alone while it samples, under `teacher_cache` if there is one; each sequence is kept as tokens only."""
+    """The base alone while it samples, under `teacher_cache` if there is one; each sequence is kept as tokens only.
+
+    Under such a cache, what was evicted of all texts of a call is kept until the call ends.
+    """
     rows, teacher = setting.decoded_at_once, teacher_setting(setting)
-    if setting.teacher_cache is not None:
-        teacher = replace(teacher, thought=changes_nothing(**setting.teacher_cache))
-        teacher = replace(teacher, thought=replace(teacher.thought, target_modules=[]))
-    return replace(teacher, batch=rows, rollout_batch=rows)
+    if setting.teacher_cache is None:
+        return replace(teacher, batch=rows, rollout_batch=rows)
+    thought = replace(changes_nothing(**setting.teacher_cache), target_modules=[])
+    return replace(teacher, thought=thought, batch=rows, rollout_batch=rows, generation_batch=TEXTS_PER_CALL * rows)
 
 
 def teacher_parts(setting: PlanSetting) -> Parts:

@@ -74,8 +74,8 @@ class DistillRun:
         one_of("dtype", self.dtype, DTYPES)
         rows = count_or_auto("teacher_batch_size", self.teacher_batch_size)
         object.__setattr__(self, "teacher_batch_size", rows)
-        check_teacher_cache(self.teacher_cache)
         at_least_one(self, "prompt_tokens", "max_new_tokens", "save_every")
+        check_teacher_cache(self.teacher_cache, self.max_new_tokens)
         if (self.text is None) == (self.dataset is None):
             raise ValueError(
                 "give either text, a file that is cut into pieces, or dataset, questions that the base answers"

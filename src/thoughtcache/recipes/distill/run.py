@@ -27,6 +27,8 @@ from thoughtcache.recipes.plan.teacher import fitted_teacher
 from thoughtcache.recipes.run.folder import WRITING_REMEDY, PhaseResult, RunFolder
 from thoughtcache.recipes.run.settings import adapter_settings, default_settings, model_identities
 from thoughtcache.recipes.run.training import watched
+from thoughtcache.recipes.teacher_samples import has_samples
+from thoughtcache.recipes.texts import TEXTS
 from thoughtcache.records import CacheSettings, Rollout
 from thoughtcache.report.files import writing
 from thoughtcache.report.plots import plot_curves
@@ -88,12 +90,16 @@ def run_distill(run: DistillRun, thought: ThoughtConfig, console: Console | None
     source = read_source(run, tokenizer, report=partial(console.print, markup=False, soft_wrap=True))
     folder.describe({"texts_digest": source.digest})
     check_positions(source.longest_prompt, run.max_new_tokens, position_reach(config), rolling_window=None)
-    if source.prompts:
-        began = (folder.stored or {}).get("chosen", {}).get("teacher_batch_size")
+    chosen = (folder.stored or {}).get("chosen", {})
+    answered = folder.stored is not None and has_samples(folder.samples_file(TEXTS), len(source.prompts))
+    if source.prompts and not answered:
+        began = chosen.get("teacher_batch_size")
         run, lines = fitted_teacher(run, thought, config, source.prompts, began=began)
-        folder.describe({"chosen": {"teacher_batch_size": run.teacher_batch_size}})
+        chosen = {"teacher_batch_size": run.teacher_batch_size}
         for line in lines:
             plain_line(console, line)
+    if source.prompts:
+        folder.describe({"chosen": chosen})
     with loading(run.model, console):
         model = adapted_model(run.model, thought, adapter=run.adapter, dtype=run.dtype, seed=run.seed)
     numbers, tokens = find_tuner(model).state_size()

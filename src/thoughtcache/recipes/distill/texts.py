@@ -7,17 +7,11 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from thoughtcache.learner.options import AUTO
+from thoughtcache.planning.teacher import UNPLANNED
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.recipes.distill.config import DistillRun
 from thoughtcache.recipes.run.folder import RunFolder
-from thoughtcache.recipes.texts import (
-    SAMPLED_AT_ONCE,
-    TextSource,
-    base_answers,
-    encoded_file,
-    pieces_of,
-    questions_of,
-)
+from thoughtcache.recipes.texts import TextSource, base_answers, encoded_file, pieces_of, questions_of
 from thoughtcache.records import Rollout
 from thoughtcache.report.progress import plain_line
 from thoughtcache.sampler.given import given_text
@@ -82,7 +76,7 @@ def texts_of(
         console,
         max_new_tokens=run.max_new_tokens,
         seed=run.seed,
-        batch_size=SAMPLED_AT_ONCE if rows == AUTO else rows,
+        batch_size=UNPLANNED if rows == AUTO else rows,  # all of them are on disk where nothing was planned
         cache=run.teacher_cache,
     )
     answers = [row for row in drawn if row.token_ids]

@@ -19,11 +19,11 @@ from thoughtcache.planning.fit import (
     NOTHING_HELPS,
     DoesNotFitError,
     changes,
-    free_bytes,
     refusal,
+    usable_here,
 )
-from thoughtcache.planning.plan import GIB, Plan, make_plan
-from thoughtcache.planning.savings import Savings, choose_savings, usable_bytes
+from thoughtcache.planning.plan import GIB, TEACHER_SAMPLES, Plan, make_plan
+from thoughtcache.planning.savings import Savings, choose_savings
 from thoughtcache.planning.setting import PlanSetting
 from thoughtcache.planning.teacher import in_micro_batches, split_to_fit
 from thoughtcache.recipes.plan.teacher import bounded_remedy, bounded_teacher_line, teacher_batch
@@ -54,6 +54,7 @@ def fitted(
     *,
     available_bytes: int | None = None,
     stored: Mapping[str, Any] | None = None,
+    sampled: bool = False,
 ) -> tuple[RunConfig, list[str]]:
     """The run with what its settings leave to the planner, and a line about each of its choices, none if none was left.
 
@@ -68,9 +69,11 @@ def fitted(
         model: configuration of the base.
         prompts: token ids of all prompts; the longest one counts.
         console: where the table goes.
-        available_bytes: what may be used; None asks the device, and leaves a margin.
+        available_bytes: what may be used; None asks the device, and leaves a margin. Where nothing says what is free,
+            as on macOS, nothing is refused, and a line says so.
         stored: what was chosen when a run that goes on began (`CHOSEN`); it is taken for what is left to the planner as
             long as it fits, so that it computes what an uninterrupted one would. None for a new run.
+        sampled: whether a run that goes on has all texts of its teacher on disk, so that it samples none.
 
     Raises:
         DoesNotFitError: if a phase needs more than is available; the message names the total, what is available, the
@@ -84,11 +87,13 @@ def fitted(
     phases = planned_phases(run, thought, model, prompts)
     device_type = phases[0].device_type
     if available_bytes is None and not (run.force and device_type == "cpu"):
-        available_bytes = usable_bytes(free_bytes(device_type))
-    host_bytes = usable_bytes(free_bytes("cpu")) if device_type == "cuda" else None
+        available_bytes = usable_here(device_type)
+    host_bytes = usable_here("cpu") if device_type == "cuda" else None
     splits = run.distill_micro_batch_size == AUTO
     if splits:
         phases = tuple(_split(phase, free, available_bytes, stored) for phase in phases)
+    if sampled:
+        phases = _sampled_before(phases)
     began = _as_it_began(phases[0], free, stored) if run.recompute else None
     keeps = began is not None and (run.force or _fits(began, phases, available_bytes, host_bytes))
     if began is not None and keeps:
@@ -103,8 +108,15 @@ def fitted(
     run = replace(run, **asdict(chosen))
     more: list[str] = []
     for phase in (chosen.of(phase) for phase in phases if phase.distills):
-        run, more = _with_texts_at_once(run, phase, len(prompts), available_bytes, stored)
-    plans = [make_plan(phase) for phase in planned_phases(run, thought, model, prompts)]
+        line = _micro_batch_line(phase, stored) if splits else ""
+        run = replace(run, distill_micro_batch_size=phase.batch)
+        if sampled:
+            run = replace(run, teacher_batch_size=(stored or {}).get("teacher_batch_size", run.teacher_batch_size))
+        else:
+            run, more = _with_teacher(run, phase, len(prompts), available_bytes, stored)
+        more = [line, *more] if line else more
+    final = planned_phases(run, thought, model, prompts)
+    plans = [make_plan(phase) for phase in (_sampled_before(final) if sampled else final)]
     highest = max(plans, key=lambda plan: plan.total_bytes)
     peak = f"{highest.total_bytes / GIB:.2f} GiB at the highest point, {highest.peak.name}"
     line = f"learner: {chosen.text_of(free)}: {reason} ({peak})"
@@ -112,7 +124,14 @@ def fitted(
         line += (
             f"; the run began with {began.text_of(free)}, which does not fit any more, and is not repeated bit by bit"
         )
+    if available_bytes is None and not run.force:
+        more.append("plan: nothing says here how much memory is free, so nothing says whether this run fits")
     return run, ([line] if free and run.recompute else []) + more
+
+
+def _sampled_before(phases: Phases) -> Phases:
+    """The phases without a teacher that samples: what one text would need stands for it, and less there cannot be."""
+    return tuple(replace(phase, rollout_batch=1) if phase.distills else phase for phase in phases)
 
 
 def _split(
@@ -121,29 +140,44 @@ def _split(
     """A phase of distillation with as many texts in its learner at once as fit, or as the run began with."""
     if not phase.distills:
         return phase
-    began = int((stored or {}).get("distill_micro_batch_size", 0))
-    same = in_micro_batches(phase, phase.completions, began) if began else None
+    same = _as_split_before(phase, stored)
     if same is not None and same == split_to_fit(same, free, available_bytes):
         return same
     return split_to_fit(phase, free, available_bytes)
 
 
-def _with_texts_at_once(
+def _as_split_before(phase: PlanSetting, stored: Mapping[str, Any] | None) -> PlanSetting | None:
+    """The phase in the micro-batches that its run began with; None if they are not known, or are no part of its step.
+
+    Sizes that do not divide the step are kept as well: a given one need not.
+    """
+    began, count = int((stored or {}).get("distill_micro_batch_size", 0)), phase.completions
+    if not 1 <= began <= count:
+        return None
+    return replace(phase, batch=began, generation_batch=None if began == count else count)
+
+
+def _micro_batch_line(phase: PlanSetting, stored: Mapping[str, Any] | None) -> str:
+    """What is said of the micro-batches of a step that were left to the planner; "" where the step is taken whole."""
+    same = _as_split_before(phase, stored)
+    lost = same is not None and same.batch != phase.batch
+    if phase.micro_batches == 1 and not lost:
+        return ""
+    reason = "chosen by the planner" if same is None or lost else "as the run began"
+    line = f"distillation: its learner takes {phase.batch} of the {phase.completions} texts of a step at once: {reason}"
+    if same is None or not lost:
+        return line
+    return f"{line}; the run began with {same.batch}, which do not fit any more, and is not repeated bit by bit"
+
+
+def _with_teacher(
     run: RunConfig, phase: PlanSetting, num_prompts: int, available_bytes: int | None, stored: Mapping[str, Any] | None
 ) -> tuple[RunConfig, list[str]]:
-    """The run with the texts that its learner of distillation and its teacher take at once, and lines about both."""
-    lines = []
-    if run.distill_micro_batch_size == AUTO and phase.micro_batches > 1:
-        lines.append(
-            f"distillation: its learner takes {phase.batch} of the {phase.completions} texts of a step at once: chosen "
-            "by the planner"
-        )
-    run = replace(run, distill_micro_batch_size=phase.batch)
+    """The run with the texts that its teacher samples at once, and lines about them and about its cache."""
     most = min(num_prompts, run.distill_steps * run.distill_batch_size)
-    rows, line = teacher_batch(
-        phase, run.teacher_batch_size, most, available_bytes, began=(stored or {}).get("teacher_batch_size")
-    )
-    lines += [line] if line else []
+    began = (stored or {}).get("teacher_batch_size")
+    rows, line = teacher_batch(phase, run.teacher_batch_size, most, available_bytes, began=began)
+    lines = [line] if line else []
     if run.teacher_cache is not None:
         lines.append(bounded_teacher_line(run.teacher_cache))
     return replace(run, teacher_batch_size=rows), lines
@@ -183,8 +217,10 @@ def _refused(
         for line in (line for phase in advised for line in price_lines(phase)):
             plain_line(console, line)
     remedy = "; then, in a run of its own, ".join(steps) or NOTHING_HELPS
-    error = refusal(highest, available_bytes, remedy + bounded_remedy(phases, free, highest, available_bytes))
-    return DoesNotFitError(f"{error}, or pass --force", error.plan, error.available_bytes)
+    remedy += bounded_remedy(phases, free, highest, available_bytes)
+    sampling = highest.peak.name.startswith(TEACHER_SAMPLES)
+    texts = next((phase.decoded_at_once for phase in phases if phase.distills), None) if sampling else None
+    return refusal(highest, available_bytes, f"{remedy}, or pass --force", texts)
 
 
 def planned_phases(

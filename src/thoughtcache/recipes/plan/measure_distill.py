@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from tempfile import TemporaryDirectory
+
 from peft import PeftModel
 
 from thoughtcache.learner.options import learner_options
@@ -13,8 +16,12 @@ DISTILL_CHILD = "thoughtcache.recipes.plan.measure_distill"
 
 
 def _run(model: PeftModel, setting: PlanSetting, work: Work) -> None:
-    """The teacher's pass, and forward and backward pass of the student; or the teacher's sampling."""
-    from thoughtcache.train.distill import distill_loss, sample_teacher
+    """The teacher's pass, and the student's forward and backward pass; or the teacher's sampling.
+
+    A step that is split runs all of its micro-batches.
+    """
+    from thoughtcache.train.arguments import training_arguments
+    from thoughtcache.train.distill import DistillTrainer, RolloutRows, distill_loss, sample_teacher
     from thoughtcache.train.distill_config import DistillConfig
 
     config = DistillConfig(
@@ -29,7 +36,20 @@ def _run(model: PeftModel, setting: PlanSetting, work: Work) -> None:
         prompts = [[1 + row] * setting.prompt_tokens for row in range(setting.decoded_at_once)]
         sample_teacher(model, prompts, config)
         return
-    distill_loss(model, model, blank_rollouts(setting), config).backward()  # type: ignore[no-untyped-call]
+    if setting.micro_batches == 1:
+        distill_loss(model, model, blank_rollouts(setting), config).backward()  # type: ignore[no-untyped-call]
+        return
+    rows = blank_rollouts(replace(setting, batch=setting.completions, generation_batch=None))
+    with TemporaryDirectory() as folder:
+        config = replace(config, output_dir=folder, micro_batch_size=setting.batch)
+        trainer = DistillTrainer(
+            distill_config=config,
+            evaluator=None,
+            model=model,
+            args=training_arguments(config),
+            train_dataset=RolloutRows(rows),
+        )
+        trainer.accelerator.backward(trainer.compute_loss(model, {"rollouts": rows}))
 
 
 if __name__ == "__main__":

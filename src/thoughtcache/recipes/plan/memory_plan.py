@@ -21,6 +21,7 @@ from thoughtcache.planning.savings import MARGIN, choose_savings, usable_bytes
 from thoughtcache.planning.setting import PlanSetting, side_by_side
 from thoughtcache.planning.step_flops import learner_flops_per_row
 from thoughtcache.planning.teacher import with_teacher_batch
+from thoughtcache.policy.other_cache import check_teacher_cache
 from thoughtcache.presets import preset_settings
 from thoughtcache.recipes.plan.command import DATASET, train_commands
 from thoughtcache.recipes.plan.measure import measure
@@ -114,7 +115,7 @@ def plan_memory(
         if trace:
             result["traced"] = _traced(setting, console)
         if measured:
-            result["measured"] = _measured(setting, console)
+            result["measured"] = _measured(replace(setting, rollout_batch=asked.rollout_batch), console)
         if sweep:
             lengths = {n: _systems(replace(asked, max_new_tokens=n), free, device) for n in SWEEP_LENGTHS}
             result["sweep"] = print_sweep(lengths, device.bytes, device.usable, device.reserve, picture, console)
@@ -158,7 +159,9 @@ def _setting(model: str | None, options: Mapping[str, Any]) -> PlanSetting:
         raise ValueError("a plan needs a model: add --model with a hub id, a folder or a config.json")
     thought = ThoughtConfig(**{name: value for name, value in options.items() if name not in _SETTING_FIELDS})
     chosen = {name: value for name, value in options.items() if name in _SETTING_FIELDS}
-    return PlanSetting(model=load_config(model), thought=thought, **chosen)
+    setting = PlanSetting(model=load_config(model), thought=thought, **chosen)
+    check_teacher_cache(setting.teacher_cache, setting.max_new_tokens)
+    return setting
 
 
 def _chosen(setting: PlanSetting, free: Collection[str], device: _Device) -> PlanSetting:
@@ -190,7 +193,8 @@ def _plans(
     plain_line(console, f"(fits: with {MARGIN:.0%} of the memory to spare)")
     state = print_state_size(setting, console)
     print_positions(setting, console)
-    limits = print_limits(settings, device.usable, device.reserve, console, free=free)
+    least = {name: replace(one, rollout_batch=setting.rollout_batch) for name, one in settings.items()}
+    limits = print_limits(least, device.usable, device.reserve, console, free=free)
     flops = print_flops(settings, console)
     return {
         "model": model,

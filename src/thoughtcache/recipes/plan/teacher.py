@@ -13,13 +13,13 @@ from thoughtcache.cache.schedule import num_evictions
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.learner.options import AUTO, SAVINGS, Auto
 from thoughtcache.planning.advice import Phases
-from thoughtcache.planning.fit import NOTHING_HELPS, DoesNotFitError, free_bytes, refusal
+from thoughtcache.planning.fit import NOTHING_HELPS, DoesNotFitError, refusal, usable_here
 from thoughtcache.planning.limits import highest
 from thoughtcache.planning.plan import GIB, TEACHER_SAMPLES, Phase, Plan, make_plan
-from thoughtcache.planning.savings import choose_savings, usable_bytes
+from thoughtcache.planning.savings import choose_savings
 from thoughtcache.planning.setting import PlanSetting
 from thoughtcache.planning.teacher import choose_teacher_batch, teacher_samples
-from thoughtcache.policy.other_cache import cache_text
+from thoughtcache.policy.other_cache import cache_text, ever_evicts
 from thoughtcache.recipes.distill.config import DistillRun
 
 
@@ -37,14 +37,16 @@ def teacher_batch(
     """
     if asked != AUTO:
         return asked, ""
-    rows, reason = choose_teacher_batch(phase, most, available_bytes=available_bytes), "chosen by the planner"
+    rows, reason, more = choose_teacher_batch(phase, most, available_bytes=available_bytes), "chosen by the planner", ""
     if began is not None:
         again = teacher_samples(replace(phase, rollout_batch=began)).total_bytes
         if available_bytes is None or again <= available_bytes:
             rows, reason = began, "as the run began"
+        else:
+            more = f"; the run began with {began}, which does not fit any more"
     needs = teacher_samples(replace(phase, rollout_batch=rows))
     peak = f"{needs.total_bytes / GIB:.2f} GiB at the highest point, {needs.name}"
-    return rows, f"teacher: samples {rows} text{'s' if rows > 1 else ''} at once: {reason} ({peak})"
+    return rows, f"teacher: samples {rows} text{'s' if rows > 1 else ''} at once: {reason} ({peak}){more}"
 
 
 def fitted_teacher(
@@ -63,7 +65,8 @@ def fitted_teacher(
         thought: the adapter.
         model: configuration of the base.
         prompts: token ids of all questions; the longest one counts.
-        available_bytes: what may be used; None asks the device, and leaves a margin.
+        available_bytes: what may be used; None asks the device, and leaves a margin. Where nothing says what is free,
+            as on macOS, nothing is refused.
         began: see `teacher_batch`.
 
     Raises:
@@ -84,7 +87,7 @@ def fitted_teacher(
         device_type="cuda" if on_gpu else "cpu",
     )
     if available_bytes is None and (on_gpu or not run.force):
-        available_bytes = usable_bytes(free_bytes(phase.device_type))
+        available_bytes = usable_here(phase.device_type)
     rows, line = teacher_batch(phase, run.teacher_batch_size, len(prompts), available_bytes, began=began)
     phase = replace(phase, rollout_batch=rows)
     needs = teacher_samples(phase)
@@ -107,14 +110,14 @@ def _no_room(phase: PlanSetting, needs: Phase, available_bytes: int) -> DoesNotF
     if not remedies:
         length = highest(fits, phase.max_new_tokens)
         evicts = num_evictions(length - 1, phase.cache.smallest_budget, phase.num_evicted) if length else 0
+        if evicts and phase.teacher_cache is not None and not ever_evicts(phase.teacher_cache, length):
+            evicts = 0
         remedies += [f"lower --max-new-tokens to {length}"] if evicts else []
         cache = {"window": phase.window}
         bounded = phase.teacher_cache is None and fits(phase.max_new_tokens, teacher_cache=cache)
         remedies += [f"set --teacher-cache {cache_text(cache)}, whose teacher forgets as well"] if bounded else []
-    error = refusal(plan, available_bytes, ", or ".join(remedies) or NOTHING_HELPS)
-    rows = phase.decoded_at_once
-    words = f"{error}, or pass --force; {rows} text{'s' if rows > 1 else ''} at once in {needs.name} need that"
-    return DoesNotFitError(words, plan, available_bytes)
+    remedy = ", or ".join([*(remedies or [NOTHING_HELPS]), "pass --force"])
+    return refusal(plan, available_bytes, remedy, phase.decoded_at_once)
 
 
 def bounded_teacher_line(cache: Mapping[str, Any]) -> str:
@@ -126,7 +129,7 @@ def bounded_teacher_line(cache: Mapping[str, Any]) -> str:
 
 
 def bounded_remedy(phases: Phases, free: Collection[str], peak: Plan, available_bytes: int) -> str:
-    """What a refusal adds where the teacher's sampling is what does not fit: which phase, and the bounded teacher.
+    """What a refusal adds where the teacher's sampling is what does not fit: the bounded teacher, if that helps.
 
     Args:
         phases: the phases that were refused, as few texts at once as there can be.
@@ -142,15 +145,13 @@ def bounded_remedy(phases: Phases, free: Collection[str], peak: Plan, available_
     if not name.startswith(TEACHER_SAMPLES) or not texts:
         return ""
     (phase,) = texts
-    rows = phase.decoded_at_once
-    found = f"; {rows} text{'s' if rows > 1 else ''} at once in {name} need that"
     window = phase.thought.window
     if phase.teacher_cache is not None or not isinstance(window, int):
-        return found
+        return ""
     cache = {"window": window}
     bounded = tuple(replace(one, teacher_cache=cache) if one.distills else one for one in phases)
     savings = [name for name in SAVINGS if name in free]
     chosen = choose_savings(bounded, savings, available_bytes=available_bytes)
     if all(make_plan(chosen.of(one)).total_bytes <= available_bytes for one in bounded):
-        return f"{found}, and it fits with --teacher-cache {cache_text(cache)}, whose teacher forgets as well"
-    return found
+        return f", or set --teacher-cache {cache_text(cache)}, whose teacher forgets as well"
+    return ""

@@ -163,7 +163,6 @@ class RunConfig:
         take_savings(self)
         for name in ("distill_micro_batch_size", "teacher_batch_size"):
             object.__setattr__(self, name, count_or_auto(name, getattr(self, name)))
-        check_teacher_cache(self.teacher_cache)
         one_of("answer_type", self.answer_type, ANSWER_TYPES)
         one_of("bad_rows", self.bad_rows, ("refuse", "drop"))
         check_thinking(self.thinking, self.thinking_options)
@@ -186,6 +185,7 @@ class RunConfig:
             "grpo_batch_size",
             "evaluation_size",
         )
+        check_teacher_cache(self.teacher_cache, self.max_new_tokens)
         for name in ("distill_steps", "grpo_steps", "save_every", "log_completions"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")

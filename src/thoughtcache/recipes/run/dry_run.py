@@ -54,7 +54,7 @@ def print_run_plan(
     thought: ThoughtConfig,
     model: PretrainedConfig,
     prompts: Sequence[list[int]],
-    available_bytes: int,
+    available_bytes: int | None,
     console: Console,
 ) -> dict[str, int]:
     """Print where the memory of every phase goes; returns its bytes at the highest point, by phase.
@@ -64,7 +64,7 @@ def print_run_plan(
         thought: the adapter.
         model: configuration of the base.
         prompts: token ids of every prompt; the longest one counts.
-        available_bytes: what the device may be filled with.
+        available_bytes: what the device may be filled with; None if it is not known.
         console: where it goes.
     """
     if run.thinking is not None:

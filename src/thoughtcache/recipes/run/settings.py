@@ -21,6 +21,8 @@ EXACT_OPTIONS = (
 """Options that change memory, time or what is left behind, and nothing that is computed beyond rounding."""
 FREE_OPTIONS = (*EXACT_OPTIONS, "chosen", "baseline")
 """What may be another one when a run goes on: these, what the planner chose, and a baseline, a run of its own."""
+WHOLE = ("teacher_cache", "eviction_options")
+"""Nested settings that are one value of a run."""
 TRANSIENT_OPTIONS = ("resume", "overwrite", "force", "dry_run")
 """Options of one call rather than of the run."""
 _NO_SETTINGS = {
@@ -111,6 +113,8 @@ def differences(
 ) -> list[Difference]:
     """(name, value before, value now) of every setting that is another one; nested settings under their own name.
 
+    Settings of `WHOLE` are compared in one piece: names inside them are those of other settings of a run.
+
     Args:
         before: settings that were written down.
         now: settings of this call; what it does not have is not compared.
@@ -124,7 +128,7 @@ def differences(
         old = before.get(name, defaults.get(name))
         if name in free or value == old:
             continue
-        if isinstance(value, dict) and isinstance(old, dict):
+        if name not in WHOLE and isinstance(value, dict) and isinstance(old, dict):
             missing = dict.fromkeys(old.keys() - value.keys())
             inner = defaults.get(name)
             found += differences(
