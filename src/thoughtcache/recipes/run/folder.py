@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from thoughtcache.train.checkpoints import checkpoints
 
 PhaseResult = dict[str, Any]
 STEPS = "steps"
+MARKER = "run.json"
 MOST_SHOWN = 4
 SPACE_REMEDY = "free some space or choose another --output-dir"
 WRITING_REMEDY = f"{SPACE_REMEDY}; --resume goes on with what was saved"
@@ -35,6 +36,7 @@ class RunFolder:
         free: settings that may be another one when a run goes on.
         growing: counts that may be larger when a run goes on.
         defaults: what a setting was in runs that were begun before there was one.
+        belonging: folders of runs that belong to the one that is there; `overwrite` forgets them with it.
 
     Raises:
         ValueError: if the folder holds another run, or holds this one and neither flag is given, or is a file.
@@ -50,11 +52,13 @@ class RunFolder:
         free: Collection[str] = (),
         growing: Collection[str] = (),
         defaults: Mapping[str, Any] | None = None,
+        belonging: Sequence[Path] = (),
     ) -> None:
         self.path = Path(path)
         self.resume = resume
         self.stored: dict[str, Any] | None = None
         self._overwrite = overwrite
+        self._belonging = tuple(belonging)
         # The folder may have been moved, or be named relative to another one.
         self._free = {*free, "output_dir"}
         self._growing = set(growing)
@@ -75,7 +79,7 @@ class RunFolder:
 
     @property
     def _marker(self) -> Path:
-        return self.path / "run.json"
+        return self.path / MARKER
 
     @property
     def described(self) -> dict[str, Any]:
@@ -137,9 +141,12 @@ class RunFolder:
         if self._begun:
             return
         if self._overwrite and self._marker.is_file():
-            for kept in ("*.json", "*.samples"):
-                for file in (self.path / "phases").glob(kept):
-                    file.unlink()
+            for folder in (*self._belonging, self.path):
+                for kept in ("*.json", "*.samples"):
+                    for file in (folder / "phases").glob(kept):
+                        file.unlink()
+            for folder in self._belonging:
+                (folder / MARKER).unlink(missing_ok=True)
             # Or a later `resume` would go on with the weights of the older run.
             for state in list(self.path.rglob("checkpoint-*/trainer_state.json")):
                 shutil.rmtree(state.parent)
