@@ -15,6 +15,11 @@ from pathlib import Path
 SECONDS = 240.0
 
 
+def hear_interrupts() -> None:
+    """Undo that SIGINT is ignored in what a script starts in the background, such as the tests."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Process:
     """A running `thoughtcache`, in a process group of its own as a shell starts it.
 
@@ -42,6 +47,7 @@ class Process:
             stderr=theirs,
             cwd=folder,
             start_new_session=True,
+            preexec_fn=hear_interrupts,
             env={
                 **os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "TERM": "xterm", "COLUMNS": "120",
                 "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1",

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.support.terminal import hear_interrupts
 from tests.support.text_model import save_questions, save_text_model
 
 import thoughtcache as tc
@@ -34,7 +35,7 @@ def lose(options):
             press()
         except KeyboardInterrupt:
             pass
-from thoughtcache_cli import main
+from thoughtcache_cli import main, program
 """
 # what happens -> (script, what is printed)
 INTERRUPTS = {
@@ -58,21 +59,47 @@ def run(script: str, folder: Path, text: str = "") -> subprocess.CompletedProces
         cwd=folder,
         input=text,
         env={**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"},
+        preexec_fn=hear_interrupts,
     )
 
 
 @pytest.mark.parametrize("name", INTERRUPTS)
 def test_interrupts_end_without_a_traceback(name: str, tmp_path: Path) -> None:
     setup, printed = INTERRUPTS[name]
-    done = run(f"{PRELUDE}\n{setup}\nsys.exit(main(['train']))", tmp_path)
+    done = run(f"{PRELUDE}\n{setup}\nsys.exit(program(['train']))", tmp_path)
     assert (done.returncode, done.stderr) == (130, printed)
 
 
 def test_the_way_to_go_on_is_shown_where_there_is_something_to_go_on_with(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
-    script = f"{PRELUDE}\nfake('train', lambda options: press())\nsys.exit(main(['train', '--output-dir', '.']))"
+    script = f"{PRELUDE}\nfake('train', lambda options: press())\nsys.exit(program(['train', '--output-dir', '.']))"
     going_on = "  thoughtcache train --output-dir . --resume\n"
     assert run(script, tmp_path).stderr == f"interrupted; . has what is done, and this goes on:\n{going_on}"
+
+
+LIVING = """
+fake('train', lambda options: press())
+print(main(['train']))
+before = signal.getsignal(signal.SIGINT), signal.set_wakeup_fd(-1)
+for _ in range(3):
+    try:
+        press()
+    except KeyboardInterrupt:
+        print('host')
+print(before == (signal.default_int_handler, -1))
+"""
+
+
+def test_a_process_that_lives_on_keeps_its_interrupts(tmp_path: Path) -> None:
+    done = run(f"{PRELUDE}\n{LIVING}", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "interrupted\n")
+    assert done.stdout.split() == ["130", "host", "host", "host", "True"]
+
+
+def test_an_ignored_interrupt_stays_ignored(tmp_path: Path) -> None:
+    ignored = "signal.signal(signal.SIGINT, signal.SIG_IGN)\nfake('train', lambda options: [press(), press()])"
+    done = run(f"{PRELUDE}\n{ignored}\nsys.exit(program(['train', '--output-dir', 'run']))", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(

@@ -9,18 +9,21 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.command_line import run_commands
-from tests.support.terminal import Process
+from tests.support.terminal import Process, hear_interrupts
 from tests.support.text_model import save_questions, save_text_model
 
+from thoughtcache.report.trainer_progress import RichProgressCallback
 from thoughtcache.train.checkpoints import checkpoints
-from thoughtcache.train.trainer_options.stop_between_steps import stop_between_steps
+from thoughtcache.train.trainer_options.stop_between_steps import interrupts_between_steps, stop_between_steps
+from thoughtcache_cli import main
 from thoughtcache_cli.process.console import LOADING, hide_harmless
+from thoughtcache_cli.process.interrupts import HEARD
 from thoughtcache_cli.process.next_steps import going_on, next_steps
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
@@ -133,7 +136,7 @@ def test_two_interrupts_end_compiled_code_that_hears_of_neither() -> None:
         "    print('ready', flush=True)\n"
         "    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)\n"  # minutes without an instruction of Python
         "cli._run = work\n"
-        "sys.exit(cli.main(['train']))\n"
+        "sys.exit(cli.program(['train']))\n"
     )
     paths = os.pathsep.join(path for path in sys.path if path)
     process = subprocess.Popen(
@@ -142,13 +145,16 @@ def test_two_interrupts_end_compiled_code_that_hears_of_neither() -> None:
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": paths},
+        preexec_fn=hear_interrupts,
     )
     assert process.stdout is not None
+    assert process.stderr is not None
     process.stdout.readline()
-    for _ in range(2):
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.2)
-    _, errors = process.communicate(timeout=60)
+    process.send_signal(signal.SIGINT)
+    said = process.stderr.readline() + process.stderr.readline()
+    assert said == HEARD.decode(), "before anybody presses again"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=240)
     assert (process.returncode, errors) == (130, "interrupted twice\n")
 
 
@@ -170,16 +176,47 @@ def test_between_steps_a_second_press_is_two_for_the_handler_from_before() -> No
 
     shown = signal.signal(signal.SIGINT, before)
     try:
-        with pytest.raises(KeyboardInterrupt), stop_between_steps():
+        with pytest.raises(KeyboardInterrupt), interrupts_between_steps(), stop_between_steps():
             signal.raise_signal(signal.SIGINT)  # no trainer takes steps
         assert len(heard) == 1
         heard.clear()
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt), interrupts_between_steps():
             press_twice(heard)
         assert len(heard) == 2
         assert signal.getsignal(signal.SIGINT) is before
+        with stop_between_steps():
+            assert signal.getsignal(signal.SIGINT) is before, "nobody has asked for it"
     finally:
         signal.signal(signal.SIGINT, shown)
+
+
+@pytest.mark.parametrize("phase", ["distill", "grpo"])
+def test_an_interrupt_behind_the_last_step_keeps_the_phase(
+    phase: str, user: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log = RichProgressCallback.on_log
+
+    def press(self: Any, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
+        log(self, args, state, control, logs, **more)
+        if state.global_step == state.max_steps and "loss" in logs:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(RichProgressCallback, "on_log", press)
+    monkeypatch.chdir(user)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert (
+            main([*train(tmp_path, grpo_steps=2, distill_steps=2 * (phase == "distill")), "--save-every", "0"]) == 130
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    printed = capfd.readouterr().err
+    assert "which is saved" not in printed
+    assert "stopping behind this phase, whose steps are done" in printed
+    assert "this goes on:" in printed
+    assert (tmp_path / phase / "adapter" / "adapter_model.safetensors").is_file()
+    assert (tmp_path / "phases" / f"{phase}.json").is_file()
+    assert not (tmp_path / "phases" / "ask-after-GRPO.json").exists()
 
 
 def test_commands_whose_output_is_data_print_nothing_else(user: Path, tmp_path: Path) -> None:

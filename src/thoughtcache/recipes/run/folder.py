@@ -16,6 +16,7 @@ from typing import Any
 from thoughtcache.recipes.run.settings import Difference, differences
 from thoughtcache.report.results import write_results
 from thoughtcache.train.checkpoints import checkpoints
+from thoughtcache.train.trainer_options.stop_between_steps import raise_late_interrupt
 
 PhaseResult = dict[str, Any]
 STEPS = "steps"
@@ -119,6 +120,9 @@ class RunFolder:
             name: name of the phase and of its folder.
             work: gets a folder of its own and whether that may hold checkpoints to continue; returns JSON data.
             num_steps: optimiser steps of the phase; one that was finished with another number goes on.
+
+        Raises:
+            KeyboardInterrupt: when the result is written, if a Ctrl-C came behind the last step.
         """
         self.begin()
         record = self._record(name)
@@ -131,6 +135,7 @@ class RunFolder:
         if num_steps is not None:
             result = {**result, STEPS: num_steps}
         write_results(record, result)
+        raise_late_interrupt()
         return result
 
     def _record(self, name: str) -> Path:
