@@ -78,7 +78,7 @@ def generate(options: dict[str, Any]) -> None:
     from thoughtcache.recipes.generate.asking import Asking, Speaker
     from thoughtcache.recipes.generate.chat import chat, read_messages
     from thoughtcache.recipes.generate.many import Questions, answer_questions
-    from thoughtcache.report.progress import loading
+    from thoughtcache.report.progress import loading, shows_live
 
     options = dict(options)  # an interruption looks at what was given
     given = [name for name in ("prompt", "messages", "questions") if name in options]
@@ -99,7 +99,7 @@ def generate(options: dict[str, Any]) -> None:
         return
     history = [] if messages is None else read_messages(messages)
     errors = Console(stderr=True)
-    with loading(asking.model, errors) if errors.is_terminal else nullcontext():
+    with loading(asking.model, errors) if shows_live(errors) else nullcontext():
         speaker = Speaker(asking)
     if chats:
         chat(speaker, _typed(), _say, _complain, history=history)

@@ -13,7 +13,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.utils as hub
 import pytest
+import transformers.utils.logging
 from tests.support.command_line import run_commands
 from tests.support.terminal import Process, hear_interrupts
 from tests.support.text_model import save_questions, save_text_model
@@ -22,7 +24,7 @@ from thoughtcache.report.trainer_progress import RichProgressCallback
 from thoughtcache.train.checkpoints import checkpoints
 from thoughtcache.train.trainer_options.stop_between_steps import interrupts_between_steps, stop_between_steps
 from thoughtcache_cli import main
-from thoughtcache_cli.process.console import LOADING, hide_harmless
+from thoughtcache_cli.process.console import LOADING, hide_harmless, hide_model_bars
 from thoughtcache_cli.process.interrupts import HEARD
 from thoughtcache_cli.process.next_steps import going_on, next_steps
 
@@ -260,11 +262,27 @@ def test_what_is_hidden_is_hidden_by_its_words() -> None:
                 warnings.warn(text, FutureWarning, stacklevel=1)
             logger.warning("Failed to load CPU gemm_4bit_forward from %s", "somewhere")
             logger.warning("something else")
+            logger.warning(ValueError("an object"))
+            hide_harmless()
+            assert len(logger.filters) == len(filters) + 1
     finally:
         logger.removeHandler(handler)
         logger.filters[:] = filters
     assert [str(one.message) for one in caught] == ["another matter"]
-    assert records == ["something else"]
+    assert records == ["something else", "an object"]
+
+
+def test_bars_of_downloads_stay_as_they_were() -> None:
+    before, of_models = hub.are_progress_bars_disabled(), transformers.utils.logging.is_progress_bar_enabled()
+    try:
+        for shown in (True, False):
+            (hub.enable_progress_bars if shown else hub.disable_progress_bars)()
+            hide_model_bars()
+            assert hub.are_progress_bars_disabled() is not shown
+            assert not transformers.utils.logging.is_progress_bar_enabled()
+    finally:
+        (transformers.utils.logging.enable_progress_bar if of_models else hide_model_bars)()
+        (hub.disable_progress_bars if before else hub.enable_progress_bars)()
 
 
 def test_the_command_that_goes_on() -> None:
