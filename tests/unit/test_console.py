@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,10 +21,12 @@ from tests.support.command_line import run_commands
 from tests.support.terminal import Process, hear_interrupts
 from tests.support.text_model import save_questions, save_text_model
 
+from thoughtcache.recipes.probe.subject import ProbeRun
 from thoughtcache.report.trainer_progress import RichProgressCallback
 from thoughtcache.train.checkpoints import checkpoints
 from thoughtcache.train.trainer_options.stop_between_steps import interrupts_between_steps, stop_between_steps
 from thoughtcache_cli import main
+from thoughtcache_cli.arguments import build_parser
 from thoughtcache_cli.process.console import LOADING, hide_harmless, hide_model_bars
 from thoughtcache_cli.process.interrupts import HEARD
 from thoughtcache_cli.process.next_steps import going_on, next_steps
@@ -290,6 +293,9 @@ def test_the_command_that_goes_on() -> None:
     assert going_on(given, {}) == "thoughtcache eval --suite 'a b' --output-dir x --resume"
     several = "torchrun --nproc_per_node 2 -m thoughtcache_cli eval --resume"
     assert going_on(["eval", "--resume"], {"WORLD_SIZE": "2"}) == several
+    assert going_on(["eval", "--resume"], {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}) == several
+    nodes = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
+    assert going_on(["eval"], nodes) == "torchrun ... -m thoughtcache_cli eval --resume"
 
 
 @pytest.mark.parametrize(
@@ -309,6 +315,68 @@ def test_what_to_do_next(command: str, options: dict[str, object], expected: lis
     assert next_steps(command, options, given) == expected
 
 
+# settings of the saved adapter -> the cache of the row beside it
+CACHES: dict[str, tuple[dict[str, Any], str]] = {
+    "by default": ({}, "window=1024"),
+    "another policy": ({"window": 512, "eviction": "h2o"}, "window=512,eviction=h2o"),
+    "settings": (
+        {"window": "prompt", "evict_fraction": 0.5, "eviction": "sinks", "eviction_options": {"sinks": 2}},
+        "window=prompt,eviction=sinks,evict-fraction=0.5,eviction-option=sinks=2",
+    ),
+    "budgets": ({"eviction_budgets": [20, 12]}, "window=1024,eviction-budgets=20+12"),
+    "budgets of heads": ({"eviction_budgets": [[8, 4], [6, 6]]}, "window=1024,eviction-budgets=8+4/6+6"),
+    "an allocation": (
+        {"eviction_budgets": "pyramid:beta=8,least=2"},
+        "window=1024,eviction-budgets=pyramid:beta=8+least=2",
+    ),
+    "nothing leaves": ({"window": None}, ""),
+}
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_the_evaluation_that_follows_has_the_cache_of_the_adapter_and_parses(name: str, tmp_path: Path) -> None:
+    settings, cache = CACHES[name]
+    saved = {"eviction": "sliding", "evict_fraction": 0.25, "positions": "absolute", "window": 1024, **settings}
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(saved))
+    options = {"model": "m", "dtype": "bfloat16", "output_dir": str(tmp_path)}
+    commands = [shlex.split(line) for line in next_steps("train", options, []) if line.startswith("  ")]
+    parsed = {command[1]: vars(build_parser().parse_args(command[1:])) for command in commands}
+    assert [parsed[command]["dtype"] for command in ("generate", "eval")] == ["bfloat16"] * 2
+    given = commands[1]
+    assert [given[place + 1] for place, one in enumerate(given) if one == "--cache"][1:-1] == ([cache] if cache else [])
+    if cache:
+        assert parsed["eval"]["caches"][1] == {"window": saved["window"], **settings}
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("train", {}),
+        ("distill", {"model": "m", "dtype": "float16", "dataset": "d", "split": "s", "prompt_column": "q"}),
+        ("recall", {"model": "m", "dtype": "float16", "kind": "digits", "code_length": 3}),
+        ("eval", {}),
+    ],
+)
+def test_every_command_that_is_named_parses_and_keeps_what_it_needs(command: str, options: dict[str, Any]) -> None:
+    for line in next_steps(command, options, []):
+        if line.startswith("  "):
+            given = vars(build_parser().parse_args(shlex.split(line)[1:]))
+            shared = {
+                name: value for name, value in options.items() if given["command"] != "generate" or name == "dtype"
+            }
+            assert given | shared == given
+    if command == "recall":
+        ProbeRun(**{name: value for name, value in given.items() if name != "command"})
+
+
+@pytest.mark.parametrize("arguments", [["train", "--overwr"], ["eval", "--suite", "embedded", "--resum"], ["--vers"]])
+def test_options_have_no_short_forms(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(arguments)
+    assert "usage:" in capsys.readouterr().err
+
+
 def test_completions_are_shown_and_change_nothing(user: Path, tmp_path: Path) -> None:
     without = Process(train(tmp_path / "without", grpo_steps=2), user, terminal=False)
     assert without.end() == 0
@@ -317,6 +385,7 @@ def test_completions_are_shown_and_change_nothing(user: Path, tmp_path: Path) ->
     assert shown.end() == 0, shown.text
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.text)
     for step in (1, 2):
+        assert plain.count(f" Step {step} ") == 1
         panel = plain.split(f" Step {step} ")[1].split("╰")[0]
         assert panel.count("Question: ") == 1
     tops = [line for line in plain.replace("\r", "\n").splitlines() if "Step" in line]
