@@ -8,7 +8,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +29,6 @@ class Process:
 
     Attributes:
         text: what was printed so far.
-        first_seconds: seconds from the start to the first output.
     """
 
     def __init__(self, arguments: Sequence[str], folder: Path, *, terminal: bool) -> None:
@@ -39,7 +37,6 @@ class Process:
         else:
             self._ours, theirs = os.pipe()
         paths = os.pathsep.join(path for path in sys.path if path)
-        self._started = time.monotonic()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "thoughtcache_cli", *arguments],
             stdin=subprocess.DEVNULL,
@@ -54,7 +51,7 @@ class Process:
             },
         )  # fmt: skip
         os.close(theirs)
-        self.text, self.first_seconds = "", 0.0
+        self.text = ""
 
     def wait_for(self, words: str) -> None:
         """Read until these words were printed."""
@@ -80,7 +77,5 @@ class Process:
             piece = os.read(self._ours, 65536)
         except OSError:  # a terminal whose other end is closed
             return False
-        if piece and not self.first_seconds:
-            self.first_seconds = time.monotonic() - self._started
         self.text += piece.decode(errors="replace")
         return bool(piece)

@@ -14,6 +14,7 @@ from tests.support.text_model import save_questions, save_text_model
 
 import thoughtcache as tc
 from thoughtcache_cli import main
+from thoughtcache_cli.process.console import LOADING
 from thoughtcache_cli.process.launch import RANKS, WORLD_SIZES, is_first, several_processes
 
 PRELUDE = """
@@ -58,7 +59,7 @@ def run(script: str, folder: Path, text: str = "") -> subprocess.CompletedProces
         timeout=240,
         cwd=folder,
         input=text,
-        env={**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "TERM": "xterm"},
         preexec_fn=hear_interrupts,
     )
 
@@ -75,6 +76,22 @@ def test_the_way_to_go_on_is_shown_where_there_is_something_to_go_on_with(tmp_pa
     script = f"{PRELUDE}\nfake('train', lambda options: press())\nsys.exit(program(['train', '--output-dir', '.']))"
     going_on = "  thoughtcache train --output-dir . --resume\n"
     assert run(script, tmp_path).stderr == f"interrupted; . has what is done, and this goes on:\n{going_on}"
+
+
+SHOWN = """
+class Heavy:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("numpy", "torch", "transformers", "thoughtcache"):
+            os.write(2, b"heavy")
+            os._exit(0)
+sys.meta_path.insert(0, Heavy())
+sys.stderr.isatty = lambda: True
+main(['train'])
+"""
+
+
+def test_a_terminal_shows_something_before_heavy_libraries_are_imported(tmp_path: Path) -> None:
+    assert run(f"{PRELUDE}\n{SHOWN}", tmp_path).stderr == f"{LOADING}heavy"
 
 
 LIVING = """
