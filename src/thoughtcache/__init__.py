@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from thoughtcache.studies.anatomy import probe_anatomy
     from thoughtcache.studies.attention_share import probe_attention_share
     from thoughtcache.studies.families import probe_families
-    from thoughtcache.studies.far_attention import probe_far_attention
+    from thoughtcache.studies.heads.far_attention import probe_far_attention
+    from thoughtcache.studies.heads.pooled_attention import probe_pooled_attention
     from thoughtcache.studies.passcode import probe_passcode
-    from thoughtcache.studies.pooled_attention import probe_pooled_attention
     from thoughtcache.studies.sinks import probe_sinks
     from thoughtcache.studies.state_use import probe_state_use
     from thoughtcache.train.distill import distill
@@ -59,8 +59,8 @@ _LAZY = {
     "probe_anatomy": "thoughtcache.studies.anatomy",
     "probe_attention_share": "thoughtcache.studies.attention_share",
     "probe_families": "thoughtcache.studies.families",
-    "probe_far_attention": "thoughtcache.studies.far_attention",
-    "probe_pooled_attention": "thoughtcache.studies.pooled_attention",
+    "probe_far_attention": "thoughtcache.studies.heads.far_attention",
+    "probe_pooled_attention": "thoughtcache.studies.heads.pooled_attention",
     "probe_passcode": "thoughtcache.studies.passcode",
     "probe_sinks": "thoughtcache.studies.sinks",
     "probe_state_use": "thoughtcache.studies.state_use",

@@ -19,19 +19,31 @@ from thoughtcache_cli.words import in_options
 WRONG_INPUT = 2
 
 
+def program(arguments: Sequence[str] | None = None) -> int:
+    """Run a command in a process that ends with it: a second Ctrl-C leaves at once. Returns the exit code of `main`."""
+    try:
+        with two_interrupts():
+            return main(arguments)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command. Exit codes: 0 done, 2 wrong input (one line says what and the remedy), 130 interrupted."""
+    """Run a command. Exit codes: 0 done, 2 wrong input (one line says what and the remedy), 130 interrupted.
+
+    It may be called in a process that lives on, such as a notebook: signal handlers are those of the process, but while
+    a trainer takes steps, when Ctrl-C stops between two of them.
+    """
     parser = build_parser()
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = vars(parser.parse_args(given))
     command = options.pop("command")
-    with two_interrupts():
-        try:
-            return _run(command, options, given)
-        except KeyboardInterrupt:
-            if is_first(os.environ):
-                print("interrupted" + _resume_hint(command, options, given), file=sys.stderr)
-            return INTERRUPTED
+    try:
+        return _run(command, options, given)
+    except KeyboardInterrupt:
+        if is_first(os.environ):
+            print("interrupted" + _resume_hint(command, options, given), file=sys.stderr)
+        return INTERRUPTED
 
 
 def _run(command: str, options: dict[str, Any], given: Sequence[str]) -> int:

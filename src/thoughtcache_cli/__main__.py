@@ -2,6 +2,6 @@
 
 import sys
 
-from thoughtcache_cli import main
+from thoughtcache_cli import program
 
-sys.exit(main())
+sys.exit(program())

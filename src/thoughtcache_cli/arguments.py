@@ -77,7 +77,9 @@ examples:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(
-        prog="thoughtcache", description="Train reasoning models under a fixed-size KV cache."
+        prog="thoughtcache",
+        description="Train reasoning models under a fixed-size KV cache.",
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="print the version and exit"
@@ -128,6 +130,7 @@ def _command(
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,  # a script would break with the next option, and so would the command that goes on
     )
 
 

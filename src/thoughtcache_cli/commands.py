@@ -14,7 +14,9 @@ from safetensors import SafetensorError
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.presets import PRESETS, default_preset, preset_settings
 from thoughtcache.recipes.run.config import RunConfig
+from thoughtcache.train.trainer_options.stop_between_steps import interrupts_between_steps
 from thoughtcache_cli.arguments import DEFAULT_OUTPUT_DIRS, build_parser, command_parsers
+from thoughtcache_cli.process.interrupts import answered
 from thoughtcache_cli.words import in_options
 
 USER_ERRORS: tuple[type[Exception], ...] = (ValueError, OSError, SafetensorError)
@@ -26,6 +28,7 @@ _EMBEDDED_FIELDS = {
 _RUN_FIELDS = {field.name for field in dataclasses.fields(RunConfig)}
 
 
+@interrupts_between_steps(answered)
 def train(options: dict[str, Any]) -> None:
     """`thoughtcache train`: the embedded job, or a model and data of the user."""
     run = RunConfig(**{name: value for name, value in options.items() if name in _RUN_FIELDS})
@@ -75,7 +78,7 @@ def generate(options: dict[str, Any]) -> None:
     from thoughtcache.recipes.generate.asking import Asking, Speaker
     from thoughtcache.recipes.generate.chat import chat, read_messages
     from thoughtcache.recipes.generate.many import Questions, answer_questions
-    from thoughtcache.report.progress import loading
+    from thoughtcache.report.progress import loading, shows_live
 
     options = dict(options)  # an interruption looks at what was given
     given = [name for name in ("prompt", "messages", "questions") if name in options]
@@ -96,7 +99,7 @@ def generate(options: dict[str, Any]) -> None:
         return
     history = [] if messages is None else read_messages(messages)
     errors = Console(stderr=True)
-    with loading(asking.model, errors) if errors.is_terminal else nullcontext():
+    with loading(asking.model, errors) if shows_live(errors) else nullcontext():
         speaker = Speaker(asking)
     if chats:
         chat(speaker, _typed(), _say, _complain, history=history)
@@ -189,6 +192,7 @@ def perplexity(options: dict[str, Any]) -> None:
     run_perplexity(PerplexityRun(**options))
 
 
+@interrupts_between_steps(answered)
 def distill(options: dict[str, Any]) -> None:
     """`thoughtcache distill`: stages of a recipe on texts, measured on held-out ones."""
     from thoughtcache.recipes.distill.config import DistillRun
@@ -200,6 +204,7 @@ def distill(options: dict[str, Any]) -> None:
     run_distill(run, _settings(run.adapter, rest, "hybrid"))
 
 
+@interrupts_between_steps(answered)
 def recall(options: dict[str, Any]) -> None:
     """`thoughtcache recall`: teach an adapter to remember, and measure it; for every learning rate and seed."""
     from thoughtcache.recipes.recall import RecallRun, run_recall

@@ -8,11 +8,15 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 SECONDS = 240.0
+
+
+def hear_interrupts() -> None:
+    """Undo that SIGINT is ignored in what a script starts in the background, such as the tests."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Process:
@@ -25,7 +29,6 @@ class Process:
 
     Attributes:
         text: what was printed so far.
-        first_seconds: seconds from the start to the first output.
     """
 
     def __init__(self, arguments: Sequence[str], folder: Path, *, terminal: bool) -> None:
@@ -34,7 +37,6 @@ class Process:
         else:
             self._ours, theirs = os.pipe()
         paths = os.pathsep.join(path for path in sys.path if path)
-        self._started = time.monotonic()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "thoughtcache_cli", *arguments],
             stdin=subprocess.DEVNULL,
@@ -42,13 +44,14 @@ class Process:
             stderr=theirs,
             cwd=folder,
             start_new_session=True,
+            preexec_fn=hear_interrupts,
             env={
                 **os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "TERM": "xterm", "COLUMNS": "120",
                 "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1",
             },
         )  # fmt: skip
         os.close(theirs)
-        self.text, self.first_seconds = "", 0.0
+        self.text = ""
 
     def wait_for(self, words: str) -> None:
         """Read until these words were printed."""
@@ -74,7 +77,5 @@ class Process:
             piece = os.read(self._ours, 65536)
         except OSError:  # a terminal whose other end is closed
             return False
-        if piece and not self.first_seconds:
-            self.first_seconds = time.monotonic() - self._started
         self.text += piece.decode(errors="replace")
         return bool(piece)

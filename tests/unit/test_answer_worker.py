@@ -221,3 +221,30 @@ def test_a_worker_that_cannot_be_started_is_an_error(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(pool.sys, "executable", "/bin/false")
     with pytest.raises(RuntimeError, match="exit code 1"):
         AnswerPool(1).ask({}, 1.0)
+
+
+PRESSED = """
+import importlib.util, json, os, signal, sys, threading
+spec = importlib.util.spec_from_file_location("pool", sys.argv[1])
+pool = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(pool)
+signal.signal(signal.SIGINT, lambda *_: None)  # as a trainer that finishes its step
+workers, replies = pool.AnswerPool(1), []
+asking = threading.Thread(target=lambda: replies.append(workers.ask(json.loads(sys.argv[2]), 60.0)))
+asking.start()
+while not workers.process_ids():
+    pass
+os.killpg(0, signal.SIGINT)
+asking.join()
+before = workers.process_ids()
+os.killpg(0, signal.SIGINT)
+replies.append(workers.ask(json.loads(sys.argv[2]), 60.0))
+print(json.dumps([replies, before == workers.process_ids()]))
+"""
+
+
+def test_the_interrupt_of_a_terminal_does_not_reach_a_worker_that_starts_or_waits() -> None:
+    command = [sys.executable, "-c", PRESSED, pool.__file__, json.dumps(EASY)]
+    done = subprocess.run(command, capture_output=True, text=True, start_new_session=True, timeout=240, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == [[RIGHT, RIGHT], True]

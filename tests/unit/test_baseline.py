@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +149,61 @@ def test_a_dry_run_says_that_it_doubles_the_time(user: Path, tmp_path: Path) -> 
     assert "LoRA of rank 3 under the same window" in printed
     assert "which doubles the time" in printed
     assert not (tmp_path / "run").exists()
+
+
+def test_overwriting_a_run_forgets_its_baseline_in_the_same_moment(
+    user: Path, tmp_path: Path, finished: tuple[Path, dict[str, Any], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+
+    def killed(*given: Any, **named: Any) -> Any:
+        raise KeyboardInterrupt
+
+    again = {"overwrite": True, "distill_learning_rate": 1e-3, "grpo_steps": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(real_model, "_grpo", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_real_model(run_config(user, tmp_path, **again), thought(), Console(quiet=True))
+    assert not (tmp_path / "baseline" / "run.json").exists()
+    assert not list((tmp_path / "baseline" / "phases").iterdir())
+    going = {**again, "overwrite": False, "resume": True}
+    found = run_real_model(run_config(user, tmp_path, **going), thought(), Console(quiet=True))
+    assert list(found["before_after"]) == OWN + BESIDE
+    assert json.loads((tmp_path / "baseline" / "run.json").read_text())["distill_learning_rate"] == 1e-3
+
+
+def test_going_on_without_asking_for_it_keeps_its_rows(
+    user: Path, tmp_path: Path, finished: tuple[Path, dict[str, Any], str]
+) -> None:
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    run = run_config(user, tmp_path, resume=True, baseline=False)
+    found = run_real_model(run, thought(), Console(quiet=True))
+    assert found["before_after"] == finished[1]["before_after"]
+    assert json.loads((tmp_path / "run.json").read_text())["baseline"] is True
+    assert "| LoRA_c, after GRPO |" in (tmp_path / "before_after.md").read_text()
+    # It has another number of steps than the run then: not the same comparison any more.
+    console = Console(file=io.StringIO(), width=200)
+    longer = run_real_model(dataclasses.replace(run, grpo_steps=4), thought(), console)
+    assert list(longer["before_after"]) == OWN
+    assert "--baseline goes on with it" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_another_run_in_its_place_is_seen_by_a_dry_run_and_stays(
+    user: Path, tmp_path: Path, finished: tuple[Path, dict[str, Any], str]
+) -> None:
+    other = tmp_path / "baseline"
+    shutil.copytree(finished[0], other)
+    run = run_config(user, tmp_path, dry_run=True)
+    with pytest.raises(
+        ValueError, match=r"baseline already holds a run; move that folder away .* leave out --baseline"
+    ):
+        run_real_model(run, thought(), Console(quiet=True))
+    shutil.copy(finished[0] / "run.json", tmp_path / "run.json")
+    marker = json.loads((other / "run.json").read_text())
+    (other / "run.json").write_text(json.dumps({**marker, "seed": 7}))
+    short = {"baseline": False, "distill_steps": 0, "grpo_steps": 1, "held_out": 0}
+    run_real_model(run_config(user, tmp_path, overwrite=True, **short), thought(), Console(quiet=True))
+    assert (other / "run.json").exists(), "it never belonged to the run that was overwritten"
 
 
 REFUSED = {

@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.support.terminal import hear_interrupts
 from tests.support.text_model import save_questions, save_text_model
 
 import thoughtcache as tc
 from thoughtcache_cli import main
+from thoughtcache_cli.process.console import LOADING
 from thoughtcache_cli.process.launch import RANKS, WORLD_SIZES, is_first, several_processes
 
 PRELUDE = """
@@ -34,7 +36,7 @@ def lose(options):
             press()
         except KeyboardInterrupt:
             pass
-from thoughtcache_cli import main
+from thoughtcache_cli import main, program
 """
 # what happens -> (script, what is printed)
 INTERRUPTS = {
@@ -57,22 +59,64 @@ def run(script: str, folder: Path, text: str = "") -> subprocess.CompletedProces
         timeout=240,
         cwd=folder,
         input=text,
-        env={**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "TERM": "xterm"},
+        preexec_fn=hear_interrupts,
     )
 
 
 @pytest.mark.parametrize("name", INTERRUPTS)
 def test_interrupts_end_without_a_traceback(name: str, tmp_path: Path) -> None:
     setup, printed = INTERRUPTS[name]
-    done = run(f"{PRELUDE}\n{setup}\nsys.exit(main(['train']))", tmp_path)
+    done = run(f"{PRELUDE}\n{setup}\nsys.exit(program(['train']))", tmp_path)
     assert (done.returncode, done.stderr) == (130, printed)
 
 
 def test_the_way_to_go_on_is_shown_where_there_is_something_to_go_on_with(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
-    script = f"{PRELUDE}\nfake('train', lambda options: press())\nsys.exit(main(['train', '--output-dir', '.']))"
+    script = f"{PRELUDE}\nfake('train', lambda options: press())\nsys.exit(program(['train', '--output-dir', '.']))"
     going_on = "  thoughtcache train --output-dir . --resume\n"
     assert run(script, tmp_path).stderr == f"interrupted; . has what is done, and this goes on:\n{going_on}"
+
+
+SHOWN = """
+class Heavy:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("numpy", "torch", "transformers", "thoughtcache"):
+            os.write(2, b"heavy")
+            os._exit(0)
+sys.meta_path.insert(0, Heavy())
+sys.stderr.isatty = lambda: True
+main(['train'])
+"""
+
+
+def test_a_terminal_shows_something_before_heavy_libraries_are_imported(tmp_path: Path) -> None:
+    assert run(f"{PRELUDE}\n{SHOWN}", tmp_path).stderr == f"{LOADING}heavy"
+
+
+LIVING = """
+fake('train', lambda options: press())
+print(main(['train']))
+before = signal.getsignal(signal.SIGINT), signal.set_wakeup_fd(-1)
+for _ in range(3):
+    try:
+        press()
+    except KeyboardInterrupt:
+        print('host')
+print(before == (signal.default_int_handler, -1))
+"""
+
+
+def test_a_process_that_lives_on_keeps_its_interrupts(tmp_path: Path) -> None:
+    done = run(f"{PRELUDE}\n{LIVING}", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "interrupted\n")
+    assert done.stdout.split() == ["130", "host", "host", "host", "True"]
+
+
+def test_an_ignored_interrupt_stays_ignored(tmp_path: Path) -> None:
+    ignored = "signal.signal(signal.SIGINT, signal.SIG_IGN)\nfake('train', lambda options: [press(), press()])"
+    done = run(f"{PRELUDE}\n{ignored}\nsys.exit(program(['train', '--output-dir', 'run']))", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import subprocess
+import sys
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +18,7 @@ from rich.console import Console
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from thoughtcache.report import progress, results
-from thoughtcache.report.progress import progress_bar
+from thoughtcache.report.progress import loading, progress_bar
 from thoughtcache.report.results import environment, write_results
 from thoughtcache.report.trainer_progress import RichProgressCallback
 
@@ -202,9 +203,17 @@ def test_the_time_left_counts_from_where_a_phase_goes_on(monkeypatch):
     assert "50 s, 50 s left" in line.figures()
 
 
+XTERM = {"TERM": "xterm"}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 def test_a_terminal_gets_a_bar():
-    stream = io.StringIO()
-    console = Console(file=stream, force_terminal=True, width=100)
+    stream = Terminal()
+    console = Console(file=stream, _environ=XTERM, width=100)
     with progress_bar("evaluating", 3, console=console) as advance:
         advance(2)
         advance(reward=0.25)
@@ -213,8 +222,8 @@ def test_a_terminal_gets_a_bar():
 
 
 def test_a_narrow_terminal_has_room_for_all_figures(monkeypatch):
-    clock, stream = Clock(monkeypatch), io.StringIO()
-    console = Console(file=stream, force_terminal=True, color_system=None, width=80)
+    clock, stream = Clock(monkeypatch), Terminal()
+    console = Console(file=stream, _environ=XTERM, color_system=None, width=80)
     monkeypatch.setattr(progress, "mib_in_use", lambda: 12_840.0)
     line = progress.PhaseLine("GRPO", 100, console=console)
     clock.now = 720.0
@@ -224,6 +233,42 @@ def test_a_narrow_terminal_has_room_for_all_figures(monkeypatch):
     assert len(shown) == 82
     last = stream.getvalue().split("\x1b[2K")[-1].splitlines()[0]
     assert last == f"{shown[:79]}…", "one line"
+
+
+def test_nothing_is_live_where_a_line_cannot_be_drawn_again():
+    dumb, coloured = Terminal(), io.StringIO()
+    consoles = [
+        Console(file=dumb, _environ={"TERM": "dumb"}),
+        Console(file=coloured, _environ={**XTERM, "FORCE_COLOR": "1"}),
+    ]
+    for console, stream in zip(consoles, (dumb, coloured), strict=True):
+        assert console.is_terminal
+        with progress_bar("evaluating", 3, console=console) as advance:
+            assert stream.getvalue().startswith("evaluating 0/3"), "at once"
+            advance(3)
+        with loading("a model", console):
+            pass
+        assert [line.split("  ")[0] for line in stream.getvalue().splitlines()] == ["evaluating 0/3", "evaluating 3/3"]
+        assert "\x1b" not in stream.getvalue()
+
+
+def test_a_quiet_console_swallows_nothing_that_others_print(capsys):
+    console = Console(file=Terminal(), quiet=True, _environ=XTERM)
+    with loading("a model", console), progress_bar("evaluating", 3, console=console) as advance:
+        print("kept")
+        print("kept", file=sys.stderr)
+        advance(3)
+    assert tuple(capsys.readouterr()) == ("kept\n", "kept\n")
+
+
+def test_that_a_model_is_loaded_leaves_the_terminal_to_bars_of_downloads(capsys):
+    stream = Terminal()
+    console = Console(file=stream, width=20, _environ=XTERM)
+    with loading("a-model-of-a-long-name", console):
+        assert stream.getvalue() == "loading a-model-of-…"
+        print("\r 3 %", end="", file=sys.stderr, flush=True)
+    assert stream.getvalue().endswith("\r\x1b[2K")
+    assert capsys.readouterr().err == "\r 3 %"
 
 
 def test_other_processes_are_quiet(monkeypatch):
@@ -279,8 +324,8 @@ def test_trainer_lines_count_tokens_and_steps_that_are_not_logged(tmp_path):
 
 
 def test_trainer_bar_on_a_terminal(tmp_path):
-    stream = io.StringIO()
-    callback = RichProgressCallback(("reward",), console=Console(file=stream, force_terminal=True, width=120))
+    stream = Terminal()
+    callback = RichProgressCallback(("reward",), console=Console(file=stream, _environ=XTERM, width=120))
     run_trainer_events(callback, num_steps=5, is_main=True, tmp_path=tmp_path)
     assert "5/5" in stream.getvalue()
     assert "loss 0.2  reward 5" in stream.getvalue()
@@ -290,7 +335,7 @@ def test_trainer_bar_on_a_terminal(tmp_path):
 
 def test_trainer_is_quiet_on_other_processes(tmp_path):
     for terminal in (False, True):
-        stream = io.StringIO()
-        callback = RichProgressCallback(console=Console(file=stream, force_terminal=terminal))
+        stream = Terminal() if terminal else io.StringIO()
+        callback = RichProgressCallback(console=Console(file=stream, _environ=XTERM))
         run_trainer_events(callback, num_steps=3, is_main=False, tmp_path=tmp_path)
         assert stream.getvalue() == ""

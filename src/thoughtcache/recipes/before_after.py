@@ -8,7 +8,7 @@ and every row is compared with the base under the window, question by question.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -155,16 +155,16 @@ class BeforeAfter:
         self.rows: dict[str, PhaseResult] = {}
         self.beside: dict[str, str] = {}
 
-    def stand_beside(self, other: BeforeAfter, name: str) -> None:
+    def stand_beside(self, rows: Mapping[str, PhaseResult], name: str) -> None:
         """Take in the rows of another run that was asked the same, each with what it is compared with here.
 
         Args:
-            other: its table.
+            rows: its rows.
             name: what its rows are called, before their own names.
         """
-        for row in other.rows:
+        for row, found in rows.items():
             if row not in (FULL, WINDOWED, START):
-                self.rows[f"{name}, {row}"] = other.rows[row]
+                self.rows[f"{name}, {row}"] = found
                 self.beside[row] = f"{name}, {row}"
 
     def ask_base(self, model: PeftModel, *, fits_in_full: bool) -> None:
@@ -195,8 +195,7 @@ class BeforeAfter:
         def work(path: Path, resume: bool) -> PhaseResult:
             return self._answers(name, model, window)
 
-        phase = f"ask-{name.replace(', ', '-').replace(' ', '-')}"
-        self.rows[name] = self.folder.phase(phase, work, num_steps=num_steps)
+        self.rows[name] = self.folder.phase(row_phase(name), work, num_steps=num_steps)
 
     def _answers(self, name: str, model: PeftModel, window: int | None) -> PhaseResult:
         tasks = [
@@ -305,6 +304,11 @@ class BeforeAfter:
 
 def _as_json(found: PairedDifference | None) -> dict[str, Any] | None:
     return None if found is None else {**asdict(found), "difference": found.difference}
+
+
+def row_phase(name: str) -> str:
+    """The phase of a run folder that keeps the answers of a row."""
+    return f"ask-{name.replace(', ', '-').replace(' ', '-')}"
 
 
 def answers_of(row: PhaseResult) -> list[Generation]:

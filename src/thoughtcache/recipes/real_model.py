@@ -39,13 +39,17 @@ from thoughtcache.recipes.load_model import load_tokenizer
 from thoughtcache.recipes.plan.fit import CHOSEN, fitted
 from thoughtcache.recipes.prompts import encode_examples, examples_of, no_longer_than
 from thoughtcache.recipes.run.baseline import (
+    AFTER_DISTILLING,
+    AFTER_GRPO,
     LORA,
     announced,
     baseline_config,
     baseline_folder,
     baseline_run,
+    belonging,
     check_asked,
     check_baseline,
+    finished_rows,
 )
 from thoughtcache.recipes.run.checks import (
     check_link_window,
@@ -113,11 +117,13 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     described = {name: value for name, value in asdict(run).items() if name not in NOT_DESCRIBED}
     if own_rewards:
         described["reward_digests"] = [reward_digest(name, reward) for name, reward in own_rewards.items()]
+    earlier = finished_rows(run)  # of a baseline that this call does not ask for
     folder = RunFolder(
         run.output_dir,
-        {**described, "thought": adapter_settings(thought)},
+        {**described, "baseline": run.baseline or bool(earlier), "thought": adapter_settings(thought)},
         resume=run.resume,
         overwrite=run.overwrite,
+        belonging=belonging(run.output_dir),
         **KEPT,
     )
     check_more_distillation(run, folder)
@@ -158,7 +164,12 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
     sampled = folder.stored is not None and has_samples(folder.samples_file("teacher"), needed)
     stored = (folder.stored or {}).get("chosen")
     run, chosen = fitted(run, thought, config, every, console, stored=stored, sampled=sampled)
+    folder.describe({"chosen": {name: getattr(run, name) for name in CHOSEN if getattr(run, name) != AUTO}})
+    lora, lora_run = baseline_config(thought), baseline_run(run)
+    beside = baseline_folder(lora_run, lora, folder.described, **KEPT) if run.baseline else None
     doubled = announced(run, thought) if run.baseline else ""
+    if run.resume and not run.baseline and not earlier and belonging(run.output_dir):
+        doubled = "baseline: not finished for these steps, and not in the table; --baseline goes on with it"
     if run.dry_run:
         for line in filter(None, (held_out, *chosen, doubled)):
             report(line)
@@ -167,9 +178,6 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
         plain_line(console, "dry run: nothing was trained and nothing was written")
         return {"prompts": shown, "planned_bytes": planned}
     assert run.model is not None
-    folder.describe({"chosen": {name: getattr(run, name) for name in CHOSEN if getattr(run, name) != AUTO}})
-    lora, lora_run = baseline_config(thought), baseline_run(run)
-    beside = baseline_folder(lora_run, lora, folder.described, **KEPT) if run.baseline else None
     with loading(run.model, console):
         model = adapted_model(
             run.model, thought, adapter=run.adapter, dtype=run.dtype, load_in_4bit=run.load_in_4bit, seed=run.seed
@@ -186,6 +194,7 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
             table.ask(START, model)
         samples = folder.samples_file("teacher")
         phases = _phases(run, folder, model, tokenizer, prompts, examples, table, console, samples)
+        table.stand_beside(earlier, LORA)
         payload = _written(run, folder, model, tokenizer, phases, table.report())
         if beside is not None:
             del model  # one of the two at a time has to fit
@@ -199,7 +208,7 @@ def run_real_model(run: RunConfig, thought: ThoughtConfig, console: Console | No
             own.rows |= {name: table.rows[name] for name in (FULL, WINDOWED) if name in table.rows}
             its = _phases(lora_run, beside, model, tokenizer, prompts, examples, own, console, samples)
             _written(lora_run, beside, model, tokenizer, its, own.numbers())
-            table.stand_beside(own, LORA)
+            table.stand_beside(own.rows, LORA)
             payload = {**payload, "before_after": table.report()}
             write_results(folder.path / "results.json", payload)
     console.print(f"adapter: {folder.path / 'adapter'}\nresults: {folder.path / 'results.json'}", soft_wrap=True)
@@ -226,7 +235,7 @@ def _phases(
             num_steps=run.distill_steps,
         )
         load_weights(model, folder.path / "distill" / "adapter")  # the phase may have run in an earlier call
-        table.ask("after distillation", model, run.distill_steps)
+        table.ask(AFTER_DISTILLING, model, run.distill_steps)
     if run.grpo_steps:
         phases["grpo"] = folder.phase(
             "grpo",
@@ -234,7 +243,7 @@ def _phases(
             num_steps=run.grpo_steps,
         )
         load_weights(model, folder.path / "grpo" / "adapter")
-        table.ask("after GRPO", model, run.grpo_steps)
+        table.ask(AFTER_GRPO, model, run.grpo_steps)
     return phases
 
 

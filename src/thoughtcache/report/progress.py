@@ -16,7 +16,9 @@ from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 from rich.console import Console
+from rich.control import Control
 from rich.progress import BarColumn, Progress, ProgressColumn, Task
+from rich.segment import ControlType
 from rich.table import Column
 from rich.text import Text
 
@@ -29,6 +31,7 @@ REFRESHES_PER_SECOND = 2.0
 BAR_WIDTH = 12
 ROOM_FOR_BAR = 110
 """Columns of a terminal below which figures need the place of the bar."""
+ERASE = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2))
 
 
 @runtime_checkable
@@ -60,6 +63,14 @@ def duration(seconds: float) -> str:
 def plain_wait(elapsed: float) -> float:
     """Seconds between two plain lines of a phase that runs for so many seconds."""
     return min(LONGEST_WAIT, max(FIRST_WAIT, elapsed / WAITS))
+
+
+def shows_live(console: Console) -> bool:
+    """Whether a line can be drawn again: the stream is a terminal itself, which understands control characters.
+
+    rich calls a file a terminal under FORCE_COLOR. A quiet console would swallow what others print meanwhile.
+    """
+    return console.is_terminal and console.file.isatty() and not (console.quiet or console.is_dumb_terminal)
 
 
 class PhaseLine:
@@ -100,10 +111,11 @@ class PhaseLine:
         self.fields: dict[str, float] = {}
         self._started = self._last_line = time.perf_counter()
         self._printed: int | None = None
+        self._is_live = shows_live(self.console)
         self._progress: Progress | None = None
         if not shows:
             return
-        if self.console.is_terminal:
+        if self._is_live:
             self._progress = self._live()
             self._progress.start()
         elif not brief:
@@ -112,7 +124,7 @@ class PhaseLine:
     def update(self, done: int, *, tokens: int = 0, **fields: float) -> None:
         """So many are done, with so many tokens since the phase began; figures stay until there are newer ones."""
         self.done, self.tokens = done, tokens
-        self.fields |= fields
+        self.fields = {**self.fields, **fields}  # a new one: a thread may be drawing the old one
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], completed=done)
         elif self.shows and time.perf_counter() - self._last_line >= plain_wait(self.elapsed):
@@ -133,7 +145,7 @@ class PhaseLine:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
-        elif self.shows and not self.brief and not self.console.is_terminal and self._printed != self.done:
+        elif self.shows and not self.brief and not self._is_live and self._printed != self.done:
             self._print()
         self.shows = False
 
@@ -223,9 +235,13 @@ def loading(what: str, console: Console) -> Iterator[None]:
         console: where to write.
     """
     text = f"loading {what}"
-    if console.is_terminal:
-        with console.status(Text(text)):
+    if shows_live(console):
+        # No thread draws it: bars of a download take its place, and the last one gives way to the erased line.
+        console.print(Text(text), end="", no_wrap=True, overflow="ellipsis")
+        try:
             yield
+        finally:
+            console.control(ERASE)
         return
     late = threading.Timer(FIRST_WAIT, plain_line, (console, text))
     late.daemon = True

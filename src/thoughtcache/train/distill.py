@@ -44,6 +44,7 @@ from thoughtcache.train.evicted import check_evicted
 from thoughtcache.train.memory_rate import MemoryRate
 from thoughtcache.train.savings import available_to, choose_for_texts, describe, record
 from thoughtcache.train.trainer_options.reports import own_report
+from thoughtcache.train.trainer_options.token_count import num_tokens
 
 Evaluator = Callable[[nn.Module], dict[str, float]]
 
@@ -197,7 +198,7 @@ class DistillTrainer(MemoryRate, Trainer):
         those of the batch in one piece; the trainer sends the last one backward.
         """
         rows, config = inputs["rollouts"], self.distill_config
-        self.state.num_input_tokens_seen += num_tokens(rows)
+        self.state.num_input_tokens_seen += num_tokens(rows, self.accelerator)
         size = len(rows) if config.micro_batch_size == AUTO else config.micro_batch_size
         *before, last = [rows[start : start + size] for start in range(0, len(rows), size)]
         tokens = sum(len(row.token_ids) for row in rows)
@@ -221,11 +222,6 @@ class DistillTrainer(MemoryRate, Trainer):
         self.log(named)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, named)
         return named
-
-
-def num_tokens(rollouts: Sequence[Rollout]) -> int:
-    """Tokens of a batch, prompts included, as trainers count them for the progress."""
-    return sum(len(one.prompt_ids) + len(one.token_ids) for one in rollouts)
 
 
 def distill_loss(

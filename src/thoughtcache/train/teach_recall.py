@@ -32,6 +32,7 @@ from thoughtcache.train.recall import answer_logprobs
 from thoughtcache.train.recall_config import RecallConfig
 from thoughtcache.train.trainable import train_only
 from thoughtcache.train.trainer_options.reports import own_report
+from thoughtcache.train.trainer_options.token_count import num_tokens
 
 WRITE_COST = 0.05
 """Nats per token that is written to a memory in attention space; docs/lab-log.md, "a price on writing"."""
@@ -90,7 +91,7 @@ class RecallTrainer(MemoryRate, Trainer):
     ) -> Tensor:
         """Mean cross-entropy (nats) per token of the answers."""
         adapted = self.accelerator.unwrap_model(model)
-        self.state.num_input_tokens_seen += sum(len(one.prompt_ids) + len(one.token_ids) for one in inputs["episodes"])
+        self.state.num_input_tokens_seen += num_tokens(inputs["episodes"], self.accelerator)
         options, seed = self.recall_config.replay_options, self.state.global_step
         logprobs, _ = answer_logprobs(model, adapted, inputs["episodes"], self.cache, options, seed=seed)
         return -logprobs.mean()

@@ -21,6 +21,9 @@ HARMLESS_RECORDS = (
     ("bitsandbytes.backends.cpu.ops", "Failed to load CPU gemm_4bit_forward"),
 )
 """Loggers, and beginnings of what they say, of which the same is true."""
+HARMLESS_FILTERS = {
+    name: lambda record, message=message: not str(record.msg).startswith(message) for name, message in HARMLESS_RECORDS
+}
 NO_BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
 
 
@@ -45,15 +48,22 @@ def hide_harmless() -> None:
     """Keep off standard error what nobody can act on, each by its words; no bars of other libraries in log files."""
     for message, category in HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", message=message, category=category)
-    for name, message in HARMLESS_RECORDS:
-        logging.getLogger(name).addFilter(lambda record, message=message: not record.msg.startswith(message))  # type: ignore[misc]
+    for name, harmless in HARMLESS_FILTERS.items():
+        logging.getLogger(name).addFilter(harmless)  # once, however often it is called
     if not sys.stderr.isatty():
         for variable in NO_BARS:
             os.environ.setdefault(variable, "1")
 
 
 def hide_model_bars() -> None:
-    """No bars of transformers for reading and writing weights; a command says itself that a model is loaded."""
+    """No bars of transformers for reading and writing weights; a command says itself that a model is loaded.
+
+    Bars of downloads from the hub, which transformers would switch off with its own, stay as they were.
+    """
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging as of_transformers
 
+    no_downloads = are_progress_bars_disabled()
     of_transformers.disable_progress_bar()  # type: ignore[no-untyped-call]
+    if not no_downloads:
+        enable_progress_bars()

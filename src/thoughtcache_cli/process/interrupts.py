@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import threading
 import time
@@ -13,38 +14,57 @@ from types import FrameType
 from typing import NoReturn
 
 INTERRUPTED = 130
-_LEAVING = threading.Lock()
+UNANSWERED_SECONDS = 1.0
+HEARD = b"\nCtrl-C was heard, and compiled code has to return first; Ctrl-C again leaves at once\n"
 SHOW_CURSOR = b"\x1b[?25h"  # a progress bar hides it
+_LEAVING = threading.Lock()
+_ANSWERED = threading.Event()
 
 
 @contextmanager
 def two_interrupts() -> Iterator[None]:
     """Raise KeyboardInterrupt for the first Ctrl-C of the block and leave the process at the second.
 
+    It is meant for a process that ends with the block: after a first Ctrl-C a second one still counts behind it.
+
     A library may be slow to hand on the first one, or lose it; nobody should have to look for the process id. Python
     calls handlers between two instructions only, and counts signals that come before as one, so that a thread counts
-    them as they arrive: it ends the process also while compiled code works.
+    them as they arrive: it says that the first one was heard, and ends the process, also while compiled code works.
+
+    Where SIGINT is ignored, as in what a script starts in the background, it stays ignored.
     """
-    if threading.current_thread() is not threading.main_thread():
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield
         return
-    before, told = signal.signal(signal.SIGINT, _first), _watch()
+    before = signal.signal(signal.SIGINT, _first)
+    told, fd_before = _watch()
     try:
         yield
     finally:
         # After a first one the process is about to end, and a second one may still come while it does.
         if signal.getsignal(signal.SIGINT) is _first:
             signal.signal(signal.SIGINT, before)
-            signal.set_wakeup_fd(-1)
+            signal.set_wakeup_fd(fd_before)
             os.close(told)  # which ends the thread
 
 
-def _watch() -> int:
-    """Start the thread that leaves at the second Ctrl-C; returns the end of a pipe that signals are written to."""
+def answered() -> None:
+    """Note that Python has called a handler for the first Ctrl-C, which says or does something about it."""
+    _ANSWERED.set()
+
+
+def _watch() -> tuple[int, int]:
+    """Start the thread that leaves at the second Ctrl-C.
+
+    Returns:
+        The end of a pipe that signals are written to, and the file descriptor that they were written to before.
+    """
     _deaf_children()
+    _ANSWERED.clear()
     heard, told = os.pipe()
     os.set_blocking(told, False)
-    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    before = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
 
     def count() -> None:
         presses = 0
@@ -52,10 +72,14 @@ def _watch() -> int:
             presses += arrived[0] == signal.SIGINT
             if presses == 2:
                 _leave()
+            if presses and not _ANSWERED.is_set():
+                again, _, _ = select.select([heard], [], [], UNANSWERED_SECONDS)
+                if not again and not _ANSWERED.is_set():
+                    os.write(2, HEARD)
         os.close(heard)
 
     threading.Thread(target=count, name="interrupts", daemon=True).start()
-    return told
+    return told, before
 
 
 @cache
@@ -65,6 +89,7 @@ def _deaf_children() -> None:
 
 
 def _first(number: int, frame: FrameType | None) -> NoReturn:
+    answered()
     signal.signal(signal.SIGINT, _second)
     raise KeyboardInterrupt
 

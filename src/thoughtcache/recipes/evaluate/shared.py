@@ -69,8 +69,9 @@ def fill(
             plain_line(console, f"{len(tasks) - len(missing)} of {len(tasks)} {what} are there")
     wanted = [tasks[number] for number in crew.from_first(missing)]
     mine = crew.share(wanted, [task.example.identifier for task in wanted])
+    title = what if crew.size == 1 else f"{what}, process {crew.rank + 1} of {crew.size}"
     own = file if crew.is_first else _beside(file, crew.rank)
-    with RecordFile(own, kind) as kept, progress_bar(what, len(mine), console=console, brief=brief) as advance:
+    with RecordFile(own, kind) as kept, progress_bar(title, len(mine), console=console, brief=brief) as advance:
 
         def keep(record: R) -> None:
             kept.add(record)

@@ -63,7 +63,8 @@ class SharedBase:
         Raises:
             ValueError: if the model, the adapter, the tokenizer or the cache cannot be used.
         """
-        with loading(model_name(run), Console(quiet=True) if self._base is not None or console is None else console):
+        silent = self._base is not None or console is None
+        with nullcontext() if silent or console is None else loading(model_name(run), console):
             model, tokenizer, config = bounded_model(run).load(self._base)
         try:
             with nullcontext() if run.adapter is not None else model.disable_adapter():

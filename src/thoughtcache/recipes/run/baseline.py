@@ -6,6 +6,7 @@ steps, seeds and options of the learner. Its rows stand in the table of before a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import Any
 
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.planning.setting import plain_lora
+from thoughtcache.recipes.before_after import row_phase
 from thoughtcache.recipes.run.config import RunConfig
-from thoughtcache.recipes.run.folder import RunFolder
-from thoughtcache.recipes.run.settings import adapter_settings
+from thoughtcache.recipes.run.folder import MARKER, STEPS, PhaseResult, RunFolder
+from thoughtcache.recipes.run.settings import FREE_OPTIONS, adapter_settings, differences
 
 FOLDER = "baseline"
+AFTER_DISTILLING, AFTER_GRPO = "after distillation", "after GRPO"
 LORA = "LoRA_c"
 
 
@@ -84,6 +87,39 @@ def baseline_run(run: RunConfig) -> RunConfig:
     return replace(run, output_dir=str(Path(run.output_dir) / FOLDER), **OWN)
 
 
+def belonging(output_dir: str) -> list[Path]:
+    """The folder of the baseline that belongs to the run in a folder; none if there is no run or no baseline of it.
+
+    A run of other settings that somebody has put there does not belong to it.
+    """
+    own = Path(output_dir) / FOLDER
+    try:
+        main, lora = (json.loads((folder / MARKER).read_text()) for folder in (own.parent, own))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return []
+    free = {*FREE_OPTIONS, *OWN, "output_dir", "thought", "distill_steps", "grpo_steps"}
+    return [] if differences(main, lora, free=free) else [own]
+
+
+def finished_rows(run: RunConfig) -> dict[str, PhaseResult]:
+    """The rows of a baseline that was trained in an earlier call, for a run that goes on without asking for one.
+
+    Empty if there is none, or a stage of it is missing or had another number of steps than the run has now.
+    """
+    found: dict[str, PhaseResult] = {}
+    if not run.resume or run.baseline:
+        return found
+    for folder in belonging(run.output_dir):
+        for name, steps in ((AFTER_DISTILLING, run.distill_steps), (AFTER_GRPO, run.grpo_steps)):
+            record = folder / "phases" / f"{row_phase(name)}.json"
+            row = json.loads(record.read_text()) if steps and record.is_file() else {}
+            if steps and row.get(STEPS) != steps:
+                return {}
+            if steps:
+                found[name] = row
+    return found
+
+
 def baseline_folder(run: RunConfig, thought: ThoughtConfig, described: Mapping[str, Any], **settings: Any) -> RunFolder:
     """The folder of the baseline, which goes on if it was begun.
 
@@ -96,11 +132,18 @@ def baseline_folder(run: RunConfig, thought: ThoughtConfig, described: Mapping[s
     Raises:
         ValueError: if it holds another run.
     """
-    begun = (Path(run.output_dir) / "run.json").is_file()
-    return RunFolder(
-        run.output_dir,
-        {**described, **OWN, "output_dir": run.output_dir, "thought": adapter_settings(thought)},
-        resume=run.resume and begun,
-        overwrite=run.overwrite,
-        **settings,
-    )
+    begun = (Path(run.output_dir) / MARKER).is_file()
+    try:
+        return RunFolder(
+            run.output_dir,
+            {**described, **OWN, "output_dir": run.output_dir, "thought": adapter_settings(thought)},
+            resume=run.resume and begun,
+            overwrite=run.overwrite,
+            **settings,
+        )
+    except ValueError as error:
+        fault = str(error).split(";")[0]
+        raise ValueError(
+            f"the baseline has no place: {fault}; move that folder away to train the baseline anew, or leave out "
+            "--baseline"
+        ) from error

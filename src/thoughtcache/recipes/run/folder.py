@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from thoughtcache.recipes.run.settings import Difference, differences
 from thoughtcache.report.results import write_results
 from thoughtcache.train.checkpoints import checkpoints
+from thoughtcache.train.trainer_options.stop_between_steps import raise_late_interrupt
 
 PhaseResult = dict[str, Any]
 STEPS = "steps"
+MARKER = "run.json"
 MOST_SHOWN = 4
 SPACE_REMEDY = "free some space or choose another --output-dir"
 WRITING_REMEDY = f"{SPACE_REMEDY}; --resume goes on with what was saved"
@@ -35,6 +37,7 @@ class RunFolder:
         free: settings that may be another one when a run goes on.
         growing: counts that may be larger when a run goes on.
         defaults: what a setting was in runs that were begun before there was one.
+        belonging: folders of runs that belong to the one that is there; `overwrite` forgets them with it.
 
     Raises:
         ValueError: if the folder holds another run, or holds this one and neither flag is given, or is a file.
@@ -50,11 +53,13 @@ class RunFolder:
         free: Collection[str] = (),
         growing: Collection[str] = (),
         defaults: Mapping[str, Any] | None = None,
+        belonging: Sequence[Path] = (),
     ) -> None:
         self.path = Path(path)
         self.resume = resume
         self.stored: dict[str, Any] | None = None
         self._overwrite = overwrite
+        self._belonging = tuple(belonging)
         # The folder may have been moved, or be named relative to another one.
         self._free = {*free, "output_dir"}
         self._growing = set(growing)
@@ -75,7 +80,7 @@ class RunFolder:
 
     @property
     def _marker(self) -> Path:
-        return self.path / "run.json"
+        return self.path / MARKER
 
     @property
     def described(self) -> dict[str, Any]:
@@ -115,6 +120,9 @@ class RunFolder:
             name: name of the phase and of its folder.
             work: gets a folder of its own and whether that may hold checkpoints to continue; returns JSON data.
             num_steps: optimiser steps of the phase; one that was finished with another number goes on.
+
+        Raises:
+            KeyboardInterrupt: when the result is written, if a Ctrl-C came behind the last step.
         """
         self.begin()
         record = self._record(name)
@@ -127,6 +135,7 @@ class RunFolder:
         if num_steps is not None:
             result = {**result, STEPS: num_steps}
         write_results(record, result)
+        raise_late_interrupt()
         return result
 
     def _record(self, name: str) -> Path:
@@ -137,9 +146,12 @@ class RunFolder:
         if self._begun:
             return
         if self._overwrite and self._marker.is_file():
-            for kept in ("*.json", "*.samples"):
-                for file in (self.path / "phases").glob(kept):
-                    file.unlink()
+            for folder in (*self._belonging, self.path):
+                for kept in ("*.json", "*.samples"):
+                    for file in (folder / "phases").glob(kept):
+                        file.unlink()
+            for folder in self._belonging:
+                (folder / MARKER).unlink(missing_ok=True)
             # Or a later `resume` would go on with the weights of the older run.
             for state in list(self.path.rglob("checkpoint-*/trainer_state.json")):
                 shutil.rmtree(state.parent)

@@ -16,6 +16,8 @@ from thoughtcache.train.trainer_options.stop_between_steps import stop_between_s
 def watched(description: str, console: Console, metrics: Sequence[str] = ()) -> Iterator[list[TrainerCallback]]:
     """The callbacks of a trainer that runs inside this block.
 
+    Ctrl-C is left to whoever calls, unless that is inside `interrupts_between_steps`.
+
     Args:
         description: text in front of the line.
         console: where it goes.

@@ -1,18 +1,73 @@
-"""Ctrl-C while a trainer takes steps: the step is finished and saved, and then the run is interrupted."""
+"""Ctrl-C while a trainer takes steps: the step is finished and saved, and then the run is interrupted.
+
+This holds for programs that ask for it, as the command line does. Elsewhere signals are left alone:
+
+    with interrupts_between_steps():
+        run_real_model(...)
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 MESSAGE = b"\nstopping after this step, which is saved; Ctrl-C again leaves at once\n"
+MESSAGE_AT_THE_END = b"\nstopping behind this phase, whose steps are done; Ctrl-C again leaves at once\n"
+
+
+@dataclass
+class _Asked:
+    """What a program wants of interrupts.
+
+    Attributes:
+        heard: called when one has arrived.
+        late: whether one came when the steps were done; it waits until the phase is written.
+    """
+
+    heard: Callable[[], None]
+    late: bool = False
+
+
+_ASKED: ContextVar[_Asked | None] = ContextVar("interrupts between steps", default=None)
+
+
+@contextmanager
+def interrupts_between_steps(heard: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Let Ctrl-C stop the trainers of recipes inside this block between two steps.
+
+    Args:
+        heard: called by the signal handler when a Ctrl-C has arrived.
+
+    Raises:
+        KeyboardInterrupt: at the end of the block at the latest, for a Ctrl-C that came behind the last step.
+    """
+    token = _ASKED.set(_Asked(heard))
+    try:
+        yield
+        raise_late_interrupt()
+    finally:
+        _ASKED.reset(token)
+
+
+def raise_late_interrupt() -> None:
+    """What a run does when a phase is written: end, if a Ctrl-C came behind the last step of the phase.
+
+    Raises:
+        KeyboardInterrupt: if so.
+    """
+    asked = _ASKED.get()
+    if asked is not None and asked.late:
+        asked.late = False
+        _interrupt(signal.getsignal(signal.SIGINT))
 
 
 class StopBetweenSteps(TrainerCallback):
@@ -20,11 +75,13 @@ class StopBetweenSteps(TrainerCallback):
 
     Attributes:
         asked: whether training is to end after the step of the moment.
-        in_steps: whether a trainer takes steps.
+        in_steps: whether a trainer has begun to take steps.
+        done: whether the last step is done.
+        stopped: whether training was ended because that was asked for.
     """
 
     def __init__(self) -> None:
-        self.asked = self.in_steps = False
+        self.asked = self.in_steps = self.done = self.stopped = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -35,35 +92,39 @@ class StopBetweenSteps(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save and stop, if somebody asked for it."""
         if self.asked:
-            control.should_save = control.should_training_stop = True
+            control.should_save = control.should_training_stop = self.stopped = True
+        self.done = state.global_step >= state.max_steps
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """There are no more steps."""
-        self.in_steps = False
+        self.done = True
 
 
 @contextmanager
 def stop_between_steps() -> Iterator[StopBetweenSteps]:
     """A callback that a Ctrl-C inside this block stops between two steps; the block then ends as interrupted.
 
-    Before the first step and behind the last one, and at the second Ctrl-C, the handler that was there before hears of
-    it; after a second one it hears of both. Nothing is changed in other threads than the first, and where SIGINT is
-    ignored or handled outside Python.
+    A Ctrl-C behind the last step leaves the block as it is, and is raised when the phase is written
+    (`raise_late_interrupt`). Before the first step, and at the second Ctrl-C, the handler that was there before hears
+    of it; after a second one it hears of both. Nothing is changed outside `interrupts_between_steps`, in other threads
+    than the first, and where SIGINT is ignored or handled outside Python.
 
     Raises:
         KeyboardInterrupt: at the end of the block, if training was stopped; or what the handler from before raises.
     """
-    callback, before = StopBetweenSteps(), signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
+    raise_late_interrupt()
+    callback, asked, before = StopBetweenSteps(), _ASKED.get(), signal.getsignal(signal.SIGINT)
+    if asked is None or threading.current_thread() is not threading.main_thread() or not callable(before):
         yield callback
         return
 
     def press(number: int, frame: FrameType | None) -> None:
+        asked.heard()
         if callback.in_steps and not callback.asked:
             callback.asked = True
-            os.write(2, MESSAGE)  # a stream may be in the middle of a line
+            os.write(2, MESSAGE_AT_THE_END if callback.done else MESSAGE)  # a stream may be in the middle of a line
             return
         signal.signal(signal.SIGINT, before)
         if callback.asked:
@@ -79,6 +140,13 @@ def stop_between_steps() -> Iterator[StopBetweenSteps]:
     finally:
         if signal.getsignal(signal.SIGINT) is press:
             signal.signal(signal.SIGINT, before)
-    if callback.asked:
-        before(signal.SIGINT, None)
-        raise KeyboardInterrupt
+    if callback.stopped:
+        _interrupt(before)
+    asked.late = callback.asked
+
+
+def _interrupt(handler: object) -> NoReturn:
+    """What a Ctrl-C would have done at once."""
+    if callable(handler):
+        handler(signal.SIGINT, None)
+    raise KeyboardInterrupt

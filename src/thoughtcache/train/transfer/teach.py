@@ -27,10 +27,11 @@ from thoughtcache.sampler.given import with_own_evictions
 from thoughtcache.state.attention.weights import MEMORIES
 from thoughtcache.train.arguments import last_checkpoint, training_arguments
 from thoughtcache.train.checkpoints import history_at_end, load_weights
-from thoughtcache.train.distill import DistillResult, RolloutRows, longest_first, num_tokens, under_window
+from thoughtcache.train.distill import DistillResult, RolloutRows, longest_first, under_window
 from thoughtcache.train.memory_rate import MemoryRate
 from thoughtcache.train.trainable import train_only
 from thoughtcache.train.trainer_options.reports import own_report
+from thoughtcache.train.trainer_options.token_count import num_tokens
 from thoughtcache.train.transfer.config import TransferConfig
 from thoughtcache.train.transfer.errors import BoundedPass, LayerErrors
 
@@ -172,7 +173,7 @@ class TransferTrainer(MemoryRate, Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """Mean over layers of (error with the memory / error of the window alone), of one batch."""
-        self.state.num_input_tokens_seen += num_tokens(inputs["rollouts"])
+        self.state.num_input_tokens_seen += num_tokens(inputs["rollouts"], self.accelerator)
         shares = _shares(model, self.accelerator.unwrap_model(model), inputs["rollouts"])
         return (1.0 - shares.given_back).mean()
 

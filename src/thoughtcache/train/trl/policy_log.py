@@ -70,4 +70,9 @@ class PolicyLog:
         for name, values in self._metrics[self._mode].items():
             if values and (name.endswith("_mib_max") or name in ("policy/gap_max", "state/norm_max")):
                 self._metrics[self._mode][name] = [max(values)]
-        super().log(logs, start_time)  # type: ignore[misc]
+        # TRL prints its table behind every log, and the summary at the end is one: the last step has been shown.
+        shown, self.log_completions = self.log_completions, self.log_completions and "train_runtime" not in logs
+        try:
+            super().log(logs, start_time)  # type: ignore[misc]
+        finally:
+            self.log_completions = shown

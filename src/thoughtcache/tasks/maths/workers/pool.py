@@ -190,7 +190,19 @@ def _start(command: list[str]) -> subprocess.Popen[str]:
 
 
 def _open(command: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+    """Start a process with pipes, in a session of its own.
+
+    A terminal sends Ctrl-C to all processes of its foreground group. A trainer that finishes its step then still needs
+    the worker: an answer whose worker ended by a signal would count as one that exceeded its bounds.
+    """
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        start_new_session=True,
+    )
 
 
 POOL = AnswerPool()

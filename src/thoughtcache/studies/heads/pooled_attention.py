@@ -15,7 +15,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from thoughtcache.records import CacheSettings
-from thoughtcache.studies.head_scores import Weights, head_scores
+from thoughtcache.studies.heads.scores import Weights, head_scores
 from thoughtcache.studies.passes import Text
 
 

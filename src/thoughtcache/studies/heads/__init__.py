@@ -1,0 +1,1 @@
+"""Probes of single kv heads over the full cache: scores for budgets by head."""
