@@ -206,6 +206,19 @@ def test_a_command_of_a_preset_names_it_and_what_was_given_beside_it(words: list
     ThoughtConfig(**preset_settings(given.pop("preset", "paper"), given))
 
 
+def test_no_command_is_longer_than_the_positions_of_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    """`train` refuses lengths beyond them: 40,000 thoughts behind a prompt of 512 on a model of 32,768 positions."""
+    model = "Qwen/Qwen2.5-0.5B"
+    asked: dict[str, Any] = {"model": model, "max_new_tokens": 40_000, "prompt_tokens": 512}
+    for one in plan_memory(**asked)["advice"]:
+        assert typed(one["command"])[0].max_new_tokens == 32_256
+    assert "--max-new-tokens 32256, as many as the model's positions allow" in capsys.readouterr().out
+    (rolling,) = plan_memory(**asked, positions="rolling", console=Console(quiet=True))["advice"]
+    assert typed(rolling["command"])[0].max_new_tokens == 40_000
+    assert plan_memory(**asked, window=36_000)["advice"] == []
+    assert "nothing to type: the model's positions allow 32,256 thoughts" in capsys.readouterr().out
+
+
 def test_without_a_window_there_is_nothing_to_distil() -> None:
     (grpo,) = phases_of(planned(thought=ThoughtConfig(window=None), batch=4, group=8))
     assert (grpo.objective, grpo.batch, grpo.completions) == ("grpo", 4, 8)

@@ -13,6 +13,7 @@ from thoughtcache.config import ThoughtConfig
 from thoughtcache.learner.options import SAVINGS
 from thoughtcache.planning.advice import most_of_run, phases_of, runs_that_fit
 from thoughtcache.planning.fit import NOTHING_HELPS, check_fit
+from thoughtcache.planning.limits import max_length
 from thoughtcache.planning.model_configs import load_config
 from thoughtcache.planning.model_size import adapter_size, model_size
 from thoughtcache.planning.paper import length_rows, paper_rows
@@ -219,7 +220,18 @@ def _advice(
     tokens_per_second: float | None,
     console: Console,
 ) -> list[dict[str, Any]]:
-    """What to type so that every phase of the run fits, and how far it could go."""
+    """What to type so that every phase of the run fits, and how far it could go; within the positions of the model."""
+    allowed, window = max_length(setting), setting.cache.window
+    if allowed < setting.max_new_tokens:
+        if window is not None and allowed <= window:
+            plain_line(
+                console,
+                f"nothing to type: the model's positions allow {allowed:,} thoughts, and none of them would leave a "
+                f"window of {window:,}; lower --window",
+            )
+            return []
+        plain_line(console, f"for --max-new-tokens {allowed}, as many as the model's positions allow:")
+        setting = replace(setting, max_new_tokens=allowed)
     runs = runs_that_fit(phases_of(setting), free, device.usable, reserve_bytes=device.reserve)
     if not runs:
         plain_line(console, f"nothing to type: {NOTHING_HELPS}")
