@@ -188,7 +188,7 @@ def teacher_options(group: argparse._ArgumentGroup, *, sizes: bool = True) -> No
         "--teacher-cache",
         type=teacher_cache,
         metavar="CACHE",
-        help="the cache under which the base samples them: full, unless a bounded one is named, as window=512,eviction=h2o; "
+        help="cache in which the base samples them: full, unless a bounded one is named, as window=512,eviction=h2o; "
         "what is learned are the full cache's distributions on them",
     )
 
