@@ -12,6 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import thoughtcache as tc
+from support.eager import eager_attention
 from support.models import adapt, tiny_base
 from thoughtcache.cache.budgets.adakv import AdaKVBudgets
 from thoughtcache.cache.budgets.base import rows_on_grid
@@ -77,23 +78,17 @@ def test_pooled_attention_by_loops():
     model, told = adapt(tiny_base(), **options), []
     found = tc.probe_pooled_attention(model, texts, batch_size=2, progress=told.append)
     assert told == [2, 1]
-    eager = tiny_base()
-    eager.config._attn_implementation = "eager"
-    adapted = adapt(eager, **options)
-    adapted.load_state_dict(model.state_dict())
     expected = torch.zeros(2, 2, dtype=torch.float64)
-    with torch.no_grad(), tc.full_cache(adapted):
-        for prompt, thoughts in texts:
-            ids = torch.tensor([[*prompt, *thoughts[:-1]]])
-            for layer, weights in enumerate(adapted(ids, output_attentions=True).attentions):
-                for query in range(len(prompt) + 4, ids.shape[1]):
-                    pooled = [
-                        ((weights[0, 2 * head, query, column] + weights[0, 2 * head + 1, query, column]).item(), head)
-                        for head in range(2)
-                        for column in range(len(prompt), query + 1)
-                    ]
-                    for _, head in sorted(pooled, reverse=True)[:6]:  # three stay in each of two heads
-                        expected[layer, head] += 1 / 6 / 3 / 3  # largest weights, queries, texts
+    for start, layers in eager_attention(model, texts, **options):
+        for layer, weights in enumerate(layers):
+            for query in range(start + 4, weights.shape[-1]):
+                pooled = [
+                    ((weights[0, 2 * head, query, column] + weights[0, 2 * head + 1, query, column]).item(), head)
+                    for head in range(2)
+                    for column in range(start, query + 1)
+                ]
+                for _, head in sorted(pooled, reverse=True)[:6]:  # three stay in each of two heads
+                    expected[layer, head] += 1 / 6 / 3 / 3  # largest weights, queries, texts
     assert torch.tensor(found, dtype=torch.float64) == pytest.approx(expected, abs=1e-6)
     assert [sum(row) for row in found] == pytest.approx([1.0, 1.0])
     with pytest.raises(ValueError, match="nothing is evicted; give longer texts"):

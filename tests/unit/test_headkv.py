@@ -12,6 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import thoughtcache as tc
+from support.eager import eager_attention
 from support.models import adapt, tiny_base, tiny_model
 from thoughtcache.cache.budgets.base import on_grid
 from thoughtcache.cache.budgets.headkv import HeadKVBudgets, headkv_budgets, wanted_by_score
@@ -107,19 +108,13 @@ def test_far_attention_by_loops():
     model, told = adapt(tiny_base(), **options), []
     found = tc.probe_far_attention(model, texts, batch_size=2, progress=told.append)
     assert told == [2, 1]
-    eager = tiny_base()
-    eager.config._attn_implementation = "eager"
-    adapted = adapt(eager, **options)
-    adapted.load_state_dict(model.state_dict())
     expected = torch.zeros(2, 2, dtype=torch.float64)
-    with torch.no_grad(), tc.full_cache(adapted):
-        for prompt, thoughts in texts:
-            ids = torch.tensor([[*prompt, *thoughts[:-1]]])
-            for layer, weights in enumerate(adapted(ids, output_attentions=True).attentions):
-                for query in range(len(prompt) + 4, ids.shape[1]):
-                    for head in range(4):
-                        far = weights[0, head, query, len(prompt) : query - 3].sum()
-                        expected[layer, head // 2] += far / 2 / 3 / 3  # heads of a group, queries, texts
+    for start, layers in eager_attention(model, texts, **options):
+        for layer, weights in enumerate(layers):
+            for query in range(start + 4, weights.shape[-1]):
+                for head in range(4):
+                    far = weights[0, head, query, start : query - 3].sum()
+                    expected[layer, head // 2] += far / 2 / 3 / 3  # heads of a group, queries, texts
     assert torch.tensor(found, dtype=torch.float64) == pytest.approx(expected, abs=1e-6)
     assert min(min(row) for row in found) > 0
     budgets = headkv_budgets(found, window=16, evict_fraction=1 / 16, beta=1.0)
