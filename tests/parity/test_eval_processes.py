@@ -77,7 +77,7 @@ def test_two_processes_give_the_table_of_one(settings, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("think@n (95 %)") == 1, "one process speaks"
     # Three of five questions, half of whose four answers are finished.
-    assert "beginnings 12/12" in done.stdout
+    assert "beginnings, process 1 of 2 12/12" in done.stdout
     assert "answers 6/6" in done.stdout
     found = json.loads((tmp_path / "two" / "results.json").read_text())
     assert found["suites"] == json.loads(json.dumps(whole["suites"]))
@@ -139,7 +139,7 @@ def test_two_processes_answer_in_links_as_one_does(settings, tmp_path):
     given = [part for name, value in links.items() for part in ("--thinking-option", f"{name}={value}")]
     done = in_two([*options(settings, tmp_path / "two"), "--thinking", "markovian", *given])
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "answers 12/12" in done.stdout, "three of five questions, and the other process has the rest"
+    assert "answers, process 1 of 2 12/12" in done.stdout, "three of five questions, and the other process has the rest"
     found = json.loads((tmp_path / "two" / "results.json").read_text())
     assert found["suites"] == json.loads(json.dumps(whole["suites"]))
     assert by_key(tmp_path / "two") == by_key(tmp_path / "one")
