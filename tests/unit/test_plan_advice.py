@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 from tests.unit.test_plan_savings import GPUS, LENGTHS, MODELS, planned
+from transformers import LlamaConfig
 
 from support.plans import cpu_setting
 from thoughtcache.cache.schedule import num_evictions
@@ -206,17 +208,22 @@ def test_a_command_of_a_preset_names_it_and_what_was_given_beside_it(words: list
     ThoughtConfig(**preset_settings(given.pop("preset", "paper"), given))
 
 
-def test_no_command_is_longer_than_the_positions_of_the_model(capsys: pytest.CaptureFixture[str]) -> None:
-    """`train` refuses lengths beyond them: 40,000 thoughts behind a prompt of 512 on a model of 32,768 positions."""
-    model = "Qwen/Qwen2.5-0.5B"
-    asked: dict[str, Any] = {"model": model, "max_new_tokens": 40_000, "prompt_tokens": 512}
-    for one in plan_memory(**asked)["advice"]:
-        assert typed(one["command"])[0].max_new_tokens == 32_256
-    assert "--max-new-tokens 32256, as many as the model's positions allow" in capsys.readouterr().out
-    (rolling,) = plan_memory(**asked, positions="rolling", console=Console(quiet=True))["advice"]
-    assert typed(rolling["command"])[0].max_new_tokens == 40_000
-    assert plan_memory(**asked, window=36_000)["advice"] == []
-    assert "nothing to type: the model's positions allow 32,256 thoughts" in capsys.readouterr().out
+def test_no_command_is_longer_than_the_positions_of_the_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`train` refuses lengths beyond them: 400 thoughts behind a prompt of 12 on a model of 312 positions."""
+    LlamaConfig(
+        vocab_size=500, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=312,
+    ).save_pretrained(tmp_path)  # fmt: skip
+    asked: dict[str, Any] = {"model": str(tmp_path), "max_new_tokens": 400, "prompt_tokens": 12}
+    for one in plan_memory(**asked, window=64)["advice"]:
+        assert typed(one["command"])[0].max_new_tokens == 300
+    assert "for --max-new-tokens 300, as many as the model's positions allow" in capsys.readouterr().out
+    (rolling,) = plan_memory(**asked, window=64, positions="rolling", console=Console(quiet=True))["advice"]
+    assert typed(rolling["command"])[0].max_new_tokens == 400
+    assert plan_memory(**asked, window=350)["advice"] == []
+    assert "nothing to type: the model's positions allow 300 thoughts" in capsys.readouterr().out
 
 
 def test_without_a_window_there_is_nothing_to_distil() -> None:
