@@ -78,7 +78,7 @@ def test_two_processes_give_the_table_of_one(settings, tmp_path):
     assert done.stdout.count("think@n (95 %)") == 1, "one process speaks"
     # Three of five questions, half of whose four answers are finished.
     assert "beginnings, process 1 of 2 12/12" in done.stdout
-    assert "answers 6/6" in done.stdout
+    assert "answers, process 1 of 2 6/6" in done.stdout
     found = json.loads((tmp_path / "two" / "results.json").read_text())
     assert found["suites"] == json.loads(json.dumps(whole["suites"]))
     assert found["think"] == json.loads(json.dumps(whole["think"]))
