@@ -172,7 +172,7 @@ def distill_config(options: argparse.Namespace, folder: Path) -> DistillConfig:
     """Settings that every arm shares."""
     return DistillConfig(
         output_dir=str(folder),
-        num_steps=options.steps,
+        num_steps=max(1, options.steps),  # with 0 these settings are for samples alone
         batch_size=2,
         learning_rate=1e-3,
         warmup_steps=5,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ from thoughtcache.recipes import builders
 from thoughtcache.recipes.load_adapter import settings_to_start_from
 from thoughtcache.recipes.real_model import run_real_model
 from thoughtcache.recipes.run.config import RunConfig
+from thoughtcache.records import Rollout
 from thoughtcache.train import distill as distill_module
 from thoughtcache.train import rewards
 from thoughtcache.train.checkpoints import checkpoints
+from thoughtcache.train.distill import under_window
 
 Interrupt = Callable[[RunConfig, int], None]
 
@@ -329,3 +332,22 @@ def test_adapters_are_saved_whole(user: Path, tmp_path: Path, monkeypatch: pytes
             train(run_config(user, tmp_path, save_every=0))
     assert not (tmp_path / "distill" / "adapter").exists()
     assert builders.find_checkpoint(tmp_path / "distill", Console(quiet=True)) is None
+
+
+def test_samples_that_mostly_stay_in_the_window_are_said(
+    user: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of six answers lets something leave; with half of them there is nothing to say."""
+    counts: list[int] = []
+
+    def few(samples: Sequence[Rollout], config: tc.ThoughtConfig) -> list[Rollout]:
+        """What the phase counts; the trainer, which asks behind it, gets what is true."""
+        bounded, count = under_window(samples, config), counts.pop()
+        return [row if place < count else replace(row, evictions=()) for place, row in enumerate(bounded)]
+
+    monkeypatch.setattr(distill_module, "under_window", few)
+    counts += [6, 1]
+    said = "only 1 of 6 teacher samples are longer than the window; the others teach nothing, lower --window"
+    assert said in train(run_config(user, tmp_path / "few"))
+    counts += [6, 3]
+    assert "longer than the window" not in train(run_config(user, tmp_path / "half"))
