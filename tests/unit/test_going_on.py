@@ -341,13 +341,16 @@ def test_samples_that_mostly_stay_in_the_window_are_said(
     counts: list[int] = []
 
     def few(samples: Sequence[Rollout], config: tc.ThoughtConfig) -> list[Rollout]:
-        """What the phase counts; the trainer, which asks behind it, gets what is true."""
-        bounded, count = under_window(samples, config), counts.pop()
-        return [row if place < count else replace(row, evictions=()) for place, row in enumerate(bounded)]
+        """So many evict when the phase counts; the trainer, which asks behind it, gets what is true."""
+        bounded = under_window(samples, config)
+        if not counts:
+            return bounded
+        some, count = next(row.evictions for row in bounded if row.evictions), counts.pop()
+        return [replace(row, evictions=some if place < count else ()) for place, row in enumerate(bounded)]
 
     monkeypatch.setattr(distill_module, "under_window", few)
-    counts += [6, 1]
+    counts.append(1)
     said = "only 1 of 6 teacher samples are longer than the window; the others teach nothing, lower --window"
     assert said in train(run_config(user, tmp_path / "few"))
-    counts += [6, 3]
+    counts.append(3)
     assert "longer than the window" not in train(run_config(user, tmp_path / "half"))
