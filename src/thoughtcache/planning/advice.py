@@ -179,7 +179,7 @@ def _advised(
         if splits and field == "max_new_tokens":
             changed = _split(changed, available_bytes, reserve_bytes)
         changed = _lowered(changed, field, available_bytes, reserve_bytes, whole_groups)
-        if field == "max_new_tokens" and any(_evicts_nothing(phase) for phase in changed):
+        if field == "max_new_tokens" and any(evicts_nothing(phase) for phase in changed):
             return None
         fitted = _saving(changed, available_bytes, reserve_bytes)
         if fitted is not None:
@@ -286,7 +286,8 @@ def _smaller_groups(phase: PlanSetting, tight: PlanSetting, available: int, rese
     return replace(phase, batch=2, group=2)
 
 
-def _evicts_nothing(phase: PlanSetting) -> bool:
+def evicts_nothing(phase: PlanSetting) -> bool:
+    """Whether the window of a phase, or the cache of its teacher, holds every thought of it."""
     if phase.teacher_cache is not None and not ever_evicts(phase.teacher_cache, phase.max_new_tokens):
         return True
     events = num_evictions(phase.max_new_tokens - 1, phase.cache.smallest_budget, phase.num_evicted)

@@ -15,6 +15,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 
+from thoughtcache.learner.options import AUTO, Auto
 from thoughtcache.planning.limits import highest
 from thoughtcache.planning.plan import TEACHER_SAMPLES, Phase, make_plan
 from thoughtcache.planning.savings import COMFORTABLE, tightest
@@ -23,9 +24,14 @@ from thoughtcache.planning.setting import PlanSetting
 MOST_AT_ONCE = {"cuda": 256, "cpu": 32}
 """Texts from which on a step of decoding is bound by arithmetic, so that more at once save no time: assumed."""
 UNPLANNED = MOST_AT_ONCE["cpu"]
-"""Texts at once where nothing was planned, on any device."""
+"""Texts at once where nothing was planned, because all of them are on disk, on any device."""
 ENOUGH = {"cuda": 32, "cpu": 8}
 """Texts up to which a teacher goes beyond `COMFORTABLE`: a step reads all weights, for one as for many. Assumed."""
+
+
+def texts_at_once(chosen: int | Auto) -> int:
+    """What was chosen or given, or `UNPLANNED`."""
+    return UNPLANNED if chosen == AUTO else chosen
 
 
 def teacher_samples(setting: PlanSetting, *, reserve_bytes: int | None = None) -> Phase:

@@ -242,17 +242,24 @@ class BeforeAfter:
         """Print and write the table; returns its numbers, or None if nothing was asked."""
         if not self.rows:
             return None
-        scores, less, beside = self._scores(), self._less_window(), self._less_beside()
+        compared = scores, less, beside = self._compared()
         body = [self._cells(name, own, less.get(name), beside.get(name)) for name, own in scores.items()]
         header, rows = without_empty(HEADER, body)
         print_cells(self.title, header, rows, self.console)
         table = replace_file(self.folder.path / TABLE, f"{self.title}\n\n{markdown(header, rows)}".encode())
         plain_line(self.console, f"before and after: {table}")
-        return self.numbers()
+        return self._numbers(*compared)
 
     def numbers(self) -> dict[str, Any]:
         """The numbers of the table."""
-        less, beside = self._less_window(), self._less_beside()
+        return self._numbers(*self._compared())
+
+    def _numbers(
+        self,
+        scores: Mapping[str, SuiteScores],
+        less: Mapping[str, PairedDifference],
+        beside: Mapping[str, PairedDifference],
+    ) -> dict[str, Any]:
         return {
             name: {
                 "accuracy": asdict(own.accuracy),
@@ -265,25 +272,21 @@ class BeforeAfter:
                 "less_base_window": _as_json(less.get(name)),
                 **({"less_lora": _as_json(beside[name])} if name in beside else {}),
             }
-            for name, own in self._scores().items()
+            for name, own in scores.items()
         }
 
-    def _scores(self) -> dict[str, SuiteScores]:
-        return {name: score(answers_of(row)) for name, row in self.rows.items()}
+    def _compared(self) -> tuple[dict[str, SuiteScores], dict[str, PairedDifference], dict[str, PairedDifference]]:
+        """Scores of every row, and question by question what it is less.
 
-    def _less_window(self) -> dict[str, PairedDifference]:
-        """Every other row less the base under the window, question by question."""
-        right = self._right()
-        beside = right.pop(WINDOWED, None)
-        return {} if beside is None else {name: compare(beside, own) for name, own in right.items()}
-
-    def _less_beside(self) -> dict[str, PairedDifference]:
-        """Every row less that of the baseline after the same stage, question by question."""
-        right = self._right()
-        return {name: compare(right[other], right[name]) for name, other in self.beside.items() if name in right}
-
-    def _right(self) -> dict[str, dict[str, float]]:
-        return {name: {one.question: float(one.correct) for one in answers_of(row)} for name, row in self.rows.items()}
+        That is the base under the window, for every other row, and the baseline after the same stage, if there is one.
+        """
+        answers = {name: answers_of(row) for name, row in self.rows.items()}
+        scores = {name: score(found) for name, found in answers.items()}
+        right = {name: {one.question: float(one.correct) for one in found} for name, found in answers.items()}
+        beside = {name: compare(right[other], right[name]) for name, other in self.beside.items() if name in right}
+        window = right.pop(WINDOWED, None)
+        less = {} if window is None else {name: compare(window, own) for name, own in right.items()}
+        return scores, less, beside
 
     def _cells(
         self, name: str, own: SuiteScores, less: PairedDifference | None, beside: PairedDifference | None

@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from thoughtcache.learner.options import AUTO, Auto, learner_options
-from thoughtcache.planning.teacher import UNPLANNED
+from thoughtcache.learner.options import learner_options
+from thoughtcache.planning.teacher import texts_at_once
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.recipes.builders import find_checkpoint, save_adapter
 from thoughtcache.recipes.run.config import RunConfig
@@ -60,7 +60,7 @@ def distill_phase(
         scheduler=run.learning_rate_scheduler or WITH_MINIMUM,
         warmup_steps=min(20, run.distill_steps // 5),
         max_new_tokens=run.max_new_tokens,
-        sample_batch_size=_number(run.teacher_batch_size),
+        sample_batch_size=texts_at_once(run.teacher_batch_size),
         teacher_cache=run.teacher_cache,
         micro_batch_size=run.distill_micro_batch_size,
         temperature=run.temperature,
@@ -101,11 +101,6 @@ def distill_phase(
         "losses": [[record["step"], record["loss"]] for record in result.history if "loss" in record],
         "seconds": {"rollout": sampling_seconds, "distil": result.elapsed_seconds},
     }
-
-
-def _number(chosen: int | Auto) -> int:
-    """What was chosen; all samples are on disk where nothing was."""
-    return UNPLANNED if chosen == AUTO else chosen
 
 
 def _warn(console: Console, text: str) -> None:

@@ -6,8 +6,7 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from thoughtcache.learner.options import AUTO
-from thoughtcache.planning.teacher import UNPLANNED
+from thoughtcache.planning.teacher import texts_at_once
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.recipes.distill.config import DistillRun
 from thoughtcache.recipes.run.folder import RunFolder
@@ -67,7 +66,6 @@ def texts_of(
     cache = thought.resolve_window(None)
     if source.texts:
         return [given_text(*piece, cache, seed=run.seed + row) for row, piece in enumerate(source.texts)]
-    rows = run.teacher_batch_size
     drawn = base_answers(
         model,
         source.prompts,
@@ -76,7 +74,7 @@ def texts_of(
         console,
         max_new_tokens=run.max_new_tokens,
         seed=run.seed,
-        batch_size=UNPLANNED if rows == AUTO else rows,  # all of them are on disk where nothing was planned
+        batch_size=texts_at_once(run.teacher_batch_size),
         cache=run.teacher_cache,
     )
     answers = [row for row in drawn if row.token_ids]

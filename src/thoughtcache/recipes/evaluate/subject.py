@@ -63,8 +63,7 @@ class SharedBase:
         Raises:
             ValueError: if the model, the adapter, the tokenizer or the cache cannot be used.
         """
-        silent = self._base is not None or console is None
-        with nullcontext() if silent or console is None else loading(model_name(run), console):
+        with nullcontext() if console is None or self._base is not None else loading(model_name(run), console):
             model, tokenizer, config = bounded_model(run).load(self._base)
         try:
             with nullcontext() if run.adapter is not None else model.disable_adapter():

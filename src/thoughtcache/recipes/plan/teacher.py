@@ -9,17 +9,16 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
-from thoughtcache.cache.schedule import num_evictions
 from thoughtcache.config import ThoughtConfig
 from thoughtcache.learner.options import AUTO, SAVINGS, Auto
-from thoughtcache.planning.advice import Phases
+from thoughtcache.planning.advice import Phases, evicts_nothing
 from thoughtcache.planning.fit import NOTHING_HELPS, DoesNotFitError, refusal, usable_here
 from thoughtcache.planning.limits import highest
 from thoughtcache.planning.plan import GIB, TEACHER_SAMPLES, Phase, Plan, make_plan
 from thoughtcache.planning.savings import choose_savings
 from thoughtcache.planning.setting import PlanSetting
 from thoughtcache.planning.teacher import choose_teacher_batch, teacher_samples
-from thoughtcache.policy.other_cache import cache_text, ever_evicts
+from thoughtcache.policy.other_cache import cache_text
 from thoughtcache.recipes.distill.config import DistillRun
 
 
@@ -109,10 +108,8 @@ def _no_room(phase: PlanSetting, needs: Phase, available_bytes: int) -> DoesNotF
     remedies = ["leave out --teacher-batch-size"] if fits(phase.max_new_tokens) else []
     if not remedies:
         length = highest(fits, phase.max_new_tokens)
-        evicts = num_evictions(length - 1, phase.cache.smallest_budget, phase.num_evicted) if length else 0
-        if evicts and phase.teacher_cache is not None and not ever_evicts(phase.teacher_cache, length):
-            evicts = 0
-        remedies += [f"lower --max-new-tokens to {length}"] if evicts else []
+        shorter = length > 0 and not evicts_nothing(replace(phase, max_new_tokens=length))
+        remedies += [f"lower --max-new-tokens to {length}"] if shorter else []
         cache = {"window": phase.window}
         bounded = phase.teacher_cache is None and fits(phase.max_new_tokens, teacher_cache=cache)
         remedies += [f"set --teacher-cache {cache_text(cache)}, whose teacher forgets as well"] if bounded else []
