@@ -8,8 +8,14 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
 
 SECONDS = 240.0
 
@@ -19,8 +25,27 @@ def hear_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def works(process_id: int, *, seconds: float) -> None:
+    """Wait until a process has used so much more processor time than now."""
+    process = psutil.Process(process_id)
+    goal, patience = process.cpu_times().user + seconds, time.monotonic() + SECONDS
+    while process.cpu_times().user < goal:
+        assert time.monotonic() < patience, "it does nothing"
+        time.sleep(0.01)
+
+
+@contextmanager
+def ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    """Leave no process behind, nor its pipes, whatever the block asserts."""
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 class Process:
-    """A running `thoughtcache`, in a process group of its own as a shell starts it.
+    """A running `thoughtcache`, in a process group of its own as a shell starts it; it ends with its `with` block.
 
     Args:
         arguments: what is typed behind its name.
@@ -52,6 +77,14 @@ class Process:
         )  # fmt: skip
         os.close(theirs)
         self.text = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.process.returncode is None:  # something failed before its end
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.end()
 
     def wait_for(self, words: str) -> None:
         """Read until these words were printed."""

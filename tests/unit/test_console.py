@@ -18,7 +18,7 @@ import huggingface_hub.utils as hub
 import pytest
 import transformers.utils.logging
 from tests.support.command_line import run_commands
-from tests.support.terminal import Process, hear_interrupts
+from tests.support.terminal import Process, ended, hear_interrupts, works
 from tests.support.text_model import save_questions, save_text_model
 
 from thoughtcache.recipes.probe.subject import ProbeRun
@@ -63,8 +63,8 @@ def runs(user: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tupl
     for name, more in (("log", []), ("terminal", ["--log-completions", "1"])):
         folder = tmp_path_factory.mktemp(name) / "run"
         arguments = [*train(folder, grpo_steps=3, distill_steps=2), *more]
-        running = Process(arguments, user, terminal=name == "terminal")
-        assert running.end() == 0, running.text
+        with Process(arguments, user, terminal=name == "terminal") as running:
+            assert running.end() == 0, running.text
         found[name] = folder, running.text
     return found
 
@@ -123,10 +123,10 @@ def test_one_interrupt_saves_the_step_and_names_the_command_that_goes_on(
     terminal: bool, user: Path, tmp_path: Path
 ) -> None:
     arguments = train(tmp_path / "run", grpo_steps=STEPS)
-    running = Process(arguments, user, terminal=terminal)
-    running.wait_for("GRPO ")
-    running.press()
-    assert running.end() == 130
+    with Process(arguments, user, terminal=terminal) as running:
+        running.wait_for("GRPO ")
+        running.press()
+        assert running.end() == 130
     assert "Traceback" not in running.text
     assert "stopping after this step, which is saved" in running.text
     last = running.text.replace("\r", "").rstrip().splitlines()
@@ -141,12 +141,13 @@ def test_one_interrupt_saves_the_step_and_names_the_command_that_goes_on(
 
 
 def test_two_interrupts_leave_at_once(user: Path, tmp_path: Path) -> None:
-    running = Process(train(tmp_path / "run", grpo_steps=STEPS), user, terminal=False)
-    running.wait_for("GRPO ")
-    running.press()
-    running.wait_for("stopping after this step")
-    running.press()
-    assert running.end() == 130
+    long_steps = ["--group-size", "64", "--grpo-batch-size", "64", "--max-new-tokens", "60"]
+    with Process([*train(tmp_path / "run", grpo_steps=STEPS), *long_steps], user, terminal=False) as running:
+        running.wait_for("GRPO ")
+        running.press()
+        running.wait_for("stopping after this step")
+        running.press()
+        assert running.end() == 130
     assert "Traceback" not in running.text
     assert "interrupted twice\n" in running.text
 
@@ -154,16 +155,16 @@ def test_two_interrupts_leave_at_once(user: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_an_interrupted_embedded_job_goes_on(tmp_path: Path) -> None:
     arguments = ["train", "--quick", "--evaluation-size", "4", "--output-dir", "run"]
-    running = Process(arguments, tmp_path, terminal=False)
-    running.wait_for("PTE, delta rule 0/110")
-    running.press()
-    assert running.end() == 130
+    with Process(arguments, tmp_path, terminal=False) as running:
+        running.wait_for("PTE, delta rule 0/110")
+        running.press()
+        assert running.end() == 130
     (saved,) = checkpoints(tmp_path / "run" / "thought_best")
-    again = Process([*arguments, "--resume"], tmp_path, terminal=False)
-    again.wait_for(f"thought_best goes on from {saved.name}")
-    again.wait_for("PTE, delta rule ")
-    again.press()
-    assert again.end() == 130
+    with Process([*arguments, "--resume"], tmp_path, terminal=False) as again:
+        again.wait_for(f"thought_best goes on from {saved.name}")
+        again.wait_for("PTE, delta rule ")
+        again.press()
+        assert again.end() == 130
     assert len(checkpoints(tmp_path / "run" / "thought_best")) == 2
     assert again.text.rstrip().endswith("thoughtcache train --quick --evaluation-size 4 --output-dir run --resume")
 
@@ -178,23 +179,26 @@ def test_two_interrupts_end_compiled_code_that_hears_of_neither() -> None:
         "sys.exit(cli.program(['train']))\n"
     )
     paths = os.pathsep.join(path for path in sys.path if path)
-    process = subprocess.Popen(
-        [sys.executable, "-c", script],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": paths},
-        preexec_fn=hear_interrupts,
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    said = process.stderr.readline() + process.stderr.readline()
-    assert said == HEARD.decode(), "before anybody presses again"
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=240)
-    assert (process.returncode, errors) == (130, "interrupted twice\n")
+    with ended(
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": paths},
+            preexec_fn=hear_interrupts,
+        )
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        works(process.pid, seconds=0.3)  # Python would take a signal that comes before the compiled code does
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.readline() + process.stderr.readline()
+        assert said == HEARD.decode(), "before anybody presses again"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=240)
+        assert (process.returncode, errors) == (130, "interrupted twice\n")
 
 
 def press_twice(heard: list[int]) -> None:
@@ -269,8 +273,8 @@ def test_commands_whose_output_is_data_print_nothing_else(user: Path, runs: dict
     assert len(answered.stdout.splitlines()) == 1
     assert LOADING not in answered.stdout + answered.stderr
     assert "next:" not in found["plan"].stdout
-    on_terminal = Process(asked, user, terminal=True)
-    assert on_terminal.end() == 0
+    with Process(asked, user, terminal=True) as on_terminal:
+        assert on_terminal.end() == 0
     shown = on_terminal.text.split("\x1b[2K")
     assert shown[0].strip() == LOADING
     assert shown[-1].strip() == answered.stdout.strip()
