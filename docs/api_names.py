@@ -165,6 +165,8 @@ GROUPS = (
             "studies.passcode.Recall",
             "probe_ages",
             "studies.ages.RecallAtAge",
+            "probe_capacity",
+            "studies.capacity.Capacity",
             "probe_families",
             "studies.families.FamilyRecall",
             "probe_state_use",

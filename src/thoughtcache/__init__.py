@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from thoughtcache.studies.ages import probe_ages
     from thoughtcache.studies.anatomy import probe_anatomy
     from thoughtcache.studies.attention_share import probe_attention_share
+    from thoughtcache.studies.capacity import probe_capacity
     from thoughtcache.studies.families import probe_families
     from thoughtcache.studies.heads.far_attention import probe_far_attention
     from thoughtcache.studies.heads.pooled_attention import probe_pooled_attention
@@ -56,6 +57,7 @@ _LAZY = {
     "RecallConfig": "thoughtcache.train.recall_config",
     "TransferConfig": "thoughtcache.train.transfer.config",
     "probe_ages": "thoughtcache.studies.ages",
+    "probe_capacity": "thoughtcache.studies.capacity",
     "probe_anatomy": "thoughtcache.studies.anatomy",
     "probe_attention_share": "thoughtcache.studies.attention_share",
     "probe_families": "thoughtcache.studies.families",
@@ -117,6 +119,7 @@ __all__ = [
     "probe_ages",
     "probe_anatomy",
     "probe_attention_share",
+    "probe_capacity",
     "probe_families",
     "probe_far_attention",
     "probe_passcode",

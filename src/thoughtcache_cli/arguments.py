@@ -195,6 +195,9 @@ def _recall(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "--max-before", type=int, help="most text before a passcode in training, in evictions (--max-evictions)"
     )
     group.add_argument("--growth-steps", type=int, help="steps over which distances grow to it (0)")
+    group.add_argument(
+        "--min-code-length", type=int, help="shortest passcodes in training, up to --code-length (all alike)"
+    )
     group.add_argument("--write-cost", type=float, help="what a token that is written adds to the loss, in nats (0.05)")
     group.add_argument("--trains", help="memory (default): the base stays as it is; or adapter: LoRA as well")
     group = parser.add_argument_group("measurement")

@@ -28,7 +28,7 @@ _SHAPE = (
 )  # fmt: skip
 _TEACHING = (
     "batch_size", "learning_rate", "memory_learning_rate", "max_evictions", "max_before", "growth_steps", "trains",
-    "write_cost", "save_every",
+    "write_cost", "min_code_length", "save_every",
 )  # fmt: skip
 _OLDEST = "sliding"
 _EVICTING = ("evict_fraction", "eviction", "eviction_options", "eviction_budgets")
@@ -57,6 +57,16 @@ class Rule:
     names: tuple[str, ...]
     when: Callable[[Options], bool]
     reason: str
+
+
+def _of_probes(names: tuple[str, ...], *probes: str) -> Rule:
+    """Options that only these probes read."""
+    them = probes[0] if len(probes) == 1 else f"one of {', '.join(probes)}"
+    return Rule(
+        names=names,
+        when=lambda options: not set(probes) & set(options.get("what", ("state-use",))),
+        reason=f"changes nothing in the other probes; leave it out, or add {them} to --what",
+    )
 
 
 def _full_cache(options: Options) -> bool:
@@ -261,31 +271,11 @@ RULES: dict[str, tuple[Rule, ...]] = {
         *_NEVER_ABSORBS,
     ),
     "probe": (
-        Rule(
-            names=("prompt_tokens", "length", "pieces"),
-            when=lambda options: not set(options.get("what", ON_TEXTS)) & set(ON_TEXTS),
-            reason=f"is of probes that look at a text; leave it out, or add one to --what ({', '.join(ON_TEXTS)})",
-        ),
-        Rule(
-            names=("policies",),
-            when=lambda options: "attention-share" not in options.get("what", ()),
-            reason="is of one probe only; leave it out, or add attention-share to --what",
-        ),
-        Rule(
-            names=("first_tokens", "tolerance"),
-            when=lambda options: "sinks" not in options.get("what", ()),
-            reason="is of one probe only; leave it out, or add sinks to --what",
-        ),
-        Rule(
-            names=("before",),
-            when=lambda options: "ages" not in options.get("what", ()),
-            reason="is of one probe only; leave it out, or add ages to --what",
-        ),
-        Rule(
-            names=("codes", "code_length", "kind", "distances"),
-            when=lambda options: not {"ages", "families"} & set(options.get("what", ())),
-            reason="is of probes that tell passcodes; leave it out, or add ages or families to --what",
-        ),
+        _of_probes(("prompt_tokens", "length", "pieces"), *ON_TEXTS),
+        _of_probes(("policies",), "attention-share", "capacity"),
+        _of_probes(("first_tokens", "tolerance"), "sinks"),
+        _of_probes(("before",), "ages"),
+        _of_probes(("codes", "code_length", "kind", "distances"), "ages", "families", "capacity"),
     ),
     "compare-eviction": (
         Rule(

@@ -75,6 +75,11 @@ def test_all_probes_leave_numbers_tables_and_pictures(saved, tmp_path, adapter):
     assert f"{flagged} of 16 heads moved by more than 0.1, " in shown
     assert [one["recall"]["num_evictions"] for one in payload["ages"]] == [1, 2]
     assert [one["family"] for one in payload["families"]][:2] == ["as taught", "other words"]
+    windows = list(payload["capacity"])
+    assert windows[:3] == ["adapter", "full cache", "window 8"]
+    assert windows[3].endswith(", sliding")
+    assert [one["num_facts"] for one in payload["capacity"]["adapter"]] == [1, 1, 2, 2]
+    assert "facts that are remembered, mean" in shown
     assert "told after" in shown
     assert "another question" in shown
 
@@ -94,7 +99,10 @@ def test_the_command_takes_its_options(saved, tmp_path, capsys):
     assert main([*fixed, "--what", "norms"]) == 2
     assert "--what norms is not known; choose one of ['state-use'" in capsys.readouterr().err
     assert main([*fixed, "--what", "ages", "--tolerance", "0.2"]) == 2
-    assert "--tolerance is of one probe only; leave it out, or add sinks to --what" in capsys.readouterr().err
+    assert (
+        "--tolerance changes nothing in the other probes; leave it out, or add sinks to --what"
+        in capsys.readouterr().err
+    )
     assert effect.ON_TEXTS == ON_TEXTS
 
 
@@ -130,6 +138,7 @@ def test_policies_of_other_packages_are_taken(saved, tmp_path, monkeypatch):
         ({"distances": ()}, "distances must be numbers of evictions"),
         ({"before": (-1,)}, "before must be numbers of evictions"),
         ({"codes": 0}, "codes must be at least 1"),
+        ({"what": ("capacity",), "codes": 1}, "codes=1 gives no interval of a mean"),
         ({"kind": "letters"}, "kind='letters' is not known"),
     ],
 )
@@ -144,7 +153,7 @@ def test_settings_without_meaning_are_refused(saved, tmp_path, changes, message)
         ({"what": ("sinks",), "length": 9}, "all 9 thoughts stay in window=8, and nothing is evicted"),
         ({"what": ("ages",), "distances": (1, 99)}, "distances=99 evictions after before=0 under window=8 take texts"),
         ({"what": ("ages",), "before": (99,)}, "evictions after before=99 under window=8 take texts of"),
-        ({"what": ("families",), "code_length": 17}, "code_length=17 is more than the 16 words"),
+        ({"what": ("families",), "code_length": 33}, "code_length=33 is more than the 32 words"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_at_once(saved, tmp_path, changes, message):

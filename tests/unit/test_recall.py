@@ -162,8 +162,8 @@ def test_words_of_a_code_are_all_different():
     assert all(len(set(task.episode(seed, 1).token_ids[-8:])) == 8 for seed in range(20))
     digits = task_of(cache_of(), length=8, kind="digits")
     assert any(len(set(digits.episode(seed, 1).token_ids[-8:])) < 8 for seed in range(20))
-    with pytest.raises(ValueError, match="code_length=17 is more than the 16 words"):
-        task_of(cache_of(), length=17).episode(0, 1)
+    with pytest.raises(ValueError, match="code_length=33 is more than the 17 words"):
+        task_of(cache_of(), length=33).episode(0, 1)
 
 
 def test_sentences_of_the_user_are_shared_out():
@@ -365,9 +365,13 @@ def test_short_and_long_distances_come_equally_often():
     shares = [sum(low <= one <= high for one in drawn) / 3000 for low, high in ((1, 2), (3, 6), (7, 14))]
     expected = [math.log(4 / 2), math.log(8 / 4), math.log(16 / 8)]
     assert shares == pytest.approx([one / math.log(16 / 2) for one in expected], abs=0.03)
+    lengths = _Episodes(task_of(cache), small(Path("nowhere"), num_steps=300, code_length=5, min_code_length=2), 1)
+    assert {lengths.code_length(step) for step in range(300)} == {2, 3, 4, 5}
+    assert {lengths[index].num_answer for index in (6, 7)} == {lengths.code_length(3)}  # two texts per step
     behind = _Episodes(task_of(cache), small(Path("nowhere"), num_steps=300, max_before=6), 1)
     assert {behind.before(step) for step in range(300)} == set(range(7))
-    found, alone = behind[5], task_of(cache).episode(f"training {behind.config.seed} 5", behind.distance(2))
+    alone = task_of(cache, length=behind.config.code_length)
+    found, alone = behind[5], alone.episode(f"training {behind.config.seed} 5", behind.distance(2))
     size = cache.num_evicted * behind.before(2)  # two texts per step
     assert found.token_ids[size:] == alone.token_ids
     at_once = small(Path("nowhere"), min_evictions=0, max_evictions=1)
@@ -382,6 +386,7 @@ def test_short_and_long_distances_come_equally_often():
     [
         ({"max_before": -1}, "max_before must be at least 0, got -1"),
         ({"min_evictions": 9}, "min_evictions must be between 0 and max_evictions=4, got 9"),
+        ({"min_code_length": 9}, "min_code_length must be between 1 and code_length=[0-9], got 9"),
         ({"kind": "letters"}, "kind='letters'"),
         ({"trains": "all"}, "trains='all'"),
         ({"growth_steps": -1}, "growth_steps must be at least 0, got -1"),

@@ -18,10 +18,11 @@ from thoughtcache.cache.eviction.policies.sliding import sliding_evictions
 from thoughtcache.records import CacheSettings
 from thoughtcache.studies import passcode
 from thoughtcache.studies.ages import probe_ages
+from thoughtcache.studies.capacity import probe_capacity
 from thoughtcache.studies.families import ASKED_OTHERWISE, TAUGHT, families, probe_families
 from thoughtcache.tasks.embedded.reasoner import build_tokenizer
 from thoughtcache.tasks.recall.filler import OTHER_SENTENCES, TEST_FORMS, TRAINING_FORMS
-from thoughtcache.tasks.recall.passcode import DIGITS, OTHER_WORDS, WORDS, PasscodeTask
+from thoughtcache.tasks.recall.passcode import DIGITS, OTHER_WORDS, WORDS, PasscodeTask, words_for
 
 CACHE = CacheSettings(window=12, num_evicted=3, eviction="sliding")
 
@@ -150,3 +151,48 @@ def test_what_cannot_be_asked_is_refused():
         probe_families(model_of(), build_tokenizer(), num_codes=1)
     with pytest.raises(ValueError, match="window=None evicts nothing"):
         probe_ages(adapt(tiny_base(), window=None), ALL, num_codes=1)
+
+
+def test_facts_at_once(monkeypatch):
+    """Of the first text of a batch the last fact is lost, and of all texts nothing else."""
+    asked, told = Asked(monkeypatch), []
+    options: dict[str, Any] = {"distances": (3, 6), "num_codes": 4, "batch_size": 2}
+    found = probe_capacity(model_of(), ALL, code_length=6, **options, progress=told.append)
+    assert [(one.num_facts, one.num_evictions) for one in found] == [
+        (length, distance) for length in (1, 2, 4, 6) for distance in (3, 6)
+    ]
+    assert told == [2] * 16
+    for index, one in enumerate(found):
+        texts = asked.texts[4 * index : 4 * index + 4]
+        assert {text.num_answer for text in texts} == {one.num_facts}
+        assert (one.remembered, one.whole, one.codes) == (one.num_facts - 0.5, 0.5, 4)
+        assert 0 <= one.low < one.remembered < one.high <= one.num_facts
+        assert one.nats == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="num_codes=1 gives a mean without an interval"):
+        probe_capacity(model_of(), ALL, num_codes=1)
+
+
+def test_facts_of_several_tokens_are_right_when_all_their_tokens_are(monkeypatch):
+    split = tokenizer_of(*(letter for word in WORDS for letter in (word[:2], word[2:])))
+    pairs = PreTrainedTokenizerFast(tokenizer_object=split.backend_tokenizer)
+    encode = pairs.encode
+    monkeypatch.setattr(
+        pairs,
+        "encode",
+        lambda text, **more: [token for word in text.split() for token in encode(f"{word[:2]} {word[2:]}", **more)],
+    )
+    Asked(monkeypatch)
+    (one, two) = probe_capacity(model_of(), pairs, code_length=2, num_codes=2, batch_size=2)
+    assert (one.remembered, two.remembered) == (0.5, 1.5)
+
+
+def test_long_codes_are_made_of_all_words(monkeypatch):
+    asked = Asked(monkeypatch)
+    probe_capacity(model_of(), ALL, code_length=32, num_codes=2, batch_size=2)
+    number = {word: ALL.convert_tokens_to_ids(word) for word in (*WORDS, *OTHER_WORDS)}
+    by_length = {text.num_answer: text.token_ids[-text.num_answer :] for text in asked.texts}
+    assert list(by_length) == [1, 2, 4, 8, 16, 32]
+    assert set(by_length[32]) == set(number.values())
+    assert set(by_length[16]) & {number[word] for word in OTHER_WORDS}, "short codes are of the same words"
+    assert words_for(16) == WORDS
+    assert "other words" not in families(code_length=17, kind="words")

@@ -59,7 +59,8 @@ class RecallRun:
         batch_size: episodes per step.
         learning_rate: peak learning rate.
         memory_learning_rate: the same for what writes and reads the states; None for no other one.
-        code_length: words or digits of a passcode.
+        code_length: words or digits of a passcode; in training, the longest.
+        min_code_length: those of the shortest one in training, see `RecallConfig`.
         kind: "words" or "digits".
         max_evictions: longest distance in training, in evictions.
         max_before: most text before a code in training, in evictions that it is enough for; None: as `max_evictions`.
@@ -90,6 +91,7 @@ class RecallRun:
     learning_rate: float = 2e-2
     memory_learning_rate: float | None = None
     code_length: int = 4
+    min_code_length: int | None = None
     kind: str = "words"
     max_evictions: int = 8
     max_before: int | None = None
@@ -126,6 +128,7 @@ class RecallRun:
             learning_rate=self.learning_rate,
             memory_learning_rate=self.memory_learning_rate,
             code_length=self.code_length,
+            min_code_length=self.min_code_length,
             kind=self.kind,
             min_evictions=1,
             max_evictions=self.max_evictions,

@@ -42,12 +42,13 @@ class Arm:
             yield
 
 
-def arms_beside(thought: ThoughtConfig, *, extra_slots: int) -> list[Arm]:
+def arms_beside(thought: ThoughtConfig, *, extra_slots: int, policies: Sequence[str] = POLICIES_BESIDE) -> list[Arm]:
     """The base model with the full cache, under the window, and under a window with more slots.
 
     Args:
         thought: settings of the adapter that is studied.
         extra_slots: tokens whose keys and values take as many numbers as its states.
+        policies: names of eviction policies of the windows with more slots.
     """
     window = thought.window
     assert isinstance(window, int)
@@ -62,7 +63,7 @@ def arms_beside(thought: ThoughtConfig, *, extra_slots: int) -> list[Arm]:
             eviction_budgets=thought.eviction_budgets,
         ),
     ]
-    return [*arms, *wider_arms(thought, extra_slots=extra_slots)]
+    return [*arms, *wider_arms(thought, extra_slots=extra_slots, policies=policies)]
 
 
 def wider_arms(thought: ThoughtConfig, *, extra_slots: int, policies: Sequence[str] = POLICIES_BESIDE) -> list[Arm]:

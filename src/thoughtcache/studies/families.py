@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.studies.passcode import Recall, check_counts, episodes_of, recall_of
 from thoughtcache.tasks.recall.filler import OTHER_SENTENCES
-from thoughtcache.tasks.recall.passcode import OTHER_WORDS, PasscodeTask
+from thoughtcache.tasks.recall.passcode import OTHER_WORDS, PasscodeTask, words_for
 
 TAUGHT = "as taught"
 ASKED_OTHERWISE = " Now repeat what you were told to remember:"
@@ -45,12 +45,14 @@ def families(*, code_length: int, kind: str, own_sentences: Sequence[str] = ()) 
         kind: "words" or "digits" when it was taught.
         own_sentences: sentences between a code and its question that were not taught; built-in ones by default.
     """
-    taught = {"length": code_length, "kind": kind}
+    taught: dict[str, Any] = {"length": code_length, "kind": kind}
+    if kind == "words":
+        taught["words"] = words_for(code_length)
     other_kind = "digits" if kind == "words" else "words"
     found: dict[str, dict[str, Any]] = {TAUGHT: taught}
-    if kind == "words":
+    if kind == "words" and not set(OTHER_WORDS) & set(taught["words"]):
         found["other words"] = {**taught, "words": OTHER_WORDS}
-    found[other_kind] = {**taught, "kind": other_kind}
+    found[other_kind] = {**taught, "kind": other_kind, "words": None}
     found["another question"] = {**taught, "asked": ASKED_OTHERWISE}
     found["other sentences"] = {**taught, "own_sentences": own_sentences or OTHER_SENTENCES}
     if code_length > 1:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from thoughtcache.evaluation.intervals import wilson_interval
@@ -114,7 +116,6 @@ def episodes_of(
     return [task.episode(f"probe {seed} {distance} {index}", distance, num_before) for index in range(num_codes)]
 
 
-@torch.no_grad()
 def recall_of(
     model: PeftModel,
     episodes: Sequence[RecallEpisode],
@@ -134,6 +135,34 @@ def recall_of(
         seed: seed of eviction policies that draw.
         progress: called with the number of codes that were asked.
     """
+    logprobs, right = answers_of(model, episodes, cache, batch_size=batch_size, seed=seed, progress=progress)
+    count = len(episodes)
+    codes = int(right.all(dim=1).sum())
+    low, high = wilson_interval(codes, count)
+    return Recall(
+        num_evictions=min(episode.num_evictions for episode in episodes),
+        num_thoughts=sum(len(episode.token_ids) for episode in episodes) / count,
+        nats=-logprobs.mean().item(),
+        right_tokens=int(right.sum()),
+        tokens=right.numel(),
+        right_codes=codes,
+        codes=count,
+        low=low,
+        high=high,
+    )
+
+
+@torch.no_grad()
+def answers_of(
+    model: PeftModel,
+    episodes: Sequence[RecallEpisode],
+    cache: CacheSettings,
+    *,
+    batch_size: int,
+    seed: int,
+    progress: Callable[[int], None] | None,
+) -> tuple[Float[Tensor, "N A"], Float[Tensor, "N A"]]:
+    """Log-probability of every token of the answers, and 1 where it is the most likely one; as `recall_of`."""
     options, logprobs, hits = ReplayOptions(anchored=False), [], []
     for start in range(0, len(episodes), batch_size):
         part = episodes[start : start + batch_size]
@@ -142,20 +171,7 @@ def recall_of(
         hits.append(found[1])
         if progress is not None:
             progress(len(part))
-    right, count = torch.cat(hits), len(episodes)
-    codes = int(right.all(dim=1).sum())
-    low, high = wilson_interval(codes, count)
-    return Recall(
-        num_evictions=min(episode.num_evictions for episode in episodes),
-        num_thoughts=sum(len(episode.token_ids) for episode in episodes) / count,
-        nats=-torch.cat(logprobs).mean().item(),
-        right_tokens=int(right.sum()),
-        tokens=right.numel(),
-        right_codes=codes,
-        codes=count,
-        low=low,
-        high=high,
-    )
+    return torch.cat(logprobs), torch.cat(hits)
 
 
 def check_counts(num_codes: int, batch_size: int) -> None:

@@ -15,7 +15,8 @@ class RecallConfig(ReplayLoopConfig):
     docs/lab-log.md has the history of the defaults. Episodes are short, so that `recompute` is off.
 
     Attributes:
-        code_length: words or digits of a passcode.
+        code_length: words or digits of a passcode, the longest.
+        min_code_length: those of the shortest one; the logarithm of a step's length is drawn evenly. None: all alike.
         kind: "words" or "digits".
         min_evictions: shortest distance between a code and its question, in evictions.
         max_evictions: longest distance; the logarithm of a step's distance is drawn evenly.
@@ -36,6 +37,7 @@ class RecallConfig(ReplayLoopConfig):
     warmup_steps: int = 10
     recompute: bool = False
     code_length: int = 4
+    min_code_length: int | None = None
     kind: str = "words"
     min_evictions: int = 1
     max_evictions: int = 8
@@ -52,6 +54,10 @@ class RecallConfig(ReplayLoopConfig):
         if not 0 <= self.min_evictions <= self.max_evictions:
             raise ValueError(
                 f"min_evictions must be between 0 and max_evictions={self.max_evictions}, got {self.min_evictions}"
+            )
+        if self.min_code_length is not None and not 1 <= self.min_code_length <= self.code_length:
+            raise ValueError(
+                f"min_code_length must be between 1 and code_length={self.code_length}, got {self.min_code_length}"
             )
         if self.write_cost is not None and not 0 <= self.write_cost < float("inf"):
             raise ValueError(f"write_cost must be at least 0, got {self.write_cost}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -23,7 +24,7 @@ from thoughtcache.config import ThoughtConfig
 from thoughtcache.policy.handle import find_tuner
 from thoughtcache.records import CacheSettings
 from thoughtcache.tasks.recall.episode import RecallEpisode
-from thoughtcache.tasks.recall.passcode import PasscodeTask
+from thoughtcache.tasks.recall.passcode import PasscodeTask, words_for
 from thoughtcache.train.arguments import last_checkpoint, training_arguments
 from thoughtcache.train.checkpoints import history_at_end, load_weights
 from thoughtcache.train.distill import DistillResult
@@ -44,6 +45,8 @@ class _Episodes(Dataset[RecallEpisode]):
     def __init__(self, task: PasscodeTask, config: RecallConfig, num_processes: int) -> None:
         self.task, self.config = task, config
         self.per_step = config.batch_size * num_processes
+        shortest = config.min_code_length or config.code_length
+        self.tasks = {length: replace(task, length=length) for length in range(shortest, config.code_length + 1)}
 
     def __len__(self) -> int:
         return self.config.num_steps * self.per_step
@@ -51,7 +54,12 @@ class _Episodes(Dataset[RecallEpisode]):
     def __getitem__(self, index: int) -> RecallEpisode:
         step = index // self.per_step
         before = self.before(step) * (self.task.cache.num_evicted or 0)
-        return self.task.episode(f"training {self.config.seed} {index}", self.distance(step), before)
+        task = self.tasks[self.code_length(step)]
+        return task.episode(f"training {self.config.seed} {index}", self.distance(step), before)
+
+    def code_length(self, step: int) -> int:
+        """Words or digits of the codes of a step; drawn as the distance is."""
+        return self._drawn("code length", step, min(self.tasks), max(self.tasks))
 
     def distance(self, step: int) -> int:
         """The distance of a step: uniform in its logarithm, so that short ones are not rare, and long ones come."""
@@ -127,7 +135,12 @@ def teach_recall(
     _check_trainable(model, thought, config)
     cache = thought.resolve_window(None)
     task = PasscodeTask(
-        tokenizer=tokenizer, cache=cache, length=config.code_length, kind=config.kind, own_sentences=own_sentences
+        tokenizer=tokenizer,
+        cache=cache,
+        length=config.code_length,
+        kind=config.kind,
+        own_sentences=own_sentences,
+        words=words_for(config.code_length),
     )
     finished = history_at_end(checkpoint, config.num_steps)
     if checkpoint is not None and finished is not None:

@@ -16,6 +16,8 @@ examples:
       what the states look like, what they give back of the attention that is lost, and where attention goes
   thoughtcache probe --model ./model --adapter runs/mine/adapter --what ages,families --distances 1,4,16,64
       does it forget by age or by how much it reads, and does it remember what it was not taught
+  thoughtcache probe --model ./model --adapter runs/mine/adapter --what capacity --code-length 32 --distances 4
+      how many of 1, 2, 4 to 32 facts does it remember at once, beside windows with its numbers as slots
 """
 
 
@@ -27,8 +29,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--what",
         type=names,
-        help="probes between commas: state-use (default), anatomy, attention-share and sinks on pieces of a text; ages "
-        "and families with passcodes",
+        help="probes between commas: state-use (default), anatomy, attention-share and sinks on pieces of a text; "
+        "ages, families and capacity with passcodes",
     )
     group.add_argument("--text", help="file with running text, which is cut into pieces")
     group.add_argument("--dtype", help="of the base model: float32 (default), bfloat16 or float16")
@@ -37,11 +39,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--length", type=int, help="tokens after them; those after the first eviction count (256)")
     group.add_argument("--pieces", type=int, help="most pieces (32)")
     group.add_argument(
-        "--policies", type=names, help="attention-share: eviction policies of wider windows beside it (sliding)"
+        "--policies",
+        type=names,
+        help="attention-share, capacity: eviction policies of wider windows beside it (sliding)",
     )
     group.add_argument("--first-tokens", type=int, help="sinks: tokens of a piece that are the first ones (4)")
     group.add_argument("--tolerance", type=float, help="sinks: share of attention by which a head may move (0.1)")
-    group = parser.add_argument_group("passcodes, of ages and families")
+    group = parser.add_argument_group("passcodes, of ages, families and capacity")
     group.add_argument("--codes", type=int, help="passcodes per figure (32)")
     group.add_argument("--code-length", type=int, help="words or digits of a passcode, as it was taught (4)")
     group.add_argument("--kind", help="words (default) or digits, as it was taught")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 
 from thoughtcache.adapter.positions import check_positions, position_reach
@@ -9,6 +10,8 @@ from thoughtcache.policy.handle import find_tuner
 from thoughtcache.recipes.probe.subject import Finding, Progress, Subject, table_of, with_interval
 from thoughtcache.report.plots import Panel, Series
 from thoughtcache.studies.ages import probe_ages
+from thoughtcache.studies.arms import Arm, arms_beside
+from thoughtcache.studies.capacity import Capacity, lengths_up_to, probe_capacity
 from thoughtcache.studies.families import families, probe_families
 from thoughtcache.studies.passcode import Recall
 from thoughtcache.tasks.recall.passcode import PasscodeTask
@@ -99,6 +102,69 @@ def find_families(subject: Subject, progress: Progress) -> Finding:
     )
 
 
+def find_capacity(subject: Subject, progress: Progress) -> Finding:
+    """Facts that are remembered by how many were told, beside caches without a memory."""
+    run = subject.run
+    counted = find_tuner(subject.model).thought_config.resolve_window(None)
+    found = {}
+    for arm in _arms(subject):
+        with arm.active(subject.model):
+            found[arm.name] = probe_capacity(
+                subject.model,
+                subject.tokenizer,
+                distances=run.distances,
+                num_codes=run.codes,
+                code_length=run.code_length,
+                kind=run.kind,
+                batch_size=run.batch_size,
+                seed=run.seed,
+                cache=counted,
+                own_sentences=subject.sentences,
+                progress=progress,
+            )
+    rows = [
+        [name, str(own[0].num_evictions), *(f"{one.remembered:.1f} ({one.low:.1f}-{one.high:.1f})" for one in own)]
+        for name, values in found.items()
+        for own in _by_distance(values, len(run.distances))
+    ]
+    columns = ["cache", "evictions", *(f"of {length}" for length in lengths_up_to(run.code_length))]
+    series: dict[str, Series] = {
+        f"{name}, {own[0].num_evictions}" if len(run.distances) > 1 else name: (
+            [float(one.num_facts) for one in own],
+            [one.remembered for one in own],
+        )
+        for name, values in found.items()
+        for own in _by_distance(values, len(run.distances))
+    }
+    panel = Panel(
+        title="facts at once", x_label="facts that were told", y_label="facts that are remembered", series=series,
+        from_zero=True,
+    )  # fmt: skip
+    return Finding(
+        payload={name: [asdict(one) for one in values] for name, values in found.items()},
+        tables=[table_of("facts that are remembered, mean (95 % interval over codes)", columns, rows)],
+        panels=[panel],
+    )
+
+
+def _by_distance(values: list[Capacity], count: int) -> list[list[Capacity]]:
+    return [values[index::count] for index in range(count)]
+
+
+def _arms(subject: Subject) -> list[Arm]:
+    """The adapter, and what has no memory: full cache, window, and windows with its numbers as slots."""
+    tuner = find_tuner(subject.model)
+    extra = math.ceil(tuner.state_size()[1])
+    beside = arms_beside(tuner.thought_config, extra_slots=extra, policies=subject.run.policies)
+    return [Arm(name="adapter", config=None), *beside]
+
+
+def codes_of_capacity(subject: Subject) -> int:
+    """Codes that `find_capacity` asks for."""
+    run = subject.run
+    return run.codes * len(run.distances) * len(lengths_up_to(run.code_length)) * len(_arms(subject))
+
+
 def codes_of_ages(subject: Subject) -> int:
     """Codes that `find_ages` asks for."""
     return subject.run.codes * len(subject.run.distances) * len(subject.run.before)
@@ -118,6 +184,7 @@ def check_lengths(subject: Subject) -> None:
     """
     run, tuner = subject.run, find_tuner(subject.model)
     cache, reach = tuner.thought_config.resolve_window(None), position_reach(tuner.model.config)
+    rolling = None if "capacity" in run.what else cache.rolling_window  # the full cache beside it counts all positions
     most_before = max(run.before) if "ages" in run.what else 0
     length = run.code_length * (2 if "families" in run.what else 1)
     for code_length in sorted({run.code_length, length}):
@@ -133,7 +200,7 @@ def check_lengths(subject: Subject) -> None:
             continue
         text = task.episode("longest", max(run.distances), most_before * (cache.num_evicted or 0))
         try:
-            check_positions(len(text.prompt_ids), len(text.token_ids), reach, rolling_window=cache.rolling_window)
+            check_positions(len(text.prompt_ids), len(text.token_ids), reach, rolling_window=rolling)
         except ValueError as error:
             raise ValueError(
                 f"distances={max(run.distances)} evictions after before={most_before} under window={cache.window} take "

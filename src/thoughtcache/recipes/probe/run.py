@@ -17,8 +17,10 @@ from thoughtcache.recipes.probe.on_attention import find_attention_share, find_s
 from thoughtcache.recipes.probe.on_recall import (
     check_lengths,
     codes_of_ages,
+    codes_of_capacity,
     codes_of_families,
     find_ages,
+    find_capacity,
     find_families,
 )
 from thoughtcache.recipes.probe.on_states import find_anatomy, find_state_use
@@ -64,6 +66,7 @@ PROBES: dict[str, Probe] = {
     "sinks": Probe(find=find_sinks, count=_texts, key="sinks", picture="sinks.png"),
     "ages": Probe(find=find_ages, count=codes_of_ages, key="ages", picture="ages.png"),
     "families": Probe(find=find_families, count=codes_of_families, key="families", picture="families.png"),
+    "capacity": Probe(find=find_capacity, count=codes_of_capacity, key="capacity", picture="capacity.png"),
 }
 """By the name that `what` has for it."""
 

@@ -14,12 +14,13 @@ from thoughtcache.adapter.support import DTYPES
 from thoughtcache.cache.eviction import OptionValue, find_eviction_policy
 from thoughtcache.checks import at_least_one, one_of
 from thoughtcache.report.plots import Panel
+from thoughtcache.studies.capacity import FEWEST_CODES
 from thoughtcache.studies.families import DISTANCES
 
 Progress = Callable[[int], None]
 ON_TEXTS = ("state-use", "anatomy", "attention-share", "sinks")
 """Probes that look at pieces of a text."""
-ON_RECALL = ("ages", "families")
+ON_RECALL = ("ages", "families", "capacity")
 """Probes that tell codes and ask for them."""
 
 
@@ -39,11 +40,11 @@ class ProbeRun:
         length: thought tokens of a piece; those after the first eviction count.
         pieces: most pieces.
         batch_size: pieces, or codes, that are scored at once.
-        policies: of "attention-share": eviction policies of the wider windows beside the memory.
+        policies: of "attention-share" and "capacity": eviction policies of the wider windows beside the memory.
         first_tokens: of "sinks": tokens that are the first ones.
         tolerance: of "sinks": mass by which a head may move before it is flagged.
         codes: codes per figure.
-        code_length: words or digits of a code when it was taught.
+        code_length: words or digits of a code when it was taught; of the longest one.
         kind: "words" or "digits" when it was taught.
         distances: evictions between a code and its question.
         before: of "ages": sentences before a code, in evictions that they are enough for.
@@ -105,6 +106,8 @@ class ProbeRun:
                 f"first_tokens={self.first_tokens} are more than prompt_tokens={self.prompt_tokens}, which stay in the "
                 "cache; count fewer, or give longer prompts"
             )
+        if "capacity" in self.what and self.codes < FEWEST_CODES:
+            raise ValueError(f"codes={self.codes} gives no interval of a mean; ask for at least {FEWEST_CODES} codes")
         on_texts = [name for name in self.what if name in ON_TEXTS]
         if on_texts and self.text is None:
             raise ValueError(f"the probe {on_texts[0]!r} looks at a text; give a file with running text (--text)")

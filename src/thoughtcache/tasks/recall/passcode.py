@@ -28,7 +28,7 @@ WORDS = tuple(
 OTHER_WORDS = tuple(
     "table horse music paper winter doctor yellow island coffee finger button castle engine ladder planet sugar".split()  # noqa: SIM905
 )
-"""Words that no training has in its codes."""
+"""Words that no training has in codes of up to sixteen; longer ones are made of all."""
 FEWEST_CHOICES = 4
 DIGITS = [str(digit) for digit in range(10)]
 
@@ -44,7 +44,7 @@ class PasscodeTask:
         kind: "words" or "digits".
         is_test: whether sentences are those that training never sees: other forms, or every second one of the user's.
         own_sentences: sentences of the user's instead of built-in ones.
-        words: what codes of words are made of.
+        words: what codes of words are made of; None: `words_for` this length.
         asked: stands before the code when it is asked for, with `{kind}` in it or not.
     """
 
@@ -54,7 +54,7 @@ class PasscodeTask:
     kind: str = "words"
     is_test: bool = False
     own_sentences: Sequence[str] = ()
-    words: Sequence[str] = WORDS
+    words: Sequence[str] | None = None
     asked: str = SAID
 
     def episode(self, seed: str | int, num_evictions: int, num_before: int = 0) -> RecallEpisode:
@@ -117,18 +117,23 @@ class PasscodeTask:
         """Words or digits of equally many tokens, so that all answers are equally long."""
         found = self._of_equal_length
         if len(found) < FEWEST_CHOICES:
-            words = DIGITS if self.kind == "digits" else self.words
+            words = self._known
             raise ValueError(
                 f"kind={self.kind!r}: the tokenizer tells {len(found)} of {len(words)} of them apart with equally many "
                 "tokens, which is no secret; use the other kind"
             )
         return found
 
+    @property
+    def _known(self) -> Sequence[str]:
+        if self.kind == "digits":
+            return DIGITS
+        return words_for(self.length) if self.words is None else self.words
+
     @cached_property
     def _of_equal_length(self) -> list[str]:
-        words = DIGITS if self.kind == "digits" else self.words
         # Words that a tokenizer does not tell apart, such as unknown ones, are one.
-        by_tokens = {tuple(self._tokens(" " + word)): word for word in words}
+        by_tokens = {tuple(self._tokens(" " + word)): word for word in self._known}
         lengths = [len(tokens) for tokens in by_tokens]
         common = max(sorted(set(lengths)), key=lengths.count)
         return [word for tokens, word in by_tokens.items() if len(tokens) == common]
@@ -154,6 +159,11 @@ class PasscodeTask:
             text = random.choice(own) if own else sentence(forms, random)
             found += self._tokens(" " + text)
         return found[len(found) - num_tokens :]
+
+
+def words_for(longest: int) -> tuple[str, ...]:
+    """What codes of at most so many words are made of: sixteen words, or thirty-two where those are too few."""
+    return WORDS if longest <= len(WORDS) else (*WORDS, *OTHER_WORDS)
 
 
 def evictions_since(thought: int, asked: int, window: int, num_evicted: int) -> int:
