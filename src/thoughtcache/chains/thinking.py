@@ -44,8 +44,8 @@ class Thinking(ABC):
         return False
 
     def first_kept(self, link: Tokens) -> int:
-        """Number of the first thought of a link that the next one keeps; asked if `keeps_written` alone."""
-        raise NotImplementedError
+        """Number of the first thought of a link whose keys and values the next one keeps; behind the last: none."""
+        return len(link)
 
     @property
     def leaves_last(self) -> tuple[int, ...]:
