@@ -91,9 +91,9 @@ class Process:
         while words not in self.text:
             assert self._read(), f"ended without {words!r}:\n{self.text}"
 
-    def press(self) -> None:
-        """Ctrl-C."""
-        os.killpg(self.process.pid, signal.SIGINT)
+    def press(self, number: signal.Signals = signal.SIGINT) -> None:
+        """Ctrl-C, or another signal; a scheduler sends it to all processes as well."""
+        os.killpg(self.process.pid, number)
 
     def end(self) -> int:
         """Read to the end; returns the exit code."""

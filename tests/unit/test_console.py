@@ -118,14 +118,16 @@ def test_completions_are_shown_once_and_change_nothing(runs: dict[str, tuple[Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize(
+    ("terminal", "number"), [(True, signal.SIGINT), (False, signal.SIGINT), (False, signal.SIGTERM)]
+)
 def test_one_interrupt_saves_the_step_and_names_the_command_that_goes_on(
-    terminal: bool, user: Path, tmp_path: Path
+    terminal: bool, number: signal.Signals, user: Path, tmp_path: Path
 ) -> None:
     arguments = train(tmp_path / "run", grpo_steps=STEPS)
     with Process(arguments, user, terminal=terminal) as running:
         running.wait_for("GRPO ")
-        running.press()
+        running.press(number)
         assert running.end() == 130
     assert "Traceback" not in running.text
     assert "stopping after this step, which is saved" in running.text
@@ -231,6 +233,42 @@ def test_between_steps_a_second_press_is_two_for_the_handler_from_before() -> No
             assert signal.getsignal(signal.SIGINT) is before, "nobody has asked for it"
     finally:
         signal.signal(signal.SIGINT, shown)
+
+
+def terminate_once(heard: list[int]) -> None:
+    with stop_between_steps() as stop:
+        stop.in_steps = True
+        signal.raise_signal(signal.SIGTERM)
+        assert len(heard) == 1
+        assert stop.asked
+        stop.stopped = True
+
+
+def test_the_first_sigterm_between_steps_is_one_interrupt_and_others_are_as_ever() -> None:
+    heard: list[int] = []
+
+    def before(number: int, frame: object) -> None:
+        heard.append(number)
+
+    shown = signal.signal(signal.SIGTERM, before)
+    try:
+        with interrupts_between_steps(), stop_between_steps() as stop:
+            signal.raise_signal(signal.SIGTERM)  # no trainer takes steps
+            assert heard == [signal.SIGTERM]
+            assert not stop.asked
+        with pytest.raises(KeyboardInterrupt), interrupts_between_steps():
+            terminate_once(heard)
+        assert signal.getsignal(signal.SIGTERM) is before
+        with interrupts_between_steps(), stop_between_steps() as stop:
+            stop.in_steps = True
+            for _ in range(2):
+                signal.raise_signal(signal.SIGTERM)
+            assert len(heard) == 2
+            stop.asked = False  # or the interrupt would be raised here, behind the last step
+        with stop_between_steps():
+            assert signal.getsignal(signal.SIGTERM) is before, "nobody has asked for it"
+    finally:
+        signal.signal(signal.SIGTERM, shown)
 
 
 @pytest.mark.parametrize("phase", ["distill", "grpo"])

@@ -1,5 +1,7 @@
 """Ctrl-C while a trainer takes steps: the step is finished and saved, and then the run is interrupted.
 
+So does SIGTERM, which schedulers of clusters and containers send before they end a process.
+
 This holds for programs that ask for it, as the command line does. Elsewhere signals are left alone:
 
     with interrupts_between_steps():
@@ -20,8 +22,17 @@ from typing import Any, NoReturn
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-MESSAGE = b"\nstopping after this step, which is saved; Ctrl-C again leaves at once\n"
-MESSAGE_AT_THE_END = b"\nstopping behind this phase, whose steps are done; Ctrl-C again leaves at once\n"
+MESSAGES = {
+    signal.SIGINT: (
+        b"\nstopping after this step, which is saved; Ctrl-C again leaves at once\n",
+        b"\nstopping behind this phase, whose steps are done; Ctrl-C again leaves at once\n",
+    ),
+    signal.SIGTERM: (
+        b"\nSIGTERM: stopping after this step, which is saved; a second one leaves at once\n",
+        b"\nSIGTERM: stopping behind this phase, whose steps are done; a second one leaves at once\n",
+    ),
+}
+"""What is said when a signal has arrived, while steps are taken and behind the last one."""
 
 
 @dataclass
@@ -46,6 +57,8 @@ def interrupts_between_steps(heard: Callable[[], None] = lambda: None) -> Iterat
 
     Args:
         heard: called by the signal handler when a Ctrl-C has arrived.
+
+    SIGTERM is one Ctrl-C while steps are taken; at other times it ends the process, as ever.
 
     Raises:
         KeyboardInterrupt: at the end of the block at the latest, for a Ctrl-C that came behind the last step.
@@ -108,7 +121,8 @@ def stop_between_steps() -> Iterator[StopBetweenSteps]:
 
     A Ctrl-C behind the last step leaves the block as it is, and is raised when the phase is written
     (`raise_late_interrupt`). Before the first step, and at the second Ctrl-C, the handler that was there before hears
-    of it; after a second one it hears of both. Nothing is changed outside `interrupts_between_steps`, in other threads
+    of it; after a second one it hears of both. A SIGTERM is the same, but for what was there before, which ends the
+    process. Nothing is changed outside `interrupts_between_steps`, in other threads
     than the first, and where SIGINT is ignored or handled outside Python.
 
     Raises:
@@ -124,7 +138,7 @@ def stop_between_steps() -> Iterator[StopBetweenSteps]:
         asked.heard()
         if callback.in_steps and not callback.asked:
             callback.asked = True
-            os.write(2, MESSAGE_AT_THE_END if callback.done else MESSAGE)  # a stream may be in the middle of a line
+            _say(signal.SIGINT, callback)
             return
         signal.signal(signal.SIGINT, before)
         if callback.asked:
@@ -136,13 +150,42 @@ def stop_between_steps() -> Iterator[StopBetweenSteps]:
 
     signal.signal(signal.SIGINT, press)
     try:
-        yield callback
+        with _terminated_between_steps(callback):
+            yield callback
     finally:
         if signal.getsignal(signal.SIGINT) is press:
             signal.signal(signal.SIGINT, before)
     if callback.stopped:
         _interrupt(before)
     asked.late = callback.asked
+
+
+@contextmanager
+def _terminated_between_steps(callback: StopBetweenSteps) -> Iterator[None]:
+    """Let the first SIGTERM of this block be one Ctrl-C, if it comes while steps are taken."""
+    before = signal.getsignal(signal.SIGTERM)
+    if before is None or before is signal.SIG_IGN:
+        yield
+        return
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        if callback.in_steps and not callback.asked:
+            callback.asked = True
+            _say(signal.SIGTERM, callback)
+            return
+        signal.signal(signal.SIGTERM, before)
+        signal.raise_signal(signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is terminate:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _say(number: int, callback: StopBetweenSteps) -> None:
+    os.write(2, MESSAGES[signal.Signals(number)][callback.done])  # a stream may be in the middle of a line
 
 
 def _interrupt(handler: object) -> NoReturn:
