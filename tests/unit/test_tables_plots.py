@@ -85,8 +85,13 @@ def test_a_log_gets_the_whole_table_on_narrow_consoles():
     assert cells == ["PTE", "92.7 % (91.0-94.1)", "16", "37.5", "404 k", "4.0", "98.0", "12,345"]
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 def test_a_terminal_keeps_its_width_and_every_digit():
-    stream = io.StringIO()
+    stream = Terminal()
     print_table(ROWS, console=Console(file=stream, force_terminal=True, color_system=None, width=70))
     assert max(len(line) for line in stream.getvalue().splitlines()) <= 70
     # Wrapped, not cut: the last column still holds every character.
@@ -101,11 +106,22 @@ def test_no_table_is_cut(width, terminal):
     for index in range(8):
         table.add_column(f"column {index}")
     table.add_row(*[f"{index}:0123456789" for index in range(8)])
-    stream = io.StringIO()
+    stream = Terminal() if terminal else io.StringIO()
     print_wide(table, Console(file=stream, force_terminal=terminal, color_system=None, width=width))
     text = stream.getvalue()
     assert "…" not in text
     assert sum(character.isdigit() for character in text) == 8 * (1 + 11)
+
+
+def test_a_coloured_log_is_as_wide_as_its_table():
+    table = Table("a", "b")
+    table.add_row("0123456789" * 9, "right")
+    stream = io.StringIO()
+    console = Console(file=stream, _environ={"TERM": "xterm", "FORCE_COLOR": "1"}, width=40)
+    assert console.is_terminal
+    print_wide(table, console)
+    assert "0123456789" * 9 in stream.getvalue()
+    assert console.width == 40
 
 
 def panels() -> list[Panel]:

@@ -58,11 +58,14 @@ def print_cells(title: str | None, header: Sequence[str], body: Sequence[Sequenc
 
 
 def print_wide(table: Table, console: Console) -> None:
-    """Print a table whole: a narrow terminal folds its cells, a log gets the width that it needs. Nothing is cut."""
+    """Print a table whole: a narrow terminal folds its cells, a log gets the width that it needs. Nothing is cut.
+
+    rich calls a file a terminal under FORCE_COLOR; it is a log.
+    """
     for column in table.columns:
         column.overflow = "fold"
     width = console.width
-    if not console.is_terminal:
+    if not (console.is_terminal and console.file.isatty()):
         console.width = max(width, console.measure(table, options=console.options.update(max_width=10_000)).maximum)
     try:
         console.print(table)
