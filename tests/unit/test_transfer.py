@@ -13,7 +13,8 @@ import thoughtcache as tc
 from support.models import tiny_model, use_norms_without_fp32
 from support.rollouts import PROMPTS
 from thoughtcache.policy.handle import find_tuner
-from thoughtcache.sampler.given import with_own_evictions
+from thoughtcache.sampler import given
+from thoughtcache.sampler.given import each_with_own_evictions, with_own_evictions
 from thoughtcache.state.attention.weights import MEMORIES
 from thoughtcache.train.transfer.config import TransferConfig
 from thoughtcache.train.transfer.teach import attention_shares, choose_once, scale_weights, texts_that_evict
@@ -215,6 +216,19 @@ def test_what_leaves_is_chosen_once_by_the_base():
     sliding = memory_model(layers=2)
     rows = texts_that_evict(sliding, texts(sliding))
     assert choose_once(sliding, rows) == rows
+
+
+def test_a_few_texts_at_a_time_choose_what_each_chooses_alone(monkeypatch):
+    model = memory_model(layers=2, eviction="h2o", memory_weight=5.0)
+    rows = texts_that_evict(model, texts(model))
+    monkeypatch.setattr(given, "CHOSEN_AT_ONCE", 2)
+    assert len(rows) > 2
+    for row, text in zip(each_with_own_evictions(model, rows), rows, strict=True):
+        (alone,) = with_own_evictions(model, [text])
+        assert row.token_ids == text.token_ids
+        assert all(
+            torch.equal(one.slots, other.slots) for one, other in zip(row.evictions, alone.evictions, strict=True)
+        )
 
 
 def test_chosen_thoughts_are_given_back_too(tmp_path):

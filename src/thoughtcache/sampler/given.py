@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -105,3 +105,18 @@ def with_own_evictions(model: nn.Module, rollouts: Sequence[Rollout]) -> Sequenc
     settings = rollouts[0].settings
     chooses = settings.window is not None and find_eviction_policy(settings.eviction).chooses
     return rollouts_of_given(model, rollouts) if chooses else rollouts
+
+
+CHOSEN_AT_ONCE = 8
+"""Texts that `each_with_own_evictions` decodes at once; their replay, one by one, takes more memory."""
+
+
+def each_with_own_evictions(model: nn.Module, rollouts: Sequence[Rollout]) -> Iterator[Rollout]:
+    """`with_own_evictions` for texts that are taken one by one: a few at a time are decoded, when the first is taken.
+
+    Args:
+        model: see `rollouts_of_given`.
+        rollouts: see `with_own_evictions`.
+    """
+    for start in range(0, len(rollouts), CHOSEN_AT_ONCE):
+        yield from with_own_evictions(model, rollouts[start : start + CHOSEN_AT_ONCE])

@@ -18,7 +18,7 @@ from thoughtcache.learner.replay import run_replay
 from thoughtcache.policy.batch import batch_rollouts
 from thoughtcache.policy.handle import find_tuner, open_policy
 from thoughtcache.records import Rollout
-from thoughtcache.sampler.given import with_own_evictions
+from thoughtcache.sampler.given import each_with_own_evictions
 from thoughtcache.train.distill import teacher_hidden, under_window
 from thoughtcache.train.divergence import both_losses
 
@@ -60,7 +60,7 @@ class HeldOut:
             progress: called with the number of texts that were looked at.
         """
         # What leaves under a policy that chooses depends on the weights of the moment.
-        return self.under(model, (with_own_evictions(model, [row])[0] for row in self.rows), progress)
+        return self.under(model, each_with_own_evictions(model, self.rows), progress)
 
     @torch.no_grad()
     def under(

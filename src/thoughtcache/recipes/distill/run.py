@@ -34,7 +34,7 @@ from thoughtcache.report.files import writing
 from thoughtcache.report.plots import plot_curves
 from thoughtcache.report.progress import loading, plain_line, progress_bar
 from thoughtcache.report.results import environment, write_results
-from thoughtcache.sampler.given import with_own_evictions
+from thoughtcache.sampler.given import each_with_own_evictions
 from thoughtcache.studies.arms import Arm, wider_arms
 from thoughtcache.studies.held_out import HeldOut, summary
 from thoughtcache.train.checkpoints import load_weights
@@ -217,7 +217,7 @@ class _Measurement:
 
     def _measured(self, held_out: HeldOut, rows: Sequence[Rollout]) -> PhaseResult:
         """Under the cache of these rows, and with what leaves there."""
-        chosen = (with_own_evictions(self.model, [row])[0] for row in rows)
+        chosen = each_with_own_evictions(self.model, rows)
         with progress_bar("held-out texts", len(self.texts), console=self.console) as advance:
             values = held_out.under(self.model, chosen, advance)
         return asdict(summary(values, self.smallest))
