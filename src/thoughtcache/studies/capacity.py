@@ -28,7 +28,7 @@ class Capacity:
     Attributes:
         num_facts: words or digits of a code.
         num_evictions: evictions between a code and its question.
-        remembered: words or digits of a code that greedy decoding gives where those before them were right, the mean
+        remembered: words or digits of a code that greedy decoding gives behind the right ones before them, the mean
             over codes.
         low: lower end of its 95 % interval (Student's, over codes), at least 0.
         high: upper end of it, at most `num_facts`.
