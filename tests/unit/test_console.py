@@ -244,13 +244,16 @@ def terminate_once(heard: list[int]) -> None:
         stop.stopped = True
 
 
-def test_the_first_sigterm_between_steps_is_one_interrupt_and_others_are_as_ever() -> None:
+@pytest.mark.parametrize("interrupts", [signal.default_int_handler, signal.SIG_IGN], ids=["heard", "ignored"])
+def test_the_first_sigterm_between_steps_is_one_interrupt_and_others_are_as_ever(interrupts: Any) -> None:
+    """Also where SIGINT is ignored, as in what a script starts in the background."""
     heard: list[int] = []
 
     def before(number: int, frame: object) -> None:
         heard.append(number)
 
     shown = signal.signal(signal.SIGTERM, before)
+    of_interrupts = signal.signal(signal.SIGINT, interrupts)
     try:
         with interrupts_between_steps(), stop_between_steps() as stop:
             signal.raise_signal(signal.SIGTERM)  # no trainer takes steps
@@ -269,6 +272,7 @@ def test_the_first_sigterm_between_steps_is_one_interrupt_and_others_are_as_ever
             assert signal.getsignal(signal.SIGTERM) is before, "nobody has asked for it"
     finally:
         signal.signal(signal.SIGTERM, shown)
+        signal.signal(signal.SIGINT, of_interrupts)
 
 
 @pytest.mark.parametrize("phase", ["distill", "grpo"])

@@ -122,16 +122,30 @@ def stop_between_steps() -> Iterator[StopBetweenSteps]:
     A Ctrl-C behind the last step leaves the block as it is, and is raised when the phase is written
     (`raise_late_interrupt`). Before the first step, and at the second Ctrl-C, the handler that was there before hears
     of it; after a second one it hears of both. A SIGTERM is the same, but for what was there before, which ends the
-    process. Nothing is changed outside `interrupts_between_steps`, in other threads
-    than the first, and where SIGINT is ignored or handled outside Python.
+    process. Nothing is changed outside `interrupts_between_steps` and in other threads than the first, nor for a signal
+    that is ignored or handled outside Python.
 
     Raises:
         KeyboardInterrupt: at the end of the block, if training was stopped; or what the handler from before raises.
     """
     raise_late_interrupt()
     callback, asked, before = StopBetweenSteps(), _ASKED.get(), signal.getsignal(signal.SIGINT)
-    if asked is None or threading.current_thread() is not threading.main_thread() or not callable(before):
+    if asked is None or threading.current_thread() is not threading.main_thread():
         yield callback
+        return
+    with _terminated_between_steps(callback), _interrupted_between_steps(callback, asked):
+        yield callback
+    if callback.stopped:
+        _interrupt(before)
+    asked.late = callback.asked
+
+
+@contextmanager
+def _interrupted_between_steps(callback: StopBetweenSteps, asked: _Asked) -> Iterator[None]:
+    """Let the first Ctrl-C of this block stop between two steps, if it comes while steps are taken."""
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before):
+        yield
         return
 
     def press(number: int, frame: FrameType | None) -> None:
@@ -150,14 +164,10 @@ def stop_between_steps() -> Iterator[StopBetweenSteps]:
 
     signal.signal(signal.SIGINT, press)
     try:
-        with _terminated_between_steps(callback):
-            yield callback
+        yield
     finally:
         if signal.getsignal(signal.SIGINT) is press:
             signal.signal(signal.SIGINT, before)
-    if callback.stopped:
-        _interrupt(before)
-    asked.late = callback.asked
 
 
 @contextmanager
