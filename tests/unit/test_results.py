@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from rich.console import Console
+from tests.support.terminal import Terminal
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from thoughtcache.report import progress, results
@@ -204,11 +205,6 @@ def test_the_time_left_counts_from_where_a_phase_goes_on(monkeypatch):
 
 
 XTERM = {"TERM": "xterm"}
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 def test_a_terminal_gets_a_bar():

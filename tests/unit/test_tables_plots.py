@@ -11,6 +11,7 @@ from matplotlib import image
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
+from tests.support.terminal import Terminal
 
 from thoughtcache.evaluation.accuracy import Accuracy
 from thoughtcache.report.plots import DOTS_PER_INCH, Panel, plot_curves
@@ -83,11 +84,6 @@ def test_a_log_gets_the_whole_table_on_narrow_consoles():
     [line] = [line for line in lines if "PTE" in line]
     cells = [cell.strip() for cell in line.strip("│").split("│")]
     assert cells == ["PTE", "92.7 % (91.0-94.1)", "16", "37.5", "404 k", "4.0", "98.0", "12,345"]
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 def test_a_terminal_keeps_its_width_and_every_digit():

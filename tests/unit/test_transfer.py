@@ -13,7 +13,6 @@ import thoughtcache as tc
 from support.models import tiny_model, use_norms_without_fp32
 from support.rollouts import PROMPTS
 from thoughtcache.policy.handle import find_tuner
-from thoughtcache.sampler import given
 from thoughtcache.sampler.given import each_with_own_evictions, with_own_evictions
 from thoughtcache.state.attention.weights import MEMORIES
 from thoughtcache.train.transfer.config import TransferConfig
@@ -218,12 +217,11 @@ def test_what_leaves_is_chosen_once_by_the_base():
     assert choose_once(sliding, rows) == rows
 
 
-def test_a_few_texts_at_a_time_choose_what_each_chooses_alone(monkeypatch):
+def test_a_few_texts_at_a_time_choose_what_each_chooses_alone():
     model = memory_model(layers=2, eviction="h2o", memory_weight=5.0)
     rows = texts_that_evict(model, texts(model))
-    monkeypatch.setattr(given, "CHOSEN_AT_ONCE", 2)
     assert len(rows) > 2
-    for row, text in zip(each_with_own_evictions(model, rows), rows, strict=True):
+    for row, text in zip(each_with_own_evictions(model, rows, batch_size=2), rows, strict=True):
         (alone,) = with_own_evictions(model, [text])
         assert row.token_ids == text.token_ids
         assert all(

@@ -108,15 +108,18 @@ def with_own_evictions(model: nn.Module, rollouts: Sequence[Rollout]) -> Sequenc
 
 
 CHOSEN_AT_ONCE = 8
-"""Texts that `each_with_own_evictions` decodes at once; their replay, one by one, takes more memory."""
+"""Texts that are decoded at once where nobody says otherwise; their replay, one by one, takes more memory."""
 
 
-def each_with_own_evictions(model: nn.Module, rollouts: Sequence[Rollout]) -> Iterator[Rollout]:
+def each_with_own_evictions(
+    model: nn.Module, rollouts: Sequence[Rollout], *, batch_size: int = CHOSEN_AT_ONCE
+) -> Iterator[Rollout]:
     """`with_own_evictions` for texts that are taken one by one: a few at a time are decoded, when the first is taken.
 
     Args:
         model: see `rollouts_of_given`.
         rollouts: see `with_own_evictions`.
+        batch_size: texts that are decoded at once.
     """
-    for start in range(0, len(rollouts), CHOSEN_AT_ONCE):
-        yield from with_own_evictions(model, rollouts[start : start + CHOSEN_AT_ONCE])
+    for start in range(0, len(rollouts), batch_size):
+        yield from with_own_evictions(model, rollouts[start : start + batch_size])

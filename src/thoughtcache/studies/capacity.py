@@ -49,7 +49,7 @@ class Capacity:
 
 def lengths_up_to(longest: int) -> list[int]:
     """One, two, four, and so on, and the longest."""
-    return sorted({*(2**power for power in range(longest.bit_length()) if 2**power <= longest), longest})
+    return sorted({*(2**power for power in range(longest.bit_length())), longest})
 
 
 def probe_capacity(

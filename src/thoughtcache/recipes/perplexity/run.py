@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
 from rich.console import Console
 
 from thoughtcache.adapter.positions import check_positions
@@ -17,13 +16,12 @@ from thoughtcache.recipes.bounded import cache_text
 from thoughtcache.recipes.perplexity.config import PerplexityRun
 from thoughtcache.recipes.run.folder import WRITING_REMEDY
 from thoughtcache.recipes.texts import Text, encoded_file, pieces_of, read_tokens
-from thoughtcache.records import Rollout
 from thoughtcache.report.files import replace_file, writing
 from thoughtcache.report.plots import Panel, plot_curves
 from thoughtcache.report.progress import loading, plain_line, progress_bar
 from thoughtcache.report.results import environment, write_results
 from thoughtcache.report.tables import markdown, print_cells
-from thoughtcache.sampler.given import given_text, with_own_evictions
+from thoughtcache.sampler.given import each_with_own_evictions, given_text
 from thoughtcache.studies.held_out import HeldOut
 from thoughtcache.studies.loss_by_place import GroupLoss, all_tokens, by_age, by_position, pair_ages
 
@@ -57,7 +55,8 @@ def run_perplexity(run: PerplexityRun, console: Console | None = None) -> dict[s
     cache = config.resolve_window(longest, run.window)
     rows = [given_text(*text, cache, seed=run.seed + number) for number, text in enumerate(texts)]
     with progress_bar("texts", len(rows), console=console) as advance:
-        losses = HeldOut(model, rows).losses(model, _evicted(model, rows, run.batch_size), advance)
+        evicted = each_with_own_evictions(model, rows, batch_size=run.batch_size)
+        losses = HeldOut(model, rows).losses(model, evicted, advance)
     ages = [pair_ages(*text) for text in texts]
     whole, places, aged = all_tokens(losses), by_position(losses, cache), by_age(losses, ages, cache)
     payload: dict[str, Any] = {
@@ -147,15 +146,6 @@ def _texts(run: PerplexityRun, tokenizer: Any) -> list[Text]:
     if not texts:
         raise ValueError(f"{run.tokens} has no texts; give at least one line")
     return texts
-
-
-def _evicted(model: PeftModel, rows: Sequence[Rollout], batch_size: int) -> list[Rollout]:
-    """The texts with what the policy evicts of them."""
-    return [
-        row
-        for start in range(0, len(rows), batch_size)
-        for row in with_own_evictions(model, rows[start : start + batch_size])
-    ]
 
 
 def _cells(group: GroupLoss) -> list[str]:

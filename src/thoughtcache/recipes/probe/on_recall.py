@@ -11,7 +11,7 @@ from thoughtcache.recipes.probe.subject import Finding, Progress, Subject, table
 from thoughtcache.report.plots import Panel, Series
 from thoughtcache.studies.ages import probe_ages
 from thoughtcache.studies.arms import Arm, arms_beside
-from thoughtcache.studies.capacity import Capacity, lengths_up_to, probe_capacity
+from thoughtcache.studies.capacity import lengths_up_to, probe_capacity
 from thoughtcache.studies.families import families, probe_families
 from thoughtcache.studies.passcode import Recall
 from thoughtcache.tasks.recall.passcode import PasscodeTask
@@ -122,19 +122,19 @@ def find_capacity(subject: Subject, progress: Progress) -> Finding:
                 own_sentences=subject.sentences,
                 progress=progress,
             )
+    count = len(run.distances)
+    curves = [(name, values[index::count]) for name, values in found.items() for index in range(count)]
     rows = [
         [name, str(own[0].num_evictions), *(f"{one.remembered:.1f} ({one.low:.1f}-{one.high:.1f})" for one in own)]
-        for name, values in found.items()
-        for own in _by_distance(values, len(run.distances))
+        for name, own in curves
     ]
     columns = ["cache", "evictions", *(f"of {length}" for length in lengths_up_to(run.code_length))]
     series: dict[str, Series] = {
-        f"{name}, {own[0].num_evictions}" if len(run.distances) > 1 else name: (
+        f"{name}, {own[0].num_evictions}" if count > 1 else name: (
             [float(one.num_facts) for one in own],
             [one.remembered for one in own],
         )
-        for name, values in found.items()
-        for own in _by_distance(values, len(run.distances))
+        for name, own in curves
     }
     panel = Panel(
         title="facts at once", x_label="facts that were told", y_label="facts that are remembered", series=series,
@@ -145,10 +145,6 @@ def find_capacity(subject: Subject, progress: Progress) -> Finding:
         tables=[table_of("facts that are remembered, mean (95 % interval over codes)", columns, rows)],
         panels=[panel],
     )
-
-
-def _by_distance(values: list[Capacity], count: int) -> list[list[Capacity]]:
-    return [values[index::count] for index in range(count)]
 
 
 def _arms(subject: Subject) -> list[Arm]:

@@ -150,9 +150,7 @@ def _interrupted_between_steps(callback: StopBetweenSteps, asked: _Asked) -> Ite
 
     def press(number: int, frame: FrameType | None) -> None:
         asked.heard()
-        if callback.in_steps and not callback.asked:
-            callback.asked = True
-            _say(signal.SIGINT, callback)
+        if _stops(callback, number):
             return
         signal.signal(signal.SIGINT, before)
         if callback.asked:
@@ -162,12 +160,8 @@ def _interrupted_between_steps(callback: StopBetweenSteps, asked: _Asked) -> Ite
         assert callable(now)
         now(number, frame)
 
-    signal.signal(signal.SIGINT, press)
-    try:
+    with _handled(signal.SIGINT, press):
         yield
-    finally:
-        if signal.getsignal(signal.SIGINT) is press:
-            signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -179,23 +173,33 @@ def _terminated_between_steps(callback: StopBetweenSteps) -> Iterator[None]:
         return
 
     def terminate(number: int, frame: FrameType | None) -> None:
-        if callback.in_steps and not callback.asked:
-            callback.asked = True
-            _say(signal.SIGTERM, callback)
+        if _stops(callback, number):
             return
         signal.signal(signal.SIGTERM, before)
         signal.raise_signal(signal.SIGTERM)
 
-    signal.signal(signal.SIGTERM, terminate)
+    with _handled(signal.SIGTERM, terminate):
+        yield
+
+
+@contextmanager
+def _handled(number: signal.Signals, handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle a signal in this block; whoever has put another handler in the place meanwhile keeps it."""
+    before = signal.signal(number, handler)
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGTERM) is terminate:
-            signal.signal(signal.SIGTERM, before)
+        if signal.getsignal(number) is handler:
+            signal.signal(number, before)
 
 
-def _say(number: int, callback: StopBetweenSteps) -> None:
+def _stops(callback: StopBetweenSteps, number: int) -> bool:
+    """Whether a signal is the first one while steps are taken; then training stops behind the step, and is told so."""
+    if not callback.in_steps or callback.asked:
+        return False
+    callback.asked = True
     os.write(2, MESSAGES[signal.Signals(number)][callback.done])  # a stream may be in the middle of a line
+    return True
 
 
 def _interrupt(handler: object) -> NoReturn:
